@@ -1,0 +1,120 @@
+# apitoken: API tokens inside PostgreSQL.
+#
+#   make && make install       build, and install into the server of PG_CONFIG
+#   make test                  everything else: see test/README.md
+
+EXTENSION = apitoken
+MODULE_big = apitoken
+PGFILEDESC = "apitoken - API tokens verified inside the database"
+DATA = apitoken--1.0.sql
+
+OBJS = \
+	apitoken.o \
+	src/guc.o \
+	src/token.o \
+	src/digest.o \
+	src/permission.o \
+	src/primitives.o \
+	src/store.o \
+	src/write.o \
+	src/address.o \
+	src/principal.o \
+	src/usage.o \
+	src/verify.o \
+	src/identity.o \
+	src/guard.o \
+	src/secret.o \
+	src/authority.o \
+	src/values.o \
+	src/issue.o \
+	src/edit.o \
+	src/revoke.o \
+	src/event.o \
+	src/directory.o \
+	src/grant.o \
+	src/list.o
+INCLUDED = src/apitoken.h src/compat.h
+
+# Each test by name: a stray file in sql/ is never run unnoticed, and
+# test/run.sh fails when a file there is missing from these lists.
+REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile
+ISOLATION = last_used revocation regenerate label owner_deleted
+TAP_TESTS = 1
+PROVE_TESTS = test/t/*.pl
+
+ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
+
+# The control file is the one place where the version is written.
+EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" apitoken.control)
+PG_CPPFLAGS = -Isrc -DAPITOKEN_VERSION='"$(EXTVERSION)"'
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+
+# Bitcode would let the JIT inline our functions into expressions.  None of
+# them gains by that, and without it clang is not needed to build.
+ifndef with_llvm
+override with_llvm := no
+endif
+
+UNIT_TESTS = $(patsubst test/unit/%.c,test/unit/bin/%,$(wildcard test/unit/*_test.c))
+UNIT_CFLAGS = -fsanitize=address,undefined -fno-sanitize-recover=all
+EXTRA_CLEAN = test/unit/bin
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+
+.DEFAULT_GOAL := all
+
+# On a machine without PostgreSQL's development files the targets that fetch
+# them (test, demo) must still work, so their absence is only an error for the
+# targets that need them at once.
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+
+# PGXS knows no dependencies on headers.
+$(OBJS): $(INCLUDED)
+apitoken.o: apitoken.control
+
+# test/unit/x_test.c tests src/x.c alone: it prints TAP, and brings along what
+# that file takes from the server.  The sanitizers end it with an error.
+test/unit/bin/%_test: test/unit/%_test.c src/%.c $(INCLUDED)
+	@$(MKDIR_P) $(@D)
+	$(CC) $(CFLAGS) $(UNIT_CFLAGS) $(CPPFLAGS) $(filter %.c,$^) -o $@
+
+unit-programs: $(UNIT_TESTS)
+else
+all install installcheck uninstall clean unit-programs:
+	@echo "PostgreSQL's development files are missing: '$(PG_CONFIG) --pgxs' names no file that exists." >&2
+	@echo "Run test/deps.sh as root, or install postgresql-server-dev-NN of your server's major by hand," >&2
+	@echo "or name another server with PG_CONFIG=/path/to/its/pg_config." >&2
+	@exit 1
+endif
+
+# What follows runs in throw-away places only.  The scripts read PG_CONFIG from
+# the environment.
+export PG_CONFIG
+
+deps:
+	@test/deps.sh test
+
+test: deps
+	@test/run.sh
+
+unit: deps
+	@test/run.sh unit
+
+test-matrix:
+	@test/deps.sh test matrix
+	@test/matrix.sh
+
+lint:
+	@test/deps.sh test lint
+	@test/lint.sh
+
+demo: deps
+	@test/demo.sh
+
+# For scripts: the value of a variable of this file.
+print-%:
+	@echo $($*)
+
+.PHONY: deps test unit unit-programs test-matrix lint demo

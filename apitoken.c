@@ -1,0 +1,29 @@
+/*
+ * apitoken.c
+ *		Entry of the module: settings, callbacks and hooks.
+ *
+ * Loaded by the first call of one of its functions, by
+ * session_preload_libraries, or by shared_preload_libraries.  The hooks work
+ * from then on: with a preload from the first statement of a session.
+ *
+ * Copyright (c) 2026, the apitoken authors
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+
+#include "src/apitoken.h"
+
+PG_MODULE_MAGIC;
+
+PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	apitoken_guc_init();
+	apitoken_store_init();
+	apitoken_identity_init();
+	apitoken_secret_init();
+	apitoken_guard_init();
+}

@@ -1,0 +1,61 @@
+/*
+ * address.c
+ *		Where a client is.
+ *
+ * In order: the client_address argument and the setting
+ * apitoken.client_address, both only from a session that may speak for
+ * others; then the connection's own address.  Unknown (a Unix socket) is
+ * NULL, and matches no list of networks.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+
+#include "apitoken.h"
+
+static inet *
+connection_address(void)
+{
+	LOCAL_FCINFO(fcinfo, 0);
+	Datum		address;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 0, InvalidOid, NULL, NULL);
+	address = inet_client_addr(fcinfo);
+	return fcinfo->isnull ? NULL : DatumGetInetPP(address);
+}
+
+inet *
+apitoken_client_address(inet *argument)
+{
+	const char *setting = apitoken_setting_in_force(APITOKEN_SETTING_CLIENT_ADDRESS);
+
+	if ((argument != NULL || setting != NULL) &&
+		(apitoken_session_may_act() || apitoken_session_may_verify()))
+	{
+		if (argument != NULL)
+			return argument;
+		return DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting)));
+	}
+	return connection_address();
+}
+
+bool
+apitoken_in_networks(inet *address, ArrayType *networks)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	if (address == NULL)
+		return false;
+	deconstruct_array(networks, CIDROID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
+	for (int i = 0; i < count; i++)
+	{
+		if (!nulls[i] &&
+			DatumGetBool(DirectFunctionCall2(network_subeq, InetPGetDatum(address), elements[i])))
+			return true;
+	}
+	return false;
+}

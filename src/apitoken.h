@@ -1,0 +1,400 @@
+/*
+ * apitoken.h
+ *		What the files of the extension share, grouped by the file that
+ *		defines it, ground floor first.
+ *
+ * Data flows one way: text -> parts -> digest -> record -> verdict ->
+ * identity -> answer.  A file calls only those listed above it.
+ */
+#ifndef APITOKEN_H
+#define APITOKEN_H
+
+#include "postgres.h"
+
+#include "access/htup.h"
+#include "access/tupdesc.h"
+#include "commands/trigger.h"
+#include "fmgr.h"
+#include "nodes/pg_list.h"
+#include "utils/array.h"
+#include "utils/inet.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+
+/* ----- token.c: the text of a token; no catalog, no palloc, no ereport ----- */
+
+#define APITOKEN_PREFIX_MIN 2
+#define APITOKEN_PREFIX_MAX 12
+#define APITOKEN_ID_CHARS 22
+#define APITOKEN_SECRET_CHARS 43
+#define APITOKEN_CHECKSUM_CHARS 6
+#define APITOKEN_BODY_CHARS (APITOKEN_ID_CHARS + APITOKEN_SECRET_CHARS + APITOKEN_CHECKSUM_CHARS)
+
+/* "<prefix>_<kind>_<body>", without a terminating zero */
+#define APITOKEN_TEXT_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_BODY_CHARS)
+
+/* "<prefix>_<kind>_<id>_...<last four>", without a terminating zero */
+#define APITOKEN_MASKED_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_ID_CHARS + 4 + 4)
+
+typedef enum ApitokenKind
+{
+	APITOKEN_ORGANIZATION,
+	APITOKEN_USER
+} ApitokenKind;
+
+typedef struct ApitokenParts
+{
+	char		prefix[APITOKEN_PREFIX_MAX + 1];
+	ApitokenKind kind;
+	pg_uuid_t	id;
+	char		masked[APITOKEN_MASKED_MAX + 1];
+} ApitokenParts;
+
+extern bool apitoken_valid_prefix(const char *prefix);
+extern bool apitoken_parse_text(const char *text, size_t length, ApitokenParts *parts);
+extern bool apitoken_generate_id(pg_uuid_t *id);
+extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
+								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
+extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
+
+/* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
+
+#define APITOKEN_DIGEST_LENGTH 32
+
+extern int16 apitoken_signing_scheme(void);
+extern void apitoken_digest(const char *text, size_t length, int16 scheme,
+							uint8 digest[APITOKEN_DIGEST_LENGTH]);
+extern void apitoken_decoy_digest(const char *text, size_t length);
+extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
+									const uint8 b[APITOKEN_DIGEST_LENGTH]);
+
+/* ----- permission.c: permissions, patterns and what covers what ----- */
+
+/* "resource:action", each half 1 to this many characters */
+#define APITOKEN_HALF_MAX 64
+#define APITOKEN_PATTERN_MAX (2 * APITOKEN_HALF_MAX + 1)
+#define APITOKEN_PATTERNS_MAX 100
+
+typedef enum ApitokenAccess
+{
+	APITOKEN_READ_ONLY,
+	APITOKEN_FULL,
+	APITOKEN_CUSTOM
+} ApitokenAccess;
+
+extern bool apitoken_valid_permission(const char *permission);
+extern bool apitoken_valid_pattern(const char *pattern);
+extern bool apitoken_pattern_matches(const char *pattern, const char *permission);
+extern bool apitoken_pattern_covers(const char *pattern, const char *other);
+extern bool apitoken_pattern_intersect(const char *a, const char *b,
+									   char result[APITOKEN_PATTERN_MAX + 1]);
+extern bool apitoken_patterns_match(List *patterns, const char *permission);
+extern const char *apitoken_patterns_uncovered(List *patterns, List *by);
+extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own,
+									  bool personal);
+extern List *apitoken_patterns_from_array(ArrayType *array);
+extern ArrayType *apitoken_patterns_to_array(List *patterns);
+extern void apitoken_check_patterns(ArrayType *array);
+extern void apitoken_check_permission(const char *permission);
+extern ApitokenAccess apitoken_access_from_text(const char *access);
+extern const char *apitoken_access_to_text(ApitokenAccess access);
+
+/* ----- guc.c: settings ----- */
+
+/* ids of organizations and users, in bytes */
+#define APITOKEN_OWNER_ID_MAX 255
+
+typedef enum ApitokenSetting
+{
+	APITOKEN_SETTING_TOKEN,
+	APITOKEN_SETTING_USER_ID,
+	APITOKEN_SETTING_CLIENT_ADDRESS,
+	APITOKEN_SETTINGS
+} ApitokenSetting;
+
+extern char *apitoken_prefix;
+extern char *apitoken_pepper_file;
+extern uint64 apitoken_setting_generation;
+extern void apitoken_guc_init(void);
+extern const char *apitoken_setting_in_force(ApitokenSetting setting);
+
+/* ----- store.c: reads the tables, past privileges and row-level security ----- */
+
+typedef enum ApitokenTable
+{
+	APITOKEN_ORGANIZATIONS,
+	APITOKEN_USERS,
+	APITOKEN_ROLES,
+	APITOKEN_MEMBERSHIPS,
+	APITOKEN_TOKEN_RECORDS,
+	APITOKEN_TOKEN_USAGE,
+	APITOKEN_EVENTS,
+	APITOKEN_TABLES
+} ApitokenTable;
+
+/* Attribute numbers; sql/schema.sql compares them with the catalog. */
+#define Anum_organizations_id 1
+#define Anum_organizations_suspended_at 3
+
+#define Anum_users_id 1
+#define Anum_users_name 2
+#define Anum_users_groups 4
+#define Anum_users_role 5
+#define Anum_users_suspended_at 6
+
+#define Anum_roles_name 1
+#define Anum_roles_description 2
+#define Anum_roles_permissions 3
+#define Anum_roles_database_role 4
+
+#define Anum_memberships_organization_id 1
+#define Anum_memberships_user_id 2
+#define Anum_memberships_role 3
+
+#define Anum_token_records_id 1
+#define Anum_token_records_created_at 2
+#define Anum_token_records_updated_at 3
+#define Anum_token_records_expires_at 4
+#define Anum_token_records_suspended_at 5
+#define Anum_token_records_revoked_at 6
+#define Anum_token_records_previous_expires_at 7
+#define Anum_token_records_rate_limit_per_minute 8
+#define Anum_token_records_digest_scheme 9
+#define Anum_token_records_previous_digest_scheme 10
+#define Anum_token_records_digest 11
+#define Anum_token_records_previous_digest 12
+#define Anum_token_records_organization_id 13
+#define Anum_token_records_user_id 14
+#define Anum_token_records_label 15
+#define Anum_token_records_access 16
+#define Anum_token_records_role 17
+#define Anum_token_records_permissions 18
+#define Anum_token_records_allowed_networks 19
+#define Anum_token_records_metadata 20
+#define Anum_token_records_masked 21
+#define Anum_token_records_created_by 22
+#define Anum_token_records_created_by_name 23
+#define Anum_token_records_description 24
+#define Anum_token_records_revoked_by 25
+#define Anum_token_records_revoke_reason 26
+
+#define Anum_token_usage_token_id 1
+#define Anum_token_usage_last_used_at 2
+
+/* A row of token_records, in the caller's memory context. */
+typedef struct ApitokenRecord
+{
+	pg_uuid_t	id;
+	ApitokenKind kind;
+	char	   *organization_id;	/* NULL: personal */
+	char	   *user_id;		/* NULL: an organization's */
+	char	   *label;
+	char	   *role;			/* NULL: personal */
+	ApitokenAccess access;
+	List	   *permissions;	/* with APITOKEN_CUSTOM */
+	ArrayType  *allowed_networks;	/* NULL: from everywhere */
+	int32		rate_limit;		/* a minute; 0: none */
+	Datum		metadata;		/* jsonb */
+	char	   *masked;
+	TimestampTz expires_at;		/* DT_NOEND: never */
+	bool		suspended;
+	bool		revoked;
+	int16		digest_scheme;
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
+	TimestampTz previous_expires_at;	/* DT_NOBEGIN: no previous digest */
+	int16		previous_digest_scheme;
+	uint8		previous_digest[APITOKEN_DIGEST_LENGTH];
+} ApitokenRecord;
+
+typedef struct ApitokenUserRow
+{
+	char	   *name;			/* NULL: none given */
+	char	   *role;			/* NULL: no limit */
+	ArrayType  *groups;
+	bool		suspended;
+} ApitokenUserRow;
+
+typedef struct ApitokenMembership
+{
+	char	   *organization_id;
+	char	   *role;
+} ApitokenMembership;
+
+extern void apitoken_store_init(void);
+extern bool apitoken_installed(void);
+extern Oid	apitoken_table(ApitokenTable table);
+extern Oid	apitoken_owner(void);
+extern bool apitoken_is_owner(void);
+extern bool apitoken_bypasses_rls(void);
+extern bool apitoken_session_may_act(void);
+extern bool apitoken_session_may_verify(void);
+extern Oid	apitoken_type(const char *name);
+extern Snapshot apitoken_latest_snapshot(void);
+extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
+extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
+extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
+extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
+extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
+extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, List **patterns);
+extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
+extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
+extern TimestampTz apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id);
+
+/* ----- write.c: statements that run as the tables' owner ----- */
+
+typedef enum ApitokenStatement
+{
+	APITOKEN_NO_STATEMENT,
+	APITOKEN_LOCK_ORGANIZATION,
+	APITOKEN_LOCK_USER,
+	APITOKEN_ENSURE_USER,
+	APITOKEN_LOCK_TOKEN,
+	APITOKEN_REGENERATE,
+	APITOKEN_REVOKE,
+	APITOKEN_REVOKE_MATCHING,
+	APITOKEN_END_MEMBERSHIPS,
+	APITOKEN_CREATED,
+	APITOKEN_CHANGED,
+	APITOKEN_FORGET_USAGE,
+	APITOKEN_TOUCH_USAGE,
+	APITOKEN_REPLACE_ROLE,
+	APITOKEN_STATEMENTS
+} ApitokenStatement;
+
+extern ApitokenStatement apitoken_running_statement;
+extern uint64 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls);
+
+/* ----- address.c: where a client is ----- */
+
+extern inet *apitoken_client_address(inet *argument);
+extern bool apitoken_in_networks(inet *address, ArrayType *networks);
+
+/* ----- principal.c: who may do what where ----- */
+
+typedef enum ApitokenSource
+{
+	APITOKEN_SOURCE_TOKEN,
+	APITOKEN_SOURCE_USER
+} ApitokenSource;
+
+typedef struct ApitokenPrincipal
+{
+	ApitokenSource source;
+	ApitokenKind kind;
+	char	   *organization_id;	/* an organization's token's */
+	char	   *user_id;		/* a user's, or a personal token's */
+	pg_uuid_t	token_id;		/* with APITOKEN_SOURCE_TOKEN, as are: */
+	char	   *role;
+	ApitokenAccess access;
+	List	   *permissions;
+} ApitokenPrincipal;
+
+/* What a principal is in one place, read anew each time. */
+typedef struct ApitokenStanding
+{
+	bool		suspended;		/* the owner is, or is gone */
+	char	   *role;			/* NULL: none */
+	List	   *patterns;		/* effective patterns; NIL: may do nothing */
+	ArrayType  *groups;			/* NULL: none */
+} ApitokenStanding;
+
+extern void apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPrincipal *principal);
+extern bool apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b);
+extern void apitoken_standing(const ApitokenPrincipal *principal, const char *organization_id,
+							  Snapshot snapshot, ApitokenStanding *standing);
+extern bool apitoken_may(const ApitokenPrincipal *principal, const char *permission,
+						 const char *organization_id);
+extern List *apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions);
+extern const char *apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions);
+extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
+extern List *apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot);
+
+/* ----- usage.c: last used ----- */
+
+extern void apitoken_record_use(const pg_uuid_t *id, inet *address);
+
+/* ----- verify.c: facts in, verdict out ----- */
+
+typedef enum ApitokenVerdict
+{
+	APITOKEN_VALID,
+	APITOKEN_MALFORMED,
+	APITOKEN_UNKNOWN,
+	APITOKEN_REVOKED,
+	APITOKEN_EXPIRED,
+	APITOKEN_SUSPENDED,
+	APITOKEN_NETWORK_REFUSED,
+	APITOKEN_PERMISSION_REFUSED,
+	APITOKEN_RATE_LIMITED
+} ApitokenVerdict;
+
+typedef struct ApitokenVerification
+{
+	ApitokenVerdict verdict;
+	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */
+	ApitokenStanding standing;	/* when valid */
+} ApitokenVerification;
+
+extern const char *apitoken_verdict_name(ApitokenVerdict verdict);
+extern bool apitoken_secret_was_right(ApitokenVerdict verdict);
+extern void apitoken_verify(const char *text, size_t length, const char *permission,
+							const char *organization_id, inet *address,
+							ApitokenVerification *verification);
+extern void apitoken_verify_datum(Datum token, bool isnull, const char *permission,
+								  const char *organization_id, inet *address,
+								  ApitokenVerification *verification);
+extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
+
+/* ----- identity.c: who is acting in this transaction ----- */
+
+extern void apitoken_identity_init(void);
+extern void apitoken_sync_identity(void);
+extern void apitoken_enforce_read_only(void);
+extern const ApitokenPrincipal *apitoken_principal(void);
+extern bool apitoken_principal_read_only(void);
+
+/* ----- guard.c: hooks that keep the identity and READ ONLY in force ----- */
+
+extern void apitoken_guard_init(void);
+
+/* ----- secret.c: texts of tokens made in this transaction ----- */
+
+extern void apitoken_secret_init(void);
+extern void apitoken_keep_secret(const pg_uuid_t *id, const char *text);
+extern text *apitoken_release_secret(const pg_uuid_t *id);
+extern bool apitoken_made_here(const pg_uuid_t *id);
+extern const pg_uuid_t *apitoken_last_kept(void);
+
+/* ----- authority.c: who may manage which token ----- */
+
+extern bool apitoken_may_manage(const ApitokenRecord *record, const char *permission);
+extern void apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot);
+extern pg_noreturn void apitoken_refuse(void);
+extern void apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record);
+
+/* ----- values.c: what the columns of a token may hold ----- */
+
+extern void apitoken_check_label(const char *label);
+extern void apitoken_check_description(const char *description);
+extern void apitoken_check_expiry(TimestampTz expires_at);
+extern TimestampTz apitoken_expiry_after(Interval *expires_in);
+extern TimestampTz apitoken_overlap_until(Interval *overlap);
+extern void apitoken_check_role(const char *role, Snapshot snapshot);
+extern void apitoken_check_access(const char *access, ArrayType *permissions);
+extern void apitoken_check_networks(ArrayType *networks);
+extern void apitoken_check_rate_limit(int32 limit);
+extern void apitoken_check_metadata(Datum metadata);
+extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);
+
+/* ----- event.c, issue.c, edit.c, revoke.c, directory.c, grant.c, list.c ----- */
+
+extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
+extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
+								   TimestampTz expires_at);
+extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
+
+#endif							/* APITOKEN_H */

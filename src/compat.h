@@ -1,0 +1,84 @@
+/*
+ * compat.h
+ *		The one place that knows how PostgreSQL's majors differ.
+ *
+ * PostgreSQL 15 is the floor: the view apitoken.tokens is security_invoker.
+ */
+#ifndef APITOKEN_COMPAT_H
+#define APITOKEN_COMPAT_H
+
+#include "access/parallel.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
+#include "executor/executor.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/guc_tables.h"
+#include "utils/relcache.h"
+
+#if PG_VERSION_NUM < 150000
+#error "apitoken needs PostgreSQL 15 or later"
+#endif
+
+/* 18 has this as a prefix, where an attribute macro was. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
+/*
+ * ExecutorRun lost its execute_once argument in 18.  A hook declares its
+ * parameters with the first macro and passes them on with the second.
+ */
+#if PG_VERSION_NUM >= 180000
+#define APITOKEN_RUN_PARAMETERS QueryDesc *query, ScanDirection direction, uint64 count
+#define APITOKEN_RUN_ARGUMENTS query, direction, count
+#else
+#define APITOKEN_RUN_PARAMETERS QueryDesc *query, ScanDirection direction, uint64 count, bool execute_once
+#define APITOKEN_RUN_ARGUMENTS query, direction, count, execute_once
+#endif
+
+/* May this role execute this function?  (pg_proc_aclcheck until 15.) */
+static inline bool
+compat_may_execute(Oid function, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#else
+	return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+}
+
+/* The index of a table's primary key. */
+static inline Oid
+compat_primary_key(Relation relation)
+{
+#if PG_VERSION_NUM >= 180000
+	return RelationGetPrimaryKeyIndex(relation, false);
+#else
+	return RelationGetPrimaryKeyIndex(relation);
+#endif
+}
+
+/*
+ * A setting's own record, which knows whether the value in force was set in
+ * this transaction.  find_option() is exported from 16 on.
+ */
+static inline struct config_generic *
+compat_find_setting(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return find_option(name, false, true, LOG);
+#else
+	struct config_generic **settings = get_guc_variables();
+	int			count = GetNumConfigOptions();
+
+	for (int i = 0; i < count; i++)
+	{
+		if (strcmp(settings[i]->name, name) == 0)
+			return settings[i];
+	}
+	return NULL;
+#endif
+}
+
+#endif							/* APITOKEN_COMPAT_H */

@@ -1,0 +1,126 @@
+/*
+ * directory.c
+ *		What must hold of organizations, users and roles.
+ *
+ * The deletion of an owner is in revoke.c.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "apitoken.h"
+
+static bool
+is_built_in(const char *role)
+{
+	return strcmp(role, "admin") == 0 || strcmp(role, "developer") == 0;
+}
+
+static char *
+role_name(TriggerData *trigger, HeapTuple tuple)
+{
+	bool		isnull;
+	Datum		name = heap_getattr(tuple, Anum_roles_name, RelationGetDescr(trigger->tg_relation), &isnull);
+
+	/* a null name is refused by the table, after this trigger */
+	return isnull ? pstrdup("") : TextDatumGetCString(name);
+}
+
+/*
+ * The owner's insert of a role that is there becomes an update: the install
+ * script has made the built-in roles before a dump brings its own.
+ */
+static bool
+replace_role(TriggerData *trigger, const char *name)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	List	   *patterns;
+	bool		exists = apitoken_fetch_role(snapshot, name, &patterns);
+	Datum		values[4];
+	bool		isnull[4];
+	char		nulls[4];
+
+	UnregisterSnapshot(snapshot);
+	if (!exists || !apitoken_is_owner())
+		return false;
+	for (int i = 0; i < lengthof(values); i++)
+	{
+		values[i] = heap_getattr(trigger->tg_trigtuple, Anum_roles_name + i, descriptor, &isnull[i]);
+		nulls[i] = isnull[i] ? 'n' : ' ';
+	}
+	apitoken_execute(APITOKEN_REPLACE_ROLE, values, nulls);
+	return true;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_role_before_change);
+Datum
+apitoken_role_before_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	HeapTuple	tuple;
+	char	   *old_name;
+	Datum		permissions;
+	bool		isnull;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_ROLES);
+	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		old_name = role_name(trigger, trigger->tg_trigtuple);
+		if (is_built_in(old_name) &&
+			(TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
+			 strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("role \"%s\" is built in and stays", old_name),
+					 errhint("Its description and permissions may be changed.")));
+		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+			return PointerGetDatum(trigger->tg_trigtuple);
+	}
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	permissions = heap_getattr(tuple, Anum_roles_permissions, RelationGetDescr(trigger->tg_relation), &isnull);
+	if (!isnull)
+		apitoken_check_patterns(DatumGetArrayTypeP(permissions));
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) && replace_role(trigger, role_name(trigger, tuple)))
+		return PointerGetDatum(NULL);
+	return PointerGetDatum(tuple);
+}
+
+/* Ids of organizations and users do not change; TRUNCATE would revoke nothing. */
+PG_FUNCTION_INFO_V1(apitoken_owner_before_change);
+Datum
+apitoken_owner_before_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	bool		isnull;
+	char	   *old_id;
+	char	   *new_id;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != apitoken_table(APITOKEN_USERS))
+		apitoken_expect_trigger(fcinfo, APITOKEN_ORGANIZATIONS);
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("table \"%s\" cannot be truncated", RelationGetRelationName(trigger->tg_relation)),
+				 errhint("Use DELETE, which revokes the tokens of what it deletes.")));
+
+	/* id is the first column of both */
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	old_id = TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, 1, descriptor, &isnull));
+	new_id = heap_attisnull(trigger->tg_newtuple, 1, descriptor) ? pstrdup("") :
+		TextDatumGetCString(heap_getattr(trigger->tg_newtuple, 1, descriptor, &isnull));
+	if (strcmp(old_id, new_id) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the id of an organization or a user cannot change"),
+				 errhint("Insert the new one, then delete the old one: its tokens are revoked.")));
+	return PointerGetDatum(trigger->tg_newtuple);
+}

@@ -1,0 +1,132 @@
+/*
+ * event.c
+ *		The audit: one event for each change of a token.
+ *
+ * The AFTER trigger writes it, so that it is there for every path that
+ * changes a token, and not for one that did not.  A restored row (it came
+ * with its digest) is not a change.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "commands/trigger.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+
+#include "apitoken.h"
+
+/* What an update did; NULL: nothing that is told. */
+static const char *
+action_of_update(TriggerData *trigger)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+
+	if (apitoken_column_changed(trigger, Anum_token_records_revoked_at))
+		return "revoke";
+	if (apitoken_column_changed(trigger, Anum_token_records_digest))
+		return "regenerate";
+	if (heap_attisnull(trigger->tg_trigtuple, Anum_token_records_suspended_at, descriptor) !=
+		heap_attisnull(trigger->tg_newtuple, Anum_token_records_suspended_at, descriptor))
+		return heap_attisnull(trigger->tg_newtuple, Anum_token_records_suspended_at, descriptor) ?
+			"resume" : "suspend";
+	if (apitoken_column_changed(trigger, Anum_token_records_updated_at))
+		return "edit";
+	return NULL;
+}
+
+static void
+write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	const ApitokenPrincipal *principal = apitoken_principal();
+	inet	   *address = apitoken_client_address(NULL);
+	pg_uuid_t	id;
+	NameData	login;
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+
+	if (!apitoken_generate_id(&id))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	values[0] = UUIDPGetDatum(&id);
+	values[1] = heap_copy_tuple_as_datum(row, descriptor);
+	if (principal != NULL && principal->user_id != NULL)
+		values[2] = CStringGetTextDatum(principal->user_id);
+	else
+		nulls[2] = 'n';
+	if (principal != NULL && principal->source == APITOKEN_SOURCE_TOKEN)
+		values[3] = UUIDPGetDatum(&principal->token_id);
+	else
+		nulls[3] = 'n';
+	namestrcpy(&login, GetUserNameFromId(GetSessionUserId(), false));
+	values[4] = NameGetDatum(&login);
+	values[5] = InetPGetDatum(address);
+	if (address == NULL)
+		nulls[5] = 'n';
+	if (old == NULL)
+	{
+		apitoken_execute(APITOKEN_CREATED, values, nulls);
+		return;
+	}
+	values[6] = heap_copy_tuple_as_datum(old, descriptor);
+	values[7] = CStringGetTextDatum(action);
+	apitoken_execute(APITOKEN_CHANGED, values, nulls);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_token_after_change);
+Datum
+apitoken_token_after_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	const char *action;
+	bool		isnull;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
+
+		if (apitoken_made_here(DatumGetUUIDP(id)))
+			write_event(trigger, trigger->tg_trigtuple, NULL, "create");
+	}
+	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	{
+		action = action_of_update(trigger);
+		if (action != NULL)
+			write_event(trigger, trigger->tg_newtuple, trigger->tg_trigtuple, action);
+	}
+	else
+	{
+		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
+
+		apitoken_execute(APITOKEN_FORGET_USAGE, &id, NULL);
+	}
+	return PointerGetDatum(NULL);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_event_refuse_change);
+Datum
+apitoken_event_refuse_change(PG_FUNCTION_ARGS)
+{
+	apitoken_expect_trigger(fcinfo, APITOKEN_EVENTS);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("events cannot be changed or deleted"),
+			 errdetail("The audit is only ever added to.")));
+	return PointerGetDatum(NULL);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_token_refuse_delete);
+Datum
+apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("tokens are not deleted"),
+			 errhint("Use apitoken.revoke_token(id): a revoked token is refused for good and kept for the record.")));
+	return PointerGetDatum(NULL);
+}

@@ -1,0 +1,110 @@
+/*
+ * guard.c
+ *		Hooks that keep the identity and READ ONLY in force.
+ *
+ * Before every statement, nested ones too, the settings are looked at (so
+ * that an identity is latched by the first statement that follows them) and
+ * READ ONLY is asserted for a read-only identity.  The server takes READ ONLY
+ * back when a subtransaction ends, and not everything that writes is a
+ * statement: a PL/pgSQL expression may call nextval() alone, and libpq's
+ * large-object functions call functions directly.  Therefore READ ONLY is
+ * also asserted when a portal goes on, and when a function is about to be
+ * called for the first time in an expression or by the fast path.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "executor/executor.h"
+#include "tcop/utility.h"
+
+#include "apitoken.h"
+
+static ExecutorStart_hook_type previous_start = NULL;
+static ExecutorRun_hook_type previous_run = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
+static object_access_hook_type previous_access = NULL;
+
+static void
+before_statement(void)
+{
+	/* a worker runs nothing that asks who is acting, and cannot write */
+	if (!IsParallelWorker() && apitoken_installed())
+		apitoken_sync_identity();
+}
+
+static void
+guard_start(QueryDesc *query, int eflags)
+{
+	before_statement();
+	if (previous_start)
+		previous_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+}
+
+static void
+guard_run(APITOKEN_RUN_PARAMETERS)
+{
+	apitoken_enforce_read_only();
+	if (previous_run)
+		previous_run(APITOKEN_RUN_ARGUMENTS);
+	else
+		standard_ExecutorRun(APITOKEN_RUN_ARGUMENTS);
+}
+
+/*
+ * Statements that must work whatever the settings say: the end of a
+ * transaction, and those that set and show settings, of which several may
+ * stand in a row before anything uses them.
+ */
+static bool
+needs_no_identity(Node *statement)
+{
+	return IsA(statement, TransactionStmt) ||
+		IsA(statement, VariableSetStmt) ||
+		IsA(statement, VariableShowStmt) ||
+		IsA(statement, DiscardStmt) ||
+		IsAbortedTransactionBlockState();
+}
+
+static void
+guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
+			  ProcessUtilityContext context, ParamListInfo params,
+			  QueryEnvironment *environment, DestReceiver *receiver,
+			  QueryCompletion *completion)
+{
+	if (!needs_no_identity(statement->utilityStmt))
+		before_statement();
+	else
+		apitoken_enforce_read_only();
+	if (previous_utility)
+		previous_utility(statement, text, read_only_tree, context, params,
+						 environment, receiver, completion);
+	else
+		standard_ProcessUtility(statement, text, read_only_tree, context, params,
+								environment, receiver, completion);
+}
+
+static void
+guard_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg)
+{
+	if (access == OAT_FUNCTION_EXECUTE)
+		apitoken_enforce_read_only();
+	if (previous_access)
+		previous_access(access, class, object, sub, arg);
+}
+
+void
+apitoken_guard_init(void)
+{
+	previous_start = ExecutorStart_hook;
+	ExecutorStart_hook = guard_start;
+	previous_run = ExecutorRun_hook;
+	ExecutorRun_hook = guard_run;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = guard_utility;
+	previous_access = object_access_hook;
+	object_access_hook = guard_access;
+}

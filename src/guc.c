@@ -1,0 +1,176 @@
+/*
+ * guc.c
+ *		The settings, and whether a value was set in this transaction.
+ *
+ * An identity belongs to one transaction.  So apitoken.token,
+ * apitoken.user_id and apitoken.client_address count only when they were set
+ * in the transaction that uses them.  The setting's own stack knows: it is
+ * there exactly while a value set in this transaction stands, it follows
+ * savepoints, and it is right for values set before this library was loaded.
+ * A session-wide SET that a pooler carried over, PGOPTIONS, ALTER ROLE ...
+ * SET and configuration files leave no stack.  RESET in a transaction leaves
+ * one, but brings back a value with the source of those, not of SET.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "utils/guc.h"
+
+#include "apitoken.h"
+
+char	   *apitoken_prefix = NULL;
+char	   *apitoken_pepper_file = NULL;
+
+/* Changes whenever an identity setting does, also on rollback. */
+uint64		apitoken_setting_generation = 1;
+
+static char *setting_values[APITOKEN_SETTINGS];
+static struct config_generic *setting_records[APITOKEN_SETTINGS];
+static const char *const setting_names[APITOKEN_SETTINGS] = {
+	"apitoken.token",
+	"apitoken.user_id",
+	"apitoken.client_address",
+};
+
+/* True once all settings are defined: values taken over at load do not warn. */
+static bool defined = false;
+
+static bool
+check_prefix(char **newval, void **extra, GucSource source)
+{
+	if (apitoken_valid_prefix(*newval))
+		return true;
+	GUC_check_errdetail("A prefix is 2 to 12 lower-case letters and digits and begins with a letter.");
+	return false;
+}
+
+/*
+ * Syntax only: a hook that failed while the server starts would silently
+ * leave the default, no file at all.  The file is read when it is used.
+ */
+static bool
+check_pepper_file(char **newval, void **extra, GucSource source)
+{
+	if (strlen(*newval) < MAXPGPATH)
+		return true;
+	GUC_check_errdetail("The file name is too long.");
+	return false;
+}
+
+/*
+ * Outside a transaction block a value lasts for the statement that sets it,
+ * and so for nothing: say so, as SET LOCAL does.
+ */
+static bool
+check_identity(char **newval, void **extra, GucSource source)
+{
+	if (defined && **newval != '\0' && source == PGC_S_SESSION &&
+		IsTransactionState() && !IsTransactionBlock() && !IsParallelWorker())
+		ereport(WARNING,
+				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
+				 errmsg("an apitoken setting counts only in the transaction that sets it"),
+				 errhint("Set it between BEGIN and COMMIT.")));
+	return true;
+}
+
+static bool
+check_user_id(char **newval, void **extra, GucSource source)
+{
+	if (strlen(*newval) > APITOKEN_OWNER_ID_MAX)
+	{
+		GUC_check_errdetail("A user id has at most %d bytes.", APITOKEN_OWNER_ID_MAX);
+		return false;
+	}
+	return check_identity(newval, extra, source);
+}
+
+static void
+assign_identity(const char *newval, void *extra)
+{
+	apitoken_setting_generation++;
+}
+
+static const char *
+show_token(void)
+{
+	char	   *value = setting_values[APITOKEN_SETTING_TOKEN];
+
+	return value != NULL && *value != '\0' ? "***" : "";
+}
+
+/*
+ * The value of a setting if it was set in this transaction, otherwise NULL.
+ * Empty values, which a finished transaction leaves behind, count as unset.
+ */
+const char *
+apitoken_setting_in_force(ApitokenSetting setting)
+{
+	char	   *value = setting_values[setting];
+
+	if (value == NULL || *value == '\0')
+		return NULL;
+	if (setting_records[setting]->stack == NULL ||
+		setting_records[setting]->source != PGC_S_SESSION)
+		return NULL;
+	return value;
+}
+
+void
+apitoken_guc_init(void)
+{
+	DefineCustomStringVariable("apitoken.prefix",
+							   "First part of the text of new tokens.",
+							   "Lets secret scanners and people tell whose token it is; tokens made under another prefix go on working.",
+							   &apitoken_prefix,
+							   "apt",
+							   PGC_SUSET,
+							   0,
+							   check_prefix, NULL, NULL);
+
+	DefineCustomStringVariable("apitoken.pepper_file",
+							   "File with the peppers under which token texts are hashed, one n:hex a line.",
+							   "With a pepper outside the database, a copy of the database alone does not allow checking guesses. The highest n signs new tokens, older ones verify. Empty: plain SHA-256.",
+							   &apitoken_pepper_file,
+							   "",
+							   PGC_SUSET,
+							   GUC_SUPERUSER_ONLY,
+							   check_pepper_file, NULL, NULL);
+
+	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_TOKEN],
+							   "Token to act by in this transaction.",
+							   "For clients that can set settings but not call authenticate(). Counts only in the transaction that sets it; shown as ***.",
+							   &setting_values[APITOKEN_SETTING_TOKEN],
+							   "",
+							   PGC_USERSET,
+							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							   check_identity, assign_identity, show_token);
+
+	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_USER_ID],
+							   "User to act as in this transaction.",
+							   "For trusted logins that can set settings but not call act_as(). Counts only in the transaction that sets it, and only if the session user holds the capability act.",
+							   &setting_values[APITOKEN_SETTING_USER_ID],
+							   "",
+							   PGC_USERSET,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							   check_user_id, assign_identity, NULL);
+
+	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_CLIENT_ADDRESS],
+							   "Address of the client that the backend speaks for in this transaction.",
+							   "For allowed_networks and for the record. Counts only in the transaction that sets it, and only if the session user holds the capability act or verify; otherwise the connection's own address is taken.",
+							   &setting_values[APITOKEN_SETTING_CLIENT_ADDRESS],
+							   "",
+							   PGC_USERSET,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							   check_identity, NULL, NULL);
+
+	MarkGUCPrefixReserved("apitoken");
+
+	for (int i = 0; i < APITOKEN_SETTINGS; i++)
+	{
+		setting_records[i] = compat_find_setting(setting_names[i]);
+		if (setting_records[i] == NULL)
+			elog(ERROR, "setting %s is not registered", setting_names[i]);
+	}
+	defined = true;
+}

@@ -1,0 +1,533 @@
+/*
+ * identity.c
+ *		Who is acting in this transaction.
+ *
+ * The first identity that a transaction uses is latched: it comes from
+ * authenticate(), from act_as(), or from the settings apitoken.token and
+ * apitoken.user_id, as soon as a statement follows them (guard.c calls
+ * apitoken_sync_identity() before each one).  A different one is an error
+ * until the transaction ends; ROLLBACK TO a savepoint before the latch takes
+ * it back.  The reason: a weaker role reached by SET LOCAL ROLE can go back
+ * by set_config('role', 'none', true) in one expression, so no privilege on
+ * the settings protects them.
+ *
+ * While an identity is read-only, XactReadOnly is asserted again and again,
+ * since the server resets it when a subtransaction ends.
+ *
+ * Nothing here sets a setting, writes a row or takes a transaction id.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "apitoken.h"
+
+typedef struct IdentityLatch
+{
+	bool		set;
+	ApitokenPrincipal principal;	/* in TopTransactionContext */
+	SubTransactionId subtransaction;	/* the one that would take it back */
+	uint64		generation;		/* of the settings that agreed with it */
+} IdentityLatch;
+
+static IdentityLatch latch;
+
+static void
+transaction_ended(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			memset(&latch, 0, sizeof(latch));
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
+					 SubTransactionId parent, void *arg)
+{
+	if (!latch.set || latch.subtransaction != subtransaction)
+		return;
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+		latch.subtransaction = parent;
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+		memset(&latch, 0, sizeof(latch));
+}
+
+void
+apitoken_identity_init(void)
+{
+	RegisterXactCallback(transaction_ended, NULL);
+	RegisterSubXactCallback(subtransaction_ended, NULL);
+}
+
+bool
+apitoken_principal_read_only(void)
+{
+	return latch.set && latch.principal.source == APITOKEN_SOURCE_TOKEN &&
+		latch.principal.access == APITOKEN_READ_ONLY;
+}
+
+void
+apitoken_enforce_read_only(void)
+{
+	if (!XactReadOnly && apitoken_principal_read_only())
+		XactReadOnly = true;
+}
+
+static char *
+copy_string(const char *value)
+{
+	return value == NULL ? NULL : pstrdup(value);
+}
+
+/* Make this the transaction's identity, or raise if it has another one. */
+static void
+set_latch(const ApitokenPrincipal *principal)
+{
+	MemoryContext old;
+	List	   *permissions = NIL;
+	ListCell   *lc;
+
+	if (latch.set)
+	{
+		if (!apitoken_same_principal(&latch.principal, principal))
+			ereport(ERROR,
+					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+					 errmsg("the identity of a transaction cannot change"),
+					 errdetail("Somebody else is acting in this transaction already."),
+					 errhint("End the transaction, then act as somebody else in a new one.")));
+		return;
+	}
+
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	foreach(lc, principal->permissions)
+		permissions = lappend(permissions, pstrdup(lfirst(lc)));
+	latch.principal = *principal;
+	latch.principal.organization_id = copy_string(principal->organization_id);
+	latch.principal.user_id = copy_string(principal->user_id);
+	latch.principal.role = copy_string(principal->role);
+	latch.principal.permissions = permissions;
+	MemoryContextSwitchTo(old);
+	latch.subtransaction = GetCurrentSubTransactionId();
+	latch.set = true;
+	apitoken_enforce_read_only();
+}
+
+static void
+latch_token(const ApitokenRecord *record)
+{
+	ApitokenPrincipal principal;
+
+	apitoken_principal_of_token(record, &principal);
+	set_latch(&principal);
+}
+
+static void
+latch_user(const char *user_id)
+{
+	ApitokenPrincipal principal = {0};
+
+	if (!apitoken_session_may_act())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to act as a user"),
+				 errdetail("The session user \"%s\" does not hold the capability \"act\".",
+						   GetUserNameFromId(GetSessionUserId(), false)),
+				 errhint("SELECT apitoken.allow('%s', 'act');",
+						 GetUserNameFromId(GetSessionUserId(), false))));
+	principal.source = APITOKEN_SOURCE_USER;
+	principal.kind = APITOKEN_USER;
+	principal.user_id = unconstify(char *, user_id);
+	principal.access = APITOKEN_FULL;
+	set_latch(&principal);
+}
+
+static pg_noreturn void refuse_token(ApitokenVerdict verdict);
+
+static void
+refuse_token(ApitokenVerdict verdict)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+			 errmsg("the token is not valid"),
+			 errdetail("Verdict: %s.", apitoken_verdict_name(verdict))));
+}
+
+/* Latch what the settings say, if they say something new. */
+void
+apitoken_sync_identity(void)
+{
+	const char *token;
+	const char *user_id;
+	ApitokenVerification verification;
+
+	apitoken_enforce_read_only();
+	if (latch.set && latch.generation == apitoken_setting_generation)
+		return;
+	token = apitoken_setting_in_force(APITOKEN_SETTING_TOKEN);
+	user_id = apitoken_setting_in_force(APITOKEN_SETTING_USER_ID);
+	if (token != NULL)
+	{
+		apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
+		if (verification.verdict != APITOKEN_VALID)
+			refuse_token(verification.verdict);
+		latch_token(&verification.record);
+	}
+	else if (user_id != NULL)
+		latch_user(user_id);
+	latch.generation = apitoken_setting_generation;
+}
+
+/* Who is acting; NULL: anonymous. */
+const ApitokenPrincipal *
+apitoken_principal(void)
+{
+	apitoken_sync_identity();
+	return latch.set ? &latch.principal : NULL;
+}
+
+static void
+warn_outside_block(const char *function)
+{
+	if (!IsTransactionBlock())
+		ereport(WARNING,
+				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s() has no effect beyond its own statement", function),
+				 errhint("Call it between BEGIN and COMMIT.")));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_authenticate);
+Datum
+apitoken_authenticate(PG_FUNCTION_ARGS)
+{
+	ApitokenVerification verification;
+
+	apitoken_sync_identity();
+	warn_outside_block("authenticate");
+	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
+	if (verification.verdict != APITOKEN_VALID)
+		refuse_token(verification.verdict);
+	/* before the latch: a read-only token's use is recorded as well */
+	apitoken_record_use(&verification.record.id, NULL);
+	latch_token(&verification.record);
+	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_user_id);
+Datum
+apitoken_current_user_id(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	if (principal == NULL || principal->user_id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(principal->user_id));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_organization_id);
+Datum
+apitoken_current_organization_id(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	if (principal == NULL || principal->organization_id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(principal->organization_id));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_token_id);
+Datum
+apitoken_current_token_id(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	pg_uuid_t  *id;
+
+	if (principal == NULL || principal->source != APITOKEN_SOURCE_TOKEN)
+		PG_RETURN_NULL();
+	id = palloc(sizeof(pg_uuid_t));
+	*id = principal->token_id;
+	PG_RETURN_UUID_P(id);
+}
+
+/* The principal's standing in its own place: its organization, its own things. */
+static void
+own_standing(const ApitokenPrincipal *principal, ApitokenStanding *standing)
+{
+	Snapshot	snapshot = apitoken_latest_snapshot();
+
+	apitoken_standing(principal, NULL, snapshot, standing);
+	UnregisterSnapshot(snapshot);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_role_name);
+Datum
+apitoken_current_role_name(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenStanding standing;
+
+	if (principal == NULL)
+		PG_RETURN_NULL();
+	own_standing(principal, &standing);
+	if (standing.role == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(standing.role));
+}
+
+static ArrayType *
+groups_of(const ApitokenStanding *standing)
+{
+	if (standing->groups == NULL || standing->suspended)
+		return construct_empty_array(TEXTOID);
+	return standing->groups;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_groups);
+Datum
+apitoken_current_groups(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenStanding standing = {0};
+
+	if (principal != NULL)
+		own_standing(principal, &standing);
+	PG_RETURN_ARRAYTYPE_P(groups_of(&standing));
+}
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, key);
+	value.val.string.len = strlen(key);
+	pushJsonbValue(state, WJB_KEY, &value);
+}
+
+static void
+push_string(JsonbParseState **state, const char *key, const char *string)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	if (string == NULL)
+		value.type = jbvNull;
+	else
+	{
+		value.type = jbvString;
+		value.val.string.val = unconstify(char *, string);
+		value.val.string.len = strlen(string);
+	}
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+push_bool(JsonbParseState **state, const char *key, bool boolean)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = jbvBool;
+	value.val.boolean = boolean;
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+push_strings(JsonbParseState **state, const char *key, ArrayType *array)
+{
+	ListCell   *lc;
+
+	push_key(state, key);
+	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+	foreach(lc, apitoken_patterns_from_array(array))
+	{
+		JsonbValue	value;
+
+		value.type = jbvString;
+		value.val.string.val = lfirst(lc);
+		value.val.string.len = strlen(lfirst(lc));
+		pushJsonbValue(state, WJB_ELEM, &value);
+	}
+	pushJsonbValue(state, WJB_END_ARRAY, NULL);
+}
+
+static Jsonb *
+describe_principal(void)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenPrincipal nobody = {0};
+	ApitokenStanding standing = {0};
+	bool		by_token = principal != NULL && principal->source == APITOKEN_SOURCE_TOKEN;
+	JsonbParseState *state = NULL;
+	const char *source = "none";
+
+	if (principal != NULL)
+	{
+		source = by_token ? "token" : "user";
+		own_standing(principal, &standing);
+	}
+	else
+		principal = &nobody;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_string(&state, "source", source);
+	push_string(&state, "user_id", principal->user_id);
+	push_string(&state, "organization_id", principal->organization_id);
+	push_string(&state, "token_id", !by_token ? NULL :
+				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&principal->token_id))));
+	push_string(&state, "role", standing.role);
+	push_strings(&state, "groups", groups_of(&standing));
+	push_string(&state, "access", by_token ? apitoken_access_to_text(principal->access) : NULL);
+	push_bool(&state, "suspended", standing.suspended);
+	push_bool(&state, "read_only", apitoken_principal_read_only());
+	push_string(&state, "database_user", GetUserNameFromId(GetUserId(), false));
+	push_bool(&state, "bypasses_rls", apitoken_bypasses_rls());
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_whoami);
+Datum
+apitoken_whoami(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(describe_principal());
+}
+
+PG_FUNCTION_INFO_V1(apitoken_act_as);
+Datum
+apitoken_act_as(PG_FUNCTION_ARGS)
+{
+	char	   *user_id = PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	if (user_id == NULL || *user_id == '\0' || strlen(user_id) > APITOKEN_OWNER_ID_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid user id"),
+				 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
+	apitoken_sync_identity();
+	warn_outside_block("act_as");
+	latch_user(user_id);
+	PG_RETURN_JSONB_P(describe_principal());
+}
+
+/* An organization's id of whatever type the application's key has. */
+static char *
+organization_argument(FunctionCallInfo fcinfo, int argument)
+{
+	Oid			type = get_fn_expr_argtype(fcinfo->flinfo, argument);
+	Oid			output;
+	bool		varlena;
+
+	if (!OidIsValid(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INDETERMINATE_DATATYPE),
+				 errmsg("could not determine the type of the organization's id"),
+				 errhint("Cast it to text.")));
+	if (type == UNKNOWNOID)
+		return DatumGetCString(PG_GETARG_DATUM(argument));
+	if (type == TEXTOID)
+		return text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	getTypeOutputInfo(type, &output, &varlena);
+	return OidOutputFunctionCall(output, PG_GETARG_DATUM(argument));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_can);
+Datum
+apitoken_can(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	char	   *permission;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	permission = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	apitoken_check_permission(permission);
+	if (principal == NULL)
+		PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(apitoken_may(principal, permission,
+								PG_ARGISNULL(1) ? NULL : organization_argument(fcinfo, 1)));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_organizations_allowed);
+Datum
+apitoken_organizations_allowed(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const ApitokenPrincipal *principal = apitoken_principal();
+	char	   *permission;
+	List	   *organizations;
+	ListCell   *lc;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (PG_ARGISNULL(0))
+		return (Datum) 0;
+	permission = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	apitoken_check_permission(permission);
+	if (principal == NULL)
+		return (Datum) 0;
+	organizations = apitoken_organizations_where(principal, list_make1(permission));
+	foreach(lc, organizations)
+	{
+		Datum		value = CStringGetTextDatum(lfirst(lc));
+		bool		isnull = false;
+
+		tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
+	}
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_managed_organizations);
+Datum
+apitoken_managed_organizations(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(0));
+	List	   *organizations = NIL;
+
+	if (principal != NULL && permissions != NIL)
+		organizations = apitoken_organizations_where(principal, permissions);
+	PG_RETURN_ARRAYTYPE_P(apitoken_patterns_to_array(organizations));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_managed_user);
+Datum
+apitoken_managed_user(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(0));
+	const char *user_id = NULL;
+
+	if (principal != NULL)
+		user_id = apitoken_managed_user_of(principal, permissions);
+	if (user_id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(user_id));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_own_organizations);
+Datum
+apitoken_own_organizations(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	List	   *organizations = NIL;
+
+	if (principal != NULL)
+		organizations = apitoken_organizations_where(principal, NIL);
+	PG_RETURN_ARRAYTYPE_P(apitoken_patterns_to_array(organizations));
+}

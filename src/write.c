@@ -1,0 +1,198 @@
+/*
+ * write.c
+ *		Statements that the extension runs as the tables' owner.
+ *
+ * Callers hold no privilege on digests, events, usage and the revocation
+ * columns; what they may cause there goes through these statements, after
+ * their authorization was checked.  Each is a constant text with parameters,
+ * saved per session.  Since a saved plan is analyzed again whenever the
+ * caller's search_path is another one, every name in them, operators too, is
+ * qualified: nothing that a caller owns can come between.
+ *
+ * They run with the latest snapshot, as the server's foreign-key checks do,
+ * so that a revocation inside REPEATABLE READ hits what there is now.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+
+#include "apitoken.h"
+
+/* Stands for the row type of token_records, whose OID is not fixed. */
+#define RECORDTYPE InvalidOid
+
+#define PARAMETERS_MAX 8
+
+typedef struct
+{
+	const char *sql;
+	int			nargs;
+	Oid			args[PARAMETERS_MAX];
+} Statement;
+
+/* The event of a change; the actor's columns are $3 to $6. */
+#define EVENT_COLUMNS \
+	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
+	" actor, actor_token_id, database_user, client_address, details) "
+
+static const Statement statements[APITOKEN_STATEMENTS] = {
+	[APITOKEN_LOCK_ORGANIZATION] = {
+		"SELECT FROM apitoken.organizations WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		1, {TEXTOID}
+	},
+	[APITOKEN_LOCK_USER] = {
+		"SELECT FROM apitoken.users WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		1, {TEXTOID}
+	},
+	[APITOKEN_ENSURE_USER] = {
+		"INSERT INTO apitoken.users (id) VALUES ($1) ON CONFLICT (id) DO NOTHING",
+		1, {TEXTOID}
+	},
+	[APITOKEN_LOCK_TOKEN] = {
+		"SELECT FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+		1, {UUIDOID}
+	},
+	[APITOKEN_REGENERATE] = {
+		"UPDATE apitoken.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
+		" previous_digest = CASE WHEN $6 IS NOT NULL THEN digest END,"
+		" previous_digest_scheme = CASE WHEN $6 IS NOT NULL THEN digest_scheme END,"
+		" previous_expires_at = $6"
+		" WHERE id OPERATOR(pg_catalog.=) $1",
+		6, {UUIDOID, BYTEAOID, INT2OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	},
+	[APITOKEN_REVOKE] = {
+		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $2, revoke_reason = $3"
+		" WHERE id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL",
+		3, {UUIDOID, TEXTOID, TEXTOID}
+	},
+	/* $6: past the policies; $7, $8: whose the caller may revoke otherwise */
+	[APITOKEN_REVOKE_MATCHING] = {
+		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
+		" WHERE revoked_at IS NULL"
+		" AND ($3 IS NULL OR organization_id OPERATOR(pg_catalog.=) $3)"
+		" AND ($4 IS NULL OR user_id OPERATOR(pg_catalog.=) $4)"
+		" AND ($5 IS NULL OR created_by OPERATOR(pg_catalog.=) $5)"
+		" AND ($6 OR organization_id OPERATOR(pg_catalog.=) ANY ($7) OR user_id OPERATOR(pg_catalog.=) $8)",
+		8, {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTARRAYOID, TEXTOID}
+	},
+	[APITOKEN_END_MEMBERSHIPS] = {
+		"DELETE FROM apitoken.memberships WHERE user_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
+	[APITOKEN_CREATED] = {
+		"WITH usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT ($2).id) "
+		EVENT_COLUMNS
+		"SELECT $1, ($2).created_at, 'create', ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
+		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label)",
+		6, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID}
+	},
+	/* $7: the row as it was; $8: the action */
+	[APITOKEN_CHANGED] = {
+		EVENT_COLUMNS
+		"SELECT $1, ($2).updated_at, $8, ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
+		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label,"
+		"  'old', pg_catalog.jsonb_object_agg(o.key, o.value), 'new', pg_catalog.jsonb_object_agg(n.key, n.value))"
+		" FROM pg_catalog.jsonb_each(pg_catalog.to_jsonb($7)) o, pg_catalog.jsonb_each(pg_catalog.to_jsonb($2)) n"
+		" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value"
+		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,updated_at}'::pg_catalog.text[])",
+		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
+	},
+	[APITOKEN_FORGET_USAGE] = {
+		"DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1",
+		1, {UUIDOID}
+	},
+	/* never waits: a row that somebody else has locked is left to them */
+	[APITOKEN_TOUCH_USAGE] = {
+		"UPDATE apitoken.token_usage SET last_used_at = $2, last_used_from = $3, accepted = accepted OPERATOR(pg_catalog.+) 1"
+		" WHERE token_id OPERATOR(pg_catalog.=) (SELECT token_id FROM apitoken.token_usage"
+		" WHERE token_id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED)",
+		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
+	},
+	[APITOKEN_REPLACE_ROLE] = {
+		"UPDATE apitoken.roles SET description = $2, permissions = $3, database_role = $4"
+		" WHERE name OPERATOR(pg_catalog.=) $1",
+		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
+	},
+};
+
+static SPIPlanPtr plans[APITOKEN_STATEMENTS];
+
+/* The row type that the plan was made for: another one after DROP and CREATE EXTENSION. */
+static Oid	plan_record_types[APITOKEN_STATEMENTS];
+
+/*
+ * The statement being run, which tells the triggers on token_records that the
+ * extension itself is changing the row.
+ */
+ApitokenStatement apitoken_running_statement = APITOKEN_NO_STATEMENT;
+
+static SPIPlanPtr
+saved_plan(ApitokenStatement statement)
+{
+	Oid			record_type = get_rel_type_id(apitoken_table(APITOKEN_TOKEN_RECORDS));
+	Oid			args[PARAMETERS_MAX];
+	SPIPlanPtr	plan;
+
+	if (plans[statement] != NULL && plan_record_types[statement] == record_type)
+		return plans[statement];
+
+	if (plans[statement] != NULL)
+	{
+		SPI_freeplan(plans[statement]);
+		plans[statement] = NULL;
+	}
+	for (int i = 0; i < statements[statement].nargs; i++)
+		args[i] = statements[statement].args[i] == RECORDTYPE ? record_type : statements[statement].args[i];
+	plan = SPI_prepare(statements[statement].sql, statements[statement].nargs, args);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	plans[statement] = plan;
+	plan_record_types[statement] = record_type;
+	return plan;
+}
+
+/*
+ * Run a statement as the tables' owner; how many rows it processed.  `nulls`
+ * as for SPI: 'n' where a value is null, or NULL where none is.
+ */
+uint64
+apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
+{
+	ApitokenStatement outer = apitoken_running_statement;
+	Oid			user;
+	int			context;
+	uint64		processed;
+
+	/* An error resets the user with the (sub)transaction. */
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(apitoken_owner(),
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+	PG_TRY();
+	{
+		int			result;
+
+		apitoken_running_statement = statement;
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "SPI_connect failed");
+		result = SPI_execute_snapshot(saved_plan(statement), values, nulls,
+									  GetLatestSnapshot(), InvalidSnapshot,
+									  false, true, 0);
+		if (result < 0)
+			elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+		processed = SPI_processed;
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		apitoken_running_statement = outer;
+	}
+	PG_END_TRY();
+	SetUserIdAndSecContext(user, context);
+	return processed;
+}

@@ -1,0 +1,104 @@
+#!/bin/bash
+#
+# deps.sh KIND...: see that what the tests need is there.
+#
+#   test     the distribution's PostgreSQL (or the installed one, if there is
+#            one) with its development files, a C compiler, perl's IPC::Run
+#   lint     clang, cppcheck, shellcheck
+#   matrix   patchelf, to unpack servers of other Debian releases
+#
+# If nothing is missing, nothing is done and the network is not touched.  What
+# is missing is installed with apt when we are root; else it is named.
+set -euo pipefail
+# shellcheck source=test/lib.sh
+. "$(dirname "$0")/lib.sh"
+clean_environment
+
+packages=()
+need() { packages+=("$@"); }
+have() { command -v "$1" >/dev/null 2>&1; }
+perl_has() { PATH=/usr/bin:$PATH perl "-M$1" -e 1 >/dev/null 2>&1; }
+
+server=
+for kind in "${@:-test}"; do
+	case $kind in
+		test)
+			have gcc || have cc || need gcc
+			have make || need make
+			echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1 || need libc6-dev
+			have prove || need perl
+			perl_has IPC::Run || need libipc-run-perl
+			find_pg_config >/dev/null || server=missing
+			;;
+		lint)
+			for p in clang cppcheck shellcheck; do have $p || need $p; done
+			;;
+		matrix)
+			have patchelf || need patchelf
+			;;
+		*) die "unknown: $kind" ;;
+	esac
+done
+
+if [ -n "$server" ] && [ "${PG_CONFIG:-pg_config}" != pg_config ]; then
+	die "$PG_CONFIG names no PostgreSQL that is complete (server, client programs, contrib, development files)"
+fi
+
+if [ ${#packages[@]} = 0 ] && [ -z "$server" ]; then
+	exit 0
+fi
+if ! have apt-get || [ "$(id -u)" != 0 ]; then
+	echo "These packages (by their Debian names) are missing:" "${packages[@]}" \
+		"${server:+postgresql, postgresql-contrib and postgresql-server-dev-NN of the same major, 15 or later}" >&2
+	have apt-get && echo "Install them, or run once as root: test/deps.sh $*" >&2
+	exit 1
+fi
+
+apt-get update -qq || echo "apt-get update failed; going on with the lists there are" >&2
+
+if [ -n "$server" ]; then
+	# the installed server's major, else that of the distribution
+	major=$({ find /usr/lib/postgresql/*/bin/postgres 2>/dev/null || true; } | cut -d/ -f5 | sort -n | tail -n 1)
+	if [ -z "$major" ] || [ "$major" -lt 15 ]; then
+		major=$(apt-cache depends postgresql | sed -n 's/^ *Depends: postgresql-\([0-9]*\)$/\1/p')
+	fi
+	[ "${major:-0}" -ge 15 ] || die "this system has no PostgreSQL 15 or later (found: ${major:-none})"
+	need "postgresql-$major" "postgresql-server-dev-$major"
+fi
+
+# Debian makes and starts a database cluster when a server is installed.  We need
+# none, so tell it not to, and leave its configuration as it would have been.
+conf=/etc/postgresql-common/createcluster.conf
+template=/usr/share/postgresql-common/createcluster.conf
+saved=
+restore_conf() {
+	if [ -n "$saved" ]; then
+		cat "$saved" >$conf
+		rm -f "$saved"
+	elif [ -f $conf.ucf-dist ]; then
+		mv $conf.ucf-dist $conf
+	elif [ -f $template ]; then
+		cp $template $conf
+	else
+		rm -f $conf
+	fi
+}
+if [ -n "$server" ]; then
+	if [ -f $conf ]; then
+		saved=$(mktemp)
+		cat $conf >"$saved"
+	fi
+	trap restore_conf EXIT
+	mkdir -p ${conf%/*}
+	sed -i '/^ *create_main_cluster/d' $conf 2>/dev/null || true
+	echo 'create_main_cluster = false' >>$conf
+fi
+
+echo "Installing ${packages[*]}"
+log=$(mktemp)
+if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$log" 2>&1; then
+	cat "$log"
+	rm -f "$log"
+	die "the packages could not be installed"
+fi
+rm -f "$log"

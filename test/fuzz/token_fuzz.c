@@ -1,0 +1,116 @@
+/*
+ * token_fuzz.c
+ *		libFuzzer target for the parser of token texts.
+ *
+ * From the top of the repository:
+ *
+ *		clang -std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined \
+ *			-Wno-ignored-attributes -I src -I "$(pg_config --includedir-server)" \
+ *			test/fuzz/token_fuzz.c src/token.c -o /tmp/token_fuzz
+ *		mkdir -p /tmp/token_corpus
+ *		awk -F '\t' 'NR > 1 { printf "%s", $1 > ("/tmp/token_corpus/" NR) }' \
+ *			test/vectors/token_text_valid.tsv
+ *		/tmp/token_fuzz -max_len=200 -max_total_time=60 /tmp/token_corpus
+ *
+ * A fuzzer does not guess checksums.  So each input is parsed as it is, and
+ * once more with the checksum put right, which lets it reach what lies behind.
+ */
+#include "postgres.h"
+
+#include "apitoken.h"
+
+extern int	LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/* the server's own, made from zlib's polynomial */
+extern uint32 pg_crc32_table[256];
+uint32		pg_crc32_table[256];
+
+/* not to be repeated by chance, only by the same input */
+bool
+pg_strong_random(void *buffer, size_t length)
+{
+	static uint32 state = 1;
+
+	for (size_t i = 0; i < length; i++)
+	{
+		state = state * 1664525 + 1013904223;
+		((uint8 *) buffer)[i] = (uint8) (state >> 24);
+	}
+	return true;
+}
+
+static void
+require(bool condition)
+{
+	if (!condition)
+		abort();
+}
+
+/* What was accepted must be what would have been made of its parts. */
+static void
+check_accepted(const char *text, size_t length, const ApitokenParts *parts)
+{
+	size_t		head = strlen(parts->prefix) + 1 + 3 + 1 + APITOKEN_ID_CHARS;
+	char		again[APITOKEN_TEXT_MAX + 1];
+	ApitokenParts same;
+
+	require(apitoken_valid_prefix(parts->prefix));
+	require(length == head + APITOKEN_SECRET_CHARS + APITOKEN_CHECKSUM_CHARS);
+	for (size_t i = 0; i < length; i++)
+		require(text[i] == '_' || (text[i] != '\0' && strchr(digits, text[i]) != NULL));
+
+	/* another secret, but the same prefix, kind and id, digit by digit */
+	require(apitoken_generate_text(parts->prefix, parts->kind, &parts->id, again, &same));
+	require(strlen(again) == length);
+	require(memcmp(again, text, head) == 0);
+	require(memcmp(&same.id, &parts->id, UUID_LEN) == 0);
+	require(same.kind == parts->kind);
+
+	/* the masked form shows the head and four characters, and is no token */
+	require(strlen(parts->masked) == head + 8);
+	require(memcmp(parts->masked, text, head) == 0);
+	require(memcmp(parts->masked + head, "_...", 4) == 0);
+	require(memcmp(parts->masked + head + 4, text + length - 4, 4) == 0);
+	require(!apitoken_parse_text(parts->masked, strlen(parts->masked), &same));
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	const char *text = (const char *) data;
+	ApitokenParts parts;
+	char		fixed[APITOKEN_TEXT_MAX];
+	uint32		crc = 0xFFFFFFFF;
+
+	if (pg_crc32_table[1] == 0)
+	{
+		for (uint32 i = 0; i < 256; i++)
+		{
+			uint32		entry = i;
+
+			for (int bit = 0; bit < 8; bit++)
+				entry = (entry >> 1) ^ ((entry & 1) ? 0xEDB88320 : 0);
+			pg_crc32_table[i] = entry;
+		}
+	}
+
+	if (apitoken_parse_text(text, size, &parts))
+		check_accepted(text, size, &parts);
+
+	if (size < APITOKEN_CHECKSUM_CHARS || size > APITOKEN_TEXT_MAX)
+		return 0;
+	memcpy(fixed, text, size);
+	for (size_t i = 0; i < size - APITOKEN_CHECKSUM_CHARS; i++)
+		crc = (crc >> 8) ^ pg_crc32_table[(crc ^ (uint8) fixed[i]) & 0xFF];
+	crc ^= 0xFFFFFFFF;
+	for (size_t i = 1; i <= APITOKEN_CHECKSUM_CHARS; i++)
+	{
+		fixed[size - i] = digits[crc % 62];
+		crc /= 62;
+	}
+	if (apitoken_parse_text(fixed, size, &parts))
+		check_accepted(fixed, size, &parts);
+	return 0;
+}

@@ -1,0 +1,218 @@
+# shellcheck shell=bash
+#
+# What run.sh, matrix.sh, demo.sh and lint.sh share.  Sourced, not run.
+#
+# A server refuses to run as root, and a test must not touch a server somebody
+# uses.  So each run has a workplace: a temporary directory that belongs to the
+# user who runs the server, with
+#
+#   src/      a copy of the project, where it is built
+#   server/   a private copy of the PostgreSQL installation, into which the
+#             extension is installed: programs are copied, everything else is
+#             linked.  PostgreSQL finds its files relative to its programs, so
+#             that the copy uses its own lib and share directories.
+#   s/        the directory of the sockets; no server listens on TCP
+#
+# Nothing is installed into the system's PostgreSQL, two runs at a time do not
+# meet, and no root is needed where all packages are present.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+die() { echo "$0: $*" >&2; exit 1; }
+
+# A make above us hands down its own variables and flags; a user's environment
+# may name a server of theirs.  Neither has a say here.
+clean_environment() {
+	local v
+	unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES GNUMAKEFLAGS
+	for v in "${!PG@}"; do
+		[ "$v" = PG_CONFIG ] || unset "$v"
+	done
+	export LC_ALL=C.UTF-8
+	umask 022
+}
+
+# Can a server be run and an extension be built and tested with this pg_config?
+server_complete() {
+	local bin pgxs
+	bin=$("$1" --bindir 2>/dev/null) && pgxs=$("$1" --pgxs 2>/dev/null) || return 1
+	[ -x "$bin/postgres" ] && [ -x "$bin/initdb" ] && [ -x "$bin/psql" ] && [ -x "$bin/pg_config" ] &&
+		[ -f "$pgxs" ] && [ -f "$(dirname "$pgxs")/../Makefile.global" ] &&
+		[ -x "$(dirname "$pgxs")/../test/regress/pg_regress" ] &&
+		[ -f "$("$1" --sharedir)/extension/pgcrypto.control" ]
+}
+
+# Print the pg_config to use: the one named by PG_CONFIG; else the one on the
+# PATH; else (it may belong to a client library of another major) that of the
+# highest major that is completely installed.
+find_pg_config() {
+	local c=${PG_CONFIG:-pg_config} d
+	if server_complete "$c"; then
+		echo "$("$c" --bindir)/pg_config"
+		return
+	fi
+	[ "$c" = pg_config ] || return 1
+	for d in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -t/ -k5,5nr); do
+		if [ "$(basename "$(dirname "$d")")" -ge 15 ] 2>/dev/null && server_complete "$d/pg_config"; then
+			echo "$d/pg_config"
+			return
+		fi
+	done
+	return 1
+}
+
+pg_version() { "$1" --version | sed 's/^PostgreSQL \([^ ]*\).*/\1/'; }
+pg_major() { pg_version "$1" | sed 's/^\([0-9]*\).*/\1/'; }
+
+# ---- the workplace -----------------------------------------------------------
+
+WORK=
+KEEP_WORK=
+
+# make_workplace [DIR]: with DIR, an earlier workplace there is used again (its
+# objects too) and stays after the run.
+make_workplace() {
+	RUN_AS=()
+	if [ "$(id -u)" = 0 ]; then
+		local user=nobody
+		! id postgres >/dev/null 2>&1 || user=postgres
+		RUN_AS=(setpriv "--reuid=$user" "--regid=$(id -g "$user")" --init-groups --)
+	fi
+
+	if [ $# -gt 0 ]; then
+		mkdir -p "$1"
+		KEEP_WORK=1
+		WORK=$(cd "$1" && pwd)
+		exec 9>"$WORK/.lock"
+		flock -n 9 || die "$WORK is in use by another run"
+	else
+		WORK=$(mktemp -d "${TMPDIR:-/tmp}/apitoken.XXXXXX")
+	fi
+	trap remove_workplace EXIT
+	trap 'exit 130' INT TERM HUP
+
+	# a socket's path may have 107 characters
+	[ ${#WORK} -le 80 ] || die "the path $WORK is too long for a socket; set TMPDIR to a shorter one"
+
+	mkdir -p "$WORK/src" "$WORK/s" "$WORK/home"
+	# Times are kept, so that make builds again only what changed; what is gone
+	# from the project must go here too.
+	find "$WORK/src" -type f ! -name '*.o' ! -name '*.so' ! -path '*/unit/bin/*' -delete
+	tar -C "$ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
+		--exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
+		--exclude='./tmp_check*' --exclude='./regression.*' -cf - . | tar -C "$WORK/src" --no-same-owner -xf -
+	chmod 700 "$WORK"
+	[ ${#RUN_AS[@]} = 0 ] || chown -R "$user:" "$WORK"
+	"${RUN_AS[@]}" test -x "$WORK/src/test/run.sh" ||
+		die "user $user cannot reach $WORK; set TMPDIR to a directory open to all"
+}
+
+# Run a script of the copy as the user who runs servers.
+in_workplace() {
+	local script=$1
+	shift
+	cd "$WORK/src" || return
+	APITOKEN_WORK=$WORK HOME=$WORK/home TMPDIR=$WORK "${RUN_AS[@]}" bash "$script" "$@"
+}
+
+# Stop every server that still runs in the workplace (an interrupted run), then
+# remove it.
+remove_workplace() {
+	local f pid
+	[ -n "$WORK" ] || return 0
+	find "$WORK" -name postmaster.pid 2>/dev/null | while read -r f; do
+		pid=$(head -n 1 "$f")
+		kill -QUIT "$pid" 2>/dev/null || continue
+		for _ in {1..50}; do
+			kill -0 "$pid" 2>/dev/null || break
+			sleep 0.1
+		done
+	done
+	[ -n "$KEEP_WORK" ] || rm -rf "$WORK"
+}
+
+# ---- inside the workplace ----------------------------------------------------
+
+# private_server PG_CONFIG DIR: copy the installation; sets PRIVATE_PG_CONFIG.
+private_server() {
+	local c=$1 root=$2 bin lib share d f
+	bin=$("$c" --bindir) lib=$("$c" --pkglibdir) share=$("$c" --sharedir)
+	# shellcheck disable=SC2034  # for the caller
+	PRIVATE_PG_CONFIG=$root$bin/pg_config
+	[ "$(cat "$root/.complete" 2>/dev/null)" = "$c $("$c" --version)" ] && return
+	rm -rf "$root"
+	mkdir -p "$root$bin" "$root$lib" "$root$share/extension"
+	cp -L "$bin"/* "$root$bin/"
+	for f in "$lib"/*; do
+		case ${f##*/} in apitoken*) ;; *) ln -s "$f" "$root$lib/" ;; esac
+	done
+	for f in "$share"/* "$share"/extension/*; do
+		case ${f##*/} in
+			extension | apitoken*) ;;
+			*) ln -s "$f" "$root${f%/*}/" ;;
+		esac
+	done
+	for d in includedir pkgincludedir includedir-server; do
+		d=$("$c" --$d)
+		[ -e "$root$d" ] || { mkdir -p "$root${d%/*}" && ln -s "$d" "$root$d"; }
+	done
+	echo "$c $("$c" --version)" >"$root/.complete"
+}
+
+# build SRC PG_CONFIG: build there, and install into that server.
+build() {
+	local log=$WORK/build.log
+	if ! make -s -C "$1" -j"$(nproc)" "PG_CONFIG=$2" all >"$log" 2>&1 ||
+		! make -s -C "$1" "PG_CONFIG=$2" install >>"$log" 2>&1; then
+		cat "$log"
+		return 1
+	fi
+	grep -E 'warning:' "$log" || true
+}
+
+# start_server DATADIR [FILE]: make a cluster, add the settings of FILE, start it
+# on the socket $WORK/s/.s.PGSQL.5432.  Its log is DATADIR.log.
+start_server() {
+	local data=$1
+	rm -rf "$data" "$data.log"
+	"$BIN/initdb" -D "$data" -U postgres -A trust -E UTF8 --no-locale --no-sync >"$data.initdb" 2>&1 ||
+		{ cat "$data.initdb"; return 1; }
+	cat >>"$data/postgresql.conf" <<-EOF
+		listen_addresses = ''
+		unix_socket_directories = '$WORK/s'
+		port = 5432
+		fsync = off
+		max_prepared_transactions = 10
+		log_line_prefix = '%m [%p] %q%a '
+	EOF
+	[ $# -lt 2 ] || cat "$2" >>"$data/postgresql.conf"
+	# 9 is the lock of a workplace that is kept: not the server's
+	"$BIN/pg_ctl" -D "$data" -l "$data.log" -s -w start 9>&- || { cat "$data.log"; return 1; }
+}
+
+stop_server() { "$BIN/pg_ctl" -D "$1" -s -w -m fast stop; }
+
+# ---- totals -------------------------------------------------------------------
+
+# Where several runs make one total, APITOKEN_TOTALS names a file to which each
+# adds a line 'passed failed skipped', and only the outermost prints the plain
+# closing line.
+totals_line() {
+	awk '{ p += $1; f += $2; s += $3 }
+		END { printf "%d passed, %d failed%s\n", p, f, s ? ", " s " skipped" : "" }' "$1"
+}
+totals_good() { awk '{ p += $1; f += $2 } END { exit !(p > 0 && f == 0) }' "$1"; }
+
+# part NAME COMMAND...: run a script that adds its own line; if it ended without
+# one, it is counted as one failure.
+part() {
+	local name=$1 before after rc=0
+	shift
+	before=$(wc -l <"$APITOKEN_TOTALS")
+	"$@" || rc=$?
+	after=$(wc -l <"$APITOKEN_TOTALS")
+	if [ "$before" = "$after" ]; then
+		echo "$name could not run (exit $rc)"
+		echo '0 1 0' >>"$APITOKEN_TOTALS"
+	fi
+}

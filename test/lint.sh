@@ -1,0 +1,86 @@
+#!/bin/bash
+#
+# lint.sh: what can be said about the sources without running them.  Each tool
+# is one case.
+set -euo pipefail
+# shellcheck source=test/lib.sh
+. "$(dirname "$0")/lib.sh"
+clean_environment
+cd "$ROOT"
+
+c=$(find_pg_config) || die "no complete PostgreSQL found by ${PG_CONFIG:-pg_config}; run test/deps.sh"
+include=$("$c" --includedir-server)
+version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" apitoken.control)
+defines=(-Isrc "-DAPITOKEN_VERSION=\"$version\"")
+mapfile -t sources < <(find . -path ./.git -prune -o -name '*.c' -print | sort)
+mapfile -t units < <(printf '%s\n' "${sources[@]}" | grep -v '^\./test/')
+
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/apitoken-lint.XXXXXX")
+trap 'rm -rf "$tmp"' EXIT
+
+good=0 bad=0
+check() {
+	local name=$1
+	shift
+	if "$@" >"$tmp/out" 2>&1; then
+		good=$((good + 1))
+		printf '  %-30s ok\n' "lint $name"
+	else
+		bad=$((bad + 1))
+		printf '  %-30s FAILED\n' "lint $name"
+		head -n 200 "$tmp/out"
+	fi
+}
+
+# With optimization: only then does a compiler follow values through the code.
+compile() {
+	local f rc=0 compiler=$1
+	shift
+	[ ${#sources[@]} -gt 0 ] || { echo "there are no sources"; return 1; }
+	for f in "${sources[@]}"; do
+		"$compiler" -O2 -fPIC -fno-strict-aliasing -fwrapv -D_GNU_SOURCE \
+			-Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Werror "$@" \
+			"${defines[@]}" -I"$include" -c "$f" -o "$tmp/x.o" || rc=1
+	done
+	return $rc
+}
+
+# cppcheck sees our files only.  PostgreSQL's headers would take it minutes, so
+# the macros of them that are not plain C are given here.
+run_cppcheck() {
+	cppcheck -q --std=c11 --language=c --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
+		--suppress=missingInclude --suppress=missingIncludeSystem --suppress=preprocessorErrorDirective \
+		-DPG_VERSION_NUM=150000 -DINT64_FORMAT='"%ld"' -DUINT64_FORMAT='"%lu"' \
+		'-DPG_FUNCTION_INFO_V1(f)=' -DPG_MODULE_MAGIC= -DPGDLLEXPORT= '-DPG_MODULE_MAGIC_EXT(...)=' \
+		'-DPG_TRY(...)=do{' '-DPG_CATCH(...)=}while(0);{' '-DPG_FINALLY(...)=}while(0);{' '-DPG_END_TRY(...)=}' \
+		'-DPG_FUNCTION_ARGS=FunctionCallInfo fcinfo' '-DFLEXIBLE_ARRAY_MEMBER=1' \
+		'-Dpg_attribute_noreturn()=' -Dpg_noreturn= -Dpg_attribute_unused= -DPG_USED_FOR_ASSERTS_ONLY= \
+		'-DStaticAssertDecl(c,m)=' '-DStaticAssertStmt(c,m)=' '-DAssert(c)=' '-Dpg_unreachable()=__builtin_unreachable()' \
+		'-Dforeach(c,l)=for(c=list_head(l);c;c=lnext(l,c))' '-Dlfirst(c)=((c)->p)' '-Dlfirst_oid(c)=((c)->o)' \
+		"${defines[@]}" "${units[@]}"
+}
+
+# The control file is where the version is written; META.json must repeat it.
+versions() {
+	[ -n "$version" ] && [ -f "apitoken--$version.sql" ] &&
+		[ "$(grep -cE "^(.{3}|.{9})\"version\": \"$version\.[0-9]+\"" META.json)" = 2 ]
+}
+
+# OBJS names each source, and nothing else.
+objects() {
+	diff <(find apitoken.c src -name '*.c' | sed 's/c$/o/' | sort) \
+		<(make -s "PG_CONFIG=$c" print-OBJS | tr ' ' '\n' | sort)
+}
+
+check gcc compile gcc
+# PostgreSQL's headers, configured for gcc, use an attribute of its own
+check clang compile clang -Wno-ignored-attributes
+check cppcheck run_cppcheck
+check shellcheck shellcheck -x test/*.sh .ci/run
+check versions versions
+check objects objects
+
+if [ -n "${APITOKEN_TOTALS:-}" ]; then
+	echo "$good $bad 0" >>"$APITOKEN_TOTALS"
+fi
+[ "$bad" = 0 ]

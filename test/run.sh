@@ -1,0 +1,291 @@
+#!/bin/bash
+#
+# run.sh [-c CONFIG] [-w DIR] [-f PG_CONFIG] [PART[:NAME]...]
+#
+# Build the extension for the server of $PG_CONFIG, and test it there.  Parts:
+# unit, regress, isolation, tap; all of them unless some are named.
+#
+#   -c CONFIG     plain or session (may be repeated; default: both)
+#   -w DIR        workplace that is kept, and used again the next time
+#   -f PG_CONFIG  an older server, for the TAP tests that upgrade from one
+#
+# See test/README.md.
+set -euo pipefail
+# shellcheck source=test/lib.sh
+. "$(dirname "$0")/lib.sh"
+clean_environment
+
+configs=() parts=() workdir='' from=${APITOKEN_FROM:-}
+while getopts c:w:f: opt; do
+	case $opt in
+		c)
+			case $OPTARG in plain | session) configs+=("$OPTARG") ;; *) die "no configuration $OPTARG" ;; esac
+			;;
+		w) workdir=$OPTARG ;;
+		f) from=$OPTARG ;;
+		*) exit 2 ;;
+	esac
+done
+shift $((OPTIND - 1))
+[ ${#configs[@]} -gt 0 ] || configs=(plain session)
+for p in "$@"; do
+	case ${p%%:*} in unit | regress | isolation | tap) parts+=("$p") ;; *) die "no part $p" ;; esac
+done
+whole=
+[ ${#parts[@]} -gt 0 ] || { whole=1; parts=(unit regress isolation tap); }
+
+# ---- outside: make the workplace, go on there ---------------------------------
+
+if [ -z "${APITOKEN_WORK:-}" ]; then
+	c=$(find_pg_config) || die "no complete PostgreSQL found by ${PG_CONFIG:-pg_config}; run test/deps.sh"
+	[ "$(pg_major "$c")" -ge 15 ] || die "PostgreSQL 15 or later is needed; $c is $(pg_version "$c")"
+	args=()
+	for p in "${configs[@]}"; do args+=(-c "$p"); done
+	[ -z "$from" ] || args+=(-f "$from")
+	[ -n "$whole" ] || args+=("${parts[@]}")
+
+	make_workplace ${workdir:+"$workdir/$(pg_major "$c")"}
+	rc=0
+	rm -f "$WORK/totals"
+	PG_CONFIG=$c in_workplace test/run.sh "${args[@]}" || rc=$?
+	[ -s "$WORK/totals" ] || { echo "the run broke off (exit $rc)"; echo '0 1 0' >"$WORK/totals"; }
+	[ "$rc" = 0 ] || ! totals_good "$WORK/totals" || echo '0 1 0' >>"$WORK/totals"
+	if [ -n "${APITOKEN_TOTALS:-}" ]; then
+		awk '{ p += $1; f += $2; s += $3 } END { print p, f, s }' "$WORK/totals" >>"$APITOKEN_TOTALS"
+		echo "PostgreSQL $(pg_version "$c"): $(totals_line "$WORK/totals")"
+	else
+		totals_line "$WORK/totals"
+	fi
+	totals_good "$WORK/totals"
+	exit
+fi
+
+# ---- inside -------------------------------------------------------------------
+
+WORK=$APITOKEN_WORK
+src=$WORK/src
+cd "$src"
+passed=0 failed=0 skipped=0
+limit=${APITOKEN_TIMEOUT:-900} # seconds that one program may take
+
+# score PASSED FAILED SKIPPED LABEL
+score() {
+	passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
+	printf '  %-30s %s of %s%s\n' "$4" "$1" "$(($1 + $2))" "$([ "$2" = 0 ] || echo "   FAILED")"
+}
+fail() { score 0 1 0 "$1"; }
+finish() {
+	echo "$passed $failed $skipped" >"$WORK/totals"
+	[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+	exit
+}
+
+version=$(pg_version "$PG_CONFIG")
+echo "PostgreSQL $version"
+private_server "$PG_CONFIG" "$WORK/server"
+PGC=$PRIVATE_PG_CONFIG
+BIN=$("$PGC" --bindir)
+pgxs=$(cd "$(dirname "$("$PGC" --pgxs)")/../.." && pwd)
+export PATH=$BIN:/usr/local/bin:/usr/bin:/bin
+variable() { make -s -C "$src" "PG_CONFIG=$PGC" "print-$1"; }
+
+# wanted PART NAME...: those names of a part that were asked for.
+wanted() {
+	local part=$1 n p
+	shift
+	for n in "$@"; do
+		for p in "${parts[@]}"; do
+			if [ "$p" = "$part" ] || [ "$p" = "$part:$n" ]; then
+				echo "$n"
+				break
+			fi
+		done
+	done
+}
+files() { find "$1" -maxdepth 1 -name "*.$2" -printf '%f\n' 2>/dev/null | sed "s/\.$2\$//" | sort; }
+asked() { case " ${parts[*]}" in *" $1"*) return 0 ;; *) return 1 ;; esac; }
+
+# unit tests need nothing but their own files
+if asked regress || asked isolation || asked tap; then
+	if ! build "$src" "$PGC"; then
+		fail "build"
+		finish
+	fi
+fi
+
+# What was asked for by name must be there.
+for p in "${parts[@]}"; do
+	n=${p#*:}
+	case $p in
+		unit:*) [ -f "test/unit/$n.c" ] || fail "no such unit test: $n" ;;
+		tap:*) [ -f "test/t/$n.pl" ] || fail "no such TAP test: $n" ;;
+		regress:*) [[ " $(variable REGRESS) " == *" $n "* ]] || fail "not in REGRESS: $n" ;;
+		isolation:*) [[ " $(variable ISOLATION) " == *" $n "* ]] || fail "not in ISOLATION: $n" ;;
+	esac
+done
+
+# tap_file LABEL LOG COMMAND...: run prove on one program, count its assertions.
+# A program that dies, or runs other than the planned number, is one failure.
+tap_file() {
+	local label=$1 log=$2 rc=0 ok bad skip=0
+	shift 2
+	timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null || rc=$?
+	ok=$(grep -cE '^ok [0-9]+' "$log" || true)
+	bad=$(grep -E '^not ok [0-9]+' "$log" | grep -cviE '# *TODO' || true)
+	if [ "$ok" = 0 ] && grep -qE ' skipped: ' "$log" && [ "$rc" = 0 ]; then
+		skip=1
+	elif [ "$bad" = 0 ] && { [ "$rc" != 0 ] || [ "$ok" = 0 ]; }; then
+		bad=1
+	fi
+	if [ "$skip" = 1 ]; then
+		skipped=$((skipped + 1))
+		printf '  %-30s skipped: %s\n' "$label" "$(sed -nE 's/^.* skipped: //p' "$log")"
+		return
+	fi
+	score "$ok" "$bad" 0 "$label"
+	if [ "$bad" != 0 ]; then
+		[ "$rc" != 124 ] || echo "--- ended after $limit s"
+		grep -vE '^ok [0-9]+' "$log" | tail -n 200
+		return 1
+	fi
+}
+
+# ---- unit ----
+
+if asked unit; then
+	mapfile -t names < <(files test/unit c)
+	[ ${#names[@]} -gt 0 ] || [ -z "$whole" ] || fail "unit: there are no tests"
+	mapfile -t names < <(wanted unit "${names[@]}")
+	mkdir -p "$WORK/out/unit"
+	for n in "${names[@]}"; do
+		if ! make -C "$src" "PG_CONFIG=$PGC" "test/unit/bin/$n" >"$WORK/out/unit/$n.build" 2>&1; then
+			fail "unit $n (build)"
+			head -n 60 "$WORK/out/unit/$n.build"
+			continue
+		fi
+		tap_file "unit $n" "$WORK/out/unit/$n.log" prove -v --exec '' "test/unit/bin/$n" :: test/vectors || true
+	done
+fi
+
+# ---- regress, isolation ----
+
+# A file that no list names would never run.
+unlisted() {
+	local part=$1 dir=$2 ext=$3 list f
+	list=" $(variable "$4") "
+	for f in "$dir"/*."$ext"; do
+		f=$(basename "$f" ".$ext")
+		[ "$f" = '*' ] || [[ "$list" == *" $f "* ]] || fail "$part: $f.$ext is not in $4"
+	done
+}
+
+# pg_regress PART PROGRAM INPUTDIR CONFIG NAME...: each name is one case; it has
+# passed only if it is reported as passed.  (15 prints 'test x ... ok', 16 and
+# later 'ok 1 - x'; a missing expected file makes it break off.)
+run_pg_regress() {
+	local part=$1 program=$2 input=$3 config=$4 out n rc=0 good=0 bad=0 missing=()
+	shift 4
+	out=$WORK/out/$config/$part
+	rm -rf "$out"
+	mkdir -p "$out"
+	timeout -k 10 "$limit" "$pgxs/src/test/$program" --inputdir="$input" --outputdir="$out" --bindir="$BIN" \
+		--host="$WORK/s" --port=5432 --user=postgres --dbname="${part}_regression" \
+		"$@" >"$out/log" 2>&1 </dev/null || rc=$?
+	for n in "$@"; do
+		if grep -qE "^(test $n +\.\.\. ok|ok [0-9]+ +[-+] $n)( |\$)" "$out/log"; then
+			good=$((good + 1))
+		else
+			bad=$((bad + 1))
+			missing+=("$n")
+		fi
+	done
+	[ "$rc" = 0 ] || [ "$bad" != 0 ] || bad=1
+	score "$good" "$bad" 0 "$config $part"
+	if [ "$bad" != 0 ]; then
+		[ "$rc" != 124 ] || echo "--- ended after $limit s"
+		echo "--- not passed: ${missing[*]}"
+		if [ -s "$out/regression.diffs" ]; then
+			head -n 500 "$out/regression.diffs"
+		else
+			cat "$out/log"
+		fi
+	fi
+}
+
+for config in "${configs[@]}"; do
+	asked regress || asked isolation || break
+	# shellcheck disable=SC2046  # lists of words
+	{
+		mapfile -t regress < <(wanted regress $(variable REGRESS))
+		mapfile -t isolation < <(wanted isolation $(variable ISOLATION))
+	}
+	if [ -n "$whole" ] && [ "$config" = "${configs[0]}" ]; then
+		unlisted regress sql sql REGRESS
+		unlisted isolation test/isolation/specs spec ISOLATION
+		[ ${#regress[@]} -gt 0 ] || fail "regress: there are no tests"
+		[ ${#isolation[@]} -gt 0 ] || fail "isolation: there are no tests"
+	fi
+	[ $((${#regress[@]} + ${#isolation[@]})) -gt 0 ] || break
+
+	data=$WORK/data-$config
+	conf=(test/apitoken.conf)
+	[ "$config" = session ] || conf=()
+	if ! start_server "$data" "${conf[@]}"; then
+		fail "$config: the server does not start"
+		continue
+	fi
+	[ ${#regress[@]} = 0 ] ||
+		run_pg_regress regress regress/pg_regress "$src" "$config" "${regress[@]}"
+	[ ${#isolation[@]} = 0 ] ||
+		run_pg_regress isolation isolation/pg_isolation_regress "$src/test/isolation" "$config" "${isolation[@]}"
+	stop_server "$data" || fail "$config: the server does not stop"
+	# A crash fails the test in which it happens, but not for sure.
+	if grep -nE 'terminated by signal|PANIC: |TRAP: ' "$data.log"; then
+		fail "$config: the server crashed"
+	fi
+	rm -rf "$data"
+done
+
+# ---- TAP ----
+
+if asked tap; then
+	mapfile -t names < <(files test/t pl)
+	[ ${#names[@]} -gt 0 ] || [ -z "$whole" ] || fail "tap: there are no tests"
+	mapfile -t names < <(wanted tap "${names[@]}")
+
+	# A test that upgrades finds the older server's programs here, with the
+	# extension installed, and skips itself if there are none.
+	if [ -n "$from" ] && [ ${#names[@]} -gt 0 ]; then
+		private_server "$from" "$WORK/from"
+		rm -rf "$WORK/from-src"
+		cp -a "$src" "$WORK/from-src"
+		make -C "$WORK/from-src" "PG_CONFIG=$PRIVATE_PG_CONFIG" clean >/dev/null
+		if build "$WORK/from-src" "$PRIVATE_PG_CONFIG"; then
+			APITOKEN_FROM_BINDIR=$("$PRIVATE_PG_CONFIG" --bindir)
+			export APITOKEN_FROM_BINDIR
+		else
+			fail "build for the older server"
+		fi
+	fi
+
+	# what PGXS's prove_installcheck sets, with directories of our own
+	mkdir -p "$WORK/tap"
+	export TESTDIR=$WORK/tap TESTDATADIR=$WORK/tap/tmp_check TESTLOGDIR=$WORK/tap/tmp_check/log
+	export PG_REGRESS=$pgxs/src/test/regress/pg_regress top_builddir=$WORK PGPORT=65432
+	for n in "${names[@]}"; do
+		rm -rf "$WORK/tap/tmp_check"
+		mkdir -p "$TESTLOGDIR"
+		if ! tap_file "tap $n" "$WORK/tap/$n.log" \
+			prove -v -I "$pgxs/src/test/perl" -I "$src/test/t" "test/t/$n.pl"; then
+			echo "--- the end of its log"
+			tail -n 60 "$TESTLOGDIR/regress_log_$n" 2>/dev/null || true
+		fi
+		if grep -rE 'terminated by signal (6|11|4|7|8)|PANIC: |TRAP: ' "$TESTLOGDIR" 2>/dev/null; then
+			fail "tap $n: a server crashed"
+		fi
+	done
+	# a kept workplace keeps the logs, not the clusters
+	find "$WORK/tap/tmp_check" -name pgdata -type d -prune -exec rm -rf {} + 2>/dev/null || true
+fi
+
+finish

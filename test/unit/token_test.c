@@ -1,0 +1,581 @@
+/*
+ * token_test.c
+ *		Tests of src/token.c alone, without a server.  Prints TAP.
+ *
+ * From the top of the repository:
+ *
+ *		gcc -std=gnu99 -O2 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
+ *			-I src -I "$(pg_config --includedir-server)" \
+ *			test/unit/token_test.c src/token.c -o /tmp/token_test
+ *		/tmp/token_test test/vectors
+ *
+ * With -fsanitize=address,undefined it also proves that no byte outside of a
+ * text is read: texts that are to be refused lie in memory of their own size.
+ *
+ * The random source and the clock are this file's own, so that they can fail,
+ * stand still and go back; so is the table of the CRC, made from zlib's
+ * polynomial.
+ */
+#include "postgres.h"
+
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "apitoken.h"
+
+/* the C library's own, as libpgport is not linked */
+#undef printf
+#undef snprintf
+#undef qsort
+
+#define TOKENS 1000000
+
+/*
+ * With 62 cells there are 61 degrees of freedom; a uniform source goes beyond
+ * this once in 10^9 runs.  A byte modulo 62 would come to about 6600 over 10^6
+ * characters, which is what bias_is_noticed() shows.
+ */
+#define CELLS 62
+#define CHI_SQUARED_MAX 152.1
+
+static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+static int	tests = 0;
+static int	failures = 0;
+
+static void
+ok(bool passed, const char *name)
+{
+	printf("%sok %d - %s\n", passed ? "" : "not ", ++tests, name);
+	fflush(stdout);
+	if (!passed)
+		failures++;
+}
+
+/* ----- what token.c takes from the server and the system ----- */
+
+extern uint32 pg_crc32_table[256];
+uint32		pg_crc32_table[256];
+
+static enum
+{
+	RANDOM_REAL, RANDOM_FAILS, RANDOM_COUNTS_DOWN
+}			random_mode = RANDOM_REAL;
+
+static struct timespec fixed_clock;
+static bool clock_is_fixed = false;
+
+static void
+make_crc_table(void)
+{
+	for (uint32 i = 0; i < 256; i++)
+	{
+		uint32		crc = i;
+
+		for (int bit = 0; bit < 8; bit++)
+			crc = (crc >> 1) ^ ((crc & 1) ? 0xEDB88320 : 0);
+		pg_crc32_table[i] = crc;
+	}
+}
+
+bool
+pg_strong_random(void *buffer, size_t length)
+{
+	static uint8 pool[1 << 16];
+	static size_t used = sizeof(pool);
+
+	if (random_mode == RANDOM_FAILS)
+		return false;
+	if (random_mode == RANDOM_COUNTS_DOWN)
+	{
+		for (size_t i = 0; i < length; i++)
+			((uint8 *) buffer)[i] = (uint8) (255 - i);
+		return true;
+	}
+
+	/* a system call for each of millions would take most of the time */
+	if (length > sizeof(pool) - used)
+	{
+		for (size_t filled = 0; filled < sizeof(pool);)
+		{
+			ssize_t		got = getrandom(pool + filled, sizeof(pool) - filled, 0);
+
+			if (got > 0)
+				filled += got;
+		}
+		used = 0;
+	}
+	memcpy(buffer, pool + used, length);
+	used += length;
+	return true;
+}
+
+int
+clock_gettime(clockid_t clock, struct timespec *now)
+{
+	if (!clock_is_fixed)
+		return (int) syscall(SYS_clock_gettime, clock, now);
+	*now = fixed_clock;
+	return 0;
+}
+
+/* ----- helpers ----- */
+
+/* Parse from memory that ends where the text does. */
+static bool
+parses(const char *text, size_t length)
+{
+	ApitokenParts parts;
+	char	   *exact = malloc(length > 0 ? length : 1);
+	bool		result;
+
+	memcpy(exact, text, length);
+	result = apitoken_parse_text(exact, length, &parts);
+	free(exact);
+	return result;
+}
+
+/* Put the right checksum behind a text, bit by bit rather than with the table. */
+static void
+append_checksum(char *text)
+{
+	size_t		length = strlen(text);
+	uint32		crc = 0xFFFFFFFF;
+
+	for (size_t i = 0; i < length; i++)
+	{
+		crc ^= (uint8) text[i];
+		for (int bit = 0; bit < 8; bit++)
+			crc = (crc >> 1) ^ ((crc & 1) ? 0xEDB88320 : 0);
+	}
+	crc ^= 0xFFFFFFFF;
+	for (int i = APITOKEN_CHECKSUM_CHARS - 1; i >= 0; i--)
+	{
+		text[length + i] = digits[crc % CELLS];
+		crc /= CELLS;
+	}
+	text[length + APITOKEN_CHECKSUM_CHARS] = '\0';
+}
+
+static double
+chi_squared(const uint64 counts[CELLS])
+{
+	double		total = 0;
+	double		sum = 0;
+
+	for (int i = 0; i < CELLS; i++)
+		total += counts[i];
+	for (int i = 0; i < CELLS; i++)
+	{
+		double		off = counts[i] - total / CELLS;
+
+		sum += off * off / (total / CELLS);
+	}
+	return sum;
+}
+
+static bool
+uniform(const uint64 counts[CELLS])
+{
+	return chi_squared(counts) < CHI_SQUARED_MAX;
+}
+
+static void
+id_to_text(const pg_uuid_t *id, char text[37])
+{
+	char	   *end = text;
+
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*end++ = '-';
+		end += snprintf(end, 3, "%02x", id->data[i]);
+	}
+}
+
+/* Open a file of vectors behind its heading. */
+static FILE *
+open_vectors(const char *directory, const char *name)
+{
+	char		path[1024];
+	char		heading[1024];
+	FILE	   *file;
+
+	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	file = fopen(path, "r");
+	if (file == NULL || fgets(heading, sizeof(heading), file) == NULL)
+	{
+		printf("Bail out! cannot read %s\n", path);
+		exit(1);
+	}
+	return file;
+}
+
+/* ----- tests ----- */
+
+static void
+valid_vectors(const char *directory)
+{
+	FILE	   *file = open_vectors(directory, "token_text_valid.tsv");
+	char		line[1024];
+	int			lines = 0;
+	bool		right = true;
+
+	while (fgets(line, sizeof(line), file) != NULL)
+	{
+		char	   *text = strtok(line, "\t\n");
+		char	   *prefix = strtok(NULL, "\t\n");
+		char	   *kind = strtok(NULL, "\t\n");
+		char	   *id = strtok(NULL, "\t\n");
+		char		found[37];
+		char		masked[100];
+		ApitokenParts parts;
+
+		if (text == NULL || prefix == NULL || kind == NULL || id == NULL)
+		{
+			right = false;
+			printf("# line without its columns\n");
+			continue;
+		}
+
+		lines++;
+		snprintf(masked, sizeof(masked), "%s_%s_%.22s_...%s",
+				 prefix, kind, text + strlen(prefix) + 5, text + strlen(text) - 4);
+		if (!parses(text, strlen(text)) || !apitoken_parse_text(text, strlen(text), &parts))
+		{
+			right = false;
+			printf("# refused: %s\n", text);
+			continue;
+		}
+		id_to_text(&parts.id, found);
+		if (strcmp(parts.prefix, prefix) != 0 ||
+			strcmp(apitoken_kind_code(parts.kind), kind) != 0 ||
+			strcmp(found, id) != 0 ||
+			strcmp(parts.masked, masked) != 0)
+		{
+			right = false;
+			printf("# other parts: %s\n", text);
+		}
+	}
+	fclose(file);
+	ok(right && lines >= 20, "every valid vector has the parts it should");
+}
+
+static void
+malformed_vectors(const char *directory)
+{
+	FILE	   *file = open_vectors(directory, "token_text_malformed.tsv");
+	char		line[1024];
+	int			lines = 0;
+	bool		right = true;
+
+	while (fgets(line, sizeof(line), file) != NULL)
+	{
+		size_t		length = strcspn(line, "\t");
+
+		/* one vector ends in a line feed, which is written as \n */
+		if (length >= 2 && line[length - 2] == '\\' && line[length - 1] == 'n')
+			line[--length - 1] = '\n';
+
+		lines++;
+		if (parses(line, length))
+		{
+			right = false;
+			printf("# accepted: %s", line);
+		}
+	}
+	fclose(file);
+	ok(right && lines >= 20, "every malformed vector is refused");
+}
+
+static void
+prefix_rule(void)
+{
+	static const char *const good[] = {"ab", "a1", "apt", "z9z9z9z9z9z9", "abcdefghijkl"};
+	static const char *const bad[] = {"", "a", "1a", "_a", "Ab", "aB", "a_b", "a-b", "a b", "ab\n",
+	"abcdefghijklm", "\xc3\xa9\xc3\xa9"};
+	bool		right = true;
+
+	for (int i = 0; i < lengthof(good); i++)
+		right &= apitoken_valid_prefix(good[i]);
+	for (int i = 0; i < lengthof(bad); i++)
+		right &= !apitoken_valid_prefix(bad[i]);
+	ok(right, "prefixes");
+}
+
+/* The largest id, and the next number, which has the right checksum too. */
+static void
+id_limit(void)
+{
+	char		text[APITOKEN_TEXT_MAX + 1];
+	char		secret[APITOKEN_SECRET_CHARS + 1];
+
+	memset(secret, 'x', APITOKEN_SECRET_CHARS);
+	secret[APITOKEN_SECRET_CHARS] = '\0';
+
+	snprintf(text, sizeof(text), "apt_org_7n42DGM5Tflk9n8mt7Fhc7%s", secret);
+	append_checksum(text);
+	ok(parses(text, strlen(text)), "the largest id is accepted");
+	snprintf(text, sizeof(text), "apt_org_7n42DGM5Tflk9n8mt7Fhc8%s", secret);
+	append_checksum(text);
+	ok(!parses(text, strlen(text)), "an id one larger is refused");
+}
+
+static int
+compare_secrets(const void *a, const void *b)
+{
+	return memcmp(a, b, APITOKEN_SECRET_CHARS);
+}
+
+static void
+many_tokens(void)
+{
+	char		(*secrets)[APITOKEN_SECRET_CHARS] = malloc((size_t) TOKENS * APITOKEN_SECRET_CHARS);
+	uint64		all[CELLS] = {0};
+	uint64		first[CELLS] = {0};
+	uint64		last[CELLS] = {0};
+	pg_uuid_t	before = {{0}};
+	bool		parse = true;
+	bool		ascend = true;
+	bool		version = true;
+	bool		distinct = true;
+
+	for (int i = 0; i < TOKENS; i++)
+	{
+		pg_uuid_t	id;
+		char		text[APITOKEN_TEXT_MAX + 1];
+		ApitokenParts made;
+		ApitokenParts parsed;
+		ApitokenKind kind = i % 2 ? APITOKEN_USER : APITOKEN_ORGANIZATION;
+		const char *prefix = i % 3 ? "apt" : "abcdefghijkl";
+
+		if (!apitoken_generate_id(&id) ||
+			!apitoken_generate_text(prefix, kind, &id, text, &made) ||
+			!apitoken_parse_text(text, strlen(text), &parsed))
+		{
+			parse = false;
+			break;
+		}
+		parse &= strcmp(parsed.prefix, prefix) == 0 && parsed.kind == kind &&
+			memcmp(&parsed.id, &id, UUID_LEN) == 0 &&
+			strcmp(parsed.masked, made.masked) == 0 &&
+			memcmp(&made.id, &id, UUID_LEN) == 0;
+		ascend &= memcmp(&before, &id, UUID_LEN) < 0;
+		version &= (id.data[6] >> 4) == 7 && (id.data[8] >> 6) == 2;
+		before = id;
+
+		memcpy(secrets[i], text + strlen(prefix) + 5 + APITOKEN_ID_CHARS, APITOKEN_SECRET_CHARS);
+		for (int j = 0; j < APITOKEN_SECRET_CHARS; j++)
+			all[strchr(digits, secrets[i][j]) - digits]++;
+		first[strchr(digits, secrets[i][0]) - digits]++;
+		last[strchr(digits, secrets[i][APITOKEN_SECRET_CHARS - 1]) - digits]++;
+	}
+
+	qsort(secrets, TOKENS, APITOKEN_SECRET_CHARS, compare_secrets);
+	for (int i = 1; i < TOKENS; i++)
+		distinct &= compare_secrets(secrets[i - 1], secrets[i]) != 0;
+	free(secrets);
+
+	ok(parse, "generated tokens parse to what they were made of");
+	ok(ascend, "ids ascend strictly");
+	ok(version, "ids are UUIDs of version 7");
+	ok(distinct, "no secret repeats");
+	printf("# chi-squared: all %.1f, first %.1f, last %.1f\n",
+		   chi_squared(all), chi_squared(first), chi_squared(last));
+	ok(uniform(all), "secret characters are uniform");
+	ok(uniform(first), "the first secret character is uniform");
+	ok(uniform(last), "the last secret character is uniform");
+}
+
+/* The test above is worth something only if it fails for what it is to find. */
+static void
+bias_is_noticed(void)
+{
+	uint64		counts[CELLS] = {0};
+
+	for (int i = 0; i < TOKENS; i++)
+	{
+		uint8		byte;
+
+		pg_strong_random(&byte, 1);
+		counts[byte % CELLS]++;
+	}
+	printf("# chi-squared of bytes modulo 62: %.1f\n", chi_squared(counts));
+	ok(!uniform(counts), "a byte modulo 62 would be found out");
+}
+
+/* 255 down to 192: the first eight bytes cannot be used. */
+static void
+rejection(void)
+{
+	pg_uuid_t	id = {{0}};
+	char		text[APITOKEN_TEXT_MAX + 1];
+	ApitokenParts parts;
+	const char *secret = text + strlen("apt_org_") + APITOKEN_ID_CHARS;
+	bool		right;
+
+	random_mode = RANDOM_COUNTS_DOWN;
+	right = apitoken_generate_text("apt", APITOKEN_ORGANIZATION, &id, text, &parts);
+	random_mode = RANDOM_REAL;
+	for (int i = 0; i < APITOKEN_SECRET_CHARS; i++)
+		right &= secret[i] == digits[(247 - i) % CELLS];
+	ok(right, "bytes from 248 on are thrown away");
+}
+
+static void
+random_failure(void)
+{
+	static const char zeros[APITOKEN_TEXT_MAX + 1];
+	char		text[APITOKEN_TEXT_MAX + 1];
+	ApitokenParts parts;
+	pg_uuid_t	id = {{0}};
+	bool		made_id;
+	bool		made_text;
+
+	memset(text, 'x', sizeof(text));
+	random_mode = RANDOM_FAILS;
+	made_id = apitoken_generate_id(&id);
+	made_text = apitoken_generate_text("apt", APITOKEN_USER, &id, text, &parts);
+	random_mode = RANDOM_REAL;
+	ok(!made_id && !made_text, "without a random source nothing is made");
+	ok(memcmp(text, zeros, sizeof(text)) == 0, "and no part of a text is left");
+}
+
+/* As many ids as the clock says, whatever it says. */
+static bool
+ids_ascend(int count, long step)
+{
+	pg_uuid_t	before;
+	pg_uuid_t	id;
+	bool		ascend = true;
+
+	apitoken_generate_id(&before);
+	for (int i = 0; i < count; i++)
+	{
+		fixed_clock.tv_sec += step;
+		apitoken_generate_id(&id);
+		ascend &= memcmp(&before, &id, UUID_LEN) < 0;
+		before = id;
+	}
+	return ascend;
+}
+
+static void
+odd_clocks(void)
+{
+	pg_uuid_t	id;
+	char		text[37];
+
+	clock_is_fixed = true;
+
+	/* in the future, as real ids were made already: 2100-01-01 00:00:00.999999999 */
+	fixed_clock.tv_sec = INT64CONST(4102444800);
+	fixed_clock.tv_nsec = 999999999;
+	apitoken_generate_id(&id);
+	id_to_text(&id, text);
+	text[18] = '\0';
+	ok(strcmp(text, "03bb2cc3-dbe7-7fff") == 0, "an id tells the time, with its fraction");
+
+	ok(ids_ascend(100000, 0), "ids ascend while the clock stands still");
+	ok(ids_ascend(1000, -3600), "ids ascend while the clock goes back");
+	ok(ids_ascend(1000, 7200), "ids ascend while the clock goes on");
+	clock_is_fixed = false;
+}
+
+static void
+single_changes(void)
+{
+	static const char *const prefixes[] = {"ab", "apt", "abcdefghijkl"};
+	bool		refused = true;
+
+	for (int i = 0; i < 30; i++)
+	{
+		pg_uuid_t	id;
+		char		text[APITOKEN_TEXT_MAX + 2];
+		ApitokenParts parts;
+		size_t		length;
+
+		apitoken_generate_id(&id);
+		apitoken_generate_text(prefixes[i % 3], i % 2 ? APITOKEN_USER : APITOKEN_ORGANIZATION,
+							   &id, text, &parts);
+		length = strlen(text);
+
+		for (int position = 0; position < length; position++)
+		{
+			char		was = text[position];
+
+			for (int value = 0; value < 256; value++)
+			{
+				if ((char) value == was)
+					continue;
+				text[position] = (char) value;
+				refused &= !parses(text, length);
+			}
+			text[position] = was;
+		}
+
+		/* shorter from either end, longer, doubled */
+		for (int cut = 1; cut <= length; cut++)
+			refused &= !parses(text, length - cut) && !parses(text + cut, length - cut);
+		for (int value = 0; value < 256; value++)
+		{
+			text[length] = (char) value;
+			refused &= !parses(text, length + 1);
+		}
+	}
+	ok(refused, "every change of one character is refused");
+}
+
+/* Bytes of any value, then base62 digits, then everything right but the checksum. */
+static void
+garbage(void)
+{
+	bool		refused = true;
+
+	for (int round = 0; round < 300; round++)
+	{
+		for (int length = 0; length <= 200; length++)
+		{
+			char		text[200];
+
+			pg_strong_random(text, sizeof(text));
+			if (round % 3 > 0)
+			{
+				for (int i = 0; i < length; i++)
+					text[i] = digits[(uint8) text[i] % CELLS];
+			}
+			if (round % 3 > 1 && length >= 78)
+			{
+				int			prefix_length = Min(length - 76, APITOKEN_PREFIX_MAX);
+
+				memset(text, 'a', prefix_length);
+				memcpy(text + prefix_length, "_usr_", 5);
+			}
+			refused &= !parses(text, length);
+		}
+	}
+	ok(refused, "garbage of every length is refused");
+}
+
+int
+main(int argc, char **argv)
+{
+	const char *directory = argc > 1 ? argv[1] : "test/vectors";
+
+	make_crc_table();
+	valid_vectors(directory);
+	malformed_vectors(directory);
+	prefix_rule();
+	id_limit();
+	many_tokens();
+	bias_is_noticed();
+	rejection();
+	random_failure();
+	odd_clocks();
+	single_changes();
+	garbage();
+	printf("1..%d\n", tests);
+	return failures > 0;
+}
