@@ -56,7 +56,8 @@ override with_llvm := no
 endif
 
 UNIT_TESTS = $(patsubst test/unit/%.c,test/unit/bin/%,$(wildcard test/unit/*_test.c))
-UNIT_CFLAGS = -fsanitize=address,undefined -fno-sanitize-recover=all
+UNIT_CFLAGS = -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-ffunction-sections -fdata-sections -Wl,--gc-sections
 EXTRA_CLEAN = test/unit/bin
 
 PG_CONFIG ?= pg_config
@@ -75,7 +76,9 @@ $(OBJS): $(INCLUDED)
 apitoken.o: apitoken.control
 
 # test/unit/x_test.c tests src/x.c alone: it prints TAP, and brings along what
-# that file takes from the server.  The sanitizers end it with an error.
+# that file takes from the server; functions that need more of it are dropped
+# by the linker, as long as no test calls them.  The sanitizers end it with an
+# error.
 test/unit/bin/%_test: test/unit/%_test.c src/%.c $(INCLUDED)
 	@$(MKDIR_P) $(@D)
 	$(CC) $(CFLAGS) $(UNIT_CFLAGS) $(CPPFLAGS) $(filter %.c,$^) -o $@

@@ -479,7 +479,7 @@ COMMENT ON FUNCTION apitoken.allow(regrole, text[]) IS 'Grant capabilities (use,
 
 CREATE FUNCTION apitoken.disallow(database_role regrole, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.disallow(regrole, text[]) IS 'Take capabilities back; manage takes use with it. Errors as allow';
+COMMENT ON FUNCTION apitoken.disallow(regrole, text[]) IS 'Take capabilities back; manage takes use with it; what a capability that the role keeps needs stays. Errors as allow';
 
 ------------------------------------------------------------------------------
 -- Triggers.  Their functions are revoked from everybody below, and check which

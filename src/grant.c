@@ -7,12 +7,17 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "apitoken.h"
 
@@ -157,6 +162,60 @@ grants_of(const char *capability, RoleSpec *grantee, bool grant)
 	return known;
 }
 
+/* Was DELETE on this relation granted to the role itself? */
+static bool
+may_delete(Oid relation, Oid role)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	bool		granted = false;
+	bool		isnull;
+	Datum		datum;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	datum = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relacl, &isnull);
+	if (!isnull)
+	{
+		Acl		   *acl = DatumGetAclP(datum);
+		AclItem    *items = ACL_DAT(acl);
+
+		for (int i = 0; i < ACL_NUM(acl); i++)
+			granted = granted || (items[i].ai_grantee == role && (ACLITEM_GET_PRIVS(items[i]) & ACL_DELETE));
+	}
+	ReleaseSysCache(tuple);
+	return granted;
+}
+
+/*
+ * Some capabilities share privileges: what one that the role keeps needs is
+ * granted again.  DELETE on these relations tells that it has the capability.
+ */
+static void
+restore_shared(List *taken, Oid role, RoleSpec *grantee)
+{
+	static const struct
+	{
+		const char *capability;
+		const char *relation;
+	}			kept[] = {
+		{"manage", "tokens"},
+		{"directory", "organizations"},
+	};
+	Oid			schema = get_namespace_oid("apitoken", false);
+
+	CommandCounterIncrement();
+	for (int i = 0; i < lengthof(kept); i++)
+	{
+		bool		was_taken = false;
+		ListCell   *lc;
+
+		foreach(lc, taken)
+			was_taken = was_taken || strcmp(lfirst(lc), kept[i].capability) == 0;
+		if (!was_taken && may_delete(get_relname_relid(kept[i].relation, schema), role))
+			grants_of(kept[i].capability, grantee, true);
+	}
+}
+
 static void
 change_capabilities(FunctionCallInfo fcinfo, bool grant)
 {
@@ -193,6 +252,8 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	grantee->location = -1;
 	foreach(lc, capabilities)
 		grants_of(lfirst(lc), grantee, grant);
+	if (!grant)
+		restore_shared(capabilities, PG_GETARG_OID(0), grantee);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_allow);

@@ -404,9 +404,13 @@ apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenReco
 	begin_probe(&probe, APITOKEN_TOKEN_RECORDS,
 				index_names[like->kind == APITOKEN_ORGANIZATION ? LABEL_OF_ORGANIZATION : LABEL_OF_USER],
 				snapshot, 2, keys);
-	found = next_row(&probe);
-	if (found)
-		record_from_values(probe.values, probe.nulls, record);
+	/* the index has only tokens that are not revoked; without it, look */
+	do
+	{
+		found = next_row(&probe);
+		if (found)
+			record_from_values(probe.values, probe.nulls, record);
+	} while (found && record->revoked);
 	end_probe(&probe);
 	return found;
 }

@@ -129,7 +129,7 @@ done
 tap_file() {
 	local label=$1 log=$2 rc=0 ok bad skip=0
 	shift 2
-	timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null || rc=$?
+	timeout --foreground -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null || rc=$?
 	ok=$(grep -cE '^ok [0-9]+' "$log" || true)
 	bad=$(grep -E '^not ok [0-9]+' "$log" | grep -cviE '# *TODO' || true)
 	if [ "$ok" = 0 ] && grep -qE ' skipped: ' "$log" && [ "$rc" = 0 ]; then
@@ -188,7 +188,7 @@ run_pg_regress() {
 	out=$WORK/out/$config/$part
 	rm -rf "$out"
 	mkdir -p "$out"
-	timeout -k 10 "$limit" "$pgxs/src/test/$program" --inputdir="$input" --outputdir="$out" --bindir="$BIN" \
+	timeout --foreground -k 10 "$limit" "$pgxs/src/test/$program" --inputdir="$input" --outputdir="$out" --bindir="$BIN" \
 		--host="$WORK/s" --port=5432 --user=postgres --dbname="${part}_regression" \
 		"$@" >"$out/log" 2>&1 </dev/null || rc=$?
 	for n in "$@"; do
