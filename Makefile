@@ -17,6 +17,7 @@ OBJS = \
 	src/primitives.o \
 	src/store.o \
 	src/write.o \
+	src/trigger.o \
 	src/address.o \
 	src/principal.o \
 	src/usage.o \

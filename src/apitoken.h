@@ -390,11 +390,14 @@ extern void apitoken_check_rate_limit(int32 limit);
 extern void apitoken_check_metadata(Datum metadata);
 extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);
 
-/* ----- event.c, issue.c, edit.c, revoke.c, directory.c, grant.c, list.c ----- */
+/* ----- trigger.c: what the trigger functions have in common ----- */
 
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
+extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
+
+/* ----- issue.c: making tokens ----- */
+
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
 								   TimestampTz expires_at);
-extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
 
 #endif							/* APITOKEN_H */

@@ -12,7 +12,6 @@
 #include "access/xact.h"
 #include "commands/trigger.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -41,22 +40,6 @@ is_editable(AttrNumber attribute)
 			return true;
 	}
 	return false;
-}
-
-/* Did an update change this column? */
-bool
-apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)
-{
-	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
-	Form_pg_attribute column = TupleDescAttr(descriptor, attribute - 1);
-	bool		old_null;
-	bool		new_null;
-	Datum		old_value = heap_getattr(trigger->tg_trigtuple, attribute, descriptor, &old_null);
-	Datum		new_value = heap_getattr(trigger->tg_newtuple, attribute, descriptor, &new_null);
-
-	if (old_null || new_null)
-		return old_null != new_null;
-	return !datum_image_eq(old_value, new_value, column->attbyval, column->attlen);
 }
 
 static void

@@ -229,7 +229,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 				 errmsg("permission denied to change capabilities"),
 				 errhint("Only the owner of the extension's tables may, \"%s\".",
 						 GetUserNameFromId(apitoken_owner(), false))));
-	if (!PG_ARGISNULL(1))
+	if (!PG_ARGISNULL(1) && !array_contains_nulls(PG_GETARG_ARRAYTYPE_P(1)))
 		capabilities = apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(1));
 	if (PG_ARGISNULL(0) || capabilities == NIL)
 		ereport(ERROR,

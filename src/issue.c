@@ -28,19 +28,6 @@
 
 #define DEFAULT_ROLE "developer"
 
-/* Trigger functions work for the extension's own triggers only. */
-void
-apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
-{
-	TriggerData *trigger = (TriggerData *) fcinfo->context;
-
-	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		RelationGetRelid(trigger->tg_relation) != apitoken_table(table))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("this function serves the triggers of apitoken only")));
-}
-
 static pg_noreturn void refuse_creation(void);
 
 static void

@@ -1,0 +1,280 @@
+--
+-- What the extension installs, who may do what with it before and after
+-- apitoken.allow(), and that nothing is left when it goes.
+--
+\getenv abs_srcdir PG_ABS_SRCDIR
+\set SHOW_CONTEXT never
+\pset null '(null)'
+SET client_min_messages = warning;
+DROP EXTENSION IF EXISTS apitoken CASCADE;
+DROP EXTENSION IF EXISTS pgcrypto;
+CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	hint text;
+BEGIN
+	EXECUTE sql;
+	RETURN 'done';
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM, nullif(hint, ''));
+END $$;
+-- how many objects there are of each kind
+CREATE VIEW public.regress_objects AS
+	SELECT (SELECT count(*) FROM pg_catalog.pg_namespace) AS namespaces,
+		(SELECT count(*) FROM pg_catalog.pg_class WHERE oid >= 16384) AS relations,
+		(SELECT count(*) FROM pg_catalog.pg_proc) AS functions,
+		(SELECT count(*) FROM pg_catalog.pg_type WHERE oid >= 16384) AS types,
+		(SELECT count(*) FROM pg_catalog.pg_trigger) AS triggers,
+		(SELECT count(*) FROM pg_catalog.pg_policy) AS policies,
+		(SELECT count(*) FROM pg_catalog.pg_constraint) AS constraints,
+		(SELECT count(*) FROM pg_catalog.pg_extension) AS extensions,
+		(SELECT count(*) FROM pg_catalog.pg_default_acl) AS default_acls;
+SELECT o::text AS before FROM public.regress_objects o \gset
+
+-- pgcrypto comes along
+CREATE EXTENSION apitoken;
+CREATE EXTENSION apitoken CASCADE;
+SELECT extname, extrelocatable FROM pg_catalog.pg_extension WHERE extname IN ('apitoken', 'pgcrypto') ORDER BY 1;
+
+--
+-- The objects
+--
+-- relations: kind, row-level security, carried by pg_dump, options
+SELECT c.relkind, c.relname, c.relrowsecurity AS rls, c.oid = ANY (e.extconfig) AS dumped, c.reloptions
+FROM pg_catalog.pg_class c, pg_catalog.pg_extension e
+WHERE c.relnamespace = 'apitoken'::regnamespace AND e.extname = 'apitoken' AND c.relkind <> 'i'
+ORDER BY c.relkind, c.relname COLLATE "C";
+-- whole tables are dumped, not parts
+SELECT extcondition FROM pg_catalog.pg_extension WHERE extname = 'apitoken';
+-- no sequence anywhere, no rule but the views' own
+SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace = 'apitoken'::regnamespace AND relkind = 'S';
+SELECT count(*) FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+WHERE c.relnamespace = 'apitoken'::regnamespace AND r.rulename <> '_RETURN';
+SELECT indexrelid::regclass, indisunique FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+WHERE c.relnamespace = 'apitoken'::regnamespace ORDER BY indexrelid::regclass::text COLLATE "C";
+SELECT tablename, policyname, permissive, roles, cmd FROM pg_catalog.pg_policies WHERE schemaname = 'apitoken'
+ORDER BY tablename, policyname;
+SELECT tgrelid::regclass, tgname, tgfoid::regproc, tgenabled FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+WHERE c.relnamespace = 'apitoken'::regnamespace AND NOT tgisinternal ORDER BY tgrelid::regclass::text COLLATE "C", tgname;
+
+-- columns, in the order that src/apitoken.h numbers
+SELECT c.relname, pg_catalog.string_agg(a.attname, ' ' ORDER BY a.attnum) AS columns
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v', 'c')
+GROUP BY c.relname ORDER BY c.relname COLLATE "C" \gx
+-- the numbers there, and those of the catalog: none differs
+\set header `grep '^#define Anum_' "$PG_ABS_SRCDIR/src/apitoken.h"`
+WITH line AS (
+	SELECT pg_catalog.regexp_match(l, '^#define Anum_([a-z_]+)\s+(\d+)$') AS m FROM pg_catalog.regexp_split_to_table(:'header', '\n') l
+), number AS (
+	SELECT m[1] AS name, m[2]::int AS attnum FROM line
+), actual AS (
+	SELECT c.relname || '_' || a.attname AS name, a.attnum
+	FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+	WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind = 'r'
+)
+SELECT count(*) >= 40 AS enough, count(*) FILTER (WHERE actual.attnum IS DISTINCT FROM number.attnum) AS wrong
+FROM number LEFT JOIN actual USING (name);
+-- every column of the largest table is numbered: check_protected_columns() counts on the last
+SELECT max(attnum) AS last FROM pg_catalog.pg_attribute WHERE attrelid = 'apitoken.token_records'::regclass;
+
+-- functions: texts of tokens only by VOLATILE ones, none SECURITY DEFINER
+SELECT oid::regprocedure AS function, provolatile AS v, proparallel AS p, proisstrict AS strict, prosecdef AS definer
+FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace ORDER BY oid::regprocedure::text COLLATE "C";
+SELECT count(*) AS not_volatile FROM pg_catalog.pg_proc
+WHERE pronamespace = 'apitoken'::regnamespace AND 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v';
+-- their names of arguments and defaults are part of the contract
+SELECT proname, pg_catalog.pg_get_function_arguments(oid) AS arguments
+FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace AND pronargs > 0 ORDER BY oid::regprocedure::text COLLATE "C" \gx
+
+-- all that stands in the schema belongs to the extension, and nothing else does
+SELECT pg_catalog.pg_describe_object(classid, objid, 0) AS stray
+FROM (SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_catalog.pg_class WHERE relnamespace = 'apitoken'::regnamespace AND relkind IN ('r', 'v', 'S', 'm', 'f')
+	UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace
+	UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
+		WHERE t.typnamespace = 'apitoken'::regnamespace AND c.relkind = 'c') o
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+	WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND d.classid = o.classid AND d.objid = o.objid);
+SELECT count(*) AS elsewhere
+FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass,
+	pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
+WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND i.schema IS DISTINCT FROM 'apitoken' AND i.identity <> 'apitoken';
+
+-- each has a comment: schema, relations, columns, functions, types
+SELECT 'schema' AS uncommented WHERE pg_catalog.obj_description('apitoken'::regnamespace, 'pg_namespace') IS NULL
+UNION ALL
+SELECT oid::regclass::text FROM pg_catalog.pg_class
+WHERE relnamespace = 'apitoken'::regnamespace AND relkind IN ('r', 'v') AND pg_catalog.obj_description(oid, 'pg_class') IS NULL
+UNION ALL
+SELECT c.relname || '.' || a.attname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v', 'c') AND pg_catalog.col_description(c.oid, a.attnum) IS NULL
+UNION ALL
+SELECT oid::regprocedure::text FROM pg_catalog.pg_proc
+WHERE pronamespace = 'apitoken'::regnamespace AND pg_catalog.obj_description(oid, 'pg_proc') IS NULL
+UNION ALL
+SELECT t.oid::regtype::text FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
+WHERE t.typnamespace = 'apitoken'::regnamespace AND c.relkind = 'c' AND pg_catalog.obj_description(t.oid, 'pg_type') IS NULL;
+SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'apitoken' AND pg_catalog.obj_description(oid, 'pg_extension') IS NULL;
+
+-- settings (apitoken.token shows nowhere but by SHOW, and then as ***)
+SELECT name, context, vartype, boot_val, short_desc <> '' AS described FROM pg_catalog.pg_settings WHERE name LIKE 'apitoken.%' ORDER BY name;
+SHOW apitoken.token;
+
+--
+-- Who may do what.  The owner's own entries aside, before anything is allowed:
+-- PUBLIC has the schema, what tells only about the caller, and USAGE of the
+-- two types, as of any type.
+--
+CREATE VIEW public.regress_privileges AS
+	SELECT grantee, privilege_type AS privilege, is_grantable, 'schema' AS kind, nspname::text AS object, NULL AS columns
+	FROM pg_catalog.pg_namespace, pg_catalog.aclexplode(coalesce(nspacl, pg_catalog.acldefault('n', nspowner)))
+	WHERE nspname = 'apitoken' AND grantee <> nspowner
+	UNION ALL
+	SELECT grantee, privilege_type, is_grantable, 'function', oid::regprocedure::text, NULL
+	FROM pg_catalog.pg_proc, pg_catalog.aclexplode(coalesce(proacl, pg_catalog.acldefault('f', proowner)))
+	WHERE pronamespace = 'apitoken'::regnamespace AND grantee <> proowner
+	UNION ALL
+	SELECT grantee, privilege_type, is_grantable, 'relation', oid::regclass::text, NULL
+	FROM pg_catalog.pg_class, pg_catalog.aclexplode(coalesce(relacl, pg_catalog.acldefault('r', relowner)))
+	WHERE relnamespace = 'apitoken'::regnamespace AND relkind IN ('r', 'v') AND grantee <> relowner
+	UNION ALL
+	SELECT grantee, privilege_type, is_grantable, 'columns', attrelid::regclass::text, pg_catalog.string_agg(attname, ' ' ORDER BY attnum)
+	FROM pg_catalog.pg_attribute JOIN pg_catalog.pg_class c ON c.oid = attrelid, pg_catalog.aclexplode(attacl)
+	WHERE relnamespace = 'apitoken'::regnamespace AND grantee <> relowner
+	GROUP BY 1, 2, 3, 5
+	UNION ALL
+	SELECT grantee, privilege_type, is_grantable, 'type', t.oid::regtype::text, NULL
+	FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = typrelid AND c.relkind = 'c',
+		pg_catalog.aclexplode(coalesce(typacl, pg_catalog.acldefault('T', typowner)))
+	WHERE typnamespace = 'apitoken'::regnamespace AND grantee <> typowner;
+SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee, privilege, is_grantable, kind, object, columns
+FROM public.regress_privileges ORDER BY grantee, kind, object COLLATE "C", privilege;
+
+-- a role without capabilities gets nowhere
+CREATE ROLE regress_apitoken_nobody;
+CREATE ROLE regress_apitoken_some;
+SET ROLE regress_apitoken_nobody;
+SELECT public.regress_try(pg_catalog.format('TABLE apitoken.%I', r)) AS refused
+FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,events,tokens,members}'::text[]) r;
+SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.unnest(ARRAY['authenticate(NULL)', 'verify(NULL)',
+	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_secret(NULL)', 'regenerate_token(NULL)', 'revoke_token(NULL)',
+	'revoke_tokens(NULL)', 'list_tokens()', 'generate(NULL)', 'hash(NULL)', 'parse(NULL)', 'mask(NULL)', 'list_size(1)']) f;
+SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(),
+	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed,
+	apitoken.managed_organizations('token:read'), apitoken.managed_user('token:read'), apitoken.own_organizations();
+SELECT apitoken.whoami();
+-- nor may it hand out capabilities, not even with the right to call allow()
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_nobody', 'manage')$$);
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION apitoken.allow(regrole, text[]), apitoken.disallow(regrole, text[]) TO regress_apitoken_nobody;
+SET ROLE regress_apitoken_nobody;
+SELECT pg_catalog.regexp_replace(public.regress_try(pg_catalog.format('SELECT apitoken.%s(%L, %L)', f, 'regress_apitoken_nobody', 'use')),
+	'may, ".*"', 'may, (the owner)') AS refused
+FROM pg_catalog.unnest('{allow,disallow}'::text[]) f;
+RESET ROLE;
+REVOKE EXECUTE ON FUNCTION apitoken.allow(regrole, text[]), apitoken.disallow(regrole, text[]) FROM regress_apitoken_nobody;
+-- trigger functions serve no table but the extension's own
+CREATE TABLE public.regress_other (id uuid, digest bytea);
+SELECT f, public.regress_try(pg_catalog.format('CREATE TRIGGER t BEFORE INSERT ON public.regress_other FOR EACH ROW EXECUTE FUNCTION apitoken.%I()', f)) AS created,
+	public.regress_try('INSERT INTO public.regress_other DEFAULT VALUES') AS used,
+	public.regress_try('DROP TRIGGER t ON public.regress_other') AS dropped
+FROM pg_catalog.unnest('{token_before_insert,token_before_update,token_after_change,token_refuse_delete,event_refuse_change,role_before_change,owner_before_change,owner_after_delete}'::text[]) f;
+DROP TABLE public.regress_other;
+
+--
+-- What each capability grants, exactly, and that disallow() takes all of it back
+--
+SELECT apitoken.allow('regress_apitoken_some', 'use');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'use');
+SELECT apitoken.allow('regress_apitoken_some', 'manage');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'manage');
+SELECT count(*) FROM public.regress_privileges WHERE grantee = 'regress_apitoken_some'::regrole;
+SELECT apitoken.allow('regress_apitoken_some', 'verify');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'verify');
+SELECT apitoken.allow('regress_apitoken_some', 'act');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'act');
+SELECT apitoken.allow('regress_apitoken_some', 'directory');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+
+-- twice is once; all together still do not reach digests, audit and usage
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'directory');
+SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
+SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
+FROM pg_catalog.pg_attribute a, pg_catalog.unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) p
+WHERE a.attrelid = 'apitoken.token_records'::regclass AND (a.attname LIKE '%digest%' OR a.attname = 'previous_expires_at') ORDER BY a.attnum, p;
+SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken.token_records,apitoken.token_usage,apitoken.events}'::text[]) r,
+	pg_catalog.unnest('{INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) p
+WHERE has_table_privilege('regress_apitoken_some', r, p);
+SELECT has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database_role', 'INSERT') AS insert,
+	has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database_role', 'UPDATE') AS update;
+SELECT oid::regprocedure AS never_granted FROM pg_catalog.pg_proc
+WHERE pronamespace = 'apitoken'::regnamespace AND NOT has_function_privilege('regress_apitoken_some', oid, 'EXECUTE')
+ORDER BY oid::regprocedure::text COLLATE "C";
+-- disallowing manage takes use with it; what others grant stays
+SELECT apitoken.disallow('regress_apitoken_some', 'manage');
+SELECT privilege, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole AND object !~ 'organizations|users|memberships' ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory');
+SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
+
+-- errors, after which nothing is half granted
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'use', 'nonsense')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'nonsense', 'use')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'USE')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', '')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,NULL}')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{}')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', VARIADIC NULL)$$);
+SELECT public.regress_try($$SELECT apitoken.allow(NULL, 'use')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_missing', 'use')$$);
+SELECT public.regress_try($$SELECT apitoken.allow('public', 'use')$$);
+SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_some', 'nonsense')$$);
+SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_missing', 'use')$$);
+SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
+-- a role whose name needs quoting
+CREATE ROLE "regress_apitoken_Some ""one""";
+SELECT apitoken.allow('"regress_apitoken_Some ""one"""', 'act');
+SELECT grantee::regrole, object FROM public.regress_privileges WHERE grantee <> 0;
+SELECT apitoken.disallow('"regress_apitoken_Some ""one"""', 'act');
+DROP ROLE "regress_apitoken_Some ""one""";
+
+--
+-- Nothing stays
+--
+DROP ROLE regress_apitoken_some, regress_apitoken_nobody;
+DROP VIEW public.regress_privileges;
+DROP EXTENSION pgcrypto;
+DROP EXTENSION apitoken;
+DROP EXTENSION pgcrypto;
+SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
+SELECT pg_catalog.to_regnamespace('apitoken');
+-- nor is anything made where somebody else has made the schema
+CREATE SCHEMA apitoken;
+SELECT public.regress_try('CREATE EXTENSION apitoken CASCADE');
+DROP SCHEMA apitoken;
+SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
+-- pgcrypto may live anywhere
+CREATE SCHEMA "regress_apitoken Elsewhere";
+CREATE EXTENSION pgcrypto SCHEMA "regress_apitoken Elsewhere";
+CREATE EXTENSION apitoken;
+SELECT apitoken.hash('text') = "regress_apitoken Elsewhere".digest('text', 'sha256') AS same;
+SELECT label FROM apitoken.tokens;
+-- a table of somebody's that uses the extension's type keeps it from going silently
+CREATE TABLE public.regress_verifications (v apitoken.verification);
+SELECT public.regress_try('DROP EXTENSION apitoken');
+DROP TABLE public.regress_verifications;
+DROP EXTENSION apitoken CASCADE;
+DROP EXTENSION pgcrypto;
+DROP SCHEMA "regress_apitoken Elsewhere";
+SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
+DROP VIEW public.regress_objects;
+DROP FUNCTION public.regress_try(text);

@@ -1,0 +1,41 @@
+/*
+ * trigger.c
+ *		What the trigger functions have in common.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "commands/trigger.h"
+#include "utils/datum.h"
+#include "utils/rel.h"
+
+#include "apitoken.h"
+
+/* Trigger functions work for the extension's own triggers only. */
+void
+apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != apitoken_table(table))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("this function serves the triggers of apitoken only")));
+}
+
+/* Did an update change this column? */
+bool
+apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	Form_pg_attribute column = TupleDescAttr(descriptor, attribute - 1);
+	bool		old_null;
+	bool		new_null;
+	Datum		old_value = heap_getattr(trigger->tg_trigtuple, attribute, descriptor, &old_null);
+	Datum		new_value = heap_getattr(trigger->tg_newtuple, attribute, descriptor, &new_null);
+
+	if (old_null || new_null)
+		return old_null != new_null;
+	return !datum_image_eq(old_value, new_value, column->attbyval, column->attlen);
+}
