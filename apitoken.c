@@ -14,7 +14,7 @@
 
 #include "src/apitoken.h"
 
-PG_MODULE_MAGIC;
+APITOKEN_MODULE_MAGIC;
 
 PGDLLEXPORT void _PG_init(void);
 

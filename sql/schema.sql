@@ -2,7 +2,6 @@
 -- What the extension installs, who may do what with it before and after
 -- apitoken.allow(), and that nothing is left when it goes.
 --
-\getenv abs_srcdir PG_ABS_SRCDIR
 \set SHOW_CONTEXT never
 \pset null '(null)'
 SET client_min_messages = warning;
@@ -57,11 +56,13 @@ ORDER BY tablename, policyname;
 SELECT tgrelid::regclass, tgname, tgfoid::regproc, tgenabled FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
 WHERE c.relnamespace = 'apitoken'::regnamespace AND NOT tgisinternal ORDER BY tgrelid::regclass::text COLLATE "C", tgname;
 
+\pset format unaligned
 -- columns, in the order that src/apitoken.h numbers
 SELECT c.relname, pg_catalog.string_agg(a.attname, ' ' ORDER BY a.attnum) AS columns
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v', 'c')
-GROUP BY c.relname ORDER BY c.relname COLLATE "C" \gx
+GROUP BY c.relname ORDER BY c.relname COLLATE "C";
+\pset format aligned
 -- the numbers there, and those of the catalog: none differs
 \set header `grep '^#define Anum_' "$PG_ABS_SRCDIR/src/apitoken.h"`
 WITH line AS (
@@ -83,9 +84,11 @@ SELECT oid::regprocedure AS function, provolatile AS v, proparallel AS p, proiss
 FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT count(*) AS not_volatile FROM pg_catalog.pg_proc
 WHERE pronamespace = 'apitoken'::regnamespace AND 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v';
+\pset format unaligned
 -- their names of arguments and defaults are part of the contract
 SELECT proname, pg_catalog.pg_get_function_arguments(oid) AS arguments
-FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace AND pronargs > 0 ORDER BY oid::regprocedure::text COLLATE "C" \gx
+FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace AND pronargs > 0 ORDER BY oid::regprocedure::text COLLATE "C";
+\pset format aligned
 
 -- all that stands in the schema belongs to the extension, and nothing else does
 SELECT pg_catalog.pg_describe_object(classid, objid, 0) AS stray
@@ -157,8 +160,8 @@ SET ROLE regress_apitoken_nobody;
 SELECT public.regress_try(pg_catalog.format('TABLE apitoken.%I', r)) AS refused
 FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,events,tokens,members}'::text[]) r;
 SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.unnest(ARRAY['authenticate(NULL)', 'verify(NULL)',
-	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_secret(NULL)', 'regenerate_token(NULL)', 'revoke_token(NULL)',
-	'revoke_tokens(NULL)', 'list_tokens()', 'generate(NULL)', 'hash(NULL)', 'parse(NULL)', 'mask(NULL)', 'list_size(1)']) f;
+	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_secret(pg_catalog.gen_random_uuid())', 'regenerate_token(NULL)', 'revoke_token(NULL)',
+	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'list_size(1)', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(),
 	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed,
 	apitoken.managed_organizations('token:read'), apitoken.managed_user('token:read'), apitoken.own_organizations();
@@ -208,6 +211,7 @@ WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "
 -- twice is once; all together still do not reach digests, audit and usage
 SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'directory');
 SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
+SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <> 0 GROUP BY 1;
 SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
 FROM pg_catalog.pg_attribute a, pg_catalog.unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) p
 WHERE a.attrelid = 'apitoken.token_records'::regclass AND (a.attname LIKE '%digest%' OR a.attname = 'previous_expires_at') ORDER BY a.attnum, p;

@@ -20,6 +20,13 @@
 #error "apitoken needs PostgreSQL 15 or later"
 #endif
 
+/* From 18 on a module tells its name and version (pg_get_loaded_modules()). */
+#if PG_VERSION_NUM >= 180000
+#define APITOKEN_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "apitoken", .version = APITOKEN_VERSION)
+#else
+#define APITOKEN_MODULE_MAGIC PG_MODULE_MAGIC
+#endif
+
 /* 18 has this as a prefix, where an attribute macro was. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn pg_attribute_noreturn()
