@@ -562,7 +562,7 @@ CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE USING (t
 CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE USING (true);
 
 CREATE POLICY users_read ON apitoken.users FOR SELECT
-	USING (id = (SELECT apitoken.current_user_id())
+	USING ((id = (SELECT apitoken.current_user_id()) AND suspended_at IS NULL)
 		   OR (SELECT pg_catalog.has_table_privilege('apitoken.users'::regclass, 'DELETE')));
 CREATE POLICY users_insert ON apitoken.users FOR INSERT WITH CHECK (true);
 CREATE POLICY users_update ON apitoken.users FOR UPDATE USING (true);

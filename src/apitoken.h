@@ -118,6 +118,7 @@ typedef enum ApitokenSetting
 
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
+extern bool apitoken_pepper_file_refused;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);

@@ -492,7 +492,15 @@ int16
 apitoken_signing_scheme(void)
 {
 	if (!pepper_file_is_set())
+	{
+		if (apitoken_pepper_file_refused)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("the value of apitoken.pepper_file was refused"),
+					 errdetail("The connection's options hide the server's configuration, and only a superuser's count."),
+					 errhint("Connect without apitoken.pepper_file among the options.")));
 		return 0;
+	}
 	return require_peppers()->highest->scheme;
 }
 

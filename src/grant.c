@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -229,6 +230,8 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 				 errmsg("permission denied to change capabilities"),
 				 errhint("Only the owner of the extension's tables may, \"%s\".",
 						 GetUserNameFromId(apitoken_owner(), false))));
+	/* as GRANT is, which the server checks before it gets as far as this */
+	PreventCommandIfReadOnly(grant ? "apitoken.allow()" : "apitoken.disallow()");
 	if (!PG_ARGISNULL(1) && !array_contains_nulls(PG_GETARG_ARRAYTYPE_P(1)))
 		capabilities = apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(1));
 	if (PG_ARGISNULL(0) || capabilities == NIL)

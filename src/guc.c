@@ -13,14 +13,21 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "access/parallel.h"
 #include "access/xact.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inet.h"
 
 #include "apitoken.h"
 
 char	   *apitoken_prefix = NULL;
 char	   *apitoken_pepper_file = NULL;
+
+/* A value was there when the library was loaded, and did not count. */
+bool		apitoken_pepper_file_refused = false;
 
 /* Changes whenever an identity setting does, also on rollback. */
 uint64		apitoken_setting_generation = 1;
@@ -46,19 +53,6 @@ check_prefix(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Syntax only: a hook that failed while the server starts would silently
- * leave the default, no file at all.  The file is read when it is used.
- */
-static bool
-check_pepper_file(char **newval, void **extra, GucSource source)
-{
-	if (strlen(*newval) < MAXPGPATH)
-		return true;
-	GUC_check_errdetail("The file name is too long.");
-	return false;
-}
-
-/*
  * Outside a transaction block a value lasts for the statement that sets it,
  * and so for nothing: say so, as SET LOCAL does.
  */
@@ -72,6 +66,21 @@ check_identity(char **newval, void **extra, GucSource source)
 				 errmsg("an apitoken setting counts only in the transaction that sets it"),
 				 errhint("Set it between BEGIN and COMMIT.")));
 	return true;
+}
+
+/* Refused here and not when an address is needed, which is not always. */
+static bool
+check_client_address(char **newval, void **extra, GucSource source)
+{
+	unsigned char address[16];
+	int			family = strchr(*newval, ':') != NULL ? PGSQL_AF_INET6 : PGSQL_AF_INET;
+
+	if (**newval != '\0' && pg_inet_net_pton(family, *newval, address, -1) < 0)
+	{
+		GUC_check_errdetail("It is not an IP address.");
+		return false;
+	}
+	return check_identity(newval, extra, source);
 }
 
 static bool
@@ -116,9 +125,20 @@ apitoken_setting_in_force(ApitokenSetting setting)
 	return value;
 }
 
+/* Does a setting have a value of a configuration file, a role, a connection? */
+static bool
+is_configured(const char *name)
+{
+	struct config_generic *record = compat_find_setting(name);
+
+	return record != NULL && record->reset_source != PGC_S_DEFAULT;
+}
+
 void
 apitoken_guc_init(void)
 {
+	bool		pepper_file_configured = is_configured("apitoken.pepper_file");
+
 	DefineCustomStringVariable("apitoken.prefix",
 							   "First part of the text of new tokens.",
 							   "Lets secret scanners and people tell whose token it is; tokens made under another prefix go on working.",
@@ -135,7 +155,16 @@ apitoken_guc_init(void)
 							   "",
 							   PGC_SUSET,
 							   GUC_SUPERUSER_ONLY,
-							   check_pepper_file, NULL, NULL);
+							   NULL, NULL, NULL);
+
+	/*
+	 * No check hook: one that failed while the server starts would silently
+	 * leave the default, no file at all.  The file is read when it is used.
+	 * A client's connection options have the same effect when the library is
+	 * loaded after they were: they do not count, but the configuration file's
+	 * value, which they hide, is forgotten.
+	 */
+	apitoken_pepper_file_refused = pepper_file_configured && !is_configured("apitoken.pepper_file");
 
 	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_TOKEN],
 							   "Token to act by in this transaction.",
@@ -162,7 +191,7 @@ apitoken_guc_init(void)
 							   "",
 							   PGC_USERSET,
 							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
-							   check_identity, NULL, NULL);
+							   check_client_address, NULL, NULL);
 
 	MarkGUCPrefixReserved("apitoken");
 

@@ -28,6 +28,7 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/snapmgr.h"
 
 #include "apitoken.h"
@@ -64,7 +65,17 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 	if (!latch.set || latch.subtransaction != subtransaction)
 		return;
 	if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
 		latch.subtransaction = parent;
+
+		/*
+		 * The server now takes READ ONLY back.  PL/pgSQL may go on with an
+		 * expression like nextval() that it has ready since before the latch,
+		 * and of which guard.c would not hear: let it make all of them anew.
+		 */
+		if (apitoken_principal_read_only())
+			ResetPlanCache();
+	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 		memset(&latch, 0, sizeof(latch));
 }

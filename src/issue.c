@@ -38,12 +38,16 @@ refuse_creation(void)
 			 errmsg("you may not create a token for this owner")));
 }
 
-/* Whose token it is to be, and may the caller make one there? */
+/*
+ * Whose token it is to be, and may the caller make one there?  Of the record
+ * only the owner is looked at, and set if none was given.
+ */
 static void
 authorize_creation(ApitokenRecord *record)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
 
+	record->kind = record->organization_id != NULL ? APITOKEN_ORGANIZATION : APITOKEN_USER;
 	if (record->organization_id != NULL && record->user_id != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -63,6 +67,16 @@ authorize_creation(ApitokenRecord *record)
 	}
 	if (!apitoken_may_manage(record, "token:create"))
 		refuse_creation();
+}
+
+/* The text of a column, or NULL. */
+static char *
+text_of(HeapTuple tuple, TupleDesc descriptor, AttrNumber attribute)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, attribute, descriptor, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
 }
 
 /* A user without a row gets one when they first create something. */
@@ -247,6 +261,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	TupleDesc	descriptor;
 	HeapTuple	tuple;
+	ApitokenRecord owner = {0};
 	ApitokenRecord record;
 	Snapshot	snapshot;
 	Columns		columns = {0};
@@ -271,8 +286,12 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 				 errmsg("the id of a token cannot be chosen"),
 				 errhint("Leave id out: it is made with the token.")));
 
+	/* reading the whole row would already complain about values */
+	owner.organization_id = text_of(tuple, descriptor, Anum_token_records_organization_id);
+	owner.user_id = text_of(tuple, descriptor, Anum_token_records_user_id);
+	authorize_creation(&owner);
 	apitoken_record_from_tuple(tuple, descriptor, &record);
-	authorize_creation(&record);
+	record.user_id = owner.user_id;
 	if (record.kind == APITOKEN_USER)
 		set_column(&columns, Anum_token_records_user_id, CStringGetTextDatum(record.user_id));
 
@@ -348,6 +367,7 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	TIMESTAMPTZOID, CIDRARRAYOID, INT4OID, JSONBOID};
 	Datum		values[11];
 	char		nulls[11];
+	ApitokenRecord owner = {0};
 	TimestampTz expires_at = DT_NOEND;
 	pg_uuid_t	id;
 	text	   *secret;
@@ -360,6 +380,10 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	}
 	if (!PG_ARGISNULL(7))
 	{
+		/* the trigger will ask again, but only after this value */
+		owner.organization_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+		owner.user_id = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+		authorize_creation(&owner);
 		expires_at = apitoken_expiry_after(PG_GETARG_INTERVAL_P(7));
 		values[7] = TimestampTzGetDatum(expires_at);
 	}

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "lib/ilist.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -23,6 +24,7 @@
 typedef struct KeptSecret
 {
 	pg_uuid_t	id;				/* hash key */
+	dlist_node	node;			/* in in_order */
 	Oid			role;			/* who made it */
 	SubTransactionId subtransaction;
 	bool		taken;			/* the text was handed out, and wiped here */
@@ -31,27 +33,31 @@ typedef struct KeptSecret
 } KeptSecret;
 
 static HTAB *kept = NULL;		/* in TopTransactionContext */
+
+/*
+ * The same, in the order in which they were made.  What a subtransaction made
+ * stands together at the end when it ends, so that its end costs no more than
+ * that, however many texts are kept.
+ */
+static dlist_head in_order = DLIST_STATIC_INIT(in_order);
 static pg_uuid_t last_kept;
 
 static void
 forget(KeptSecret *secret)
 {
 	explicit_bzero(secret->text, sizeof(secret->text));
+	dlist_delete(&secret->node);
 	hash_search(kept, &secret->id, HASH_REMOVE, NULL);
 }
 
 static void
 transaction_ended(XactEvent event, void *arg)
 {
-	HASH_SEQ_STATUS scan;
-	KeptSecret *secret;
-
 	if (kept == NULL ||
 		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE))
 		return;
-	hash_seq_init(&scan, kept);
-	while ((secret = hash_seq_search(&scan)) != NULL)
-		forget(secret);
+	while (!dlist_is_empty(&in_order))
+		forget(dlist_tail_element(KeptSecret, node, &in_order));
 	kept = NULL;
 }
 
@@ -59,21 +65,31 @@ static void
 subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 					 SubTransactionId parent, void *arg)
 {
-	HASH_SEQ_STATUS scan;
-	KeptSecret *secret;
+	dlist_iter	iter;
 
-	if (kept == NULL ||
-		(event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
+	if (kept == NULL)
 		return;
-	hash_seq_init(&scan, kept);
-	while ((secret = hash_seq_search(&scan)) != NULL)
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
-		if (secret->subtransaction != subtransaction)
-			continue;
-		if (event == SUBXACT_EVENT_COMMIT_SUB)
+		dlist_reverse_foreach(iter, &in_order)
+		{
+			KeptSecret *secret = dlist_container(KeptSecret, node, iter.cur);
+
+			if (secret->subtransaction != subtransaction)
+				break;
 			secret->subtransaction = parent;
-		else
+		}
+	}
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		while (!dlist_is_empty(&in_order))
+		{
+			KeptSecret *secret = dlist_tail_element(KeptSecret, node, &in_order);
+
+			if (secret->subtransaction != subtransaction)
+				break;
 			forget(secret);
+		}
 	}
 }
 
@@ -104,6 +120,7 @@ apitoken_keep_secret(const pg_uuid_t *id, const char *text)
 	secret->taken = false;
 	secret->seen = false;
 	memcpy(secret->text, text, strlen(text) + 1);
+	dlist_push_tail(&in_order, &secret->node);
 	last_kept = *id;
 }
 

@@ -23,8 +23,10 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -105,16 +107,24 @@ apitoken_store_init(void)
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 }
 
-/* Is the extension there, in this database, now? */
+/*
+ * Is the extension there, in this database, now?  With a preload this is asked
+ * in every database, and a schema and tables of these names may be anybody's:
+ * reading such a table would crash the server.
+ */
 bool
 apitoken_installed(void)
 {
 	Oid			schema;
+	Oid			extension;
 
 	if (tables_valid)
 		return true;
 	schema = get_namespace_oid("apitoken", true);
 	if (!OidIsValid(schema))
+		return false;
+	extension = get_extension_oid("apitoken", true);
+	if (!OidIsValid(extension))
 		return false;
 
 	/* looking a name up may itself bring invalidations: set the flag first */
@@ -122,7 +132,8 @@ apitoken_installed(void)
 	for (int i = 0; i < APITOKEN_TABLES; i++)
 	{
 		tables[i] = get_relname_relid(table_names[i], schema);
-		if (!OidIsValid(tables[i]))
+		if (!OidIsValid(tables[i]) ||
+			getExtensionOfObject(RelationRelationId, tables[i]) != extension)
 		{
 			tables_valid = false;
 			return false;

@@ -42,7 +42,7 @@ start_server "$WORK/data"
 echo
 rc=0
 "$BIN/psql" -X -q -v ON_ERROR_STOP=1 -P pager=off -h "$WORK/s" -p 5432 -U postgres \
-	-d demo -f "$WORK/src/examples/demo.sql" || rc=$?
+	-d demo <"$WORK/src/examples/demo.sql" 2>&1 || rc=$?
 echo
 if [ "$rc" != 0 ]; then
 	echo "The demo failed." >&2

@@ -69,7 +69,7 @@ sub write_file
 sub pepper_file
 {
 	my ($name) = @_;
-	$node->adjust_conf('postgresql.conf', 'apitoken.pepper_file', "'$name'");
+	$node->append_conf('postgresql.conf', "apitoken.pepper_file = '$name'");
 	$node->reload;
 	$node->poll_query_until('postgres', "SELECT current_setting('apitoken.pepper_file', true) = '$name'")
 	  or die 'reload';
@@ -356,7 +356,8 @@ is($out, $signed, 'SET before the library is loaded does not take the pepper awa
 {
 	local $ENV{PGOPTIONS} = '-c apitoken.pepper_file=/dev/null';
 	($rc, $out, $err) = $node->psql('postgres', qq{SELECT encode(apitoken.hash('$token1'), 'hex')}, @as_plain);
-	is($out, $signed, 'nor do PGOPTIONS');
+	like($err, qr/ERROR:  F0000: the value of apitoken.pepper_file was refused/, 'nor do PGOPTIONS');
+	is($out, '', 'they do not fall back to the plain digest');
 }
 ($rc, $out, $err) = $node->psql('postgres',
 	q{ALTER ROLE regress_apitoken_plain SET apitoken.pepper_file = ''}, @as_plain);
@@ -376,8 +377,8 @@ foreach my $preload ('session_preload_libraries', 'shared_preload_libraries')
 	is($node->safe_psql('postgres', 'SHOW apitoken.pepper_file'), $file, "$preload: a missing file does not empty the setting");
 	check_broken("$preload, a missing file", '58P01', 'could not read pepper file');
 	write_file("nonsense\n");
+	$session->quit;
 	$node->restart;
-	$session->{run}->finish;
 	$session = $node->background_psql('postgres', on_error_stop => 0);
 	check_broken("$preload, a malformed file", 'F0000', 'line 1 of pepper file .* is malformed');
 	write_file($good);
@@ -389,7 +390,13 @@ foreach my $preload ('session_preload_libraries', 'shared_preload_libraries')
 	like(scheme("after $preload"), qr/^3\|/, "$preload: under the newest pepper");
 	is($node->safe_psql('postgres', qq{SET apitoken.pepper_file = '/dev/null'; RESET apitoken.pepper_file; SHOW apitoken.pepper_file}),
 		$file, "$preload: RESET goes back to it");
-	$node->adjust_conf('postgresql.conf', $preload, "''");
+	{
+		local $ENV{PGOPTIONS} = '-c apitoken.pepper_file=';
+		($rc, $out, $err) = $node->psql('postgres', qq{SELECT encode(apitoken.hash('$token1'), 'hex')}, @as_plain);
+		isnt($rc, 0, "$preload: a client's options do not empty the setting");
+		is($out, '', "$preload: nor lead to a plain digest");
+	}
+	$node->append_conf('postgresql.conf', "$preload = ''");
 }
 
 # nothing that was refused left a trace

@@ -1,0 +1,341 @@
+--
+-- Nobody hands out more than they hold: each effective pattern of a token, as
+-- it was and as it becomes, must be covered by a single effective pattern of
+-- who creates, edits or regenerates it.
+--
+\set VERBOSITY terse
+SET client_min_messages = warning;
+CREATE EXTENSION apitoken CASCADE;
+RESET client_min_messages;
+
+CREATE ROLE regress_apitoken_login LOGIN NOINHERIT;
+CREATE ROLE regress_apitoken_web;
+GRANT regress_apitoken_web TO regress_apitoken_login;
+SELECT apitoken.allow('regress_apitoken_login', 'act', 'verify');
+SELECT apitoken.allow('regress_apitoken_web', 'manage');
+
+-- what members hold
+INSERT INTO apitoken.roles (name, permissions) VALUES
+	('boss', '{*}'),
+	('all but', '{*:*,token:create,token:update}'),
+	('lead', '{token:*,article:*}'),
+	('clerk', '{token:*,article:read}'),
+	('by name', '{token:create,token:update,article:read,article:write}'),
+	('by action', '{token:create,token:update,*:read}');
+-- what tokens are given
+INSERT INTO apitoken.roles (name, permissions) VALUES
+	('star', '{*}'),
+	('star star', '{*:*}'),
+	('tokens', '{token:*}'),
+	('articles', '{article:*}'),
+	('writer', '{article:read,article:write}'),
+	('reads', '{*:read}'),
+	('reader', '{article:read}');
+INSERT INTO apitoken.organizations (id) VALUES ('acme');
+INSERT INTO apitoken.memberships SELECT 'acme', name, name FROM apitoken.roles WHERE description IS NULL;
+
+--
+-- try() runs a command as a user or as a token, and rolls it back.  It answers
+-- "y", the pattern that the caller has not, or the SQLSTATE.
+--
+CREATE SCHEMA ceiling;
+GRANT USAGE ON SCHEMA ceiling TO PUBLIC;
+CREATE TABLE ceiling.token (name text PRIMARY KEY, id uuid, token text);
+GRANT SELECT, INSERT ON ceiling.token TO PUBLIC;
+CREATE FUNCTION ceiling.become(who text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+	secret text := (SELECT token FROM ceiling.token WHERE name = who);
+BEGIN
+	IF secret IS NULL THEN
+		PERFORM apitoken.act_as(who);
+	END IF;
+	SET LOCAL ROLE regress_apitoken_web;
+	IF secret IS NOT NULL THEN
+		PERFORM apitoken.authenticate(secret);
+	END IF;
+END
+$$;
+CREATE FUNCTION ceiling.try(who text, command text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+	affected bigint;
+	excess text;
+BEGIN
+	PERFORM ceiling.become(who);
+	EXECUTE command;
+	GET DIAGNOSTICS affected = ROW_COUNT;
+	RAISE SQLSTATE 'REG01';
+EXCEPTION
+	WHEN SQLSTATE 'REG01' THEN
+		RETURN CASE WHEN affected > 0 THEN 'y' ELSE 'no row' END;
+	WHEN OTHERS THEN
+		GET STACKED DIAGNOSTICS excess = PG_EXCEPTION_DETAIL;
+		RETURN coalesce(substring(excess FROM 'You do not have "(.*)"'), SQLSTATE);
+END
+$$;
+-- the same for a token to be made, by both paths, which must agree
+CREATE FUNCTION ceiling.make(who text, organization text, role text, access text, permissions text[] DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+	by_function text := ceiling.try(who, format('SELECT * FROM apitoken.create_token(''new'', organization_id => %L, role => %L, access => %L, permissions => %L)',
+		organization, role, access, permissions));
+	by_insert text := ceiling.try(who, format('INSERT INTO apitoken.tokens (label, organization_id, role, access, permissions) VALUES (''new'', %L, %L, %L, %L)',
+		organization, role, access, permissions));
+	by_merge text := ceiling.try(who, format('MERGE INTO apitoken.token_records r USING (VALUES (1)) v ON false
+		WHEN NOT MATCHED THEN INSERT (label, organization_id, role, access, permissions) VALUES (''new'', %L, %L, %L, %L)',
+		organization, role, access, permissions));
+BEGIN
+	IF by_function = by_insert AND by_insert = by_merge THEN
+		RETURN by_function;
+	END IF;
+	RETURN concat_ws(' / ', by_function, by_insert, by_merge);
+END
+$$;
+
+SET SESSION AUTHORIZATION regress_apitoken_login;
+
+--
+-- Create: who may make an organization's token with which role.
+--
+-- "*:*" covers neither "*" nor "token:*", nor do both together cover "*"; and
+-- article:read with article:write is not article:*, whatever actions there are.
+--
+SELECT who,
+	ceiling.make(who, 'acme', 'star', 'full') AS star,
+	ceiling.make(who, 'acme', 'star star', 'full') AS "star star",
+	ceiling.make(who, 'acme', 'tokens', 'full') AS tokens,
+	ceiling.make(who, 'acme', 'articles', 'full') AS articles,
+	ceiling.make(who, 'acme', 'writer', 'full') AS writer,
+	ceiling.make(who, 'acme', 'reads', 'full') AS reads,
+	ceiling.make(who, 'acme', 'reader', 'full') AS reader,
+	ceiling.make(who, 'acme', NULL, 'full') AS developer
+FROM (VALUES (1, 'boss'), (2, 'all but'), (3, 'lead'), (4, 'clerk'), (5, 'by name'), (6, 'by action')) AS v (n, who)
+ORDER BY n;
+
+--
+-- Access narrows what counts: of "*", read_only leaves *:read and *:list,
+-- custom what both have.
+--
+SELECT who,
+	ceiling.make(who, 'acme', 'star', 'read_only') AS read_only,
+	ceiling.make(who, 'acme', 'writer', 'read_only') AS "writer read_only",
+	ceiling.make(who, 'acme', 'star', 'custom', '{*}') AS "{*}",
+	ceiling.make(who, 'acme', 'star', 'custom', '{*:*}') AS "{*:*}",
+	ceiling.make(who, 'acme', 'star', 'custom', '{token:*}') AS "{token:*}",
+	ceiling.make(who, 'acme', 'star', 'custom', '{token:delete}') AS "{token:delete}",
+	ceiling.make(who, 'acme', 'star', 'custom', '{article:read}') AS "{article:read}",
+	ceiling.make(who, 'acme', 'star', 'custom', '{*:read}') AS "{*:read}",
+	ceiling.make(who, 'acme', 'reader', 'custom', '{*:write}') AS nothing
+FROM (VALUES (1, 'boss'), (2, 'all but'), (3, 'lead'), (4, 'clerk'), (5, 'by name'), (6, 'by action')) AS v (n, who)
+ORDER BY n;
+
+--
+-- Edit and regenerate: by whom, of tokens that boss has made.  (clerk's merge
+-- of writer changes nothing, so that there is nothing to refuse.)
+--
+BEGIN;
+SELECT ceiling.become('boss');
+INSERT INTO apitoken.tokens (organization_id, label, role, access, permissions) VALUES
+	('acme', 'star', 'star', 'full', NULL),
+	('acme', 'writer', 'writer', 'full', NULL),
+	('acme', 'reader', 'reader', 'full', NULL),
+	('acme', 'narrow', 'star', 'custom', '{article:read}');
+COMMIT;
+
+SELECT who, label,
+	ceiling.try(who, format('UPDATE apitoken.tokens SET description = ''x'' WHERE label = %L', label)) AS description,
+	ceiling.try(who, format('UPDATE apitoken.token_records SET suspended_at = now() WHERE label = %L', label)) AS suspend,
+	-- a token beyond the caller's reach cannot be narrowed into it
+	ceiling.try(who, format('UPDATE apitoken.tokens SET role = ''reader'', access = ''full'', permissions = NULL, label = ''n'' WHERE label = %L', label)) AS "role reader",
+	ceiling.try(who, format('UPDATE apitoken.tokens SET role = ''writer'', access = ''full'', permissions = NULL, label = ''n'' WHERE label = %L', label)) AS "role writer",
+	ceiling.try(who, format('UPDATE apitoken.tokens SET access = ''full'', permissions = NULL, label = ''n'' WHERE label = %L', label)) AS "access full",
+	ceiling.try(who, format('UPDATE apitoken.tokens SET access = ''custom'', permissions = ''{*:write}'', label = ''n'' WHERE label = %L', label)) AS "{*:write}",
+	ceiling.try(who, format('MERGE INTO apitoken.token_records r USING (VALUES (%L)) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET role = ''writer''', label)) AS merge,
+	ceiling.try(who, format('SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = %L', label)) AS regenerate,
+	-- ending a token hands out nothing
+	ceiling.try(who, format('SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = %L', label)) AS revoke
+FROM (VALUES (1, 'boss'), (2, 'lead'), (3, 'clerk')) AS v (n, who),
+	(VALUES (1, 'star'), (2, 'writer'), (3, 'reader'), (4, 'narrow')) AS t (n, label)
+ORDER BY v.n, t.n;
+
+-- in two steps: a role that custom permissions keep down may be taken, but
+-- then they may not go
+BEGIN;
+SELECT ceiling.become('clerk');
+UPDATE apitoken.tokens SET role = 'star', access = 'custom', permissions = '{article:read}' WHERE label = 'reader';
+SAVEPOINT s;
+UPDATE apitoken.tokens SET access = 'full', permissions = NULL WHERE label = 'reader';
+ROLLBACK TO s;
+UPDATE apitoken.tokens SET access = 'read_only', permissions = NULL WHERE label = 'reader';
+ROLLBACK TO s;
+UPDATE apitoken.tokens SET permissions = '{article:read,article:write}' WHERE label = 'reader';
+ROLLBACK;
+
+-- by an upsert: the insert's own checks come first
+SELECT ceiling.try('clerk', $$
+	INSERT INTO apitoken.token_records (organization_id, label, role) VALUES ('acme', 'reader', 'reader')
+	ON CONFLICT (organization_id, label COLLATE "C") WHERE revoked_at IS NULL AND organization_id IS NOT NULL
+	DO UPDATE SET role = 'star' $$) AS upsert;
+
+--
+-- A role changes afterwards.  What a token may do, and what its managers may
+-- hand out, is what the roles say now.
+--
+BEGIN;
+SELECT ceiling.become('lead');
+INSERT INTO ceiling.token SELECT 'made by lead', id, token FROM apitoken.create_token('made by lead', organization_id => 'acme', role => 'writer');
+COMMIT;
+CREATE FUNCTION pg_temp.may(token text, permission text) RETURNS text
+LANGUAGE sql AS $$
+	SELECT (apitoken.verify(t.token, may.permission)).verdict FROM ceiling.token t WHERE t.name = may.token
+$$;
+SELECT pg_temp.may('made by lead', 'article:write'), ceiling.try('lead', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''made by lead''') AS edit;
+
+-- the maker's role is reduced: the token is the organization's and goes on,
+-- but they cannot change it any more, nor get its new secret
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.memberships SET role = 'clerk' WHERE user_id = 'lead';
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT pg_temp.may('made by lead', 'article:write'),
+	ceiling.try('lead', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''made by lead''') AS edit,
+	ceiling.try('lead', 'UPDATE apitoken.tokens SET role = ''reader'' WHERE label = ''made by lead''') AS narrow,
+	ceiling.try('lead', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''made by lead''') AS regenerate;
+
+-- the token's role is widened: what could be managed cannot be any more
+SELECT ceiling.try('clerk', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''reader''') AS edit,
+	ceiling.try('clerk', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''reader''') AS regenerate;
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.roles SET permissions = '{article:read,page:write}' WHERE name = 'reader';
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT ceiling.try('clerk', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''reader''') AS edit,
+	ceiling.try('clerk', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''reader''') AS regenerate;
+
+-- and reduced: so is the token
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.roles SET permissions = '{article:read}' WHERE name IN ('reader', 'writer');
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT pg_temp.may('made by lead', 'article:write'), pg_temp.may('made by lead', 'article:read'),
+	ceiling.try('lead', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''made by lead''') AS edit;
+
+-- and gone: the token may do nothing
+RESET SESSION AUTHORIZATION;
+DELETE FROM apitoken.memberships WHERE role = 'writer';
+DELETE FROM apitoken.roles WHERE name = 'writer';
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT pg_temp.may('made by lead', 'article:read');
+
+--
+-- Tokens that make tokens.
+--
+RESET SESSION AUTHORIZATION;
+INSERT INTO apitoken.roles (name, permissions) VALUES ('writer', '{article:read,article:write}');
+INSERT INTO ceiling.token
+	SELECT name, id, token FROM (VALUES
+		('p full', '{}'::text[]),
+		('p {*}', '{*}'),
+		('p create', '{token:create}'),
+		('p create article', '{token:create,article:*}'),
+		('p create *:*', '{token:create,*:*}'),
+		('p token:*', '{token:*}'),
+		('p all', '{token:*,*:*}')) AS v (name, permissions),
+	LATERAL apitoken.create_token(name, user_id => 'boss', permissions => nullif(permissions, '{}'));
+INSERT INTO ceiling.token
+	SELECT name, id, token FROM (VALUES
+		('o star', 'star', NULL::text[]),
+		('o lead', 'lead', NULL),
+		('o custom', 'star', '{token:create,article:read}'),
+		('o token:*', 'star', '{token:*}'),
+		('o *:*', 'star', '{*:*}'),
+		('o developer', NULL, NULL)) AS v (name, role, permissions),
+	LATERAL apitoken.create_token(name, organization_id => 'acme', role => v.role, permissions => v.permissions);
+SET SESSION AUTHORIZATION regress_apitoken_login;
+
+--
+-- Personal tokens making personal ones.  A user may make any, whatever their
+-- role; a personal token only what it names; one that names token:create may
+-- make another that does.  Without token: named, none at all (42501).
+--
+SELECT who,
+	ceiling.make(who, NULL, NULL, 'full') AS "full",
+	ceiling.make(who, NULL, NULL, 'read_only') AS read_only,
+	ceiling.make(who, NULL, NULL, 'custom', '{*}') AS "{*}",
+	ceiling.make(who, NULL, NULL, 'custom', '{token:create}') AS "{token:create}",
+	ceiling.make(who, NULL, NULL, 'custom', '{token:*}') AS "{token:*}",
+	ceiling.make(who, NULL, NULL, 'custom', '{article:*}') AS "{article:*}",
+	ceiling.make(who, NULL, NULL, 'custom', '{article:read,article:write}') AS by_name,
+	ceiling.make(who, NULL, NULL, 'custom', '{*:read}') AS "{*:read}"
+FROM (VALUES (1, 'boss'), (2, 'clerk'), (3, 'p full'), (4, 'p {*}'), (5, 'p create'), (6, 'p create article'),
+	(7, 'p create *:*'), (8, 'p token:*'), (9, 'p all'), (10, 'o star')) AS v (n, who)
+ORDER BY n;
+
+--
+-- Tokens making an organization's.  Of the admin's personal tokens, those that
+-- name it; of the organization's, those whose role says so.  "p all" holds
+-- token:* and *:*, of which neither covers "*".
+--
+SELECT who,
+	ceiling.make(who, 'acme', 'star', 'full') AS star,
+	ceiling.make(who, 'acme', 'star star', 'full') AS "star star",
+	ceiling.make(who, 'acme', 'tokens', 'full') AS tokens,
+	ceiling.make(who, 'acme', 'writer', 'full') AS writer,
+	ceiling.make(who, 'acme', 'reader', 'full') AS reader,
+	ceiling.make(who, 'acme', 'star', 'read_only') AS read_only,
+	ceiling.make(who, 'acme', 'star', 'custom', '{token:create}') AS "{token:create}",
+	ceiling.make(who, 'acme', 'star', 'custom', '{token:create,article:read}') AS "{token:create,article:read}"
+FROM (VALUES (3, 'p full'), (4, 'p {*}'), (5, 'p create'), (6, 'p create article'), (7, 'p create *:*'),
+	(8, 'p token:*'), (9, 'p all'), (10, 'o star'), (11, 'o lead'), (12, 'o custom'), (13, 'o token:*'), (14, 'o *:*'), (15, 'o developer')) AS v (n, who)
+ORDER BY n;
+
+--
+-- A token that may update tokens, its own among them, does not widen itself.
+--
+SELECT ceiling.try('p token:*', 'UPDATE apitoken.tokens SET permissions = ''{token:*,article:read}'' WHERE label = ''p token:*''') AS add,
+	ceiling.try('p token:*', 'UPDATE apitoken.tokens SET access = ''full'', permissions = NULL WHERE label = ''p token:*''') AS "full",
+	ceiling.try('p token:*', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''p full''') AS another,
+	ceiling.try('p token:*', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''p full''') AS regenerate,
+	ceiling.try('p token:*', 'UPDATE apitoken.tokens SET permissions = ''{token:create}'' WHERE label = ''p token:*''') AS narrow;
+SELECT ceiling.try('o token:*', 'UPDATE apitoken.tokens SET permissions = ''{token:*,article:read}'' WHERE label = ''o token:*''') AS add,
+	ceiling.try('o token:*', 'UPDATE apitoken.tokens SET access = ''full'', permissions = NULL WHERE label = ''o token:*''') AS "full",
+	ceiling.try('o token:*', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''o star''') AS regenerate,
+	ceiling.try('o lead', 'UPDATE apitoken.tokens SET role = ''star'' WHERE label = ''o lead''') AS role;
+
+-- A token that is acting is bound by its role as it is now, not as it was when
+-- it was authenticated.
+BEGIN;
+SELECT ceiling.become('o lead');
+SELECT apitoken.can('token:create'), apitoken.can('article:write');
+RESET ROLE;
+SET SESSION AUTHORIZATION DEFAULT;
+UPDATE apitoken.roles SET permissions = '{article:read}' WHERE name = 'lead';
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SET LOCAL ROLE regress_apitoken_web;
+SELECT apitoken.can('token:create'), apitoken.can('article:write');
+SELECT * FROM apitoken.create_token('successor', organization_id => 'acme', role => 'reader');
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+
+--
+-- users.role limits what a user, and their personal tokens, may do outside
+-- organizations; not that they manage their own tokens.
+--
+INSERT INTO apitoken.users (id, role) VALUES ('limited', 'reader');
+SET SESSION AUTHORIZATION regress_apitoken_login;
+BEGIN;
+SELECT ceiling.become('limited');
+SELECT apitoken.can('article:read'), apitoken.can('article:write'), apitoken.can('token:create');
+INSERT INTO ceiling.token SELECT 'of limited', id, token FROM apitoken.create_token('of limited');
+COMMIT;
+SELECT pg_temp.may('of limited', 'article:read'), pg_temp.may('of limited', 'article:write');
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.users SET role = 'no such role' WHERE id = 'limited';
+SELECT pg_temp.may('of limited', 'article:read');
+UPDATE apitoken.users SET role = NULL WHERE id = 'limited';
+SELECT pg_temp.may('of limited', 'article:write'), pg_temp.may('of limited', 'token:create');
+
+DROP FUNCTION pg_temp.may(text, text);
+SET client_min_messages = warning;
+DROP SCHEMA ceiling CASCADE;
+DROP EXTENSION apitoken CASCADE;
+DROP EXTENSION pgcrypto;
+DROP ROLE regress_apitoken_login, regress_apitoken_web;

@@ -1,0 +1,489 @@
+--
+-- organizations, users, memberships and roles: kept in step with an
+-- application's own tables, by a role with the capability directory.
+--
+\set VERBOSITY terse
+SET client_min_messages = warning;
+CREATE EXTENSION apitoken CASCADE;
+RESET client_min_messages;
+
+CREATE ROLE regress_apitoken_app LOGIN;
+CREATE ROLE regress_apitoken_job LOGIN;
+CREATE ROLE regress_apitoken_login LOGIN;
+SELECT apitoken.allow('regress_apitoken_job', 'directory');
+SELECT apitoken.allow('regress_apitoken_login', 'act', 'manage', 'verify');
+
+-- everything the directory holds, without the roles
+CREATE VIEW public.regress_directory AS
+	SELECT 'organization' AS kind, id, name AS name, CASE WHEN suspended_at IS NOT NULL THEN 'suspended' END AS what FROM apitoken.organizations
+	UNION ALL SELECT 'user', id, name, concat_ws(' ', email, groups::text, CASE WHEN suspended_at IS NOT NULL THEN 'suspended' END) FROM apitoken.users
+	UNION ALL SELECT 'member', organization_id, user_id, role FROM apitoken.memberships;
+-- and the tokens: what verify says, why they were revoked, and by how many events
+CREATE TABLE public.regress_token (label text, token text);
+GRANT ALL ON public.regress_token TO PUBLIC;
+CREATE VIEW public.regress_verdict AS
+	SELECT t.label, v.verdict, r.revoke_reason, r.revoked_by,
+		(SELECT string_agg(action, ' ' ORDER BY e.id) FROM apitoken.events e WHERE e.token_id = r.id) AS events
+	FROM public.regress_token t, LATERAL apitoken.verify(t.token) v JOIN apitoken.token_records r ON r.id = v.token_id;
+
+--
+-- An application with uuid keys.  Who writes its tables holds the capability
+-- directory, so that the trigger functions need nothing special.
+--
+CREATE SCHEMA app AUTHORIZATION regress_apitoken_job;
+SET SESSION AUTHORIZATION regress_apitoken_job;
+CREATE TABLE app.accounts (
+	id uuid PRIMARY KEY,
+	name text NOT NULL,
+	suspended_at timestamptz
+);
+CREATE TABLE app.people (
+	id uuid PRIMARY KEY,
+	full_name text NOT NULL,
+	email text,
+	teams text[] NOT NULL DEFAULT '{}',
+	blocked_at timestamptz
+);
+CREATE TABLE app.account_members (
+	account_id uuid REFERENCES app.accounts ON DELETE CASCADE,
+	person_id uuid REFERENCES app.people ON DELETE CASCADE,
+	is_owner boolean NOT NULL DEFAULT false,
+	PRIMARY KEY (account_id, person_id)
+);
+-- somebody was here before
+INSERT INTO app.accounts VALUES ('a0000000-0000-0000-0000-000000000001', 'Old account');
+INSERT INTO app.people VALUES ('b0000000-0000-0000-0000-000000000001', 'Olga Old');
+INSERT INTO app.account_members VALUES ('a0000000-0000-0000-0000-000000000001', 'b0000000-0000-0000-0000-000000000001', true);
+
+-- recipe: directory, uuid ids
+CREATE FUNCTION app.sync_account() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND NEW.id <> OLD.id) THEN
+		DELETE FROM apitoken.organizations WHERE id = OLD.id::text;
+	END IF;
+	IF TG_OP <> 'DELETE' THEN
+		INSERT INTO apitoken.organizations (id, name, suspended_at)
+		VALUES (NEW.id::text, NEW.name, NEW.suspended_at)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, suspended_at = excluded.suspended_at;
+	END IF;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER sync_account AFTER INSERT OR UPDATE OR DELETE ON app.accounts
+	FOR EACH ROW EXECUTE FUNCTION app.sync_account();
+
+CREATE FUNCTION app.sync_person() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND NEW.id <> OLD.id) THEN
+		DELETE FROM apitoken.users WHERE id = OLD.id::text;
+	END IF;
+	IF TG_OP <> 'DELETE' THEN
+		INSERT INTO apitoken.users (id, name, email, groups, suspended_at)
+		VALUES (NEW.id::text, NEW.full_name, NEW.email, NEW.teams, NEW.blocked_at)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, email = excluded.email,
+			groups = excluded.groups, suspended_at = excluded.suspended_at;
+	END IF;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER sync_person AFTER INSERT OR UPDATE OR DELETE ON app.people
+	FOR EACH ROW EXECUTE FUNCTION app.sync_person();
+
+CREATE FUNCTION app.sync_member() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF TG_OP <> 'INSERT' THEN
+		DELETE FROM apitoken.memberships
+		WHERE organization_id = OLD.account_id::text AND user_id = OLD.person_id::text;
+	END IF;
+	IF TG_OP <> 'DELETE' THEN
+		INSERT INTO apitoken.memberships (organization_id, user_id, role)
+		VALUES (NEW.account_id::text, NEW.person_id::text, CASE WHEN NEW.is_owner THEN 'admin' ELSE 'developer' END);
+	END IF;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER sync_member AFTER INSERT OR UPDATE OR DELETE ON app.account_members
+	FOR EACH ROW EXECUTE FUNCTION app.sync_member();
+
+-- once, for what was there before: each row through its trigger
+UPDATE app.accounts SET id = id;
+UPDATE app.people SET id = id;
+UPDATE app.account_members SET is_owner = is_owner;
+-- end of recipe
+
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+
+-- what is written then
+SET SESSION AUTHORIZATION regress_apitoken_job;
+INSERT INTO app.accounts VALUES ('a0000000-0000-0000-0000-000000000002', 'Acme');
+INSERT INTO app.people VALUES ('b0000000-0000-0000-0000-000000000002', 'Ada', 'ada@example.com', '{staff}'),
+	('b0000000-0000-0000-0000-000000000003', 'Bob', NULL, '{}');
+INSERT INTO app.account_members VALUES ('a0000000-0000-0000-0000-000000000002', 'b0000000-0000-0000-0000-000000000002', true),
+	('a0000000-0000-0000-0000-000000000002', 'b0000000-0000-0000-0000-000000000003', false);
+UPDATE app.accounts SET name = 'Acme Ltd' WHERE name = 'Acme';
+UPDATE app.people SET teams = '{staff,press}' WHERE full_name = 'Ada';
+UPDATE app.account_members SET is_owner = true WHERE person_id = 'b0000000-0000-0000-0000-000000000003';
+DELETE FROM app.accounts WHERE name = 'Old account';
+DELETE FROM app.people WHERE full_name = 'Olga Old';
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+
+-- tokens of both: Bob makes two for the account, and one of his own
+SET SESSION AUTHORIZATION regress_apitoken_login;
+BEGIN;
+SELECT apitoken.act_as('b0000000-0000-0000-0000-000000000003')->'groups' AS groups;
+INSERT INTO public.regress_token SELECT 'ours', token FROM apitoken.create_token('ours', organization_id => 'a0000000-0000-0000-0000-000000000002');
+INSERT INTO public.regress_token SELECT 'also ours', token FROM apitoken.create_token('also ours', organization_id => 'a0000000-0000-0000-0000-000000000002');
+INSERT INTO public.regress_token SELECT 'mine', token FROM apitoken.create_token('mine');
+COMMIT;
+BEGIN;
+SELECT apitoken.act_as('b0000000-0000-0000-0000-000000000002')->'groups' AS groups;
+INSERT INTO public.regress_token SELECT 'adas', token FROM apitoken.create_token('adas');
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_verdict ORDER BY 1;
+
+-- suspended in the application, and not any more
+UPDATE app.accounts SET suspended_at = now();
+UPDATE app.people SET blocked_at = now() WHERE full_name = 'Bob';
+SELECT * FROM public.regress_verdict ORDER BY 1;
+UPDATE app.accounts SET suspended_at = NULL;
+UPDATE app.people SET blocked_at = NULL;
+SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
+
+-- Bob leaves: what is his ends, what he made for the account goes on.  It did
+-- not happen if it was rolled back.
+SET SESSION AUTHORIZATION regress_apitoken_job;
+BEGIN;
+DELETE FROM app.people WHERE full_name = 'Bob';
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
+SET SESSION AUTHORIZATION regress_apitoken_job;
+DELETE FROM app.people WHERE full_name = 'Bob';
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_verdict ORDER BY 1;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+
+-- the account ends
+SET SESSION AUTHORIZATION regress_apitoken_job;
+DELETE FROM app.accounts;
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_verdict ORDER BY 1;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+SELECT DISTINCT actor, actor_token_id, database_user FROM apitoken.events WHERE action = 'revoke';
+
+-- The same ids again revive nothing: no token, no membership; and nobody
+-- brings them back, by no path.
+SET SESSION AUTHORIZATION regress_apitoken_job;
+INSERT INTO app.accounts VALUES ('a0000000-0000-0000-0000-000000000002', 'Another Acme');
+INSERT INTO app.people VALUES ('b0000000-0000-0000-0000-000000000003', 'Another Bob');
+RESET SESSION AUTHORIZATION;
+SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+SET SESSION AUTHORIZATION regress_apitoken_job;
+INSERT INTO app.account_members VALUES ('a0000000-0000-0000-0000-000000000002', 'b0000000-0000-0000-0000-000000000003', true);
+SET SESSION AUTHORIZATION regress_apitoken_login;
+\set VERBOSITY sqlstate
+BEGIN;
+SELECT apitoken.act_as('b0000000-0000-0000-0000-000000000003')->>'source' AS source;
+SAVEPOINT s;
+SELECT label, status FROM apitoken.tokens ORDER BY label;
+UPDATE apitoken.tokens SET suspended_at = NULL, expires_at = NULL, description = 'back' WHERE label = 'mine';
+ROLLBACK TO s;
+UPDATE apitoken.tokens SET label = 'mine again' WHERE label = 'ours';
+ROLLBACK TO s;
+SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = 'mine';
+ROLLBACK TO s;
+SELECT apitoken.regenerate_token(id, '1 hour', '30 days') FROM apitoken.tokens WHERE label = 'ours';
+ROLLBACK TO s;
+UPDATE apitoken.token_records SET revoked_at = NULL;
+ROLLBACK TO s;
+SELECT label, apitoken.revoke_token(id, label) FROM apitoken.tokens ORDER BY label;
+-- the labels are free again
+SELECT count(*) FROM (SELECT apitoken.create_token('mine') UNION ALL
+	SELECT apitoken.create_token('ours', organization_id => 'a0000000-0000-0000-0000-000000000002')) t;
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+\set VERBOSITY terse
+SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
+
+-- ids that change: the old owner is deleted
+SET SESSION AUTHORIZATION regress_apitoken_job;
+DELETE FROM app.account_members;
+UPDATE app.accounts SET id = 'a0000000-0000-0000-0000-000000000009';
+UPDATE app.people SET id = 'b0000000-0000-0000-0000-000000000009' WHERE full_name = 'Another Bob';
+RESET SESSION AUTHORIZATION;
+SELECT kind, id, name FROM public.regress_directory ORDER BY 1, 2, 3;
+SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
+DROP SCHEMA app CASCADE;
+DELETE FROM apitoken.organizations;
+DELETE FROM apitoken.users;
+TRUNCATE public.regress_token;
+
+--
+-- An application with bigint keys, whose login has no privilege on the
+-- extension: the trigger functions run as the job.
+--
+CREATE SCHEMA app AUTHORIZATION regress_apitoken_app;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+CREATE TABLE app.companies (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	name text NOT NULL
+);
+CREATE TABLE app.users (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	company_id bigint REFERENCES app.companies ON DELETE CASCADE,	-- each user is in one
+	role text NOT NULL DEFAULT 'developer',							-- a name in apitoken.roles
+	name text NOT NULL,
+	active boolean NOT NULL DEFAULT true
+);
+RESET SESSION AUTHORIZATION;
+GRANT USAGE, CREATE ON SCHEMA app TO regress_apitoken_job;
+SET SESSION AUTHORIZATION regress_apitoken_job;
+
+-- recipe: directory, bigint ids
+CREATE FUNCTION app.sync_company() RETURNS trigger LANGUAGE plpgsql
+	SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF TG_OP = 'DELETE' THEN
+		DELETE FROM apitoken.organizations WHERE id = OLD.id::text;
+	ELSE
+		INSERT INTO apitoken.organizations (id, name) VALUES (NEW.id::text, NEW.name)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name;
+	END IF;
+	RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION app.sync_user() RETURNS trigger LANGUAGE plpgsql
+	SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF TG_OP = 'DELETE' THEN
+		DELETE FROM apitoken.users WHERE id = OLD.id::text;
+		RETURN NULL;
+	END IF;
+	INSERT INTO apitoken.users (id, name, suspended_at)
+	VALUES (NEW.id::text, NEW.name, CASE WHEN NOT NEW.active THEN now() END)
+	ON CONFLICT (id) DO UPDATE SET name = excluded.name, suspended_at = excluded.suspended_at;
+	DELETE FROM apitoken.memberships
+	WHERE user_id = NEW.id::text AND organization_id IS DISTINCT FROM NEW.company_id::text;
+	IF NEW.company_id IS NOT NULL THEN
+		INSERT INTO apitoken.memberships (organization_id, user_id, role)
+		VALUES (NEW.company_id::text, NEW.id::text, NEW.role)
+		ON CONFLICT (organization_id, user_id) DO UPDATE SET role = excluded.role;
+	END IF;
+	RETURN NULL;
+END
+$$;
+-- end of recipe
+
+REVOKE ALL ON FUNCTION app.sync_company(), app.sync_user() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION app.sync_company(), app.sync_user() TO regress_apitoken_app;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+
+-- recipe: directory, bigint ids, the triggers
+CREATE TRIGGER sync_company AFTER INSERT OR UPDATE OF name OR DELETE ON app.companies
+	FOR EACH ROW EXECUTE FUNCTION app.sync_company();
+CREATE TRIGGER sync_user AFTER INSERT OR UPDATE OR DELETE ON app.users
+	FOR EACH ROW EXECUTE FUNCTION app.sync_user();
+-- end of recipe
+
+INSERT INTO app.companies (name) VALUES ('Acme'), ('Beta');
+INSERT INTO app.users (company_id, role, name) VALUES (1, 'admin', 'Ada'), (1, 'developer', 'Bob'), (2, 'admin', 'Zoe'), (NULL, 'admin', 'Eve');
+UPDATE app.users SET company_id = 2 WHERE name = 'Bob';
+-- a role that is not there is refused, and so is the application's write
+\set VERBOSITY sqlstate
+UPDATE app.users SET role = 'chief' WHERE name = 'Ada';
+-- the login itself may do none of it
+INSERT INTO apitoken.memberships VALUES ('1', '4', 'admin');
+SELECT 1 FROM apitoken.users;
+SELECT app.sync_user();
+\set VERBOSITY terse
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+
+SET SESSION AUTHORIZATION regress_apitoken_login;
+BEGIN;
+SELECT apitoken.act_as('1')->>'user_id' AS user_id;
+-- ids as the application has them
+SELECT apitoken.can('article:read', 1), apitoken.can('article:read', 1::bigint), apitoken.can('article:read', 2::bigint), apitoken.can('article:read', NULL::bigint);
+SELECT array_agg(o::bigint) FROM apitoken.organizations_allowed('article:read') o;
+INSERT INTO public.regress_token SELECT 'ours', token FROM apitoken.create_token('ours', organization_id => '1');
+INSERT INTO public.regress_token SELECT 'mine', token FROM apitoken.create_token('mine');
+COMMIT;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+UPDATE app.users SET active = false WHERE name = 'Ada';
+RESET SESSION AUTHORIZATION;
+SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+UPDATE app.users SET active = true WHERE name = 'Ada';
+DELETE FROM app.companies WHERE name = 'Acme';
+RESET SESSION AUTHORIZATION;
+SELECT label, verdict, revoke_reason FROM public.regress_verdict ORDER BY 1;
+SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
+DROP SCHEMA app CASCADE;
+DELETE FROM apitoken.organizations;
+DELETE FROM apitoken.users;
+TRUNCATE public.regress_token;
+
+--
+-- Personal tokens need none of it: who was never heard of gets a row when they
+-- first create something, and not before.
+--
+SET SESSION AUTHORIZATION regress_apitoken_login;
+BEGIN;
+SELECT apitoken.act_as('4711')->>'source' AS source;
+SELECT count(*) FROM apitoken.list_tokens();
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_directory;
+SET SESSION AUTHORIZATION regress_apitoken_login;
+BEGIN;
+SELECT apitoken.act_as('4711')->>'source' AS source;
+INSERT INTO public.regress_token SELECT 'personal', token FROM apitoken.create_token('personal');
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_directory;
+SELECT label, verdict FROM public.regress_verdict;
+-- and whoever deletes the application's user deletes that row
+SET SESSION AUTHORIZATION regress_apitoken_job;
+DELETE FROM apitoken.users WHERE id = '4711';
+RESET SESSION AUTHORIZATION;
+SELECT label, verdict, revoke_reason FROM public.regress_verdict;
+
+--
+-- Roles, by the job.
+--
+CREATE FUNCTION public.regress_try(command text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	n bigint;
+BEGIN
+	EXECUTE command;
+	GET DIAGNOSTICS n = ROW_COUNT;
+	RETURN n || ' done';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE;
+END
+$$;
+CREATE TABLE public.regress_command (n int GENERATED ALWAYS AS IDENTITY, command text);
+GRANT SELECT ON public.regress_command TO PUBLIC;
+INSERT INTO public.regress_command (command) VALUES
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('editor', '{article:*,*:list,token:read}')$$),
+	($$INSERT INTO apitoken.roles (name, description, permissions) VALUES ('idle', 'nothing', '{}')$$),
+	-- there already: not replaced, as the owner's insert would
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('editor', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('admin', '{}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('editor', '{*}') ON CONFLICT (name) DO UPDATE SET permissions = '{article:read}'$$),
+	-- no patterns
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{article}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{article:read:now}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{article:re*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{":read"}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{"article: read"}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{""}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{NULL}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', '{{a:b},{c:d}}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('x', NULL)$$),
+	($$INSERT INTO apitoken.roles (name, permissions) SELECT 'x', array_agg('a' || n || ':b') FROM generate_series(1, 101) n$$),
+	($$UPDATE apitoken.roles SET permissions = '{article}' WHERE name = 'editor'$$),
+	-- names
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (NULL, '{}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('', '{}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (repeat('x', 64), '{}')$$),
+	($$UPDATE apitoken.roles SET name = 'author' WHERE name = 'editor'$$),
+	-- the built-in ones stay, and may be edited
+	($$UPDATE apitoken.roles SET description = 'Boss', permissions = '{*:*,token:*}' WHERE name = 'admin'$$),
+	($$DELETE FROM apitoken.roles WHERE name = 'admin'$$),
+	($$DELETE FROM apitoken.roles$$),
+	($$UPDATE apitoken.roles SET name = 'chief' WHERE name = 'admin'$$),
+	-- database_role is the owner's
+	($$UPDATE apitoken.roles SET database_role = 'regress_apitoken_job'$$),
+	($$INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('x', '{}', 'regress_apitoken_job')$$),
+	-- in use by a member
+	($$INSERT INTO apitoken.organizations (id) VALUES ('acme')$$),
+	($$INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'idle')$$),
+	($$DELETE FROM apitoken.roles WHERE name = 'idle'$$),
+	($$INSERT INTO apitoken.memberships VALUES ('acme', 'v', 'no such role')$$),
+	($$INSERT INTO apitoken.memberships VALUES ('no such organization', 'v', 'idle')$$),
+	-- ids
+	($$INSERT INTO apitoken.organizations (id) VALUES ('')$$),
+	($$INSERT INTO apitoken.organizations (id) VALUES (repeat('x', 256))$$),
+	($$INSERT INTO apitoken.organizations (id) VALUES (repeat('x', 255))$$),
+	($$INSERT INTO apitoken.users (id) VALUES ('')$$),
+	($$INSERT INTO apitoken.users (id) VALUES (repeat('ä', 128))$$),
+	($$INSERT INTO apitoken.memberships VALUES ('acme', '', 'idle')$$),
+	($$UPDATE apitoken.organizations SET id = 'acme2' WHERE id = 'acme'$$),
+	($$UPDATE apitoken.organizations SET id = NULL WHERE id = 'acme'$$),
+	($$UPDATE apitoken.organizations SET id = id, name = 'Acme' WHERE id = 'acme'$$),
+	($$INSERT INTO apitoken.users (id, groups) VALUES ('u', NULL)$$),
+	($$INSERT INTO apitoken.users (id) VALUES ('u')$$),
+	($$UPDATE apitoken.users SET id = 'w' WHERE id = 'u'$$),
+	($$TRUNCATE apitoken.organizations$$),
+	($$TRUNCATE apitoken.organizations CASCADE$$),
+	($$TRUNCATE apitoken.users$$);
+-- The job has no say about tokens, nor who is acting.
+INSERT INTO public.regress_command (command) VALUES
+	($$SELECT 1 FROM apitoken.tokens$$),
+	($$SELECT id FROM apitoken.token_records$$),
+	($$SELECT 1 FROM apitoken.token_usage$$),
+	($$SELECT 1 FROM apitoken.events$$),
+	($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('x', 'acme')$$),
+	($$UPDATE apitoken.tokens SET label = 'x'$$),
+	($$DELETE FROM apitoken.tokens$$),
+	($$SELECT apitoken.create_token('x', 'acme')$$),
+	($$SELECT apitoken.revoke_tokens('acme')$$),
+	($$SELECT apitoken.list_tokens()$$),
+	($$SELECT apitoken.verify('x')$$),
+	($$SELECT apitoken.authenticate('x')$$),
+	($$SELECT apitoken.act_as('u')$$),
+	($$SELECT set_config('apitoken.user_id', 'u', true), apitoken.current_user_id()$$),
+	($$SELECT apitoken.allow('regress_apitoken_job', 'act')$$),
+	($$GRANT SELECT ON apitoken.tokens TO regress_apitoken_job$$),
+	($$INSERT INTO apitoken.events (id) SELECT gen_random_uuid()$$);
+SET SESSION AUTHORIZATION regress_apitoken_job;
+SET client_min_messages = error;
+SELECT public.regress_try(command) AS answer, command FROM public.regress_command ORDER BY n;
+RESET client_min_messages;
+RESET SESSION AUTHORIZATION;
+SELECT name, permissions, database_role FROM apitoken.roles ORDER BY name;
+
+--
+-- Nor does the owner, or a superuser, take a built-in role away, change an id,
+-- or truncate what has tokens.  An insert of a role that is there replaces it.
+--
+SELECT token AS acme FROM apitoken.create_token('acme', organization_id => 'acme') \gset
+\set VERBOSITY sqlstate
+DELETE FROM apitoken.roles WHERE name = 'developer';
+UPDATE apitoken.roles SET name = 'dev' WHERE name = 'developer';
+UPDATE apitoken.organizations SET id = 'acme2' WHERE id = 'acme';
+UPDATE apitoken.users SET id = 'w' WHERE id = 'u';
+SET client_min_messages = error;
+TRUNCATE apitoken.users;
+TRUNCATE apitoken.organizations CASCADE;
+TRUNCATE apitoken.memberships, apitoken.organizations;
+RESET client_min_messages;
+\set VERBOSITY terse
+SELECT (apitoken.verify(:'acme')).verdict;
+UPDATE apitoken.roles SET database_role = 'regress_apitoken_app' WHERE name = 'editor';
+INSERT INTO apitoken.roles (name, permissions) VALUES ('editor', '{page:*}'), ('author', '{*:read}');
+SELECT name, permissions, database_role FROM apitoken.roles WHERE name IN ('editor', 'author') ORDER BY name;
+UPDATE apitoken.roles SET name = 'writer' WHERE name = 'author';
+DELETE FROM apitoken.roles WHERE name = 'writer';
+
+--
+-- A user who was only ever a member has no row to delete: the application
+-- deletes the memberships, or keeps users in step as above.
+--
+SELECT user_id FROM apitoken.memberships ORDER BY 1;
+DELETE FROM apitoken.users WHERE id = 'u';
+SELECT user_id FROM apitoken.memberships ORDER BY 1;
+
+DROP VIEW public.regress_verdict, public.regress_directory;
+DROP TABLE public.regress_token, public.regress_command;
+DROP FUNCTION public.regress_try(text);
+SET client_min_messages = warning;
+DROP EXTENSION apitoken CASCADE;
+DROP EXTENSION pgcrypto;
+DROP ROLE regress_apitoken_app, regress_apitoken_job, regress_apitoken_login;

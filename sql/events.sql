@@ -1,0 +1,248 @@
+--
+-- The audit: one event for each change, by whom and of what, and nothing
+-- that would help a thief.
+--
+\set SHOW_CONTEXT never
+\pset null '(null)'
+SET client_min_messages = warning;
+CREATE EXTENSION apitoken CASCADE;
+CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	n bigint;
+BEGIN
+	EXECUTE sql;
+	GET DIAGNOSTICS n = ROW_COUNT;
+	RETURN pg_catalog.format('done (%s)', n);
+EXCEPTION WHEN OTHERS THEN
+	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM);
+END $$;
+CREATE ROLE regress_apitoken_app LOGIN;
+CREATE ROLE regress_apitoken_web NOLOGIN;
+CREATE ROLE regress_apitoken_gateway LOGIN;
+CREATE ROLE regress_apitoken_granted LOGIN;
+CREATE ROLE regress_apitoken_directory LOGIN;
+GRANT regress_apitoken_web TO regress_apitoken_app;
+SELECT apitoken.allow('regress_apitoken_app', 'act');
+SELECT apitoken.allow('regress_apitoken_web', 'manage');
+GRANT EXECUTE ON FUNCTION public.regress_try(text) TO PUBLIC;
+SELECT apitoken.allow('regress_apitoken_app', 'manage');
+SELECT apitoken.allow('regress_apitoken_gateway', 'verify');
+SELECT apitoken.allow('regress_apitoken_granted', 'act', 'manage');
+SELECT apitoken.allow('regress_apitoken_directory', 'directory');
+INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex');
+INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'dev', 'developer'), ('globex', 'gina', 'admin');
+INSERT INTO apitoken.users (id) VALUES ('ada');
+-- what has been written since the last look, ids and times left out
+CREATE TABLE public.regress_seen (id uuid);
+CREATE FUNCTION public.regress_news(OUT action text, OUT owner text, OUT actor text, OUT by_token text, OUT database_user name, OUT client_address inet, OUT details jsonb) RETURNS SETOF record LANGUAGE sql SECURITY DEFINER AS $$
+	WITH news AS (INSERT INTO public.regress_seen SELECT id FROM apitoken.events WHERE id NOT IN (SELECT id FROM public.regress_seen) RETURNING id)
+	SELECT e.action, coalesce(e.organization_id, 'user ' || e.user_id), e.actor, t.label, e.database_user, e.client_address,
+		pg_catalog.regexp_replace(pg_catalog.regexp_replace(e.details::text, '_[0-9A-Za-z]{22}_\.\.\.[0-9A-Za-z]{4}"', '_(masked)"', 'g'), '"\d{4}-\d\d-\d\dT[^"]*"', '"(time)"', 'g')::jsonb
+	FROM apitoken.events e JOIN news ON news.id = e.id LEFT JOIN apitoken.token_records t ON t.id = e.actor_token_id
+	ORDER BY e.id
+$$;
+
+--
+-- Each action writes one event.  By a user, acting through another role of the login's
+--
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SET LOCAL ROLE regress_apitoken_web;
+SET LOCAL apitoken.user_id = 'ada';
+SET LOCAL apitoken.client_address = '192.0.2.7';
+SELECT id AS org_id, token AS org_token FROM apitoken.create_token('deploy', 'acme', role => 'admin') \gset
+SELECT id AS own_id, token AS own_token FROM apitoken.create_token('laptop') \gset
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('one', 'acme'), ('two', 'acme');
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('taken', 'acme') RETURNING apitoken.take_secret(id) IS NOT NULL AS taken;
+COMMIT;
+SELECT * FROM public.regress_news();
+-- edits: the old and the new values of what changed, and only of that
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+UPDATE apitoken.tokens SET label = 'deploy 2', description = 'new', metadata = '{"a": 1}' WHERE id = :'org_id';
+UPDATE apitoken.tokens SET access = 'custom', permissions = '{article:read}', allowed_networks = '{10.0.0.0/8}', rate_limit_per_minute = 5, expires_at = now() + '1 day'::interval WHERE id = :'own_id';
+UPDATE apitoken.tokens SET access = 'full', permissions = NULL, allowed_networks = NULL, rate_limit_per_minute = NULL, expires_at = NULL WHERE id = :'own_id';
+COMMIT;
+SELECT action, owner, actor, by_token, database_user, client_address IS NOT DISTINCT FROM pg_catalog.inet_client_addr() AS own_address, details FROM public.regress_news();
+-- suspend and resume, alone and with an edit; suspended again is an edit of when
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+UPDATE apitoken.tokens SET suspended_at = now() WHERE id = :'org_id';
+UPDATE apitoken.tokens SET suspended_at = now() + '1 s'::interval WHERE id = :'org_id';
+UPDATE apitoken.tokens SET suspended_at = NULL, label = 'deploy' WHERE id = :'org_id';
+COMMIT;
+SELECT action, actor, details FROM public.regress_news();
+-- one event a row, not a statement
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+UPDATE apitoken.tokens SET description = 'bulk' WHERE label IN ('one', 'two', 'taken');
+SELECT action, count(*) FROM public.regress_news() GROUP BY action;
+COMMIT;
+-- regenerate
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT token AS org_token2 FROM apitoken.regenerate_token(:'org_id', '1 day') \gset
+SELECT token AS org_token3 FROM apitoken.regenerate_token(:'org_id', expires_in => '30 days') \gset
+COMMIT;
+SELECT action, actor, details FROM public.regress_news();
+-- revoke, once
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT apitoken.revoke_token(id, label, 'done with') AS one, apitoken.revoke_token(id, label) AS again FROM apitoken.tokens WHERE label = 'one';
+SELECT apitoken.revoke_tokens('acme', created_by => 'nobody') AS none;
+COMMIT;
+SELECT action, actor, details FROM public.regress_news();
+
+--
+-- By a token: its id, and its user if it has one.  By a gateway: the login alone.
+-- By a DBA: nobody that the extension knows, and the login.
+--
+BEGIN;
+SELECT (apitoken.authenticate(:'org_token3')).verdict;
+SELECT (apitoken.create_token('by token', 'acme')).id IS NOT NULL AS made;
+UPDATE apitoken.tokens SET description = 'by token' WHERE label = 'two';
+COMMIT;
+SELECT action, owner, actor, by_token, database_user, details -> 'new' AS new FROM public.regress_news();
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+UPDATE apitoken.tokens SET access = 'custom', permissions = '{*,token:create,token:delete,token:read}' WHERE id = :'own_id';
+SELECT count(*) FROM public.regress_news();
+COMMIT;
+BEGIN;
+SELECT (apitoken.authenticate(:'own_token')).verdict;
+SELECT (apitoken.create_token('by own token', permissions => '{article:read}')).id IS NOT NULL AS made;
+SELECT apitoken.revoke_tokens(user_id => 'ada') AS revoked;
+COMMIT;
+SELECT action, owner, actor, by_token, database_user, details - 'masked' - 'old' AS details FROM public.regress_news() ORDER BY action, details ->> 'label';
+RESET SESSION AUTHORIZATION;
+SELECT token AS found_token FROM apitoken.create_token('found', 'acme') \gset
+SET SESSION AUTHORIZATION regress_apitoken_gateway;
+SELECT apitoken.revoke_by_token(:'found_token') AS revoked, apitoken.revoke_by_token(:'found_token') AS again;
+SELECT action, owner, actor, by_token, database_user = session_user AS own_login, details - 'masked' AS details FROM public.regress_news();
+-- verifications are no changes
+SELECT (apitoken.verify(:'org_token3')).verdict, (apitoken.verify('nonsense')).verdict;
+SELECT count(*) FROM public.regress_news();
+-- the directory's job deletes owners
+RESET SESSION AUTHORIZATION;
+INSERT INTO apitoken.organizations (id) VALUES ('short lived');
+SELECT (apitoken.create_token('x', 'short lived')).id IS NOT NULL AS org, (apitoken.create_token('x', user_id => 'short lived')).id IS NOT NULL AS own;
+SELECT count(*) FROM public.regress_news();
+SET SESSION AUTHORIZATION regress_apitoken_directory;
+DELETE FROM apitoken.organizations WHERE id = 'short lived';
+DELETE FROM apitoken.users WHERE id = 'short lived';
+SELECT action, owner, actor, database_user, details #>> '{new,revoke_reason}' AS reason FROM public.regress_news();
+RESET SESSION AUTHORIZATION;
+
+--
+-- What changes nothing leaves nothing
+--
+BEGIN;
+UPDATE apitoken.tokens SET label = label, metadata = metadata, access = access, suspended_at = suspended_at WHERE label = 'deploy';
+UPDATE apitoken.token_records SET updated_at = now() - '1 day'::interval WHERE label = 'deploy';
+UPDATE apitoken.tokens SET description = 'x' WHERE false;
+COMMIT;
+SELECT public.regress_try($$UPDATE apitoken.tokens SET label = '' WHERE label = 'deploy'$$), public.regress_try($$SELECT apitoken.create_token('deploy', 'acme')$$), public.regress_try($$SELECT apitoken.create_token('', 'acme')$$);
+SELECT count(*) FROM public.regress_news();
+BEGIN;
+SELECT (apitoken.create_token('rolled back', 'acme')).id IS NOT NULL AS made;
+UPDATE apitoken.tokens SET description = 'rolled back' WHERE label = 'deploy';
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+SELECT (apitoken.create_token('rolled back', 'acme')).id IS NOT NULL AS made;
+SELECT apitoken.revoke_tokens('acme') > 0 AS revoked;
+ROLLBACK TO s;
+COMMIT;
+SELECT count(*) FROM public.regress_news();
+-- restored rows are no changes, and bring no usage row: the dump has it
+INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
+SELECT id, 'restored', organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme FROM (SELECT gen_random_uuid() AS id, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme FROM apitoken.token_records WHERE label = 'deploy') s;
+SELECT count(*) FROM public.regress_news();
+SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = 'restored';
+-- but changes to them are
+UPDATE apitoken.tokens SET description = 'edited' WHERE label = 'restored';
+SELECT action, details - 'masked' AS details FROM public.regress_news();
+-- restored together with a new one in one transaction and one statement
+INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
+SELECT CASE WHEN i = 1 THEN gen_random_uuid() END, 'mixed ' || i, 'acme', 'developer', 'full', now(), now(), '', CASE WHEN i = 1 THEN decode(repeat('00', 32), 'hex') END, 0 FROM pg_catalog.generate_series(1, 2) i;
+SELECT action, details ->> 'label' AS label FROM public.regress_news();
+
+--
+-- Nothing in there that opens anything
+--
+SELECT count(*) > 20 AS enough, count(*) FILTER (WHERE e::text ~ '(org|usr)_[0-9A-Za-z]{71}') AS tokens,
+	count(*) FILTER (WHERE EXISTS (SELECT FROM apitoken.token_records r WHERE e::text LIKE '%' || pg_catalog.encode(r.digest, 'hex') || '%' OR e::text LIKE '%' || pg_catalog.encode(r.digest, 'base64') || '%')) AS digests,
+	count(*) FILTER (WHERE e.details::text ~ 'digest') AS digest_keys,
+	count(*) FILTER (WHERE EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[:'org_token', :'org_token2', :'org_token3', :'own_token', :'found_token']) t WHERE e::text LIKE '%' || pg_catalog.substr(t, 31, 20) || '%')) AS secrets
+FROM apitoken.events e;
+-- each names its token as lists show it, has a time, and ascends
+SELECT count(*) FILTER (WHERE e.details ->> 'masked' IS DISTINCT FROM r.masked AND NOT EXISTS (SELECT FROM apitoken.events l WHERE l.token_id = e.token_id AND l.action = 'regenerate')) AS other_mask,
+	count(*) FILTER (WHERE e.at IS NULL OR e.at > clock_timestamp()) AS wrong_time, count(*) FILTER (WHERE pg_catalog.substr(e.id::text, 15, 1) <> '7') AS not_version_7
+FROM apitoken.events e JOIN apitoken.token_records r ON r.id = e.token_id;
+
+--
+-- Only ever added to: also for who was granted more, and for a superuser
+--
+GRANT ALL ON apitoken.events TO regress_apitoken_granted;
+SELECT count(*) AS before FROM apitoken.events \gset
+SELECT s AS superuser, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'UPDATE apitoken.events SET actor = NULL WHERE false',
+	'DELETE FROM apitoken.events', 'DELETE FROM apitoken.events WHERE false', 'TRUNCATE apitoken.events', 'TRUNCATE apitoken.events, apitoken.token_usage']) s;
+SET SESSION AUTHORIZATION regress_apitoken_granted;
+SELECT s AS granted, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'DELETE FROM apitoken.events', 'TRUNCATE apitoken.events',
+	-- an event of one's own making: no policy lets it in
+	'INSERT INTO apitoken.events (id, at, action, token_id, database_user, details) VALUES (gen_random_uuid(), now(), ''create'', gen_random_uuid(), ''x'', ''{}'')',
+	'CREATE TRIGGER t BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION apitoken.event_refuse_change()', 'ALTER TABLE apitoken.events DISABLE TRIGGER ALL']) s;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT s AS manager, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'DELETE FROM apitoken.events', 'TRUNCATE apitoken.events',
+	'INSERT INTO apitoken.events (id, at, action, token_id, database_user, details) VALUES (gen_random_uuid(), now(), ''create'', gen_random_uuid(), ''x'', ''{}'')']) s;
+RESET SESSION AUTHORIZATION;
+SELECT count(*) = :before AS unchanged FROM apitoken.events;
+
+--
+-- Who sees which: who may see the token, and one's own
+--
+SELECT (apitoken.create_token('g', 'globex')).id IS NOT NULL AS globex, (apitoken.create_token('gina''s', user_id => 'gina')).id IS NOT NULL AS gina;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT count(*) AS anonymous FROM apitoken.events;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT DISTINCT coalesce(organization_id, 'user ' || user_id) AS ada FROM apitoken.events ORDER BY 1;
+COMMIT;
+BEGIN;
+SELECT apitoken.act_as('gina') AS me \gset
+SELECT coalesce(organization_id, 'user ' || user_id) AS gina, action FROM apitoken.events ORDER BY 1;
+COMMIT;
+BEGIN;
+SELECT apitoken.act_as('dev') AS me \gset
+SELECT count(*) AS developer FROM apitoken.events;
+COMMIT;
+BEGIN;
+-- an organization's token sees its organization's
+SELECT (apitoken.authenticate(:'org_token3')).verdict;
+SELECT DISTINCT coalesce(organization_id, 'user ' || user_id) AS token FROM apitoken.events ORDER BY 1;
+COMMIT;
+-- who has left the organization still sees what they did themself
+RESET SESSION AUTHORIZATION;
+DELETE FROM apitoken.memberships WHERE user_id = 'ada';
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT count(*) > 0 AS some, bool_and(actor = 'ada' OR user_id = 'ada') AS own FROM apitoken.events;
+COMMIT;
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.users SET suspended_at = now() WHERE id = 'ada';
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT count(*) AS suspended FROM apitoken.events;
+COMMIT;
+-- the audit outlives what it is about
+RESET SESSION AUTHORIZATION;
+DELETE FROM apitoken.organizations WHERE id = 'acme';
+DELETE FROM apitoken.users WHERE id = 'ada';
+SELECT count(*) > :before AS kept FROM apitoken.events;
+
+DROP EXTENSION apitoken CASCADE;
+DROP FUNCTION public.regress_try(text), public.regress_news();
+DROP TABLE public.regress_seen;
+DROP ROLE regress_apitoken_app, regress_apitoken_web, regress_apitoken_gateway, regress_apitoken_granted, regress_apitoken_directory;

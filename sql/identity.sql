@@ -1,0 +1,672 @@
+--
+-- Who is acting in a transaction.
+--
+-- Most errors are shown by SQLSTATE only: 28000 bad token, 42501 no capability,
+-- 25001 a second identity, 25P01 (warning) outside a transaction block.
+--
+SET client_min_messages = error;
+CREATE EXTENSION apitoken CASCADE;
+RESET client_min_messages;
+\set VERBOSITY sqlstate
+\pset format unaligned
+\pset tuples_only on
+\pset null -
+
+CREATE ROLE regress_apitoken_backend LOGIN;
+CREATE ROLE regress_apitoken_client LOGIN;
+CREATE ROLE regress_apitoken_weak;
+GRANT regress_apitoken_weak TO regress_apitoken_backend;
+SELECT apitoken.allow('regress_apitoken_backend', 'act', 'verify', 'manage');
+SELECT apitoken.allow('regress_apitoken_weak', 'use');
+SELECT apitoken.allow('regress_apitoken_client', 'use');
+
+INSERT INTO apitoken.roles (name, permissions) VALUES
+	('reader', '{article:read}'),
+	('editor', '{article:read,article:write,page:read}');
+INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex'), ('initech');
+INSERT INTO apitoken.users (id, name, groups, role) VALUES
+	('alice', 'Alice', '{staff,eu}', NULL),
+	('bob', 'Bob', '{}', NULL),
+	('carol', 'Carol', '{eu}', NULL),
+	('dora', 'Dora', '{}', 'reader');
+UPDATE apitoken.users SET suspended_at = now() WHERE id = 'carol';
+INSERT INTO apitoken.memberships VALUES
+	('acme', 'alice', 'admin'), ('acme', 'bob', 'editor'), ('globex', 'bob', 'reader'),
+	('acme', 'carol', 'admin');
+
+SELECT (apitoken.create_token('o1', organization_id => 'acme', role => 'editor')).token AS org \gset
+SELECT (apitoken.create_token('o2', organization_id => 'acme', role => 'editor', access => 'read_only')).token AS org_ro \gset
+SELECT (apitoken.create_token('o3', organization_id => 'initech')).token AS org_gone \gset
+SELECT (apitoken.create_token('u1', user_id => 'alice')).token AS alice \gset
+SELECT (apitoken.create_token('u2', user_id => 'alice', permissions => '{article:read}')).token AS alice_custom \gset
+SELECT (apitoken.create_token('u3', user_id => 'bob', access => 'read_only')).token AS bob_ro \gset
+SELECT (apitoken.create_token('u4', user_id => 'bob')).token AS bob \gset
+SELECT (apitoken.create_token('u5', user_id => 'dora')).token AS dora \gset
+SELECT (apitoken.create_token('u6', user_id => 'alice')).token AS revoked \gset
+SELECT apitoken.revoke_by_token(:'revoked');
+SELECT apitoken.generate('usr') AS unknown \gset
+
+-- who is acting, with what role, groups, and read-only?
+\set who 'SELECT apitoken.whoami()->>\'source\', apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id() IS NOT NULL, apitoken.current_role_name(), apitoken.current_groups(), apitoken.whoami()->>\'read_only\''
+
+--
+-- Each kind of principal
+--
+:who;
+SET SESSION AUTHORIZATION regress_apitoken_client;
+:who;
+SELECT apitoken.current_groups() IS NULL, (SELECT count(*) FROM apitoken.organizations_allowed('article:read'));
+BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'org'); :who; COMMIT;
+BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'org_ro'); :who; COMMIT;
+BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'alice'); :who; COMMIT;
+BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'bob_ro'); :who; COMMIT;
+BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'dora'); :who; COMMIT;
+-- nothing is left of any of them
+:who;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SELECT apitoken.act_as('alice'); :who; COMMIT;
+BEGIN; SELECT apitoken.act_as('dora'); :who; COMMIT;
+-- a user that nobody has heard of may be acted as; a suspended one sees nothing
+BEGIN; SELECT apitoken.act_as('nobody'); :who; SELECT apitoken.can('article:read'), apitoken.can('article:read', 'acme'); COMMIT;
+BEGIN; SELECT apitoken.act_as('carol'); :who; SELECT apitoken.can('article:read'), apitoken.can('article:read', 'acme'), count(*) FROM apitoken.organizations_allowed('article:read'); COMMIT;
+-- not an id
+SELECT apitoken.act_as(NULL);
+SELECT apitoken.act_as('');
+SELECT apitoken.act_as(repeat('x', 256));
+BEGIN; SELECT apitoken.act_as(repeat('x', 255)) IS NOT NULL; COMMIT;
+:who;
+RESET SESSION AUTHORIZATION;
+
+-- whoami() as superuser, and with a token that bypasses row-level security
+SELECT apitoken.whoami() - 'database_user';
+BEGIN; SELECT (apitoken.authenticate(:'org_ro')).valid; SELECT apitoken.whoami() - 'database_user' - 'token_id'; COMMIT;
+SET SESSION AUTHORIZATION regress_apitoken_client;
+SELECT apitoken.whoami();
+BEGIN; SELECT (apitoken.authenticate(:'alice_custom')).valid; SELECT apitoken.whoami() - 'token_id'; COMMIT;
+RESET SESSION AUTHORIZATION;
+-- it tells the id of the token that was given, not of another one
+BEGIN;
+SELECT (apitoken.authenticate(:'org')).token_id = (SELECT id FROM apitoken.tokens WHERE label = 'o1');
+SELECT apitoken.current_token_id() = (SELECT id FROM apitoken.tokens WHERE label = 'o1'),
+	apitoken.whoami()->>'token_id' = apitoken.current_token_id()::text;
+COMMIT;
+
+--
+-- A bad token is an error, never anonymous
+--
+SET SESSION AUTHORIZATION regress_apitoken_client;
+SELECT apitoken.authenticate(:'unknown');
+SELECT apitoken.authenticate(:'revoked');
+SELECT apitoken.authenticate(NULL);
+SELECT apitoken.authenticate('');
+SELECT apitoken.authenticate('garbage');
+\set VERBOSITY default
+SELECT apitoken.authenticate(:'revoked');
+\set VERBOSITY sqlstate
+BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT apitoken.current_user_id(); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT 1; ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'unknown'; SELECT 1; ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'revoked'; SELECT 1; ROLLBACK;
+-- nor is it hidden by a user id behind it
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SET LOCAL apitoken.token = :'revoked'; :who; ROLLBACK;
+-- a transaction that failed so can be ended, and one that was not used yet as well
+BEGIN; SET LOCAL apitoken.token = 'garbage'; COMMIT;
+BEGIN; SET LOCAL apitoken.token = 'garbage'; SET LOCAL apitoken.token = ''; :who; COMMIT;
+
+--
+-- Capability act: the session user's, whatever role was entered
+--
+SET SESSION AUTHORIZATION regress_apitoken_client;
+SELECT apitoken.act_as('alice');
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.current_user_id(); ROLLBACK;
+\set VERBOSITY default
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK;
+\set VERBOSITY sqlstate
+-- a function of who may act does not lend it
+RESET SESSION AUTHORIZATION;
+CREATE SCHEMA ident;
+GRANT USAGE ON SCHEMA ident TO PUBLIC;
+CREATE FUNCTION ident.definer() RETURNS jsonb LANGUAGE sql SECURITY DEFINER AS $$SELECT apitoken.act_as('alice')$$;
+CREATE FUNCTION ident.definer_setting() RETURNS text LANGUAGE sql SECURITY DEFINER SET apitoken.user_id = 'alice' AS $$SELECT apitoken.current_user_id()$$;
+SET SESSION AUTHORIZATION regress_apitoken_client;
+SELECT ident.definer();
+SELECT ident.definer_setting();
+-- a token needs no capability
+BEGIN; SET LOCAL apitoken.token = :'alice'; :who; COMMIT;
+-- and the weaker role that a trusted login enters takes nothing away, and adds nothing
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SET LOCAL ROLE regress_apitoken_weak; SELECT apitoken.act_as('alice'); ROLLBACK;
+BEGIN; SET LOCAL ROLE regress_apitoken_weak; SET LOCAL apitoken.user_id = 'alice'; :who; COMMIT;
+
+--
+-- Precedence: the token before the user id
+--
+BEGIN; SET LOCAL apitoken.user_id = 'dora'; SET LOCAL apitoken.token = :'bob'; :who; COMMIT;
+BEGIN; SET LOCAL apitoken.token = :'bob'; SET LOCAL apitoken.user_id = 'dora'; :who; COMMIT;
+
+--
+-- Settings that do not count
+--
+-- empty
+BEGIN; SET LOCAL apitoken.user_id = ''; SET LOCAL apitoken.token = ''; :who; COMMIT;
+-- session-wide, from an earlier transaction or outside of any: with a warning there
+SET apitoken.user_id = 'alice';
+:who;
+BEGIN; :who; COMMIT;
+BEGIN; SAVEPOINT s; :who; RELEASE s; :who; COMMIT;
+BEGIN; SET apitoken.user_id = 'bob'; :who; COMMIT;
+SHOW apitoken.user_id;
+:who;
+BEGIN; :who; COMMIT;
+-- the stale value is not revived by what takes another value back
+BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; ROLLBACK TO s; SHOW apitoken.user_id; :who; COMMIT;
+BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = ''; RELEASE s; :who; COMMIT;
+BEGIN; RESET apitoken.user_id; :who; ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id TO DEFAULT; :who; COMMIT;
+SHOW apitoken.user_id;
+:who;
+-- a value, set and reset in the transaction
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; RESET apitoken.user_id; :who; ROLLBACK;
+SHOW apitoken.user_id;
+BEGIN; DO $$BEGIN PERFORM set_config('apitoken.user_id', 'alice', true); PERFORM 1/0; EXCEPTION WHEN division_by_zero THEN NULL; END$$; SHOW apitoken.user_id; :who; COMMIT;
+RESET apitoken.user_id;
+RESET ALL;
+-- a token, session-wide: it does not count either, not even to fail
+SET apitoken.token = :'alice';
+:who;
+SET apitoken.token = 'garbage';
+:who;
+BEGIN; :who; COMMIT;
+RESET apitoken.token;
+-- a transaction's own value is gone with it
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; COMMIT;
+:who;
+BEGIN; SELECT set_config('apitoken.user_id', 'alice', false); ROLLBACK;
+:who;
+-- an error in the transaction takes it along
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; :who; SELECT 1/0; ROLLBACK;
+:who;
+-- nobody reads a token back
+BEGIN; SET LOCAL apitoken.token = :'alice'; SHOW apitoken.token; SELECT current_setting('apitoken.token'), count(*) FROM pg_settings WHERE setting = :'alice' OR reset_val = :'alice'; COMMIT;
+SHOW apitoken.token;
+
+--
+-- Settings that count
+--
+BEGIN; SET apitoken.user_id = 'alice'; :who; ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; :who; COMMIT;
+BEGIN; SELECT set_config('apitoken.user_id', 'alice', true); :who; COMMIT;
+BEGIN; SELECT set_config('apitoken.user_id', 'alice', false); :who; ROLLBACK;
+-- set and used in one expression
+BEGIN; SELECT set_config('apitoken.user_id', 'alice', true), apitoken.current_user_id(); COMMIT;
+-- through savepoints
+BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; RELEASE s; :who; COMMIT;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SAVEPOINT s; SET LOCAL apitoken.user_id = 'bob'; ROLLBACK TO s; :who; COMMIT;
+-- from a block with EXCEPTION that ended well
+BEGIN; DO $$BEGIN PERFORM set_config('apitoken.user_id', 'alice', true); EXCEPTION WHEN division_by_zero THEN NULL; END$$; :who; COMMIT;
+-- the same value as the stale one, but set here
+SET apitoken.user_id = 'alice';
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; :who; COMMIT;
+:who;
+RESET apitoken.user_id;
+-- in one message of several statements, which is one transaction
+SET apitoken.user_id = 'alice' \; SELECT apitoken.current_user_id();
+RESET apitoken.user_id;
+-- a function's SET clause
+RESET SESSION AUTHORIZATION;
+CREATE FUNCTION ident.clause() RETURNS text LANGUAGE plpgsql SET apitoken.user_id = 'bob' AS $$BEGIN RETURN apitoken.current_user_id(); END$$;
+CREATE FUNCTION ident.clause_unset() RETURNS text LANGUAGE plpgsql SET apitoken.user_id = '' AS $$BEGIN RETURN apitoken.current_user_id(); END$$;
+CREATE FUNCTION ident.clause_over() RETURNS text LANGUAGE plpgsql SET apitoken.user_id = '' AS $$BEGIN PERFORM set_config('apitoken.user_id', 'bob', true); RETURN apitoken.current_user_id(); END$$;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SELECT ident.clause(); :who; COMMIT;
+BEGIN; SET LOCAL apitoken.user_id = 'bob'; SELECT ident.clause(); COMMIT;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT ident.clause(); ROLLBACK;
+-- an empty one does not make anonymous who is somebody
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT ident.clause_unset(); COMMIT;
+BEGIN; SELECT ident.clause_over(); :who; COMMIT;
+-- a stale value under a function's clause
+SET apitoken.user_id = 'alice';
+BEGIN; SELECT ident.clause_unset(); :who; COMMIT;
+RESET apitoken.user_id;
+:who;
+-- too long an id
+BEGIN; SELECT set_config('apitoken.user_id', repeat('x', 256), true); ROLLBACK;
+
+--
+-- The latch: one identity a transaction, whichever way the second one comes
+--
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.act_as('bob'); ROLLBACK;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.authenticate(:'alice'); ROLLBACK;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SET LOCAL apitoken.user_id = 'bob'; SELECT 1; ROLLBACK;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SET LOCAL apitoken.token = :'alice'; SELECT 1; ROLLBACK;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SELECT apitoken.authenticate(:'bob'); ROLLBACK;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SELECT apitoken.authenticate(:'alice_custom'); ROLLBACK;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SELECT apitoken.act_as('alice'); ROLLBACK;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.token = :'bob'; SELECT 1; ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; SET LOCAL apitoken.user_id = 'bob'; SELECT 1; ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; SET LOCAL apitoken.token = :'bob'; SELECT 1; ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.act_as('bob'); ROLLBACK;
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.authenticate(:'bob'); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'alice'; SELECT apitoken.act_as('alice'); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'alice'; SELECT 1; SET LOCAL apitoken.token = :'bob'; SELECT 1; ROLLBACK;
+-- by a utility statement as the first one
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; LISTEN x; SET LOCAL apitoken.user_id = 'bob'; SELECT 1; ROLLBACK;
+-- a bad token after an identity is an error as well, and so is a user id without act
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.token = 'garbage'; SELECT 1; ROLLBACK;
+SET SESSION AUTHORIZATION regress_apitoken_client;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+\set VERBOSITY default
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.act_as('bob'); ROLLBACK;
+\set VERBOSITY sqlstate
+-- in one statement
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL, apitoken.act_as('bob') IS NOT NULL; ROLLBACK;
+BEGIN; SELECT set_config('apitoken.user_id', 'alice', true), apitoken.current_user_id(), set_config('apitoken.user_id', 'bob', true), apitoken.current_user_id(); ROLLBACK;
+-- the role given up and the user id changed in one expression, before anything asks
+BEGIN;
+SET LOCAL ROLE regress_apitoken_weak;
+SET LOCAL apitoken.user_id = 'alice';
+SELECT set_config('role', 'none', true), set_config('apitoken.user_id', 'bob', true), apitoken.current_user_id();
+ROLLBACK;
+BEGIN;
+SET LOCAL ROLE regress_apitoken_weak;
+SET LOCAL apitoken.user_id = 'alice';
+SELECT set_config('role', 'none', true), set_config('apitoken.user_id', '', true), set_config('apitoken.token', :'bob', true), apitoken.current_user_id();
+ROLLBACK;
+BEGIN;
+SET LOCAL ROLE regress_apitoken_weak;
+SET LOCAL apitoken.user_id = 'alice';
+SELECT query_to_xml($$SELECT set_config('role', 'none', true), set_config('apitoken.user_id', 'bob', true)$$, true, true, '') IS NOT NULL,
+	query_to_xml('SELECT apitoken.current_user_id()', true, true, '') IS NOT NULL;
+ROLLBACK;
+-- with the identity given up in between, it stays who it was
+BEGIN;
+SET LOCAL apitoken.user_id = 'alice';
+SELECT set_config('role', 'none', true), set_config('apitoken.user_id', '', true), apitoken.current_user_id();
+:who;
+COMMIT;
+-- the same identity twice is fine, by any way
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.act_as('alice') IS NOT NULL; SET LOCAL apitoken.user_id = 'alice'; :who; COMMIT;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.token = :'alice'; :who; COMMIT;
+BEGIN; SET LOCAL apitoken.token = :'alice'; SET LOCAL apitoken.user_id = 'dora'; SELECT (apitoken.authenticate(:'alice')).valid; :who; COMMIT;
+-- anonymous is no identity: somebody may come after it
+BEGIN; :who; SELECT apitoken.act_as('alice') IS NOT NULL; :who; COMMIT;
+-- until the first use, settings may change
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SET LOCAL apitoken.user_id = 'bob'; SHOW apitoken.user_id; :who; COMMIT;
+
+-- ROLLBACK TO takes the latch back, RELEASE does not
+BEGIN; SAVEPOINT s; SELECT apitoken.act_as('alice') IS NOT NULL; ROLLBACK TO s; :who; SELECT apitoken.act_as('bob') IS NOT NULL; :who; COMMIT;
+BEGIN; SAVEPOINT s; SELECT apitoken.act_as('alice') IS NOT NULL; RELEASE s; :who; SELECT apitoken.act_as('bob') IS NOT NULL; ROLLBACK;
+BEGIN; SAVEPOINT s; SAVEPOINT t; SELECT apitoken.act_as('alice') IS NOT NULL; RELEASE t; ROLLBACK TO s; :who; COMMIT;
+BEGIN; SAVEPOINT s; SAVEPOINT t; SELECT apitoken.act_as('alice') IS NOT NULL; RELEASE t; SAVEPOINT u; ROLLBACK TO u; :who; ROLLBACK TO s; :who; COMMIT;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SAVEPOINT s; ROLLBACK TO s; :who; SELECT apitoken.act_as('bob') IS NOT NULL; ROLLBACK;
+-- a failed second identity leaves the first
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SAVEPOINT s; SELECT apitoken.act_as('bob'); ROLLBACK TO s; :who; COMMIT;
+-- a setting from before the savepoint stands again
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SAVEPOINT s; SELECT 1; ROLLBACK TO s; :who; COMMIT;
+-- one from after it does not
+BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK TO s; :who; SET LOCAL apitoken.user_id = 'bob'; :who; COMMIT;
+-- blocks with EXCEPTION: one that ended well keeps the identity, one that failed does not
+BEGIN; DO $$BEGIN PERFORM apitoken.act_as('alice'); EXCEPTION WHEN division_by_zero THEN NULL; END$$; :who; SELECT apitoken.act_as('bob'); ROLLBACK;
+BEGIN; DO $$BEGIN PERFORM apitoken.act_as('alice'); PERFORM 1/0; EXCEPTION WHEN division_by_zero THEN NULL; END$$; :who; SELECT apitoken.act_as('bob') IS NOT NULL; COMMIT;
+-- a loop that tries one after another
+\set VERBOSITY terse
+BEGIN;
+DO $$
+DECLARE
+	who text;
+BEGIN
+	FOREACH who IN ARRAY '{alice,bob,dora}'::text[] LOOP
+		BEGIN
+			PERFORM apitoken.act_as(who);
+			RAISE NOTICE '% as %', who, apitoken.current_user_id();
+		EXCEPTION WHEN active_sql_transaction THEN
+			RAISE NOTICE '%: %, still %', who, SQLERRM, apitoken.current_user_id();
+		END;
+	END LOOP;
+END
+$$;
+ROLLBACK;
+-- a procedure that commits is somebody else in each of its transactions
+DO $$
+BEGIN
+	PERFORM apitoken.act_as('alice');
+	RAISE NOTICE '%', apitoken.current_user_id();
+	COMMIT;
+	RAISE NOTICE '%', apitoken.current_user_id();
+	PERFORM apitoken.act_as('bob');
+	RAISE NOTICE '%', apitoken.current_user_id();
+	ROLLBACK;
+	RAISE NOTICE '%', apitoken.current_user_id();
+END
+$$;
+\set VERBOSITY sqlstate
+-- nor does AND CHAIN hand it on
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; COMMIT AND CHAIN; :who; ROLLBACK AND CHAIN; :who; COMMIT;
+
+--
+-- Outside a transaction block: a warning, and no effect on what follows
+--
+SELECT valid, user_id FROM apitoken.authenticate(:'alice');
+:who;
+SELECT apitoken.act_as('alice')->>'user_id';
+:who;
+SET apitoken.user_id = 'alice';
+SET apitoken.user_id = '';
+SELECT set_config('apitoken.user_id', 'alice', true);
+:who;
+SET apitoken.client_address = '192.0.2.1';
+RESET apitoken.client_address;
+\set VERBOSITY default
+SELECT apitoken.act_as('alice')->>'user_id';
+SET apitoken.user_id = 'alice';
+RESET apitoken.user_id;
+\set VERBOSITY sqlstate
+RESET SESSION AUTHORIZATION;
+
+--
+-- can(): what, where, by ids of any type
+--
+INSERT INTO apitoken.organizations (id) VALUES ('42'), ('5000000000'), ('5f0e7d4c-2a57-4d3a-9d8e-0123456789ab');
+INSERT INTO apitoken.memberships
+	SELECT id, 'bob', 'reader' FROM unnest('{42,5000000000,5f0e7d4c-2a57-4d3a-9d8e-0123456789ab}'::text[]) id;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+-- anonymous: nothing, whatever the id
+SELECT apitoken.can('article:read'), apitoken.can('article:read', NULL), apitoken.can('article:read', 'acme'), apitoken.can('article:read', 42), apitoken.can(NULL, 'acme');
+BEGIN;
+SELECT apitoken.act_as('bob') IS NOT NULL;
+SELECT apitoken.can('article:read', 'acme'), apitoken.can('article:write', 'acme'::text), apitoken.can('article:write', 'acme'::varchar), apitoken.can('article:write', 'acme'::name),
+	apitoken.can('article:delete', 'acme'), apitoken.can('token:read', 'acme');
+SELECT apitoken.can('article:read', 42), apitoken.can('article:read', 42::bigint), apitoken.can('article:read', 42::smallint), apitoken.can('article:read', 5000000000),
+	apitoken.can('article:read', '5f0e7d4c-2a57-4d3a-9d8e-0123456789ab'::uuid), apitoken.can('article:read', '5F0E7D4C-2A57-4D3A-9D8E-0123456789AB'::uuid);
+SELECT apitoken.can('article:write', 42), apitoken.can('article:read', 43), apitoken.can('article:read', 43::bigint), apitoken.can('article:read', '00000000-0000-0000-0000-000000000000'::uuid),
+	apitoken.can('article:read', '5F0E7D4C-2A57-4D3A-9D8E-0123456789AB'), apitoken.can('article:read', ''), apitoken.can('article:read', 'globex '), apitoken.can('article:read', 'no such');
+-- null ids of each type: their own things
+SELECT apitoken.can('article:write', NULL::uuid), apitoken.can('article:write', NULL::bigint), apitoken.can('article:write', NULL::text), apitoken.can('article:write', NULL), apitoken.can('article:write');
+SELECT apitoken.can(NULL), apitoken.can(NULL, 'acme');
+-- an id from a column and from a parameter
+SELECT id, apitoken.can('article:read', id) FROM (VALUES (42), (43)) v (id);
+PREPARE can_int (int) AS SELECT apitoken.can('article:read', $1);
+PREPARE can_text AS SELECT apitoken.can('article:read', $1::text);
+EXECUTE can_int (42); EXECUTE can_int (43); EXECUTE can_int (NULL); EXECUTE can_text ('acme'); EXECUTE can_text ('nowhere');
+DEALLOCATE ALL;
+SELECT count(*), string_agg(o, ' ' ORDER BY o COLLATE "C") FROM apitoken.organizations_allowed('article:read') o;
+SELECT o FROM apitoken.organizations_allowed('article:write') o;
+SELECT o FROM apitoken.organizations_allowed('article:delete') o;
+SELECT o FROM apitoken.organizations_allowed(NULL) o;
+SAVEPOINT s; SELECT apitoken.can('*'); ROLLBACK TO s;
+SELECT apitoken.can('article'); ROLLBACK TO s;
+SELECT apitoken.can('article:*', 'acme'); ROLLBACK TO s;
+SELECT apitoken.organizations_allowed('article:*'); ROLLBACK TO s;
+COMMIT;
+-- the limit of a user's role, outside organizations only
+BEGIN; SELECT apitoken.act_as('dora') IS NOT NULL; SELECT apitoken.can('article:read'), apitoken.can('article:write'), apitoken.can('article:read', 'acme'); COMMIT;
+-- an organization's token: its own organization, which null means too
+BEGIN; SELECT (apitoken.authenticate(:'org')).valid;
+SELECT apitoken.can('article:write'), apitoken.can('article:write', 'acme'), apitoken.can('article:read', 'globex'), apitoken.can('article:read', 42), apitoken.can('article:delete'), apitoken.can('token:read');
+SELECT apitoken.organizations_allowed('article:write'), apitoken.organizations_allowed('page:read'); COMMIT;
+-- narrowed by access
+BEGIN; SELECT (apitoken.authenticate(:'org_ro')).valid; SELECT apitoken.can('article:read'), apitoken.can('article:write'), apitoken.can('page:read', 'acme'); SELECT apitoken.organizations_allowed('article:write'); COMMIT;
+BEGIN; SELECT (apitoken.authenticate(:'alice_custom')).valid; SELECT apitoken.can('article:read'), apitoken.can('article:write'), apitoken.can('article:read', 'acme'), apitoken.can('page:read', 'acme'), apitoken.can('article:read', 'globex'); COMMIT;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SELECT apitoken.can('article:write', 'acme'), apitoken.can('token:read', 'acme'), apitoken.can('token:read'), apitoken.can('article:read', 'globex'); COMMIT;
+
+--
+-- Identity calls write nothing: READ ONLY works, and no transaction id is taken
+--
+RESET SESSION AUTHORIZATION;
+-- used just now, so that there is nothing to write
+UPDATE apitoken.token_usage SET last_used_at = clock_timestamp();
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SELECT valid FROM apitoken.authenticate(:'alice'); :who; SELECT apitoken.can('article:read', 'acme'), apitoken.organizations_allowed('article:read'), pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN; SELECT valid FROM apitoken.verify(:'alice'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN; SET LOCAL apitoken.token = :'bob'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.token_usage SET last_used_at = NULL;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+-- never used, but READ ONLY or with a snapshot of its own
+BEGIN READ ONLY; SELECT valid FROM apitoken.authenticate(:'alice'); :who; SELECT valid FROM apitoken.verify(:'bob'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN READ ONLY; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN READ ONLY; SET LOCAL apitoken.token = :'alice'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT valid FROM apitoken.verify(:'bob'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
+BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
+-- a setting's token is never recorded
+BEGIN; SET LOCAL apitoken.token = :'dora'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
+-- so one must be taken where there is something to write, or all that proved nothing
+BEGIN; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT pg_current_xact_id_if_assigned() IS NOT NULL; COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT label FROM apitoken.tokens WHERE last_used_at IS NOT NULL;
+
+--
+-- Memberships, roles and suspensions are read anew by each statement; an
+-- identity stays, even if its token is revoked
+--
+GRANT SELECT, INSERT, UPDATE, DELETE ON apitoken.memberships, apitoken.roles, apitoken.users, apitoken.organizations TO regress_apitoken_backend;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT apitoken.act_as('bob') IS NOT NULL;
+SELECT apitoken.can('article:write', 'acme');
+UPDATE apitoken.memberships SET role = 'reader' WHERE (organization_id, user_id) = ('acme', 'bob');
+SELECT apitoken.can('article:write', 'acme'), apitoken.can('article:read', 'acme');
+UPDATE apitoken.roles SET permissions = '{page:read}' WHERE name = 'reader';
+SELECT apitoken.can('article:read', 'acme'), apitoken.can('page:read', 'acme');
+UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme';
+SELECT apitoken.can('page:read', 'acme'), apitoken.can('page:read', 'globex');
+DELETE FROM apitoken.memberships WHERE user_id = 'bob';
+SELECT apitoken.can('page:read', 'globex'), apitoken.can('article:read');
+UPDATE apitoken.users SET groups = '{new}' WHERE id = 'bob';
+:who;
+UPDATE apitoken.users SET suspended_at = now() WHERE id = 'bob';
+SELECT apitoken.can('article:read');
+:who;
+ROLLBACK;
+BEGIN;
+SELECT valid FROM apitoken.authenticate(:'bob');
+SELECT apitoken.revoke_by_token(:'bob');
+:who;
+SELECT apitoken.can('article:write', 'acme');
+SAVEPOINT s;
+-- but it is not verified again
+SELECT apitoken.authenticate(:'bob');
+ROLLBACK TO s;
+SELECT valid, verdict FROM apitoken.verify(:'bob');
+:who;
+ROLLBACK;
+-- taken back by ROLLBACK TO, it does not come again
+BEGIN;
+SAVEPOINT s;
+SELECT (apitoken.authenticate(:'org_gone')).valid;
+:who;
+ROLLBACK TO s;
+DELETE FROM apitoken.organizations WHERE id = 'initech';
+SAVEPOINT t;
+SELECT (apitoken.authenticate(:'org_gone')).valid;
+ROLLBACK TO t;
+:who;
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+REVOKE ALL ON apitoken.memberships, apitoken.roles, apitoken.users, apitoken.organizations FROM regress_apitoken_backend;
+
+--
+-- The policy that is recommended, on tables keyed by uuid, bigint and text
+--
+CREATE TABLE ident.article_uuid (organization_id uuid, n int);
+CREATE TABLE ident.article_bigint (organization_id bigint, n int);
+CREATE TABLE ident.article_text (organization_id text, n int);
+INSERT INTO ident.article_uuid SELECT CASE n % 3 WHEN 0 THEN '5f0e7d4c-2a57-4d3a-9d8e-0123456789ab'::uuid ELSE gen_random_uuid() END, n FROM generate_series(1, 300) n;
+INSERT INTO ident.article_bigint SELECT CASE n % 3 WHEN 0 THEN 42 WHEN 1 THEN 5000000000 ELSE 7 END, n FROM generate_series(1, 300) n;
+INSERT INTO ident.article_text SELECT CASE n % 3 WHEN 0 THEN 'acme' WHEN 1 THEN 'globex' ELSE 'initech' END, n FROM generate_series(1, 300) n;
+ALTER TABLE ident.article_uuid ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ident.article_bigint ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ident.article_text ENABLE ROW LEVEL SECURITY;
+GRANT SELECT ON ident.article_uuid, ident.article_bigint, ident.article_text TO regress_apitoken_backend, regress_apitoken_weak, regress_apitoken_client;
+-- The cast is of the allowed ids, which may hold some that are no uuid or bigint.
+CREATE POLICY p ON ident.article_text USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+CREATE POLICY p ON ident.article_uuid USING (organization_id::text = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+CREATE POLICY p ON ident.article_bigint USING (organization_id::text = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+\set rows 'SELECT (SELECT count(*) FROM ident.article_uuid), (SELECT count(*) FROM ident.article_bigint), (SELECT count(*) FROM ident.article_text)'
+:rows;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+:rows;
+BEGIN; SELECT apitoken.act_as('bob') IS NOT NULL; :rows; COMMIT;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; :rows; COMMIT;
+BEGIN; SELECT apitoken.act_as('carol') IS NOT NULL; :rows; COMMIT;
+BEGIN; SELECT (apitoken.authenticate(:'org_ro')).valid; :rows; COMMIT;
+BEGIN; SET LOCAL apitoken.user_id = 'bob'; SET LOCAL ROLE regress_apitoken_weak; :rows; COMMIT;
+:rows;
+-- who forges a user id while he reads sees nothing of it
+SET SESSION AUTHORIZATION regress_apitoken_client;
+BEGIN; SELECT set_config('apitoken.user_id', 'bob', true), count(*) FROM ident.article_text; ROLLBACK;
+BEGIN; WITH w AS MATERIALIZED (SELECT set_config('apitoken.user_id', 'bob', true) AS x) SELECT w.x, count(*) FROM w LEFT JOIN ident.article_text ON true GROUP BY 1; ROLLBACK;
+BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; :rows; COMMIT;
+RESET SESSION AUTHORIZATION;
+-- with the cast on the other side, where all ids are of that type
+INSERT INTO apitoken.users (id) VALUES ('erin');
+INSERT INTO apitoken.memberships VALUES ('42', 'erin', 'reader'), ('5000000000', 'erin', 'reader');
+ALTER POLICY p ON ident.article_bigint USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read')::bigint)));
+INSERT INTO apitoken.users (id) VALUES ('frank');
+INSERT INTO apitoken.memberships VALUES ('5f0e7d4c-2a57-4d3a-9d8e-0123456789ab', 'frank', 'reader');
+ALTER POLICY p ON ident.article_uuid USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read')::uuid)));
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SELECT apitoken.act_as('erin') IS NOT NULL; SELECT count(*) FROM ident.article_bigint; COMMIT;
+BEGIN; SELECT apitoken.act_as('frank') IS NOT NULL; SELECT count(*) FROM ident.article_uuid; COMMIT;
+SELECT count(*) FROM ident.article_bigint;
+SELECT count(*) FROM ident.article_uuid;
+RESET SESSION AUTHORIZATION;
+
+-- evaluated once a query, not once a row: an init plan, and an index is used
+CREATE INDEX ON ident.article_text (organization_id);
+CREATE INDEX ON ident.article_bigint (organization_id);
+CREATE INDEX ON ident.article_uuid (organization_id);
+ANALYZE ident.article_text, ident.article_bigint, ident.article_uuid;
+CREATE FUNCTION ident.plan(query text) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+	result json;
+BEGIN
+	EXECUTE 'EXPLAIN (FORMAT json, COSTS off) ' || query INTO result;
+	RETURN result;
+END
+$$;
+GRANT EXECUTE ON FUNCTION ident.plan TO PUBLIC;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+SET enable_seqscan = off;
+\set VERBOSITY terse
+DO $$
+DECLARE
+	name text;
+	plan jsonb;
+BEGIN
+	FOREACH name IN ARRAY '{article_text,article_bigint,article_uuid}'::text[] LOOP
+		plan := ident.plan('SELECT * FROM ident.' || name);
+		RAISE NOTICE '%: init plans %, other subplans %, index condition %', name,
+			jsonb_array_length(jsonb_path_query_array(plan, '$.**{last} ? (@ == "InitPlan")')),
+			jsonb_array_length(jsonb_path_query_array(plan, '$.**{last} ? (@ == "SubPlan")')),
+			jsonb_array_length(jsonb_path_query_array(plan, '$.**."Index Cond"')) > 0;
+	END LOOP;
+END
+$$;
+\set VERBOSITY sqlstate
+RESET enable_seqscan;
+-- the policies on the extension's own tables: the same
+\set VERBOSITY terse
+DO $$
+DECLARE
+	plan jsonb := ident.plan('SELECT id FROM apitoken.token_records');
+BEGIN
+	RAISE NOTICE 'own: init plans %, other subplans %',
+		jsonb_array_length(jsonb_path_query_array(plan, '$.**{last} ? (@ == "InitPlan")')),
+		jsonb_array_length(jsonb_path_query_array(plan, '$.**{last} ? (@ == "SubPlan")'));
+END
+$$;
+\set VERBOSITY sqlstate
+
+--
+-- Parallel plans: the same rows
+--
+SET parallel_setup_cost = 0;
+SET parallel_tuple_cost = 0;
+SET min_parallel_table_scan_size = 0;
+SET max_parallel_workers_per_gather = 2;
+SET enable_indexscan = off;
+SET enable_bitmapscan = off;
+SET enable_indexonlyscan = off;
+SELECT jsonb_path_exists(ident.plan('SELECT count(*) FROM ident.article_text'), '$.** ? (@."Node Type" == "Gather")');
+:rows;
+BEGIN; SELECT apitoken.act_as('bob') IS NOT NULL; SELECT count(*), sum(n) FROM ident.article_text; COMMIT;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT count(*), sum(n) FROM ident.article_text; COMMIT;
+BEGIN; SET LOCAL apitoken.token = :'org'; SELECT count(*), sum(n) FROM ident.article_text; COMMIT;
+-- a token verified in the leader of a parallel plan
+BEGIN; SET LOCAL apitoken.token = :'org_ro'; SELECT count(*), sum(n), apitoken.current_organization_id() FROM ident.article_text; COMMIT;
+SELECT count(*), sum(n), (SELECT valid FROM apitoken.verify(:'org')) FROM ident.article_text;
+-- can() for each row, above the gather
+BEGIN; SELECT apitoken.act_as('bob') IS NOT NULL; SELECT count(*) FROM ident.article_text WHERE apitoken.can('article:write', organization_id); COMMIT;
+RESET parallel_setup_cost;
+RESET parallel_tuple_cost;
+RESET min_parallel_table_scan_size;
+RESET max_parallel_workers_per_gather;
+RESET enable_indexscan;
+RESET enable_bitmapscan;
+RESET enable_indexonlyscan;
+
+--
+-- Cursors and prepared statements see who is acting when they run
+--
+PREPARE articles AS SELECT count(*), apitoken.current_user_id() FROM ident.article_text;
+SET plan_cache_mode = force_generic_plan;
+EXECUTE articles;
+BEGIN; SELECT apitoken.act_as('bob') IS NOT NULL; EXECUTE articles; COMMIT;
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; EXECUTE articles; COMMIT;
+BEGIN; SET LOCAL apitoken.user_id = 'dora'; EXECUTE articles; COMMIT;
+BEGIN; SET LOCAL apitoken.user_id = 'bob'; SET LOCAL ROLE regress_apitoken_weak; EXECUTE articles; COMMIT;
+EXECUTE articles;
+RESET plan_cache_mode;
+DEALLOCATE articles;
+BEGIN;
+DECLARE c CURSOR FOR SELECT apitoken.current_user_id() FROM ident.article_text LIMIT 2;
+SELECT apitoken.act_as('alice') IS NOT NULL;
+FETCH c;
+SAVEPOINT s;
+SELECT apitoken.act_as('bob');
+ROLLBACK TO s;
+FETCH c;
+COMMIT;
+-- a held cursor's rows are what its transaction saw
+BEGIN;
+SELECT apitoken.act_as('alice') IS NOT NULL;
+DECLARE h CURSOR WITH HOLD FOR SELECT apitoken.current_user_id();
+COMMIT;
+FETCH h;
+:who;
+CLOSE h;
+-- a deferred trigger still knows; what runs after the commit does not
+RESET SESSION AUTHORIZATION;
+CREATE TABLE ident.log (who text);
+CREATE TABLE ident.work (n int);
+CREATE FUNCTION ident.log() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO ident.log VALUES (apitoken.current_user_id()); RETURN NULL; END$$;
+CREATE CONSTRAINT TRIGGER t AFTER INSERT ON ident.work DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION ident.log();
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; INSERT INTO ident.work VALUES (1); COMMIT;
+INSERT INTO ident.work VALUES (2);
+SELECT * FROM ident.log;
+
+--
+-- DISCARD ALL, and after the extension is gone
+--
+SET apitoken.user_id = 'alice';
+DISCARD ALL;
+SHOW apitoken.user_id;
+:who;
+-- an unknown setting of ours is refused
+SET apitoken.nonsense = 1;
+SET apitoken.tokens = 1;
+
+\set VERBOSITY default
+SET client_min_messages = error;
+DROP SCHEMA ident CASCADE;
+DROP EXTENSION apitoken CASCADE;
+-- settings stay harmless without it
+BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; COMMIT;
+BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT 1; COMMIT;
+DROP ROLE regress_apitoken_backend, regress_apitoken_client, regress_apitoken_weak;

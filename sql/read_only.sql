@@ -1,0 +1,449 @@
+--
+-- A read-only identity makes its transaction READ ONLY, whatever is tried.
+--
+-- 25006: refused in a READ ONLY transaction.  Each attempt runs in a
+-- transaction of its own, as the tables' owner, so that nothing but the
+-- identity can be what refuses it.
+--
+SET client_min_messages = error;
+CREATE EXTENSION apitoken CASCADE;
+RESET client_min_messages;
+\set VERBOSITY sqlstate
+\pset format unaligned
+\pset tuples_only on
+\pset null -
+
+INSERT INTO apitoken.organizations (id) VALUES ('acme');
+SELECT (apitoken.create_token('ro', organization_id => 'acme', access => 'read_only')).token AS ro \gset
+SELECT (apitoken.create_token('rw', organization_id => 'acme')).token AS rw \gset
+SELECT (apitoken.create_token('ro', user_id => 'alice', access => 'read_only')).token AS ro2 \gset
+UPDATE apitoken.token_usage SET last_used_at = clock_timestamp();
+
+CREATE SCHEMA ro;
+CREATE TABLE ro.t (n int);
+CREATE TABLE ro.log (n int);
+CREATE SEQUENCE ro.s;
+CREATE TABLE ro.secret (kind text PRIMARY KEY, token text);
+INSERT INTO ro.secret VALUES ('ro', :'ro'), ('rw', :'rw'), ('ro2', :'ro2');
+-- authenticates, without the text in any statement
+CREATE FUNCTION ro.be(kind text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN (apitoken.authenticate((SELECT s.token FROM ro.secret s WHERE s.kind = be.kind))).valid;
+END
+$$;
+-- the same in a block with EXCEPTION, whose end takes READ ONLY back
+CREATE FUNCTION ro.be_inside(kind text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN (apitoken.authenticate((SELECT s.token FROM ro.secret s WHERE s.kind = be_inside.kind))).valid;
+EXCEPTION WHEN division_by_zero THEN
+	RETURN NULL;
+END
+$$;
+-- what is tried, and the SQLSTATE of it
+CREATE FUNCTION ro.try(query text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE query;
+	RETURN 'done';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE;
+END
+$$;
+CREATE FUNCTION ro.insert_one() RETURNS int LANGUAGE sql AS 'INSERT INTO ro.t VALUES (1) RETURNING n';
+CREATE FUNCTION ro.insert_definer() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO ro.t VALUES (1) RETURNING n';
+CREATE FUNCTION ro.insert_plpgsql() RETURNS int LANGUAGE plpgsql AS 'BEGIN INSERT INTO ro.t VALUES (1); RETURN 1; END';
+CREATE FUNCTION ro.insert_stable() RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN ro.insert_plpgsql(); END';
+CREATE PROCEDURE ro.insert_procedure() LANGUAGE plpgsql AS 'BEGIN INSERT INTO ro.t VALUES (1); END';
+CREATE VIEW ro.v AS SELECT ro.insert_one();
+CREATE FUNCTION ro.trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO ro.log VALUES (1); RETURN NEW; END';
+
+\set written 'SELECT (SELECT count(*) FROM ro.t), (SELECT count(*) FROM ro.log), (SELECT is_called FROM ro.s)'
+:written;
+
+--
+-- What PostgreSQL refuses in READ ONLY transactions
+--
+CREATE TABLE ro.attempts (id int, query text);
+INSERT INTO ro.attempts VALUES
+	(1, 'INSERT INTO ro.t VALUES (1)'),
+	(2, 'UPDATE ro.t SET n = 2'),
+	(3, 'DELETE FROM ro.t'),
+	(4, 'MERGE INTO ro.t USING (SELECT 1) s ON false WHEN NOT MATCHED THEN INSERT VALUES (1)'),
+	(5, 'WITH w AS (INSERT INTO ro.t VALUES (1) RETURNING n) SELECT * FROM w'),
+	(6, 'TRUNCATE ro.t'),
+	(7, 'SELECT * FROM ro.t FOR UPDATE'),
+	(8, 'CREATE TABLE ro.new (n int)'),
+	(9, 'SELECT 1 AS n INTO ro.new'),
+	(10, 'CREATE TABLE ro.new AS SELECT 1 AS n'),
+	(11, 'ALTER TABLE ro.t ADD m int'),
+	(12, 'DROP TABLE ro.t'),
+	(13, 'CREATE INDEX ON ro.t (n)'),
+	(14, 'CREATE FUNCTION ro.new() RETURNS int LANGUAGE sql AS ''SELECT 1'''),
+	(15, 'GRANT SELECT ON ro.t TO PUBLIC'),
+	(16, 'COMMENT ON TABLE ro.t IS ''x'''),
+	(17, 'REINDEX TABLE ro.secret'),
+	(18, 'LOCK TABLE ro.t IN ROW EXCLUSIVE MODE'),
+	(19, 'LOCK TABLE ro.t IN ACCESS EXCLUSIVE MODE'),
+	(20, 'SELECT nextval(''ro.s'')'),
+	(21, 'SELECT setval(''ro.s'', 10)'),
+	(22, 'SELECT ro.insert_one()'),
+	(23, 'SELECT ro.insert_definer()'),
+	(24, 'SELECT max(ro.insert_one()) FROM generate_series(1, 3)'),
+	(25, 'SELECT ro.insert_plpgsql()'),
+	(26, 'SELECT ro.insert_stable()'),
+	(27, 'SELECT * FROM ro.v'),
+	(28, 'CALL ro.insert_procedure()'),
+	(29, 'DO $d$BEGIN INSERT INTO ro.t VALUES (1); END$d$'),
+	(30, 'DO $d$DECLARE x bigint; BEGIN x := nextval(''ro.s''); END$d$'),
+	(31, 'DO $d$BEGIN EXECUTE ''INSERT INTO ro.t VALUES (1)''; END$d$'),
+	(32, 'DO $d$BEGIN BEGIN INSERT INTO ro.t VALUES (1); EXCEPTION WHEN division_by_zero THEN NULL; END; END$d$'),
+	(33, 'EXPLAIN ANALYZE INSERT INTO ro.t VALUES (1)'),
+	(34, 'EXECUTE prepared_before'),
+	(35, 'SELECT query_to_xml(''INSERT INTO ro.t VALUES (1) RETURNING n'', true, true, '''')'),
+	(36, 'SELECT query_to_xml(''SELECT nextval(''''ro.s'''')'', true, true, '''')'),
+	(37, 'UPDATE apitoken.organizations SET name = ''x'''),
+	(38, 'SELECT apitoken.create_token(''new'', organization_id => ''acme'')'),
+	(39, 'INSERT INTO apitoken.tokens (label, organization_id) VALUES (''new'', ''acme'')'),
+	(40, 'SELECT apitoken.revoke_by_token((SELECT token FROM ro.secret WHERE kind = ''rw''))'),
+	(41, 'SELECT apitoken.revoke_tokens(organization_id => ''acme'')'),
+	(42, 'SELECT apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = ''rw''))'),
+	(43, 'SELECT apitoken.allow(''pg_monitor'', ''act'')'),
+	(44, 'ALTER EXTENSION apitoken ADD TABLE ro.t'),
+	(45, 'ANALYZE ro.t'),
+	(46, 'NOTIFY x'),
+	(47, 'CREATE TEMP TABLE tt (n int)'),
+	(48, 'REFRESH MATERIALIZED VIEW ro.no_such'),
+	(49, 'PREPARE TRANSACTION ''x'''),
+	(50, 'COPY ro.t FROM ''/dev/null'''),
+	(51, 'SELECT apitoken.disallow(''pg_monitor'', ''act'')'),
+	(52, 'SELECT ro.be(''ro'')');
+PREPARE prepared_before AS INSERT INTO ro.t VALUES (1);
+-- First what the server itself does under READ ONLY, then what the identity
+-- makes of it: by authenticate(), by the setting, by authenticate() in a block
+-- with EXCEPTION.  They must not differ, and nobody may have written.
+\set VERBOSITY terse
+CREATE TABLE ro.results (id int, server text, call text, setting text, block text);
+DO $$
+DECLARE
+	attempt ro.attempts;
+	r ro.results;
+	who text;
+	outcome text;
+BEGIN
+	FOR attempt IN SELECT * FROM ro.attempts ORDER BY id LOOP
+		r := ROW (attempt.id, NULL, NULL, NULL, NULL);
+		FOREACH who IN ARRAY '{server,call,setting,block}'::text[] LOOP
+			-- raises whatever happens, so that it is all rolled back
+			BEGIN
+				IF who = 'server' THEN
+					SET LOCAL transaction_read_only = on;
+				ELSIF who = 'call' THEN
+					PERFORM ro.be('ro');
+				ELSIF who = 'setting' THEN
+					PERFORM set_config('apitoken.token', s.token, true) FROM ro.secret s WHERE s.kind = 'ro';
+				ELSE
+					PERFORM ro.be_inside('ro');
+				END IF;
+				outcome := ro.try(attempt.query);
+				RAISE division_by_zero;
+			EXCEPTION WHEN division_by_zero THEN
+				NULL;
+			END;
+			CASE who
+				WHEN 'server' THEN r.server := outcome;
+				WHEN 'call' THEN r.call := outcome;
+				WHEN 'setting' THEN r.setting := outcome;
+				ELSE r.block := outcome;
+			END CASE;
+		END LOOP;
+		INSERT INTO ro.results SELECT r.*;
+	END LOOP;
+END
+$$;
+\set VERBOSITY sqlstate
+-- each cell where the identity refuses something else than the server
+SELECT * FROM ro.results r JOIN ro.attempts a USING (id) WHERE (call, setting, block) IS DISTINCT FROM (server, server, server) ORDER BY id;
+SELECT id, server, left(query, 60) FROM ro.results JOIN ro.attempts USING (id) ORDER BY id;
+:written;
+
+--
+-- The same at top level, where no block is around
+--
+BEGIN; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be_inside('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be_inside('ro'); SELECT nextval('ro.s'); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; CREATE TABLE ro.new (n int); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT nextval('ro.s'); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; TRUNCATE ro.t; ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; COPY ro.t FROM '/dev/null'; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); COPY ro.t FROM '/dev/null'; ROLLBACK;
+BEGIN; SELECT ro.be_inside('ro'); COPY ro.t FROM '/dev/null'; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); COPY (INSERT INTO ro.t VALUES (1) RETURNING n) TO STDOUT; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); COPY ro.t TO STDOUT; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); EXECUTE prepared_before; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SELECT apitoken.authenticate(:'ro') IS NULL; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be('ro2'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+-- in one statement with the authentication
+BEGIN; SELECT ro.be('ro'), nextval('ro.s'); ROLLBACK;
+BEGIN; SELECT ro.be('ro'), ro.insert_plpgsql(); ROLLBACK;
+BEGIN; SELECT ro.be_inside('ro'), ro.insert_plpgsql(); ROLLBACK;
+BEGIN; SELECT set_config('apitoken.token', :'ro', true) IS NULL, ro.insert_plpgsql(); ROLLBACK;
+-- in one message
+BEGIN \; SELECT ro.be('ro') \; INSERT INTO ro.t VALUES (1);
+ROLLBACK;
+-- a full one can write, or all that proved nothing
+BEGIN; SELECT ro.be('rw'); INSERT INTO ro.t VALUES (1); SELECT nextval('ro.s'); SELECT count(*) FROM ro.t; ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'rw'; INSERT INTO ro.t VALUES (1); ROLLBACK;
+ALTER SEQUENCE ro.s RESTART;
+SELECT setval('ro.s', 1, false);
+:written;
+
+--
+-- Ways to take READ ONLY back
+--
+BEGIN; SELECT ro.be('ro'); SET TRANSACTION READ WRITE; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SET transaction_read_only = off; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SET LOCAL transaction_read_only = off; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SELECT set_config('transaction_read_only', 'off', true); ROLLBACK;
+-- (16 and later refuse this RESET itself)
+BEGIN; SELECT ro.be('ro'); SELECT ro.try('RESET transaction_read_only') IN ('done', '0A000'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be('ro'); RESET ALL; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SET LOCAL default_transaction_read_only = off; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; SET TRANSACTION READ WRITE; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN READ WRITE; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+-- the setting taken away: the identity stays
+BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; SET LOCAL apitoken.token = ''; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; RESET apitoken.token; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; SAVEPOINT s; SET LOCAL apitoken.token = ''; INSERT INTO ro.t VALUES (1); ROLLBACK;
+-- savepoints around, before and after
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); RELEASE s; SHOW transaction_read_only; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); RELEASE s; SELECT nextval('ro.s'); ROLLBACK;
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); RELEASE s; CREATE TABLE ro.new (n int); ROLLBACK;
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); RELEASE s; SET TRANSACTION READ WRITE; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); RELEASE s; SAVEPOINT t; ROLLBACK TO t; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SAVEPOINT s; SAVEPOINT t; SELECT ro.be('ro'); RELEASE t; RELEASE s; EXECUTE prepared_before; ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SAVEPOINT s; ROLLBACK TO s; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; SAVEPOINT s; SELECT 1; ROLLBACK TO s; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SAVEPOINT s; SET LOCAL apitoken.token = :'ro'; RELEASE s; INSERT INTO ro.t VALUES (1); ROLLBACK;
+-- ROLLBACK TO before the identity gives back what was
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); ROLLBACK TO s; INSERT INTO ro.t VALUES (1); SELECT count(*) FROM ro.t; ROLLBACK;
+BEGIN; SAVEPOINT s; SAVEPOINT t; SELECT ro.be('ro'); RELEASE t; SELECT 1; ROLLBACK TO s; INSERT INTO ro.t VALUES (1); SELECT count(*) FROM ro.t; ROLLBACK;
+BEGIN READ ONLY; SAVEPOINT s; SELECT ro.be('ro'); ROLLBACK TO s; INSERT INTO ro.t VALUES (1); ROLLBACK;
+-- a second identity that can write
+BEGIN; SELECT ro.be('ro'); SELECT ro.be('rw'); ROLLBACK;
+BEGIN; SELECT ro.be('ro'); SELECT apitoken.act_as('alice'); ROLLBACK;
+
+--
+-- PL/pgSQL evaluates simple expressions without a statement
+--
+\set VERBOSITY terse
+-- a new one after the block
+DO $$
+DECLARE
+	x bigint;
+BEGIN
+	PERFORM ro.be_inside('ro');
+	x := nextval('ro.s');
+	RAISE NOTICE 'written';
+EXCEPTION WHEN OTHERS THEN
+	RAISE NOTICE '%', SQLERRM;
+END
+$$;
+DO $$
+DECLARE
+	x bigint;
+BEGIN
+	BEGIN
+		x := (apitoken.authenticate((SELECT token FROM ro.secret WHERE kind = 'ro'))).valid::int;
+	EXCEPTION WHEN division_by_zero THEN
+		NULL;
+	END;
+	IF nextval('ro.s') > 0 THEN
+		RAISE NOTICE 'written';
+	END IF;
+EXCEPTION WHEN OTHERS THEN
+	RAISE NOTICE '%', SQLERRM;
+END
+$$;
+-- one that was evaluated before already, and is kept for the transaction
+SELECT setval('ro.s', 1, false);
+DO $$
+DECLARE
+	x bigint;
+BEGIN
+	FOR i IN 1..3 LOOP
+		BEGIN
+			IF i = 2 THEN
+				x := ro.be('ro')::int;
+			END IF;
+		EXCEPTION WHEN division_by_zero THEN
+			NULL;
+		END;
+		x := nextval('ro.s');
+		RAISE NOTICE 'pass % wrote', i;
+	END LOOP;
+EXCEPTION WHEN OTHERS THEN
+	RAISE NOTICE '%', SQLERRM;
+END
+$$;
+SELECT setval('ro.s', 1, false);
+CREATE FUNCTION ro.next() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN nextval(''ro.s''); END';
+DO $$
+DECLARE
+	x bigint;
+BEGIN
+	x := ro.next();
+	PERFORM ro.be_inside('ro');
+	x := ro.next();
+	RAISE NOTICE 'written';
+EXCEPTION WHEN OTHERS THEN
+	RAISE NOTICE '%', SQLERRM;
+END
+$$;
+SELECT setval('ro.s', 1, false);
+\set VERBOSITY sqlstate
+:written;
+
+--
+-- Cursors opened before the identity was there
+--
+BEGIN;
+DECLARE c CURSOR FOR SELECT ro.insert_plpgsql() FROM generate_series(1, 3);
+DECLARE d CURSOR FOR SELECT nextval('ro.s') FROM generate_series(1, 3);
+SELECT ro.be('ro');
+SAVEPOINT s;
+FETCH c;
+ROLLBACK TO s;
+FETCH d;
+ROLLBACK;
+-- and gone on with after a savepoint took READ ONLY back
+BEGIN;
+DECLARE d CURSOR FOR SELECT nextval('ro.s') FROM generate_series(1, 3);
+SELECT ro.be_inside('ro');
+FETCH d;
+ROLLBACK;
+BEGIN;
+DECLARE d CURSOR FOR SELECT nextval('ro.s') FROM generate_series(1, 3);
+SELECT ro.be_inside('ro');
+MOVE d;
+ROLLBACK;
+BEGIN;
+DECLARE d CURSOR WITH HOLD FOR SELECT nextval('ro.s') FROM generate_series(1, 3);
+SELECT ro.be_inside('ro');
+COMMIT;
+FETCH d;
+SELECT setval('ro.s', 1, false);
+:written;
+
+--
+-- Triggers
+--
+CREATE TRIGGER t BEFORE INSERT ON ro.t FOR EACH ROW EXECUTE FUNCTION ro.trigger();
+BEGIN; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+-- of a temporary table, which may be written: what its trigger does may not
+CREATE TEMP TABLE temporary (n int);
+CREATE TEMP SEQUENCE temporary_sequence;
+BEGIN; SELECT ro.be('ro'); INSERT INTO temporary VALUES (1); SELECT nextval('temporary_sequence'); SELECT count(*) FROM temporary; COMMIT;
+CREATE TRIGGER t AFTER INSERT ON temporary FOR EACH ROW EXECUTE FUNCTION ro.trigger();
+BEGIN; SELECT ro.be('ro'); INSERT INTO temporary VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be_inside('ro'); INSERT INTO temporary VALUES (1); ROLLBACK;
+-- deferred: written before the identity, fired after it
+DROP TRIGGER t ON ro.t;
+CREATE CONSTRAINT TRIGGER t AFTER INSERT ON ro.t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION ro.trigger();
+BEGIN; INSERT INTO ro.t VALUES (1); SELECT ro.be('ro'); COMMIT;
+BEGIN; INSERT INTO ro.t VALUES (1); SELECT ro.be_inside('ro'); COMMIT;
+BEGIN; INSERT INTO ro.t VALUES (1); SELECT ro.be_inside('ro'); SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK;
+DROP TRIGGER t ON ro.t;
+:written;
+
+--
+-- Procedures that end the transaction
+--
+\set VERBOSITY terse
+CREATE PROCEDURE ro.two_transactions() LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM ro.be('ro');
+	COMMIT;
+	INSERT INTO ro.log VALUES (2);
+	RAISE NOTICE 'the second transaction writes, as nobody: %', apitoken.current_token_id();
+	COMMIT;
+	PERFORM ro.be_inside('ro');
+	INSERT INTO ro.log VALUES (3);
+	RAISE NOTICE 'written';
+END
+$$;
+SET client_min_messages = error;
+CALL ro.two_transactions();
+RESET client_min_messages;
+\set VERBOSITY sqlstate
+SELECT n FROM ro.log;
+DELETE FROM ro.log;
+
+--
+-- It ends with the transaction
+--
+BEGIN; SELECT ro.be('ro'); COMMIT;
+SHOW transaction_read_only;
+BEGIN; SHOW transaction_read_only; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; INSERT INTO ro.t VALUES (1); SELECT count(*) FROM ro.t; ROLLBACK;
+BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; COMMIT;
+BEGIN; INSERT INTO ro.t VALUES (1); ROLLBACK;
+SELECT ro.be('ro');
+INSERT INTO ro.log VALUES (4);
+DELETE FROM ro.log;
+-- A chained transaction takes over the characteristics of the one before, as
+-- the server has it: nobody's, but READ ONLY until it is said otherwise.
+BEGIN; SELECT ro.be('ro'); COMMIT AND CHAIN; SHOW transaction_read_only; SELECT apitoken.current_token_id(); ROLLBACK;
+BEGIN; SELECT ro.be('ro'); COMMIT AND CHAIN; SET TRANSACTION READ WRITE; INSERT INTO ro.t VALUES (1); ROLLBACK;
+BEGIN; SHOW transaction_read_only; COMMIT;
+
+--
+-- Large objects, of which PostgreSQL 15 does not refuse the writing; what is
+-- refused by the server is refused here
+--
+SELECT lo_create(0) AS lo \gset
+CREATE TEMP TABLE outcome (query text, server text, identity text);
+INSERT INTO outcome (query) VALUES
+	('SELECT lo_create(0)'),
+	(format('SELECT lo_put(%s, 0, ''x'')', :lo)),
+	(format('SELECT lowrite(lo_open(%s, 131072), ''x'')', :lo)),
+	(format('SELECT lo_unlink(%s)', :lo)),
+	(format('SELECT lo_get(%s)', :lo));
+DO $$
+DECLARE
+	o outcome;
+	server_says text;
+	identity_says text;
+BEGIN
+	FOR o IN SELECT * FROM outcome LOOP
+		BEGIN
+			SET LOCAL transaction_read_only = on;
+			server_says := ro.try(o.query);
+			RAISE division_by_zero;
+		EXCEPTION WHEN division_by_zero THEN NULL;
+		END;
+		BEGIN
+			PERFORM ro.be_inside('ro');
+			identity_says := ro.try(o.query);
+			RAISE division_by_zero;
+		EXCEPTION WHEN division_by_zero THEN NULL;
+		END;
+		UPDATE outcome u SET server = server_says, identity = identity_says WHERE u.query = o.query;
+	END LOOP;
+END
+$$;
+SELECT count(*) FROM outcome WHERE server IS DISTINCT FROM identity;
+SELECT lo_unlink(:lo);
+
+-- nothing was written by anything above, but by whom it was meant to be
+:written;
+
+\set VERBOSITY default
+DEALLOCATE ALL;
+SET client_min_messages = error;
+DROP TABLE temporary, outcome;
+DROP SEQUENCE temporary_sequence;
+DROP SCHEMA ro CASCADE;
+DROP EXTENSION apitoken CASCADE;

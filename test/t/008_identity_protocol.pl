@@ -1,0 +1,281 @@
+# Who is acting, by other ways of talking to the server than simple queries:
+# prepared statements of the extended protocol whose plans outlive roles and
+# identities, pipelines, two-phase commit, and parallel query wherever it fits.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('protocol');
+$node->init;
+$node->append_conf('postgresql.conf', 'max_prepared_transactions = 5');
+$node->start;
+my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
+my $parallel = $node->safe_psql('postgres', q{SELECT name FROM pg_settings WHERE name IN ('debug_parallel_query', 'force_parallel_mode') ORDER BY 1 LIMIT 1});
+
+$node->safe_psql('postgres', q{
+	CREATE EXTENSION apitoken CASCADE;
+	CREATE ROLE regress_apitoken_login LOGIN;
+	CREATE ROLE regress_apitoken_weak;
+	CREATE ROLE regress_apitoken_above BYPASSRLS;
+	GRANT regress_apitoken_weak, regress_apitoken_above TO regress_apitoken_login;
+	SELECT apitoken.allow('regress_apitoken_login', 'act', 'verify', 'use');
+	INSERT INTO apitoken.organizations (id) VALUES ('1'), ('2'), ('3'), ('4');
+	INSERT INTO apitoken.users (id) VALUES ('1'), ('2'), ('3'), ('4');
+	INSERT INTO apitoken.memberships SELECT id, id, 'developer' FROM apitoken.users;
+	-- organization n has n rows
+	CREATE TABLE article (organization_id bigint);
+	INSERT INTO article SELECT o FROM generate_series(1, 4) o, generate_series(1, o);
+	ALTER TABLE article ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY p ON article USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read')::bigint)));
+	GRANT ALL ON article TO regress_apitoken_login, regress_apitoken_weak, regress_apitoken_above;
+	-- a wrong answer ends pgbench
+	CREATE FUNCTION expect(got bigint, expected bigint, what text) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		IF got IS DISTINCT FROM expected THEN
+			RAISE EXCEPTION '%: got %, expected %', what, got, expected;
+		END IF;
+	END
+	$$;
+	CREATE TABLE secret (id int PRIMARY KEY, token text);
+	INSERT INTO secret SELECT n, (apitoken.create_token('t', user_id => n::text, access => CASE WHEN n % 2 = 1 THEN 'read_only' END)).token
+		FROM generate_series(1, 4) n;
+	CREATE FUNCTION token_of(n bigint) RETURNS text LANGUAGE sql STABLE SECURITY DEFINER AS 'SELECT token FROM secret WHERE id = n';
+	CREATE TABLE work (n int);
+	GRANT ALL ON work TO PUBLIC;
+});
+
+# ---- prepared statements, whose plans are kept from one identity to the next
+
+my $count = 'SELECT count(*) AS rows FROM article \gset' . "\n";
+my %scripts = (
+	'act_as' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM apitoken.act_as((:n)::text);
+		} . $count . q{
+		SELECT expect(:rows, :n, 'act_as');
+		COMMIT;
+	},
+	'setting' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM set_config('apitoken.user_id', (:n)::text, true);
+		} . $count . q{
+		SELECT expect(:rows, :n, 'setting');
+		COMMIT;
+	},
+	'setting and role' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM set_config('apitoken.user_id', (:n)::text, true) u, set_config('role', 'regress_apitoken_weak', true) r;
+		} . $count . q{
+		SELECT expect(:rows, :n, 'setting and role');
+		COMMIT;
+	},
+	'session-wide setting' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM set_config('apitoken.user_id', (:n)::text, false);
+		} . $count . q{
+		SELECT expect(:rows, :n, 'session-wide setting');
+		COMMIT;
+		} . $count . q{
+		SELECT expect(:rows, 0, 'after a session-wide setting');
+	},
+	'token' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM set_config('apitoken.token', token_of(:n), true);
+		} . $count . q{
+		SELECT expect(:rows, :n, 'token');
+		COMMIT;
+	},
+	'authenticate' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM apitoken.authenticate(token_of(:n));
+		} . $count . q{
+		SELECT expect(:rows, :n, 'authenticate');
+		ROLLBACK;
+	},
+	'nobody' => q{
+		BEGIN;
+		} . $count . q{
+		SELECT expect(:rows, 0, 'nobody');
+		COMMIT;
+		} . $count . q{
+		SELECT expect(:rows, 0, 'nobody, outside');
+	},
+	'a role above the policies' => q{
+		BEGIN;
+		SET LOCAL ROLE regress_apitoken_above;
+		} . $count . q{
+		SELECT expect(:rows, 10, 'above');
+		COMMIT;
+	},
+	'writing' => q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM apitoken.authenticate(token_of(:n));
+		SELECT expect((current_setting('transaction_read_only') = 'on')::int, :n % 2, 'read only');
+		ROLLBACK;
+		BEGIN;
+		INSERT INTO work VALUES (1);
+		ROLLBACK;
+	},
+	'savepoint' => q{
+		\set n random(1, 4)
+		\set m random(1, 4)
+		BEGIN;
+		SAVEPOINT s;
+		SELECT FROM apitoken.act_as((:n)::text);
+		} . $count . q{
+		SELECT expect(:rows, :n, 'savepoint');
+		ROLLBACK TO s;
+		} . $count . q{
+		SELECT expect(:rows, 0, 'after ROLLBACK TO');
+		SELECT FROM apitoken.act_as((:m)::text);
+		} . $count . q{
+		SELECT expect(:rows, :m, 'the second');
+		COMMIT;
+	},
+);
+my @files;
+foreach my $name (sort keys %scripts)
+{
+	my $file = "$PostgreSQL::Test::Utils::tmp_check/" . ($name =~ s/\W/_/gr) . '.sql';
+
+	append_to_file($file, $scripts{$name} =~ s/^\s+//gmr);
+	push @files, '-f', $file;
+}
+
+sub bench
+{
+	my ($mode, $label, $files, $user) = @_;
+	my ($out, $err) = ('', '');
+	my @command = ('pgbench', '-n', '-c', '4', '-t', '150', '-M', $mode, '-h', $node->host, '-p', $node->port,
+		'-U', $user, @$files, 'postgres');
+	my $ok = run_log(\@command, '>', \$out, '2>', \$err);
+
+	# not each failure of a client is one of the program in every version
+	ok($ok && $err !~ /got \S+, expected|aborted|ERROR/ && $out =~ m{transactions actually processed: 600/600}, "$label, $mode")
+	  or diag($out, $err);
+}
+
+foreach my $form ('plain', 'session')
+{
+	$node->safe_psql('postgres', q{ALTER ROLE regress_apitoken_login SET session_preload_libraries = 'apitoken'}) if $form eq 'session';
+	foreach my $plan ('auto', 'force_generic_plan', 'force_custom_plan')
+	{
+		$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login SET plan_cache_mode = $plan");
+		bench('prepared', "$form: many identities, plans $plan", \@files, 'regress_apitoken_login');
+	}
+	bench('extended', "$form: many identities", \@files, 'regress_apitoken_login');
+	bench('simple', "$form: many identities", \@files, 'regress_apitoken_login');
+
+	# everything in a parallel plan that can be
+	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login SET $parallel = on");
+	bench('prepared', "$form: many identities, $parallel", \@files, 'regress_apitoken_login');
+	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login RESET $parallel");
+}
+
+# The test would notice: an answer that is wrong ends pgbench.
+{
+	my $file = "$PostgreSQL::Test::Utils::tmp_check/wrong.sql";
+	append_to_file($file, "$count SELECT expect(:rows, 1, 'wrong');\n" =~ s/^\s+//gmr);
+	my ($out, $err) = ('', '');
+	run_log([ 'pgbench', '-n', '-t', '1', '-h', $node->host, '-p', $node->port, '-U', 'regress_apitoken_login', '-f', $file, 'postgres' ],
+		'>', \$out, '2>', \$err);
+	like($err, qr/got 0, expected 1/, 'a wrong answer is told');
+}
+
+# ---- pipelines
+
+my $pipeline = "$PostgreSQL::Test::Utils::tmp_check/pipeline.sql";
+append_to_file($pipeline, q{
+	\set n random(1, 4)
+	\startpipeline
+	BEGIN;
+	SELECT FROM apitoken.act_as((:n)::text);
+	SELECT expect((SELECT count(*) FROM article), :n, 'pipeline');
+	COMMIT;
+	SELECT expect((SELECT count(*) FROM article), 0, 'pipeline, after');
+	BEGIN;
+	SELECT FROM set_config('apitoken.token', token_of(:n), true);
+	SELECT expect((SELECT count(*) FROM article), :n, 'pipeline, token');
+	ROLLBACK;
+	SELECT expect((SELECT count(*) FROM article), 0, 'pipeline, after the token');
+	\endpipeline
+} =~ s/^\s+//gmr);
+bench('extended', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
+bench('prepared', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
+
+# ---- two-phase commit: allowed, and the identity is gone with it
+
+sub run
+{
+	my ($sql, $user, $options) = @_;
+	my ($out, $err) = ('', '');
+
+	local $ENV{PGOPTIONS} = $options // '';
+	$node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql", stdout => \$out, stderr => \$err, on_error_stop => 0,
+		extra_params => [ '-U', $user // 'regress_apitoken_login' ]);
+	$err =~ s/^psql:<stdin>:\d+: //mg;
+	return join(' ', grep { $_ ne '' } $out =~ s/\n+/ /gr, $err =~ s/\s+/ /gr);
+}
+
+my $who = q{SELECT coalesce(apitoken.current_user_id(), 'nobody');};
+
+is(run("BEGIN; SELECT FROM apitoken.act_as('1'); INSERT INTO work SELECT apitoken.current_user_id()::int; PREPARE TRANSACTION 'a'; $who
+	BEGIN; $who SELECT FROM apitoken.act_as('2'); $who PREPARE TRANSACTION 'b'; $who"), 'nobody nobody 2 nobody',
+	'PREPARE TRANSACTION leaves nobody');
+is(run("BEGIN; SELECT FROM apitoken.authenticate(token_of(3)); SELECT apitoken.current_user_id(); PREPARE TRANSACTION 'c'; $who SHOW transaction_read_only; BEGIN; INSERT INTO work VALUES (2); COMMIT;"),
+	'3 nobody off', 'PREPARE TRANSACTION of a read-only identity');
+is(run("SELECT FROM apitoken.whoami(); BEGIN; SET LOCAL apitoken.user_id = '1'; PREPARE TRANSACTION 'd'; $who BEGIN; $who COMMIT;"), 'nobody nobody',
+	'PREPARE TRANSACTION with a setting that nobody used');
+# By another session, which is somebody else.
+is(run("COMMIT PREPARED 'a'; ROLLBACK PREPARED 'b'; COMMIT PREPARED 'c'; COMMIT PREPARED 'd'; $who SELECT string_agg(n::text, ' ' ORDER BY n) FROM work;"), 'nobody 1 2',
+	'COMMIT PREPARED makes nobody somebody');
+
+# ---- the tokens' own functions wherever a parallel plan can be
+
+foreach my $mode ('off', 'on')
+{
+	my $options = "-c $parallel=$mode -c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0";
+
+	is(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT count(*), apitoken.current_user_id(), apitoken.can('article:read', 3), apitoken.can('article:read', 2) FROM article; COMMIT; SELECT count(*) FROM article;",
+		undef, $options), '3|3|t|f 0', "a parallel plan sees the identity, $parallel $mode");
+	is(run("SELECT count(*), (apitoken.verify(token_of(1))).verdict, (SELECT verdict FROM apitoken.verify('garbage')) FROM article;", undef, $options),
+		'0|valid|malformed', "verify in a parallel plan, $parallel $mode");
+	is(run("BEGIN; SELECT (apitoken.authenticate(token_of(1))).user_id; SELECT count(*) FROM article; INSERT INTO work VALUES (3); ROLLBACK;", undef, $options),
+		'1 1 ERROR: 25006', "authenticate, $parallel $mode");
+	is(run("BEGIN; SELECT FROM set_config('apitoken.token', token_of(2), true); SELECT count(*) FROM article; INSERT INTO work VALUES (3); ROLLBACK;", undef, $options),
+		'2', "a token by the setting, $parallel $mode");
+	is(run("BEGIN; SELECT FROM set_config('apitoken.token', 'garbage', true); SELECT count(*) FROM article; ROLLBACK;", undef, $options),
+		'ERROR: 28000', "a bad one, $parallel $mode");
+	is(run("SELECT label FROM apitoken.tokens ORDER BY user_id LIMIT 1; SELECT count(*) FROM apitoken.tokens;", $superuser, $options),
+		't 4', "the view, $parallel $mode");
+}
+# A function that its author called parallel safe and that asks who is acting
+# is anonymous in a worker: nobody else, and no crash.
+$node->safe_psql('postgres', q{
+	CREATE FUNCTION mislabelled(bigint) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
+		$$BEGIN RETURN coalesce(apitoken.current_user_id(), 'nobody'); END$$;
+	CREATE TABLE big AS SELECT n FROM generate_series(1, 20000) n;
+	GRANT SELECT ON big TO PUBLIC;
+	ANALYZE big;
+});
+like(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", undef,
+		'-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0'), qr/^t$/,
+	'a function wrongly marked parallel safe is nobody else');
+like(run("BEGIN; SELECT FROM set_config('apitoken.user_id', '3', true); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", undef,
+		'-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0'), qr/^t$/,
+	'nor by a setting');
+
+unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC|TRAP/, 'no server process crashed');
+$node->stop;
+done_testing();
