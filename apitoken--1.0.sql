@@ -445,13 +445,9 @@ CREATE FUNCTION apitoken.list_pattern(label text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_list_pattern' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken.list_pattern(text) IS 'For list_tokens: a text with % is an ILIKE pattern already, another one means contains';
 
-CREATE FUNCTION apitoken.list_status(status text) RETURNS text
-	AS 'MODULE_PATHNAME', 'apitoken_list_status' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.list_status(text) IS 'For list_tokens: the status, if there is such a one; 22023 otherwise';
-
-CREATE FUNCTION apitoken.list_size(page_size integer) RETURNS bigint
-	AS 'MODULE_PATHNAME', 'apitoken_list_size' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.list_size(integer) IS 'For list_tokens: the page size, 1 to 1000; 22023 otherwise';
+CREATE FUNCTION apitoken.list_limit(page_size integer, status text) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'apitoken_list_limit' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken.list_limit(integer, text) IS 'For list_tokens: the page size, 1 to 1000, and the status if it is given checked; 22023 otherwise';
 
 CREATE FUNCTION apitoken.list_tokens(label text DEFAULT NULL, organization_id text DEFAULT NULL, status text DEFAULT NULL,
 									 before uuid DEFAULT NULL, page_size integer DEFAULT 50) RETURNS SETOF apitoken.tokens
@@ -461,11 +457,11 @@ BEGIN ATOMIC
 	FROM apitoken.tokens t
 	WHERE (list_tokens.organization_id IS NULL OR t.organization_id = list_tokens.organization_id)
 		AND (list_tokens.label IS NULL OR t.label ILIKE apitoken.list_pattern(list_tokens.label))
-		AND (list_tokens.status IS NULL OR t.status = apitoken.list_status(list_tokens.status))
+		AND (list_tokens.status IS NULL OR t.status = list_tokens.status)
 		AND (list_tokens.before IS NULL
 			 OR (t.created_at, t.id) < ((SELECT b.created_at FROM apitoken.token_records b WHERE b.id = list_tokens.before), list_tokens.before))
 	ORDER BY t.created_at DESC, t.id DESC
-	LIMIT apitoken.list_size(list_tokens.page_size);
+	LIMIT apitoken.list_limit(list_tokens.page_size, list_tokens.status);
 END;
 COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern, or plain text meant as contains; status: active, expiring, expired, suspended, revoked; before: id of the last row of the page before; page_size: 1 to 1000';
 
@@ -497,7 +493,7 @@ CREATE FUNCTION apitoken.token_after_change() RETURNS trigger
 COMMENT ON FUNCTION apitoken.token_after_change() IS 'Trigger: the event, and the usage row of a new token';
 CREATE FUNCTION apitoken.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_refuse_delete() IS 'Trigger: DELETE on the view tokens is refused';
+COMMENT ON FUNCTION apitoken.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
 CREATE FUNCTION apitoken.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.event_refuse_change() IS 'Trigger: events are only ever added to';
@@ -517,6 +513,8 @@ CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_update();
 CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_after_change();
+CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken.token_records
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_refuse_delete();
 -- A statement trigger on a view fires only beside an INSTEAD OF trigger.
 CREATE TRIGGER token_refuse_delete BEFORE DELETE ON apitoken.tokens
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_refuse_delete();
@@ -619,8 +617,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.revoke_by_token(text),
 	apitoken.revoke_tokens(text, text, text, text),
 	apitoken.list_pattern(text),
-	apitoken.list_status(text),
-	apitoken.list_size(integer),
+	apitoken.list_limit(integer, text),
 	apitoken.list_tokens(text, text, text, uuid, integer),
 	apitoken.allow(regrole, text[]),
 	apitoken.disallow(regrole, text[]),

@@ -44,7 +44,7 @@ SELECT id AS own_id, token AS own_token, masked AS own_masked FROM apitoken.crea
 SELECT organization_id, user_id, label, description, role, access, permissions, allowed_networks, rate_limit_per_minute, metadata,
 	created_by, created_by_name, created_at = now() AS now, updated_at = created_at AS updated, expires_at, suspended_at, revoked_at, revoked_by, revoke_reason,
 	last_used_at, last_used, last_used_from, status
-FROM apitoken.tokens ORDER BY label \gx
+FROM apitoken.tokens ORDER BY label COLLATE "C" \gx
 -- what is answered is what is stored
 SELECT id = :'org_id' AS id, masked = :'org_masked' AS masked, expires_at, :'org_forever' AS forever FROM apitoken.tokens WHERE label = 'deploy';
 COMMIT;
@@ -58,7 +58,7 @@ SELECT (apitoken.create_token('month', 'acme', access => 'full', expires_in => '
 SELECT (apitoken.create_token('quarter', 'acme', permissions => '{article:read,article:list}', expires_in => '90 days', rate_limit_per_minute => 60, metadata => '{"a": [1]}')).id IS NOT NULL AS made;
 SELECT (apitoken.create_token('own custom', permissions => '{*}', access => 'custom', expires_in => '1 minute')).id IS NOT NULL AS made;
 SELECT label, role, access, permissions, expires_at - created_at AS lives, description, allowed_networks, rate_limit_per_minute, metadata, status
-FROM apitoken.tokens WHERE label IN ('week', 'month', 'quarter', 'own custom') ORDER BY label;
+FROM apitoken.tokens WHERE label IN ('week', 'month', 'quarter', 'own custom') ORDER BY label COLLATE "C";
 SELECT expires_at = now() + '1 year' AS told FROM apitoken.create_token('year', expires_in => '1 year');
 SELECT expires_at = now() + '1 year' AS stored FROM apitoken.tokens WHERE label = 'year';
 ROLLBACK;
@@ -100,7 +100,7 @@ SELECT public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%s, or
 	$$'1', description => repeat('é', 4000)$$, $$'2', permissions => ARRAY(SELECT 'r' || i || ':read' FROM generate_series(1, 100) i)$$,
 	$$'3', permissions => ARRAY[repeat('r', 64) || ':' || repeat('x', 64)]$$, $$'4', rate_limit_per_minute => 1000000$$, $$'5', metadata => jsonb_build_object('a', repeat('x', 60000))$$,
 	$$'6', expires_in => '100 years'$$, $$'7', metadata => NULL$$, $$'8', description => ''$$]) a;
-SELECT label, role, access, permissions, metadata, expires_at FROM apitoken.tokens WHERE label IN ('null everything', '7') ORDER BY label;
+SELECT label, role, access, permissions, metadata, expires_at FROM apitoken.tokens WHERE label IN ('null everything', '7') ORDER BY label COLLATE "C";
 ROLLBACK;
 SELECT public.regress_try($$SELECT apitoken.create_token(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)$$);
 
@@ -233,7 +233,7 @@ SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id)
 -- (it may not reach what INSERT and UPDATE may not)
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT (id) DO UPDATE SET organization_id = 'globex'$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT (id) DO UPDATE SET label = 'taken over'$$);
-SELECT label, count(*) FROM apitoken.tokens WHERE label IN ('deploy', 'twice') GROUP BY label ORDER BY label;
+SELECT label, count(*) FROM apitoken.tokens WHERE label IN ('deploy', 'twice') GROUP BY label ORDER BY label COLLATE "C";
 ROLLBACK;
 
 --

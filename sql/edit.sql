@@ -54,7 +54,7 @@ UPDATE apitoken.tokens SET label = 'deploy', metadata = '{}', access = 'full' WH
 UPDATE apitoken.tokens SET description = 'mine', access = 'read_only' WHERE id = :'own_id' RETURNING label, access, description, role;
 -- many at once, by the table beneath, by a subquery
 WITH changed AS (UPDATE apitoken.tokens SET metadata = metadata || '{"team": "x"}' RETURNING *)
-SELECT label, metadata FROM changed ORDER BY label;
+SELECT label, metadata FROM changed ORDER BY label COLLATE "C";
 UPDATE apitoken.token_records SET description = 'beneath' WHERE label = 'second' RETURNING label, description;
 -- values are checked as at creation
 CREATE TEMP TABLE bad AS SELECT a AS assignment FROM pg_catalog.unnest(ARRAY[$$label = ''$$, $$label = NULL$$, $$label = repeat('x', 256)$$, $$label = 'second'$$, $$description = repeat('x', 4001)$$,
@@ -65,7 +65,7 @@ CREATE TEMP TABLE bad AS SELECT a AS assignment FROM pg_catalog.unnest(ARRAY[$$l
 SELECT assignment, public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET %s WHERE id = %L', assignment, :'org_id')) AS answer FROM bad;
 SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET role = %L WHERE id = %L', 'developer', :'own_id')) AS role_of_a_personal_one;
 SELECT public.regress_try($$UPDATE apitoken.tokens SET label = 'same' WHERE organization_id = 'acme'$$) AS both_the_same_label;
-SELECT label, description FROM apitoken.tokens ORDER BY label;
+SELECT label, description FROM apitoken.tokens ORDER BY label COLLATE "C";
 ROLLBACK;
 -- authorization comes before values here too: another's token answers "no rows" or the one error
 BEGIN;
@@ -105,7 +105,7 @@ SELECT (apitoken.verify(:'org_token')).verdict;
 --
 -- DELETE is refused, with a hint
 --
-SELECT public.regress_try('DELETE FROM apitoken.tokens') AS superuser;
+SELECT public.regress_try('DELETE FROM apitoken.tokens') AS superuser, public.regress_try('TRUNCATE apitoken.token_records') AS truncate;
 SET SESSION AUTHORIZATION regress_apitoken_bypass;
 SELECT public.regress_try('DELETE FROM apitoken.tokens') AS bypass, public.regress_try('DELETE FROM apitoken.token_records') AS beneath, public.regress_try('TRUNCATE apitoken.token_records') AS truncate;
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -121,7 +121,7 @@ COMMIT;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 WITH changed AS (UPDATE apitoken.tokens SET suspended_at = now() WHERE id IN (:'org_id', :'own_id') RETURNING *)
-SELECT label, status FROM changed ORDER BY label;
+SELECT label, status FROM changed ORDER BY label COLLATE "C";
 COMMIT;
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT (apitoken.verify(:'org_token')).verdict, (apitoken.verify(:'own_token')).verdict;
@@ -129,7 +129,7 @@ SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 WITH changed AS (UPDATE apitoken.tokens SET suspended_at = NULL WHERE id IN (:'org_id', :'own_id') RETURNING *)
-SELECT label, status FROM changed ORDER BY label;
+SELECT label, status FROM changed ORDER BY label COLLATE "C";
 COMMIT;
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT (apitoken.verify(:'org_token')).verdict, (apitoken.verify(:'own_token')).verdict;
@@ -261,7 +261,7 @@ SELECT apitoken.revoke_token(:'own_id', 'wrong');
 COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT (apitoken.verify(:'org_token')).verdict AS first, (apitoken.verify(:'org_token3')).verdict AS third, (apitoken.verify(:'org_token4')).verdict AS fourth, (apitoken.verify(:'own_token')).verdict AS own;
-SELECT label, status, revoked_by, revoke_reason FROM apitoken.tokens WHERE status = 'revoked' ORDER BY label;
+SELECT label, status, revoked_by, revoke_reason FROM apitoken.tokens WHERE status = 'revoked' ORDER BY label COLLATE "C";
 
 -- A revoked token does not come back, by any path, for anybody
 SELECT a AS superuser, public.regress_try(pg_catalog.format('UPDATE apitoken.token_records SET %s WHERE id = %L', a, :'org_id')) AS answer

@@ -96,6 +96,8 @@ SELECT label FROM apitoken.list_tokens(organization_id => '');
 -- by status
 SELECT s AS status, (SELECT pg_catalog.string_agg(label, ', ' ORDER BY label COLLATE "C") FROM apitoken.list_tokens(status => s)) AS labels FROM pg_catalog.unnest('{active,expiring,expired,suspended,revoked}'::text[]) s;
 SELECT public.regress_try($$SELECT * FROM apitoken.list_tokens(status => 'Active')$$) AS wrong, public.regress_try($$SELECT * FROM apitoken.list_tokens(status => '')$$) AS empty;
+-- also where there is no row whose status could be compared
+SELECT public.regress_try($$SELECT * FROM apitoken.list_tokens(organization_id => 'nowhere', status => 'Active')$$) AS wrong;
 -- by label: "contains" without regard to case, in which _ and \ are themselves; with %, a pattern
 INSERT INTO apitoken.tokens (label) VALUES ('CI_build'), ('CIxbuild'), ('back\slash'), ('100% sure'), ('a_%b');
 SELECT l AS label, (SELECT pg_catalog.string_agg(label, ', ' ORDER BY label COLLATE "C") FROM apitoken.list_tokens(l)) AS found

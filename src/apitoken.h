@@ -232,8 +232,9 @@ extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
 extern bool apitoken_session_may_act(void);
+extern bool apitoken_current_may_act(void);
 extern bool apitoken_session_may_verify(void);
-extern Oid	apitoken_type(const char *name);
+extern TupleDesc apitoken_row_type(const char *name, int columns);
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
@@ -395,6 +396,8 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
 extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
+extern bool apitoken_is_editable(AttrNumber attribute);
+extern bool apitoken_edited(TriggerData *trigger);
 
 /* ----- issue.c: making tokens ----- */
 

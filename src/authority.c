@@ -62,7 +62,7 @@ apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 	if (excess != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("the token would have permissions that you do not have"),
+				 errmsg("the token has or would have permissions that you do not have"),
 				 errdetail("You do not have \"%s\".", excess),
 				 errhint("Choose a role, an access or permissions that stay within your own.")));
 }

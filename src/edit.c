@@ -17,31 +17,6 @@
 
 #include "apitoken.h"
 
-static const AttrNumber editable[] = {
-	Anum_token_records_label,
-	Anum_token_records_description,
-	Anum_token_records_role,
-	Anum_token_records_access,
-	Anum_token_records_permissions,
-	Anum_token_records_allowed_networks,
-	Anum_token_records_rate_limit_per_minute,
-	Anum_token_records_metadata,
-	Anum_token_records_expires_at,
-	Anum_token_records_suspended_at,
-	Anum_token_records_updated_at,
-};
-
-static bool
-is_editable(AttrNumber attribute)
-{
-	for (int i = 0; i < lengthof(editable); i++)
-	{
-		if (editable[i] == attribute)
-			return true;
-	}
-	return false;
-}
-
 static void
 check_protected_columns(TriggerData *trigger)
 {
@@ -49,7 +24,8 @@ check_protected_columns(TriggerData *trigger)
 
 	for (AttrNumber attribute = 1; attribute <= Anum_token_records_revoke_reason; attribute++)
 	{
-		if (is_editable(attribute) || !apitoken_column_changed(trigger, attribute))
+		if (apitoken_is_editable(attribute) || attribute == Anum_token_records_updated_at ||
+			!apitoken_column_changed(trigger, attribute))
 			continue;
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -110,17 +86,6 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 		apitoken_check_metadata(value);
 }
 
-static bool
-anything_changed(TriggerData *trigger)
-{
-	for (int i = 0; i < lengthof(editable); i++)
-	{
-		if (editable[i] != Anum_token_records_updated_at && apitoken_column_changed(trigger, editable[i]))
-			return true;
-	}
-	return false;
-}
-
 static HeapTuple
 touch(TriggerData *trigger, TimestampTz updated_at)
 {
@@ -161,7 +126,7 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 				 errdetail("A revoked token is kept for the record and cannot be changed."),
 				 errhint("Create another one.")));
 	check_protected_columns(trigger);
-	if (!anything_changed(trigger))
+	if (!apitoken_edited(trigger))
 		return PointerGetDatum(trigger->tg_trigtuple);
 
 	/* a null where the record has a default would pass unseen */
@@ -170,7 +135,7 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("label and access of a token cannot be null"),
-				 errhint("Give access read_only, full or custom.")));
+				 errhint("Give a label of 1 to 255 characters, and access read_only, full or custom.")));
 	apitoken_record_from_tuple(trigger->tg_newtuple, descriptor, &becomes);
 	snapshot = apitoken_latest_snapshot();
 	check_new_values(trigger, &becomes, snapshot);

@@ -30,9 +30,7 @@ action_of_update(TriggerData *trigger)
 		heap_attisnull(trigger->tg_newtuple, Anum_token_records_suspended_at, descriptor))
 		return heap_attisnull(trigger->tg_newtuple, Anum_token_records_suspended_at, descriptor) ?
 			"resume" : "suspend";
-	if (apitoken_column_changed(trigger, Anum_token_records_updated_at))
-		return "edit";
-	return NULL;
+	return apitoken_edited(trigger) ? "edit" : NULL;
 }
 
 static void
@@ -120,10 +118,15 @@ apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
+/* Of the view tokens, and TRUNCATE of the table beneath it. */
 PG_FUNCTION_INFO_V1(apitoken_token_refuse_delete);
 Datum
 apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 {
+	/* the view is none of the tables that apitoken_expect_trigger() knows */
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BY_DELETE(((TriggerData *) fcinfo->context)->tg_event))
+		apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 			 errmsg("tokens are not deleted"),

@@ -29,8 +29,12 @@ static object_access_hook_type previous_access = NULL;
 static void
 before_statement(void)
 {
-	/* a worker runs nothing that asks who is acting, and cannot write */
-	if (!IsParallelWorker() && apitoken_installed())
+	/*
+	 * A worker runs nothing that asks who is acting, and cannot write.  Our own
+	 * statements run as the tables' owner, as whom no setting is to be judged.
+	 */
+	if (!IsParallelWorker() && apitoken_running_statement == APITOKEN_NO_STATEMENT &&
+		apitoken_installed())
 		apitoken_sync_identity();
 }
 

@@ -68,6 +68,19 @@ check_identity(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+/* ALTER ROLE ... SET, CREATE FUNCTION ... SET: what is stored, others read. */
+static bool
+check_token(char **newval, void **extra, GucSource source)
+{
+	if (defined && **newval != '\0' && source == PGC_S_TEST)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("the text of a token is being stored in a system catalog"),
+				 errdetail("It does not count there, and others can read it."),
+				 errhint("Take it back (ALTER ROLE ... RESET apitoken.token) and revoke the token.")));
+	return check_identity(newval, extra, source);
+}
+
 /* Refused here and not when an address is needed, which is not always. */
 static bool
 check_client_address(char **newval, void **extra, GucSource source)
@@ -173,7 +186,7 @@ apitoken_guc_init(void)
 							   "",
 							   PGC_USERSET,
 							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
-							   check_identity, assign_identity, show_token);
+							   check_token, assign_identity, show_token);
 
 	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_USER_ID],
 							   "User to act as in this transaction.",

@@ -154,6 +154,19 @@ latch_user(const char *user_id)
 {
 	ApitokenPrincipal principal = {0};
 
+	/*
+	 * ANALYZE, REINDEX, cascades of foreign keys and SECURITY DEFINER functions
+	 * run somebody else's functions in this session: its capability is not
+	 * theirs.
+	 */
+	if (InSecurityRestrictedOperation() ||
+		(InLocalUserIdChange() && !apitoken_current_may_act() && apitoken_session_may_act()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot act as a user within a function of another role"),
+				 errdetail("Role \"%s\", as which the function runs, does not hold the capability \"act\".",
+						   GetUserNameFromId(GetUserId(), false)),
+				 errhint("Act as the user before the function is called, in a statement of its own.")));
 	if (!apitoken_session_may_act())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

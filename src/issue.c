@@ -337,12 +337,11 @@ apitoken_take_secret(PG_FUNCTION_ARGS)
 Datum
 apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, TimestampTz expires_at)
 {
-	TupleDesc	descriptor = lookup_rowtype_tupdesc(apitoken_type("issued_token"), -1);
 	Datum		values[4];
+	TupleDesc	descriptor = apitoken_row_type("issued_token", lengthof(values));
 	bool		nulls[4] = {false, false, false, false};
 	HeapTuple	tuple;
 
-	Assert(descriptor->natts == lengthof(values));
 	values[0] = UUIDPGetDatum(id);
 	values[1] = PointerGetDatum(secret);
 	values[2] = CStringGetTextDatum(masked);
@@ -372,6 +371,7 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	pg_uuid_t	id;
 	text	   *secret;
 	ApitokenParts parts;
+	uint64		inserted;
 
 	for (int i = 0; i < lengthof(values); i++)
 	{
@@ -402,10 +402,11 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	}
 	if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(SPI_result));
+	inserted = SPI_processed;
 	SPI_finish();
 
 	id = *apitoken_last_kept();
-	secret = apitoken_release_secret(&id);
+	secret = inserted == 1 ? apitoken_release_secret(&id) : NULL;
 	if (secret == NULL ||
 		!apitoken_parse_text(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret), &parts))
 		ereport(ERROR,

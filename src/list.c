@@ -76,34 +76,34 @@ apitoken_list_pattern(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(pattern.data));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_list_status);
-Datum
-apitoken_list_status(PG_FUNCTION_ARGS)
+static void
+check_status(const char *status)
 {
 	static const char *const known[] = {"active", "expiring", "expired", "suspended", "revoked"};
-	char	   *status;
 
-	if (PG_ARGISNULL(0))
-		PG_RETURN_NULL();
-	status = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	for (int i = 0; i < lengthof(known); i++)
 	{
 		if (strcmp(status, known[i]) == 0)
-			PG_RETURN_TEXT_P(cstring_to_text(status));
+			return;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("there is no such status"),
 			 errhint("Give active, expiring, expired, suspended or revoked.")));
-	PG_RETURN_NULL();
 }
 
-PG_FUNCTION_INFO_V1(apitoken_list_size);
+/*
+ * How many rows a page has.  The status is checked here as well, because this
+ * is asked once, also where there is no row to compare it with.
+ */
+PG_FUNCTION_INFO_V1(apitoken_list_limit);
 Datum
-apitoken_list_size(PG_FUNCTION_ARGS)
+apitoken_list_limit(PG_FUNCTION_ARGS)
 {
 	int32		size = PG_ARGISNULL(0) ? 0 : PG_GETARG_INT32(0);
 
+	if (!PG_ARGISNULL(1))
+		check_status(text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	if (size < 1 || size > PAGE_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

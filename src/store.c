@@ -36,6 +36,7 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 #include "apitoken.h"
 
@@ -232,6 +233,14 @@ apitoken_session_may_act(void)
 	return session_may(&act_as_function, "act_as", lengthof(args), args);
 }
 
+/* Does the current user? */
+bool
+apitoken_current_may_act(void)
+{
+	return apitoken_session_may_act() && OidIsValid(act_as_function) &&
+		compat_may_execute(act_as_function, GetUserId());
+}
+
 /* Does the session user hold the capability verify? */
 bool
 apitoken_session_may_verify(void)
@@ -241,13 +250,24 @@ apitoken_session_may_verify(void)
 	return session_may(&verify_function, "verify", lengthof(args), args);
 }
 
-/* A composite type of the extension. */
-Oid
-apitoken_type(const char *name)
+/*
+ * The row type of a composite type of the extension, to be released, with as
+ * many columns as the caller is going to fill.
+ */
+TupleDesc
+apitoken_row_type(const char *name, int columns)
 {
-	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-						   CStringGetDatum(name),
-						   ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
+	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+									   CStringGetDatum(name),
+									   ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
+	TupleDesc	descriptor = lookup_rowtype_tupdesc(type, -1);
+
+	if (descriptor->natts != columns)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("type apitoken.%s has not the columns that this library knows", name),
+				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
+	return descriptor;
 }
 
 /*

@@ -173,14 +173,13 @@ text_or_null(const char *value, bool *isnull)
 Datum
 apitoken_verification_datum(const ApitokenVerification *verification)
 {
-	TupleDesc	descriptor = lookup_rowtype_tupdesc(apitoken_type("verification"), -1);
+	Datum		values[14];
+	TupleDesc	descriptor = apitoken_row_type("verification", lengthof(values));
 	const ApitokenRecord *record = &verification->record;
 	const ApitokenStanding *standing = &verification->standing;
-	Datum		values[14];
 	bool		nulls[14];
 	HeapTuple	tuple;
 
-	Assert(descriptor->natts == lengthof(values));
 	memset(nulls, true, sizeof(nulls));
 	values[0] = BoolGetDatum(verification->verdict == APITOKEN_VALID);
 	nulls[0] = false;

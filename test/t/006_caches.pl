@@ -21,7 +21,7 @@ my $install = q{CREATE EXTENSION apitoken CASCADE;
 	INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'developer');};
 $node->safe_psql('postgres', $install);
 
-# A session whose errors are answers, too: (answer, error)
+# A session's answer, which may be an error.
 sub ask
 {
 	my ($session, $sql) = @_;
@@ -30,7 +30,7 @@ sub ask
 	my $err = $session->{stderr};
 	$session->{stderr} = '';
 	chomp $out;
-	return wantarray ? ($out, $err) : $out . $err;
+	return $out . $err;
 }
 sub connection { return $node->background_psql($_[0] // 'postgres', on_error_stop => 0, extra_params => [ '-v', 'VERBOSITY=verbose' ]); }
 
@@ -56,7 +56,7 @@ sub works
 	push @got, ask($session, "SELECT apitoken.create_token('$label', organization_id => 'acme')") =~ /23505/ ? '23505' : 'no 23505';
 	push @got, ask($session, "SELECT count(*) FROM apitoken.list_tokens('$label')");
 	$newer = ask($session, "SELECT token FROM apitoken.regenerate_token($id)");
-	push @got, join(' ', map { scalar ask($session, "SELECT verdict FROM apitoken.verify('$_')") } $new, $newer);
+	push @got, join(' ', map { ask($session, "SELECT verdict FROM apitoken.verify('$_')") } $new, $newer);
 	push @got, ask($session, "UPDATE apitoken.tokens SET description = 'd' WHERE label = '$label' RETURNING description");
 	push @got, ask($session, "SELECT apitoken.revoke_token($id, '$label')");
 	push @got, ask($session, "SELECT verdict FROM apitoken.verify('$newer')");
@@ -166,7 +166,6 @@ ask($session, 'ROLLBACK');
 is(ask($session, "SELECT verdict FROM apitoken.verify('$third')"), 'unknown', 'what was made there is gone');
 works($session, $second, 'after DROP and CREATE EXTENSION were rolled back');
 ask($session, 'BEGIN; SAVEPOINT s; DROP EXTENSION apitoken; ROLLBACK TO s');
-works($session, $second, 'after a DROP EXTENSION that was rolled back to a savepoint') if 0;
 is(ask($session, "SELECT verdict FROM apitoken.verify('$second'); COMMIT"), 'valid', 'after a ROLLBACK TO the state before DROP EXTENSION');
 
 # prepared statements of the client and of PL/pgSQL
@@ -185,8 +184,6 @@ $node->safe_psql('postgres', "SET lock_timeout = '5s'; UPDATE apitoken.token_usa
 ask($open, 'COMMIT');
 ask($open, "BEGIN READ ONLY; SELECT (apitoken.authenticate('$fourth')).valid");
 $node->safe_psql('postgres', "DROP EXTENSION apitoken; $install");
-is(ask($open, "SELECT apitoken.can('article:read', 'acme')"), 'f' , 'a latched identity whose token is gone may nothing that its role does not give')
-  if 0;
 unlike(ask($open, 'SELECT apitoken.whoami()'), qr/XX000|server closed/, 'a latched identity of an extension that is gone does no harm');
 ask($open, 'ROLLBACK');
 my $fifth = create('standing', $open);

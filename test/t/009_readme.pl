@@ -167,14 +167,10 @@ sub run_file
 		'revoked|owner_deleted', 'and revokes');
 }
 
-foreach my $configuration ('plain', 'session')
-{
-	my $libraries = $configuration eq 'session' ? 'apitoken' : '';
-	$node->safe_psql('postgres', "ALTER SYSTEM SET session_preload_libraries = '$libraries'");
-	$node->reload;
-	$node->poll_query_until('postgres', "SELECT current_setting('session_preload_libraries') = '$libraries'");
-	run_file($_, $configuration) foreach @files;
-}
+run_file($_, 'plain') foreach @files;
+$node->append_conf('postgresql.conf', "session_preload_libraries = 'apitoken'\n");
+$node->restart;
+run_file($_, 'session') foreach @files;
 
 # Links within the project lead somewhere.
 foreach my $file (@files)

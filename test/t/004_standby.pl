@@ -1,0 +1,204 @@
+# Hot standby: tokens are verified there, nothing is written, a revocation is
+# seen as soon as it is replayed; after a promotion and after a crash all goes on.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $primary = PostgreSQL::Test::Cluster->new('primary');
+$primary->init(allows_streaming => 1);
+# a query on the standby may hold up the replay, not be cancelled by it
+$primary->append_conf('postgresql.conf', "max_connections = 20\nmax_standby_streaming_delay = -1");
+$primary->start;
+$primary->safe_psql('postgres', q{
+	CREATE EXTENSION apitoken CASCADE;
+	INSERT INTO apitoken.organizations VALUES ('acme', 'Acme'), ('other', 'Other');
+	INSERT INTO apitoken.users VALUES ('u', 'User', NULL, '{g}');
+	INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'developer');
+	CREATE ROLE regress_apitoken_backend LOGIN;
+	SELECT apitoken.allow('regress_apitoken_backend', 'verify', 'act', 'manage');
+	CREATE TABLE article (id int, organization_id text);
+	INSERT INTO article VALUES (1, 'acme'), (2, 'other'), (3, 'acme');
+	ALTER TABLE article ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY article_read ON article FOR SELECT
+		USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+	GRANT SELECT ON article TO regress_apitoken_backend;
+});
+sub create { return $primary->safe_psql('postgres', "SELECT token FROM apitoken.create_token($_[0])"); }
+my %token = (
+	organization => create(q{'organization', organization_id => 'acme'}),
+	user => create(q{'user', user_id => 'u'}),
+	read_only => create(q{'read only', organization_id => 'acme', access => 'read_only'}),
+	networks => create(q{'networks', organization_id => 'acme', allowed_networks => '{10.0.0.0/8}'}),
+	revoked => create(q{'revoked', organization_id => 'acme'}),
+	suspended => create(q{'suspended', organization_id => 'acme'}),
+	expired => create(q{'expired', organization_id => 'acme', expires_in => '30 days'}),
+	victim => create(q{'victim', organization_id => 'acme'}));
+$primary->safe_psql('postgres', q{
+	SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
+	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
+	-- as time would
+	ALTER TABLE apitoken.token_records DISABLE TRIGGER USER;
+	UPDATE apitoken.token_records SET expires_at = now() - interval '1 s' WHERE label = 'expired';
+	ALTER TABLE apitoken.token_records ENABLE TRIGGER USER;
+});
+
+$primary->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'base', has_streaming => 1);
+$standby->start;
+sub replayed { $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert')); }
+replayed();
+
+my @backend = (extra_params => [ '-U', 'regress_apitoken_backend', '-v', 'VERBOSITY=verbose' ]);
+sub ask
+{
+	my ($session, $sql) = @_;
+	$session->{stderr} = '';
+	my $out = $session->query($sql);
+	my $err = $session->{stderr};
+	$session->{stderr} = '';
+	chomp $out;
+	return $out . $err;
+}
+sub on { my ($node, $sql) = @_; my ($rc, $out, $err) = $node->psql('postgres', $sql, @backend, on_error_stop => 0); return join("\n", grep { length } $out, $err); }
+sub verdict { return "SELECT verdict FROM apitoken.verify('$token{$_[0]}'" . ($_[1] // '') . ")"; }
+
+# ----- verified there ----------------------------------------------------------
+
+my %verdicts = (organization => 'valid', user => 'valid', read_only => 'valid', networks => 'network_refused',
+	revoked => 'revoked', suspended => 'suspended', expired => 'expired', victim => 'valid');
+foreach my $level ('READ COMMITTED', 'REPEATABLE READ')
+{
+	foreach my $mode ('READ ONLY', '')
+	{
+		is_deeply([ split /\n/, on($standby, "BEGIN ISOLATION LEVEL $level $mode; " . join(';', map { verdict($_) } sort keys %verdicts) . '; COMMIT') ],
+			[ map { $verdicts{$_} } sort keys %verdicts ], "every verdict on the standby, $level $mode");
+	}
+}
+is(on($standby, verdict('networks', q{, client_address => '10.1.1.1'})), 'valid', 'with an address');
+is(on($standby, verdict('organization', q{, 'article:read', 'acme'})), 'valid', 'with a permission');
+is(on($standby, verdict('organization', q{, 'article:read', 'other'})), 'permission_refused', 'elsewhere');
+is(on($standby, 'SELECT verdict FROM apitoken.verify(NULL)'), 'malformed', 'without a token');
+
+# identities and policies
+my $articles = 'SELECT string_agg(id::text, \',\' ORDER BY id) FROM article';
+is(on($standby, $articles), '', 'anonymous sees no article');
+is(on($standby, "BEGIN; SELECT (apitoken.authenticate('$token{organization}')).valid; $articles; SELECT apitoken.current_organization_id(); COMMIT"),
+	"t\n1,3\nacme", 'authenticate() and a policy');
+is(on($standby, "BEGIN; SET LOCAL apitoken.token = '$token{read_only}'; SELECT apitoken.can('article:read'), apitoken.can('article:write'); COMMIT"),
+	't|f', 'the setting apitoken.token')
+  or diag(on($standby, 'SELECT 1'));
+is(on($standby, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; $articles; SELECT count(*) FROM apitoken.list_tokens(); COMMIT"),
+	"u\n1,3\n1", 'act_as(), a policy, and list_tokens()');
+is(on($standby, "BEGIN; SELECT apitoken.act_as('nobody')->>'user_id'; SELECT apitoken.can('a:b'), apitoken.can('a:b', 'acme'); COMMIT"),
+	"nobody\nt|f", 'act_as() of a user without a row');
+like(on($standby, "BEGIN; SELECT apitoken.authenticate('$token{revoked}')"), qr/ERROR:  28000/, 'a revoked token is an error there as well');
+
+# nothing that writes; each refusal is the server's own, and clean
+foreach my $statement (
+	q{SELECT apitoken.create_token('new')},
+	q{INSERT INTO apitoken.tokens (label) VALUES ('new')},
+	q{UPDATE apitoken.tokens SET description = 'x'},
+	q{SELECT apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = 'user'))},
+	q{SELECT apitoken.revoke_token((SELECT id FROM apitoken.tokens WHERE label = 'user'))},
+	q{SELECT apitoken.revoke_tokens(user_id => 'u')},
+	"SELECT apitoken.revoke_by_token('$token{user}')")
+{
+	like(on($standby, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; $statement"), qr/^u\n.*ERROR:  25006: /s, "read-only there: $statement");
+}
+is(on($standby, verdict('user')), 'valid', 'and it changed nothing');
+
+# what was verified on the standby is written nowhere
+is($standby->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage WHERE last_used_at IS NOT NULL'), '0', 'no use was recorded');
+
+# ----- revocation --------------------------------------------------------------
+
+my %session;
+foreach my $level ('READ COMMITTED', 'REPEATABLE READ')
+{
+	$session{$level} = $standby->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'regress_apitoken_backend', '-v', 'VERBOSITY=verbose' ]);
+	# its snapshot is taken before the revocation
+	is(ask($session{$level}, "BEGIN ISOLATION LEVEL $level; SELECT count(*) FROM pg_class WHERE relname = 'article'; " . verdict('victim')), "1\nvalid",
+		"valid in a $level transaction");
+}
+$primary->safe_psql('postgres', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'victim'});
+replayed();
+foreach my $level (sort keys %session)
+{
+	is(ask($session{$level}, verdict('victim')), 'revoked', "refused after replay in a $level transaction that began before");
+	like(ask($session{$level}, "SELECT apitoken.authenticate('$token{victim}')"), qr/ERROR:  28000.*revoked/s, "and not authenticated ($level)");
+	ask($session{$level}, 'ROLLBACK');
+}
+# so are suspension and resumption
+$primary->safe_psql('postgres', q{UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme'});
+replayed();
+is(ask($session{'READ COMMITTED'}, verdict('organization')), 'suspended', 'a suspended organization');
+$primary->safe_psql('postgres', q{UPDATE apitoken.organizations SET suspended_at = NULL});
+replayed();
+is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', 'resumed');
+
+# what a session cached follows what is replayed
+foreach my $ddl ('VACUUM FULL apitoken.token_records', 'REINDEX TABLE CONCURRENTLY apitoken.token_records', 'ALTER TABLE apitoken.token_records ADD COLUMN extra int DEFAULT random()',
+	'ALTER TABLE apitoken.token_records DROP COLUMN extra')
+{
+	$primary->safe_psql('postgres', $ddl);
+	replayed();
+	is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', "a session on the standby goes on after $ddl");
+}
+# DROP EXTENSION on the primary is not held up by an idle transaction there
+ask($session{'READ COMMITTED'}, 'BEGIN; ' . verdict('organization'));
+$primary->safe_psql('postgres', 'CREATE DATABASE scratch');
+replayed();
+ask($session{'READ COMMITTED'}, 'ROLLBACK');
+
+# ----- promotion ---------------------------------------------------------------
+
+$standby->promote;
+my $promoted = $standby;
+is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', 'a session of before the promotion verifies');
+is($promoted->safe_psql('postgres', q{SELECT count(*) FROM apitoken.token_usage WHERE last_used_at IS NOT NULL}), '1', 'and its use is recorded now');
+is_deeply([ split /\n/, on($promoted, join(';', map { verdict($_) } sort keys %verdicts)) ],
+	[ map { $_ eq 'victim' ? 'revoked' : $verdicts{$_} } sort keys %verdicts ], 'every verdict after the promotion');
+like(ask($session{'READ COMMITTED'}, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('promoted'); COMMIT"),
+	qr/^u\napt_usr_[0-9A-Za-z]{71}$/, 'a session of before the promotion makes a token');
+like(on($promoted, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); "
+		. q{SELECT apitoken.revoke_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); COMMIT}),
+	qr/^u\napt_usr_[0-9A-Za-z]{71}\nt$/, 'and it is regenerated and revoked');
+is($promoted->safe_psql('postgres', q{SELECT string_agg(action, ' ' ORDER BY id) FROM apitoken.events
+	WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'promoted')}), 'create regenerate revoke', 'with events');
+$_->quit foreach values %session;
+
+# ----- crash -------------------------------------------------------------------
+
+# what was committed is there after a crash, what was not is not
+my $before = on($promoted, q{BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('crash'); COMMIT}) =~ s/^u\n//r;
+my $open = $promoted->background_psql('postgres', on_error_stop => 0);
+my $uncommitted = ask($open, q{BEGIN; SELECT token FROM apitoken.create_token('uncommitted', user_id => 'u')});
+ask($open, q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'crash'});
+like($uncommitted, qr/^apt_usr_/, 'a token made and one revoked in an open transaction');
+$promoted->stop('immediate');
+$open->{run}->kill_kill;
+$promoted->start;
+is(on($promoted, "SELECT verdict FROM apitoken.verify('$before'); SELECT verdict FROM apitoken.verify('$uncommitted')"), "valid\nunknown",
+	'after a crash: what was committed');
+is_deeply([ split /\n/, on($promoted, join(';', map { verdict($_) } sort keys %verdicts)) ],
+	[ map { $_ eq 'victim' ? 'revoked' : $verdicts{$_} } sort keys %verdicts ], 'every verdict after a crash');
+like(on($promoted, q{BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('after'); COMMIT}), qr/^u\napt_usr_/, 'new tokens after a crash');
+
+# ----- a standby with the library preloaded ------------------------------------
+
+my $preloaded = PostgreSQL::Test::Cluster->new('preloaded');
+$preloaded->init_from_backup($primary, 'base', has_streaming => 1);
+$preloaded->append_conf('postgresql.conf', "session_preload_libraries = 'apitoken'");
+$preloaded->start;
+$primary->wait_for_catchup($preloaded, 'replay', $primary->lsn('insert'));
+is(on($preloaded, "BEGIN; SET LOCAL apitoken.token = '$token{organization}'; $articles; COMMIT"), '1,3', 'session preload on a standby');
+is(on($preloaded, verdict('victim')), 'revoked', 'which replayed the revocation');
+$_->stop foreach $preloaded, $promoted, $primary;
+unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
+  foreach $primary, $standby, $preloaded;
+done_testing();
