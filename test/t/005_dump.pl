@@ -171,11 +171,21 @@ sub check
 }
 sub database { my ($name, $sql) = @_; $new->safe_psql('postgres', "CREATE DATABASE $name"); $new->safe_psql($name, $sql) if $sql; }
 my $from = $old->connstr('app');
+
+# The newer server's pg_dump is the one to use.  But 15.20 keeps an option
+# pg_attver with each column, which the pg_dump of a newer major that is a minor
+# release behind writes into the dump, and no restore understands: then it is
+# the older server's own, and there is no pg_upgrade.
+my $pg_dump = 'pg_dump';
+my ($schema_only) = run_command([ 'pg_dump', '-d', $from, '--schema-only' ]);
+my $behind = $schema_only =~ /pg_attver/;
+$pg_dump = "$ENV{APITOKEN_FROM_BINDIR}/pg_dump" if $behind;
+note("with $pg_dump");
 my $to = sub { return $new->connstr($_[0]) };
 
 # ----- plain -------------------------------------------------------------------
 
-command_ok([ 'pg_dump', '-d', $from, '-f', "$place/plain.sql" ], 'pg_dump');
+command_ok([ $pg_dump, '-d', $from, '-f', "$place/plain.sql" ], 'pg_dump');
 database('plain');
 command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', $to->('plain'), '-f', "$place/plain.sql" ], 'restore with psql');
 check($new, 'plain', 'plain', settings => 1);
@@ -188,14 +198,14 @@ command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', $to->('present')
 check($new, 'present', 'extension present', settings => 1);
 
 # as INSERTs
-command_ok([ 'pg_dump', '-d', $from, '--column-inserts', '-f', "$place/inserts.sql" ], 'pg_dump --column-inserts');
+command_ok([ $pg_dump, '-d', $from, '--column-inserts', '-f', "$place/inserts.sql" ], 'pg_dump --column-inserts');
 database('inserts');
 command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-1', '-d', $to->('inserts'), '-f', "$place/inserts.sql" ], 'restored in one transaction');
 check($new, 'inserts', 'inserts', settings => 1);
 
 # ----- custom, directory -------------------------------------------------------
 
-command_ok([ 'pg_dump', '-Fc', '-d', $from, '-f', "$place/custom" ], 'pg_dump -Fc');
+command_ok([ $pg_dump, '-Fc', '-d', $from, '-f', "$place/custom" ], 'pg_dump -Fc');
 database('custom');
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('custom'), "$place/custom" ], 'pg_restore');
 check($new, 'custom', 'custom', settings => 1);
@@ -206,7 +216,7 @@ command_ok([ 'pg_restore', '--exit-on-error', '--data-only', '-d', $to->('data')
 check($new, 'data', 'data only', settings => 1, privileges => 1, 'column privileges' => 1, 'schema of pgcrypto' => 1, going_on => 1);
 
 # with its settings, by --create, from a directory by two jobs
-command_ok([ 'pg_dump', '-Fd', '--jobs', '2', '--create', '-d', $from, '-f', "$place/directory" ], 'pg_dump -Fd --jobs 2');
+command_ok([ $pg_dump, '-Fd', '--jobs', '2', '--create', '-d', $from, '-f', "$place/directory" ], 'pg_dump -Fd --jobs 2');
 command_ok([ 'pg_restore', '--exit-on-error', '--jobs', '2', '--create', '-d', $to->('postgres'), "$place/directory" ], 'pg_restore --create --jobs 2');
 check($new, 'app', 'directory');
 is($new->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "directory: the database's settings");
@@ -223,7 +233,7 @@ $verdicts = verdicts($old, 'app');
 
 # ----- who dumps, and what -----------------------------------------------------
 
-command_ok([ 'pg_dump', '-d', $from, '-U', 'regress_apitoken_backup', '-Fc', '-f', "$place/backup" ], 'pg_dump by a role with pg_read_all_data and BYPASSRLS');
+command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_backup', '-Fc', '-f', "$place/backup" ], 'pg_dump by a role with pg_read_all_data and BYPASSRLS');
 database('backup');
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('backup'), "$place/backup" ], 'restored');
 check($new, 'backup', 'by a backup role', settings => 1, going_on => 1);
@@ -231,7 +241,7 @@ check($new, 'backup', 'by a backup role', settings => 1, going_on => 1);
 # the tables' owner, who is no superuser
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO regress_apitoken_owner', 'ALTER SCHEMA app OWNER TO regress_apitoken_owner',
 	map { "ALTER TABLE apitoken.$_ OWNER TO regress_apitoken_owner" } qw(organizations users roles memberships token_records token_usage events));
-command_ok([ 'pg_dump', '-d', $from, '-U', 'regress_apitoken_owner', '-Fc', '-f', "$place/owner" ], "pg_dump by the tables' owner");
+command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_owner', '-Fc', '-f', "$place/owner" ], "pg_dump by the tables' owner");
 database('owner');
 command_ok([ 'pg_restore', '--exit-on-error', '--no-owner', '-d', $to->('owner'), "$place/owner" ], 'restored');
 check($new, 'owner', 'by the owner', settings => 1, privileges => 1, 'column privileges' => 1, going_on => 1);
@@ -240,11 +250,11 @@ $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO CURRENT_USER'
 
 # a role that may read but is under the policies: an error, not a dump without tokens
 $old->safe_psql('postgres', 'ALTER ROLE regress_apitoken_backup NOBYPASSRLS');
-command_fails_like([ 'pg_dump', '-d', $from, '-U', 'regress_apitoken_backup', '-f', "$place/partial" ],
+command_fails_like([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_backup', '-f', "$place/partial" ],
 	qr/row-level security/, 'pg_dump by who is under the policies fails');
 
 # one schema of the application's own: no tokens
-command_ok([ 'pg_dump', '-d', $from, '-n', 'app', '-f', "$place/schema.sql" ], 'pg_dump -n app');
+command_ok([ $pg_dump, '-d', $from, '-n', 'app', '-f', "$place/schema.sql" ], 'pg_dump -n app');
 my $schema = slurp_file("$place/schema.sql");
 like($schema, qr/CREATE TABLE app\.article/, 'pg_dump -n app has the application');
 unlike($schema, qr/token_records|CREATE EXTENSION/, 'and no tokens');
@@ -263,23 +273,30 @@ like($err, qr/ERROR:  42501/, 'a row with a digest comes from the owner alone');
 
 # ----- pg_upgrade --------------------------------------------------------------
 
-my $upgraded = PostgreSQL::Test::Cluster->new('upgraded');
-$upgraded->init(extra => ['--data-checksums']);
-$before = contents($old, 'app');
-$old->stop;
-{
-	# pg_upgrade leaves its files where it is run
-	chdir $place or die;
-	command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $upgraded->data_dir,
-			'-b', $old->config_data('--bindir'), '-B', $upgraded->config_data('--bindir'),
-			'-s', $place, '-p', $old->port, '-P', $upgraded->port, '-U', scalar(getpwuid($<)) ], 'pg_upgrade');
+my @nodes = ($old, $new);
+SKIP: {
+	skip 'the pg_dump that pg_upgrade uses does not know the columns\' options of the older server', 1 if $behind;
+	my $upgraded = PostgreSQL::Test::Cluster->new('upgraded');
+	push @nodes, $upgraded;
+	$upgraded->init(extra => ['--data-checksums']);
+	$before = contents($old, 'app');
+	$old->stop;
+	{
+		# pg_upgrade leaves its files where it is run
+		chdir $place or die;
+		command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $upgraded->data_dir,
+				'-b', $old->config_data('--bindir'), '-B', $upgraded->config_data('--bindir'),
+				'-s', $place, '-p', $old->port, '-P', $upgraded->port, '-U', scalar(getpwuid($<)) ], 'pg_upgrade');
+	}
+	$upgraded->start;
+	check($upgraded, 'app', 'upgraded');
+	is($upgraded->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "upgraded: the database's settings");
+	command_ok([ 'pg_dump', '-d', $upgraded->connstr('app'), '-f', "$place/upgraded.sql" ], 'upgraded: pg_dump');
+	like(slurp_file("$place/upgraded.sql"), qr/COPY apitoken\.token_records/, 'upgraded: which has the tokens');
+	$upgraded->stop;
 }
-$upgraded->start;
-check($upgraded, 'app', 'upgraded');
-is($upgraded->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "upgraded: the database's settings");
-command_ok([ 'pg_dump', '-d', $upgraded->connstr('app'), '-f', "$place/upgraded.sql" ], 'upgraded: pg_dump');
-like(slurp_file("$place/upgraded.sql"), qr/COPY apitoken\.token_records/, 'upgraded: which has the tokens');
-$_->stop foreach $new, $upgraded;
+$old->stop if $behind;
+$new->stop;
 unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
-  foreach $old, $new, $upgraded;
+  foreach @nodes;
 done_testing();
