@@ -96,8 +96,8 @@ extern bool apitoken_patterns_match(List *patterns, const char *permission);
 extern const char *apitoken_patterns_uncovered(List *patterns, List *by);
 extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own,
 									  bool personal);
-extern List *apitoken_patterns_from_array(ArrayType *array);
-extern ArrayType *apitoken_patterns_to_array(List *patterns);
+extern List *apitoken_strings_from_array(ArrayType *array);
+extern ArrayType *apitoken_strings_to_array(List *strings);
 extern void apitoken_check_patterns(ArrayType *array);
 extern void apitoken_check_permission(const char *permission);
 extern ApitokenAccess apitoken_access_from_text(const char *access);

@@ -232,7 +232,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	/* as GRANT is, which the server checks before it gets as far as this */
 	PreventCommandIfReadOnly(grant ? "apitoken.allow()" : "apitoken.disallow()");
 	if (!PG_ARGISNULL(1) && !array_contains_nulls(PG_GETARG_ARRAYTYPE_P(1)))
-		capabilities = apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(1));
+		capabilities = apitoken_strings_from_array(PG_GETARG_ARRAYTYPE_P(1));
 	if (PG_ARGISNULL(0) || capabilities == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -29,6 +29,8 @@ static object_access_hook_type previous_access = NULL;
 static void
 before_statement(void)
 {
+	apitoken_enforce_read_only();
+
 	/*
 	 * A worker runs nothing that asks who is acting, and cannot write.  Our own
 	 * statements run as the tables' owner, as whom no setting is to be judged.

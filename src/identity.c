@@ -380,7 +380,7 @@ push_strings(JsonbParseState **state, const char *key, ArrayType *array)
 
 	push_key(state, key);
 	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
-	foreach(lc, apitoken_patterns_from_array(array))
+	foreach(lc, apitoken_strings_from_array(array))
 	{
 		JsonbValue	value;
 
@@ -521,12 +521,12 @@ Datum
 apitoken_managed_organizations(PG_FUNCTION_ARGS)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(0));
+	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_strings_from_array(PG_GETARG_ARRAYTYPE_P(0));
 	List	   *organizations = NIL;
 
 	if (principal != NULL && permissions != NIL)
 		organizations = apitoken_organizations_where(principal, permissions);
-	PG_RETURN_ARRAYTYPE_P(apitoken_patterns_to_array(organizations));
+	PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(organizations));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_managed_user);
@@ -534,7 +534,7 @@ Datum
 apitoken_managed_user(PG_FUNCTION_ARGS)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_patterns_from_array(PG_GETARG_ARRAYTYPE_P(0));
+	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_strings_from_array(PG_GETARG_ARRAYTYPE_P(0));
 	const char *user_id = NULL;
 
 	if (principal != NULL)
@@ -553,5 +553,5 @@ apitoken_own_organizations(PG_FUNCTION_ARGS)
 
 	if (principal != NULL)
 		organizations = apitoken_organizations_where(principal, NIL);
-	PG_RETURN_ARRAYTYPE_P(apitoken_patterns_to_array(organizations));
+	PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(organizations));
 }

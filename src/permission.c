@@ -398,9 +398,9 @@ apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool 
 	return reduce(result);
 }
 
-/* The patterns of a text[]; none for a null array or null elements. */
+/* The elements of a text[], patterns or ids; none for a null array or null elements. */
 List *
-apitoken_patterns_from_array(ArrayType *array)
+apitoken_strings_from_array(ArrayType *array)
 {
 	List	   *result = NIL;
 	Datum	   *elements;
@@ -418,18 +418,18 @@ apitoken_patterns_from_array(ArrayType *array)
 	return result;
 }
 
-/* The reverse; an empty array, never null, for no patterns. */
+/* The reverse; an empty array, never null, for an empty list. */
 ArrayType *
-apitoken_patterns_to_array(List *patterns)
+apitoken_strings_to_array(List *strings)
 {
 	Datum	   *elements;
 	ListCell   *cell;
 	int			count = 0;
 
-	if (patterns == NIL)
+	if (strings == NIL)
 		return construct_empty_array(TEXTOID);
-	elements = palloc(list_length(patterns) * sizeof(Datum));
-	foreach(cell, patterns)
+	elements = palloc(list_length(strings) * sizeof(Datum));
+	foreach(cell, strings)
 		elements[count++] = CStringGetTextDatum(lfirst(cell));
 	return construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT);
 }

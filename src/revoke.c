@@ -126,7 +126,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 		nulls[2 + i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
 	values[5] = BoolGetDatum(apitoken_bypasses_rls());
-	values[6] = PointerGetDatum(apitoken_patterns_to_array(organizations));
+	values[6] = PointerGetDatum(apitoken_strings_to_array(organizations));
 	if (user_id == NULL)
 		nulls[7] = 'n';
 	else

@@ -366,7 +366,7 @@ record_from_values(const Datum *values, const bool *nulls, ApitokenRecord *recor
 	access = text_at(values, nulls, Anum_token_records_access);
 	record->access = access != NULL ? apitoken_access_from_text(access) : APITOKEN_FULL;
 	if (!nulls[Anum_token_records_permissions - 1])
-		record->permissions = apitoken_patterns_from_array(DatumGetArrayTypeP(values[Anum_token_records_permissions - 1]));
+		record->permissions = apitoken_strings_from_array(DatumGetArrayTypeP(values[Anum_token_records_permissions - 1]));
 	if (!nulls[Anum_token_records_allowed_networks - 1])
 		record->allowed_networks = DatumGetArrayTypePCopy(values[Anum_token_records_allowed_networks - 1]);
 	if (!nulls[Anum_token_records_rate_limit_per_minute - 1])
@@ -494,7 +494,7 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, List **patterns)
 	begin_probe(&probe, APITOKEN_ROLES, NULL, snapshot, 1, &key);
 	found = next_row(&probe);
 	if (found)
-		*patterns = apitoken_patterns_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
+		*patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
 	end_probe(&probe);
 	return found;
 }

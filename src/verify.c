@@ -197,7 +197,7 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 		values[6] = text_or_null(record->user_id, &nulls[6]);
 		values[7] = text_or_null(standing->role, &nulls[7]);
 		values[8] = text_or_null(apitoken_access_to_text(record->access), &nulls[8]);
-		values[9] = PointerGetDatum(apitoken_patterns_to_array(standing->patterns));
+		values[9] = PointerGetDatum(apitoken_strings_to_array(standing->patterns));
 		nulls[9] = false;
 		values[10] = PointerGetDatum(standing->groups != NULL ? standing->groups : construct_empty_array(TEXTOID));
 		nulls[10] = false;

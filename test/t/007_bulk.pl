@@ -100,6 +100,17 @@ $node->safe_psql('postgres', q{
 cmp_ok(time - $began, '<', 10, '20,000 subtransactions beside 20,000 texts that nobody took')
   or diag(time - $began);
 
+# A row that a trigger of the administrator's kept from being inserted is not a
+# token: its text must not be handed out as one.
+$node->safe_psql('postgres', q{
+	CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+	CREATE TRIGGER z_nothing BEFORE INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION nothing()});
+($rc, $out, $err) = $node->psql('postgres', q{SELECT token FROM apitoken.create_token('suppressed', organization_id => 'acme')},
+	extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+like($err, qr/ERROR:  55000: the token was not inserted/, 'a token that was not inserted is an error');
+is($out, '', 'and shows no text');
+$node->safe_psql('postgres', 'DROP TRIGGER z_nothing ON apitoken.token_records');
+
 # ----- long texts --------------------------------------------------------------
 
 # 100 MB into every argument that takes a token, and some that do not; neither a
