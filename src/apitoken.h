@@ -100,6 +100,7 @@ extern List *apitoken_strings_from_array(ArrayType *array);
 extern ArrayType *apitoken_strings_to_array(List *strings);
 extern void apitoken_check_patterns(ArrayType *array);
 extern void apitoken_check_permission(const char *permission);
+extern char *apitoken_clip(const char *text);
 extern ApitokenAccess apitoken_access_from_text(const char *access);
 extern const char *apitoken_access_to_text(ApitokenAccess access);
 
@@ -369,7 +370,7 @@ extern void apitoken_secret_init(void);
 extern void apitoken_keep_secret(const pg_uuid_t *id, const char *text);
 extern text *apitoken_release_secret(const pg_uuid_t *id);
 extern bool apitoken_made_here(const pg_uuid_t *id);
-extern const pg_uuid_t *apitoken_last_kept(void);
+extern pg_uuid_t *apitoken_capture_id(pg_uuid_t *id);
 
 /* ----- authority.c: who may manage which token ----- */
 

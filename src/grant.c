@@ -245,7 +245,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 		if (!grants_of(lfirst(lc), NULL, grant))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("there is no capability \"%s\"", (char *) lfirst(lc)),
+					 errmsg("there is no capability \"%s\"", apitoken_clip(lfirst(lc))),
 					 errhint("Capabilities are use, manage, verify, act and directory.")));
 	}
 

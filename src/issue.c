@@ -115,7 +115,7 @@ lock_owner(const ApitokenRecord *record)
 	if (apitoken_execute(APITOKEN_LOCK_ORGANIZATION, &value, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("organization \"%s\" does not exist", record->organization_id),
+				 errmsg("organization \"%s\" does not exist", apitoken_clip(record->organization_id)),
 				 errhint("Insert it into apitoken.organizations first.")));
 }
 
@@ -368,7 +368,8 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	char		nulls[11];
 	ApitokenRecord owner = {0};
 	TimestampTz expires_at = DT_NOEND;
-	pg_uuid_t	id;
+	pg_uuid_t	id = {0};
+	pg_uuid_t  *waiting;
 	text	   *secret;
 	ApitokenParts parts;
 	uint64		inserted;
@@ -400,12 +401,14 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 		SPI_keepplan(plan);
 	}
+	/* an error forgets it with the (sub)transaction */
+	waiting = apitoken_capture_id(&id);
 	if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(SPI_result));
 	inserted = SPI_processed;
 	SPI_finish();
+	apitoken_capture_id(waiting);
 
-	id = *apitoken_last_kept();
 	secret = inserted == 1 ? apitoken_release_secret(&id) : NULL;
 	if (secret == NULL ||
 		!apitoken_parse_text(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret), &parts))

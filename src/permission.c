@@ -434,15 +434,20 @@ apitoken_strings_to_array(List *strings)
 	return construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
+/* The beginning of a text that an error quotes. */
+char *
+apitoken_clip(const char *text)
+{
+	return pnstrdup(text, pg_mbcharcliplen(text, strlen(text), QUOTED_CHARS));
+}
+
 /* Raise for a malformed pattern or permission, quoting its beginning. */
 static void
 report_malformed(const char *pattern, const char *hint)
 {
-	int			length = pg_mbcharcliplen(pattern, strlen(pattern), QUOTED_CHARS);
-
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("malformed permission \"%.*s\"", length, pattern),
+			 errmsg("malformed permission \"%s\"", apitoken_clip(pattern)),
 			 errhint("%s", hint)));
 }
 
@@ -511,8 +516,7 @@ apitoken_access_from_text(const char *access)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unknown access \"%.*s\"",
-					pg_mbcharcliplen(access, strlen(access), QUOTED_CHARS), access),
+			 errmsg("unknown access \"%s\"", apitoken_clip(access)),
 			 errhint("Access is 'read_only', 'full' or 'custom'.")));
 }
 

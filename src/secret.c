@@ -40,7 +40,12 @@ static HTAB *kept = NULL;		/* in TopTransactionContext */
  * that, however many texts are kept.
  */
 static dlist_head in_order = DLIST_STATIC_INIT(in_order);
-static pg_uuid_t last_kept;
+
+/*
+ * Where the id of the next token that is made goes.  The first one counts: a
+ * trigger on the table may make more.
+ */
+static pg_uuid_t *capture = NULL;
 
 static void
 forget(KeptSecret *secret)
@@ -53,6 +58,7 @@ forget(KeptSecret *secret)
 static void
 transaction_ended(XactEvent event, void *arg)
 {
+	capture = NULL;
 	if (kept == NULL ||
 		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE))
 		return;
@@ -67,6 +73,8 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 {
 	dlist_iter	iter;
 
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		capture = NULL;
 	if (kept == NULL)
 		return;
 	if (event == SUBXACT_EVENT_COMMIT_SUB)
@@ -121,14 +129,19 @@ apitoken_keep_secret(const pg_uuid_t *id, const char *text)
 	secret->seen = false;
 	memcpy(secret->text, text, strlen(text) + 1);
 	dlist_push_tail(&in_order, &secret->node);
-	last_kept = *id;
+	if (capture != NULL)
+		*capture = *id;
+	capture = NULL;
 }
 
-/* The id of the token whose text was kept last. */
-const pg_uuid_t *
-apitoken_last_kept(void)
+/* Have the id of the next token that is made; returns who waited for one. */
+pg_uuid_t *
+apitoken_capture_id(pg_uuid_t *id)
 {
-	return &last_kept;
+	pg_uuid_t  *previous = capture;
+
+	capture = id;
+	return previous;
 }
 
 static KeptSecret *

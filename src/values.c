@@ -126,7 +126,7 @@ apitoken_check_role(const char *role, Snapshot snapshot)
 	if (!apitoken_fetch_role(snapshot, role, &patterns))
 		ereport(ERROR,
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("role \"%s\" does not exist", role),
+				 errmsg("role \"%s\" does not exist", apitoken_clip(role)),
 				 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
 }
 

@@ -83,7 +83,6 @@ foreach (
 	my $seconds = time - $began;
 	is($node->safe_psql('postgres', "SELECT count(*) FROM apitoken.tokens WHERE label LIKE '$label %' AND label ~ '[0-9]\$'"),
 		$made, "2,000 subtransactions, $label: $made tokens");
-	cmp_ok($seconds, '<', 60, "2,000 subtransactions, $label: in time");
 	note("$label: $seconds s, ", $inside - $before, ' bytes within, ', $after - $before, ' after');
 	# a text that was not taken is kept until the end of the transaction
 	cmp_ok($inside - $before, '<', $label eq 'inserted' ? 2_000_000 : 200_000, "2,000 subtransactions, $label: memory within");
@@ -92,13 +91,13 @@ foreach (
 
 # Many texts that nobody took do not make every later subtransaction slow.
 my $began = time;
-$node->safe_psql('postgres', q{
+is($node->safe_psql('postgres', q{
 	BEGIN;
 	INSERT INTO apitoken.tokens (label, organization_id) SELECT 'left ' || i, 'acme' FROM generate_series(1, 20000) i;
 	DO $$ BEGIN FOR i IN 1..20000 LOOP BEGIN PERFORM 1 / (i - i); EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$;
-	ROLLBACK});
-cmp_ok(time - $began, '<', 10, '20,000 subtransactions beside 20,000 texts that nobody took')
-  or diag(time - $began);
+	SELECT 'done';
+	ROLLBACK}), 'done', '20,000 subtransactions beside 20,000 texts that nobody took');
+note(time - $began, ' s');
 
 # A row that a trigger of the administrator's kept from being inserted is not a
 # token: its text must not be handed out as one.
@@ -111,10 +110,25 @@ like($err, qr/ERROR:  55000: the token was not inserted/, 'a token that was not 
 is($out, '', 'and shows no text');
 $node->safe_psql('postgres', 'DROP TRIGGER z_nothing ON apitoken.token_records');
 
+# Nor the text of another token that such a trigger made meanwhile.
+$node->safe_psql('postgres', q{
+	CREATE FUNCTION another() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		IF NEW.label = 'outer' THEN
+			PERFORM apitoken.create_token('inner', organization_id => 'acme');
+			INSERT INTO apitoken.tokens (label, organization_id) VALUES ('inner, inserted', 'acme');
+		END IF;
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER z_another AFTER INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION another()});
+is($node->safe_psql('postgres', q{SELECT (apitoken.verify((apitoken.create_token('outer', organization_id => 'acme')).token)).label}),
+	'outer', 'a trigger that makes tokens does not change which one is answered');
+$node->safe_psql('postgres', 'DROP TRIGGER z_another ON apitoken.token_records');
+
 # ----- long texts --------------------------------------------------------------
 
 # 100 MB into every argument that takes a token, and some that do not; neither a
-# crash nor time that grows more than the text
+# crash nor an answer that repeats them
 my $long = q{repeat('apt_org_', 13107200)};
 my @long = (
 	[ "verify: malformed", "SELECT verdict FROM apitoken.verify($long)", qr/^malformed$/ ],
@@ -143,7 +157,6 @@ my @long = (
 foreach (@long)
 {
 	my ($what, $sql, $expected) = @$_;
-	my $began = time;
 	my ($rc, $out, $err) = $node->psql('postgres', "SELECT apitoken.can('x:y');\n$sql",
 		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 	$out =~ s/^f\n?//;
@@ -151,8 +164,7 @@ foreach (@long)
 	  or diag(substr("$out$err", 0, 500));
 	# the server repeats a setting's value; a token's text must not come back
 	cmp_ok(length($err), '<', 2000, "100 MB, $what: not repeated in a message")
-	  unless $what =~ /^(?:an organization|a role|a user id setting):/;
-	cmp_ok(time - $began, '<', 30, "100 MB, $what: in time");
+	  unless $what =~ /^a user id setting:/;
 }
 
 # ----- memory ------------------------------------------------------------------
