@@ -189,6 +189,40 @@ COMMENT ON COLUMN apitoken.events.database_user IS 'The login that did it (sessi
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
 COMMENT ON COLUMN apitoken.events.details IS 'masked and label of the token; old and new values of what an edit changed; the reason of a revocation';
 
+-- what the constraints and indexes are for
+COMMENT ON CONSTRAINT organizations_pkey ON apitoken.organizations IS 'One row for each organization';
+COMMENT ON CONSTRAINT organizations_id_check ON apitoken.organizations IS 'An id has 1 to 255 bytes';
+COMMENT ON CONSTRAINT users_pkey ON apitoken.users IS 'One row for each user';
+COMMENT ON CONSTRAINT users_id_check ON apitoken.users IS 'An id has 1 to 255 bytes';
+COMMENT ON CONSTRAINT roles_pkey ON apitoken.roles IS 'One row for each role';
+COMMENT ON CONSTRAINT roles_name_check ON apitoken.roles IS 'A name has 1 to 63 bytes';
+COMMENT ON CONSTRAINT memberships_pkey ON apitoken.memberships IS 'A user has one role in an organization';
+COMMENT ON CONSTRAINT memberships_organization_id_fkey ON apitoken.memberships IS 'A membership needs the organization''s row, and ends with it';
+COMMENT ON CONSTRAINT memberships_user_id_check ON apitoken.memberships IS 'An id has 1 to 255 bytes';
+COMMENT ON CONSTRAINT memberships_role_fkey ON apitoken.memberships IS 'A membership needs the role''s row; a role that a member has cannot be deleted';
+COMMENT ON CONSTRAINT token_records_pkey ON apitoken.token_records IS 'One row for each token: what a verification looks up';
+COMMENT ON CONSTRAINT token_records_digest_scheme_check ON apitoken.token_records IS '0 is SHA-256, others are the number of a pepper';
+COMMENT ON CONSTRAINT token_records_previous_digest_scheme_check ON apitoken.token_records IS '0 is SHA-256, others are the number of a pepper';
+COMMENT ON CONSTRAINT token_records_digest_check ON apitoken.token_records IS 'A digest has 32 bytes';
+COMMENT ON CONSTRAINT token_records_previous_digest_check ON apitoken.token_records IS 'A digest has 32 bytes';
+COMMENT ON CONSTRAINT token_records_access_check ON apitoken.token_records IS 'There are three kinds of access';
+COMMENT ON CONSTRAINT token_records_one_owner ON apitoken.token_records IS 'A token has one owner, an organization or a user';
+COMMENT ON CONSTRAINT token_records_role ON apitoken.token_records IS 'An organization''s token has a role, a personal one has none';
+COMMENT ON CONSTRAINT token_records_custom ON apitoken.token_records IS 'Permissions stand exactly with access custom';
+COMMENT ON CONSTRAINT token_records_previous ON apitoken.token_records IS 'The previous secret has digest, scheme and end, or nothing';
+COMMENT ON CONSTRAINT token_usage_pkey ON apitoken.token_usage IS 'One row for each token';
+COMMENT ON CONSTRAINT events_pkey ON apitoken.events IS 'One row for each event';
+COMMENT ON INDEX apitoken.memberships_user_id_idx IS 'A user''s memberships, read by every question about permissions';
+COMMENT ON INDEX apitoken.memberships_role_idx IS 'Members that have a role, for who deletes it';
+COMMENT ON INDEX apitoken.token_records_organization_label_key IS 'A label is unique among an organization''s tokens that are not revoked';
+COMMENT ON INDEX apitoken.token_records_user_label_key IS 'A label is unique among a user''s personal tokens that are not revoked';
+COMMENT ON INDEX apitoken.token_records_organization_id_idx IS 'An organization''s tokens, newest first, for lists';
+COMMENT ON INDEX apitoken.token_records_user_id_idx IS 'A user''s personal tokens, newest first, for lists';
+COMMENT ON INDEX apitoken.events_token_id_idx IS 'What happened to a token, in order';
+COMMENT ON INDEX apitoken.events_organization_id_idx IS 'What happened to an organization''s tokens, in order';
+COMMENT ON INDEX apitoken.events_user_id_idx IS 'What happened to a user''s personal tokens, in order';
+COMMENT ON INDEX apitoken.events_actor_idx IS 'What a user did, in order';
+
 -- one statement each: in a single SELECT only the last would be kept
 SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.users', '');
@@ -333,7 +367,8 @@ SELECT r.id,
 		WHEN r.revoked_at IS NOT NULL THEN 'revoked'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp() THEN 'expired'
 		WHEN r.suspended_at IS NOT NULL THEN 'suspended'
-		WHEN r.expires_at <= pg_catalog.statement_timestamp() + '7 days'::interval THEN 'expiring'
+		WHEN r.expires_at <= pg_catalog.statement_timestamp()
+			+ LEAST('7 days'::interval, GREATEST((r.expires_at - r.created_at) / 2, '3 days'::interval)) THEN 'expiring'
 		ELSE 'active'
 	END AS status
 FROM apitoken.token_records r;
@@ -362,7 +397,7 @@ COMMENT ON COLUMN apitoken.tokens.revoke_reason IS 'Why it was revoked';
 COMMENT ON COLUMN apitoken.tokens.last_used_at IS 'When it was last accepted; null: never';
 COMMENT ON COLUMN apitoken.tokens.last_used IS 'The same in words: never, just now, 5 minutes ago, 5 days ago';
 COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of that use; null: unknown';
-COMMENT ON COLUMN apitoken.tokens.status IS 'active, expiring (within 7 days), expired, suspended or revoked';
+COMMENT ON COLUMN apitoken.tokens.status IS 'active, expiring (less than 7 days are left; for a short-lived token less than half its life, or 3 days), expired, suspended or revoked';
 
 CREATE VIEW apitoken.members WITH (security_barrier = true) AS
 SELECT m.organization_id, m.user_id, u.name, m.role
@@ -393,7 +428,7 @@ COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transac
 
 CREATE FUNCTION apitoken.generate(kind text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_generate_sql' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.generate(text) IS 'A new token text of kind org or usr, stored nowhere. 22023 for another kind';
+COMMENT ON FUNCTION apitoken.generate(text) IS 'A new token text of kind org (or organization) or usr (or user), stored nowhere. 22023 for another kind';
 
 CREATE FUNCTION apitoken.hash(token text) RETURNS bytea
 	AS 'MODULE_PATHNAME', 'apitoken_hash' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
@@ -469,13 +504,13 @@ COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'To
 -- Capabilities
 ------------------------------------------------------------------------------
 
-CREATE FUNCTION apitoken.allow(database_role regrole, VARIADIC capabilities text[]) RETURNS void
+CREATE FUNCTION apitoken.allow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_allow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.allow(regrole, text[]) IS 'Grant capabilities (use, manage, verify, act, directory) to a database role. 42501 unless called by the tables'' owner; 22023 for an unknown capability';
+COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory) to a database role. 42501 unless called by the tables'' owner; 22023 for an unknown capability';
 
-CREATE FUNCTION apitoken.disallow(database_role regrole, VARIADIC capabilities text[]) RETURNS void
+CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.disallow(regrole, text[]) IS 'Take capabilities back; manage takes use with it; what a capability that the role keeps needs stays. Errors as allow';
+COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Take capabilities back; manage takes use with it; what a capability that the role keeps needs stays. Errors as allow';
 
 ------------------------------------------------------------------------------
 -- Triggers.  Their functions are revoked from everybody below, and check which
@@ -536,6 +571,20 @@ CREATE TRIGGER user_before_truncate BEFORE TRUNCATE ON apitoken.users
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.owner_before_change();
 CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_after_delete();
+COMMENT ON TRIGGER token_before_insert ON apitoken.token_records IS 'Who may make the token, what it may be, its id and digest';
+COMMENT ON TRIGGER token_before_update ON apitoken.token_records IS 'What may change of a token, and by whom';
+COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of each change, and the usage row of a new token';
+COMMENT ON TRIGGER token_refuse_truncate ON apitoken.token_records IS 'Tokens are kept for the record';
+COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused, with a hint to revoke_token, also where no row is met';
+COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
+COMMENT ON TRIGGER event_refuse_change ON apitoken.events IS 'Events are only ever added to';
+COMMENT ON TRIGGER role_before_change ON apitoken.roles IS 'Patterns are well formed, built-in roles stay, a restored one replaces the installed one';
+COMMENT ON TRIGGER organization_before_update ON apitoken.organizations IS 'An id does not change';
+COMMENT ON TRIGGER organization_before_truncate ON apitoken.organizations IS 'TRUNCATE is refused: it would revoke nothing';
+COMMENT ON TRIGGER organization_after_delete ON apitoken.organizations IS 'The organization''s tokens are revoked';
+COMMENT ON TRIGGER user_before_update ON apitoken.users IS 'An id does not change';
+COMMENT ON TRIGGER user_before_truncate ON apitoken.users IS 'TRUNCATE is refused: it would revoke nothing';
+COMMENT ON TRIGGER user_after_delete ON apitoken.users IS 'The user''s personal tokens are revoked, their memberships end';
 
 ------------------------------------------------------------------------------
 -- Row-level security.  Privileges say which role may try (apitoken.allow);
@@ -551,28 +600,30 @@ ALTER TABLE apitoken.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 
--- The directory: who may write a table (capability directory) sees all of it.
+-- The directory: who may write a table (capability directory) sees all of it,
+-- and is not asked who is acting.
 CREATE POLICY organizations_read ON apitoken.organizations FOR SELECT
-	USING (id = ANY ((SELECT apitoken.own_organizations())::text[])
-		   OR (SELECT pg_catalog.has_table_privilege('apitoken.organizations'::regclass, 'DELETE')));
+	USING ((SELECT pg_catalog.has_table_privilege('apitoken.organizations'::regclass, 'DELETE'))
+		   OR id = ANY ((SELECT apitoken.own_organizations())::text[]));
 CREATE POLICY organizations_insert ON apitoken.organizations FOR INSERT WITH CHECK (true);
 CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE USING (true);
 CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE USING (true);
 
 CREATE POLICY users_read ON apitoken.users FOR SELECT
-	USING ((id = (SELECT apitoken.current_user_id()) AND suspended_at IS NULL)
-		   OR (SELECT pg_catalog.has_table_privilege('apitoken.users'::regclass, 'DELETE')));
+	USING ((SELECT pg_catalog.has_table_privilege('apitoken.users'::regclass, 'DELETE'))
+		   OR (id = (SELECT apitoken.current_user_id()) AND suspended_at IS NULL));
 CREATE POLICY users_insert ON apitoken.users FOR INSERT WITH CHECK (true);
 CREATE POLICY users_update ON apitoken.users FOR UPDATE USING (true);
 CREATE POLICY users_delete ON apitoken.users FOR DELETE USING (true);
 
 CREATE POLICY memberships_read ON apitoken.memberships FOR SELECT
-	USING (organization_id = ANY ((SELECT apitoken.own_organizations())::text[])
-		   OR (SELECT pg_catalog.has_table_privilege('apitoken.memberships'::regclass, 'DELETE')));
+	USING ((SELECT pg_catalog.has_table_privilege('apitoken.memberships'::regclass, 'DELETE'))
+		   OR organization_id = ANY ((SELECT apitoken.own_organizations())::text[]));
 CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT WITH CHECK (true);
 CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE USING (true);
 CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE USING (true);
 
+GRANT SELECT ON apitoken.roles TO PUBLIC;
 CREATE POLICY roles_read ON apitoken.roles FOR SELECT USING (true);
 CREATE POLICY roles_insert ON apitoken.roles FOR INSERT WITH CHECK (true);
 CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
@@ -597,6 +648,28 @@ CREATE POLICY events_read ON apitoken.events FOR SELECT
 		   OR actor = (SELECT apitoken.managed_user('token:read', 'token:update', 'token:delete'))
 		   OR actor_token_id = (SELECT apitoken.current_token_id()));
 
+COMMENT ON POLICY organizations_read ON apitoken.organizations IS 'Members (and tokens) see their own organizations, who may write the table sees all';
+COMMENT ON POLICY organizations_insert ON apitoken.organizations IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY organizations_update ON apitoken.organizations IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY organizations_delete ON apitoken.organizations IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY users_read ON apitoken.users IS 'A user sees themself, who may write the table sees all';
+COMMENT ON POLICY users_insert ON apitoken.users IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY users_update ON apitoken.users IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY users_delete ON apitoken.users IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY memberships_read ON apitoken.memberships IS 'Members (and tokens) see the memberships of their own organizations, who may write the table sees all';
+COMMENT ON POLICY memberships_insert ON apitoken.memberships IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY memberships_update ON apitoken.memberships IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY memberships_delete ON apitoken.memberships IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY roles_read ON apitoken.roles IS 'Everyone sees the roles';
+COMMENT ON POLICY roles_insert ON apitoken.roles IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY roles_update ON apitoken.roles IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY roles_delete ON apitoken.roles IS 'Whoever was granted it may: capability directory';
+COMMENT ON POLICY token_records_read ON apitoken.token_records IS 'Seen by members with token:read, token:update or token:delete there; a personal token by its user';
+COMMENT ON POLICY token_records_create ON apitoken.token_records IS 'Made by members with token:create there; a personal token by its user';
+COMMENT ON POLICY token_records_update ON apitoken.token_records IS 'Changed by members with token:update there; a personal token by its user';
+COMMENT ON POLICY token_usage_read ON apitoken.token_usage IS 'Seen by who sees the token';
+COMMENT ON POLICY events_read ON apitoken.events IS 'Seen by who sees the token, and by who did it';
+
 ------------------------------------------------------------------------------
 -- Nothing is anybody's until apitoken.allow says so, but for what tells only
 -- about the caller.
@@ -619,8 +692,8 @@ REVOKE ALL ON FUNCTION
 	apitoken.list_pattern(text),
 	apitoken.list_limit(integer, text),
 	apitoken.list_tokens(text, text, text, uuid, integer),
-	apitoken.allow(regrole, text[]),
-	apitoken.disallow(regrole, text[]),
+	apitoken.allow(name, text[]),
+	apitoken.disallow(name, text[]),
 	apitoken.token_before_insert(),
 	apitoken.token_before_update(),
 	apitoken.token_after_change(),

@@ -58,7 +58,7 @@ SELECT label, metadata FROM changed ORDER BY label COLLATE "C";
 UPDATE apitoken.token_records SET description = 'beneath' WHERE label = 'second' RETURNING label, description;
 -- values are checked as at creation
 CREATE TEMP TABLE bad AS SELECT a AS assignment FROM pg_catalog.unnest(ARRAY[$$label = ''$$, $$label = NULL$$, $$label = repeat('x', 256)$$, $$label = 'second'$$, $$description = repeat('x', 4001)$$,
-	$$role = NULL$$, $$role = 'nobody'$$, $$access = NULL$$, $$access = 'write'$$, $$access = 'custom'$$, $$permissions = '{article:read}'$$, $$access = 'custom', permissions = '{article}'$$,
+	$$role = NULL$$, $$role = 'nobody'$$, $$access = NULL$$, $$access = 'write'$$, $$access = 'custom'$$, $$access = 'custom', permissions = '{article}'$$,
 	$$access = 'custom', permissions = '{NULL}'$$, $$expires_at = now()$$, $$expires_at = '2020-01-01'$$, $$expires_at = 'infinity'$$, $$expires_at = '-infinity'$$, $$expires_at = now() + '101 years'::interval$$,
 	$$allowed_networks = '{}'$$, $$allowed_networks = '{NULL}'$$, $$rate_limit_per_minute = 0$$, $$rate_limit_per_minute = 1000001$$, $$metadata = NULL$$, $$metadata = '[]'$$,
 	$$metadata = jsonb_build_object('a', repeat('x', 65536))$$]) a;
@@ -101,6 +101,30 @@ RESET SESSION AUTHORIZATION;
 REVOKE UPDATE ON apitoken.token_records FROM regress_apitoken_app;
 SELECT apitoken.allow('regress_apitoken_app', 'manage');
 SELECT (apitoken.verify(:'org_token')).verdict;
+
+--
+-- Access and permissions go together: leaving custom drops them, giving some
+-- means custom; both at once must fit.
+--
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT id AS narrowed_id FROM apitoken.create_token('narrowed') \gset
+UPDATE apitoken.tokens SET permissions = '{article:read}' WHERE id = :'narrowed_id' RETURNING access, permissions;
+UPDATE apitoken.tokens SET label = 'narrowed still' WHERE id = :'narrowed_id' RETURNING access, permissions;
+UPDATE apitoken.tokens SET access = 'read_only' WHERE id = :'narrowed_id' RETURNING access, permissions;
+UPDATE apitoken.tokens SET access = 'custom', permissions = '{}' WHERE id = :'narrowed_id' RETURNING access, permissions;
+SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET permissions = NULL WHERE id = %L', :'narrowed_id')) AS none,
+	public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET access = ''full'', permissions = ''{a:b}'' WHERE id = %L', :'narrowed_id')) AS contradiction,
+	public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET permissions = ''{a}'' WHERE id = %L', :'narrowed_id')) AS malformed,
+	public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET expires_at = now() - interval ''1 day'' WHERE id = %L', :'narrowed_id')) AS past;
+-- an administrator may let it expire as of yesterday
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.tokens SET expires_at = now() - interval '1 day' WHERE id = :'narrowed_id' RETURNING status;
+SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET expires_at = ''infinity'' WHERE id = %L', :'narrowed_id')) AS infinity,
+	public.regress_try($$INSERT INTO apitoken.tokens (label, user_id, expires_at) VALUES ('past', 'ada', now() - interval '1 day')$$) AS made_expired;
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
 
 --
 -- DELETE is refused, with a hint

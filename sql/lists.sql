@@ -26,7 +26,7 @@ INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('initech', 'a
 -- one token of each state, with uses of each age
 SELECT apitoken.create_token(l, 'acme', role => 'developer') IS NULL AS failed FROM pg_catalog.unnest('{active,expiring,expired,suspended,revoked,suspended and expired,revoked and suspended,suspended and expiring,never ends}'::text[]) l;
 SELECT apitoken.create_token('other 100%', 'globex') IS NULL AS failed, apitoken.create_token('laptop', user_id => 'ada') IS NULL AS failed;
-UPDATE apitoken.tokens SET expires_at = now() + '6 days 23 hours 59 minutes'::interval WHERE label LIKE '%expiring';
+UPDATE apitoken.tokens SET expires_at = now() + '2 days 23 hours 59 minutes'::interval WHERE label LIKE '%expiring';
 UPDATE apitoken.tokens SET expires_at = now() + '7 days 1 minute'::interval WHERE label = 'active';
 UPDATE apitoken.tokens SET suspended_at = now() WHERE label LIKE '%suspended%';
 SELECT apitoken.revoke_token(id, label, 'no longer needed') FROM apitoken.tokens WHERE label LIKE 'revoked%' ORDER BY label COLLATE "C";
@@ -47,6 +47,20 @@ BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT label, status, last_used, last_used_from, last_used_at IS NULL AS unused, revoked_by, revoke_reason FROM apitoken.tokens ORDER BY label COLLATE "C";
 COMMIT;
+-- expiring: less than 7 days are left, or less than half of a short life, but no less than 3 days
+RESET SESSION AUTHORIZATION;
+BEGIN;
+SET LOCAL session_replication_role = replica;
+CREATE FUNCTION pg_temp.status_with(life interval, rest interval) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	UPDATE apitoken.token_records SET created_at = now() + rest - life, expires_at = now() + rest WHERE label = 'laptop';
+	RETURN (SELECT status FROM apitoken.tokens WHERE label = 'laptop');
+END $$;
+SELECT life, rest, pg_temp.status_with(life::interval, rest::interval) AS status
+FROM (VALUES ('90 days', '7 days 1 minute'), ('90 days', '6 days 23:59'), ('10 days', '5 days 00:01'), ('10 days', '4 days 23:59'),
+	('7 days', '7 days'), ('5 days', '3 days 00:01'), ('5 days', '2 days 23:59'), ('1 day', '1 day')) v (life, rest);
+ROLLBACK;
+SET SESSION AUTHORIZATION regress_apitoken_app;
 SELECT ago, apitoken.in_words(statement_timestamp() - ago::interval)
 FROM pg_catalog.unnest('{0,0.9 seconds,59 seconds,1 minute,119 seconds,59 minutes,1 hour,23 hours,24 hours,48 hours,720 hours,1440 hours,8760 hours,17520 hours,876000 hours,-1 second,-10 days}'::text[]) ago;
 SELECT apitoken.in_words(NULL), apitoken.in_words('infinity'), apitoken.in_words('-infinity');

@@ -108,7 +108,8 @@ DROP TABLE garbage;
 --
 -- New texts
 --
-SELECT apitoken.generate('org') ~ '^apt_org_[0-9A-Za-z]{71}$' AS org, apitoken.generate('usr') ~ '^apt_usr_[0-9A-Za-z]{71}$' AS usr;
+SELECT apitoken.generate('org') ~ '^apt_org_[0-9A-Za-z]{71}$' AS org, apitoken.generate('usr') ~ '^apt_usr_[0-9A-Za-z]{71}$' AS usr,
+	apitoken.generate('organization') ~ '^apt_org_[0-9A-Za-z]{71}$' AS organization, apitoken.generate('user') ~ '^apt_usr_[0-9A-Za-z]{71}$' AS "user";
 -- the pattern that is published for secret scanners finds it in a text
 SELECT count(*) FROM pg_catalog.regexp_matches('x=' || apitoken.generate('org') || '; "' || apitoken.generate('usr') || '"',
 	'\y[a-z][a-z0-9]{1,11}_(org|usr)_[0-9A-Za-z]{71}\y', 'g');
@@ -132,7 +133,7 @@ SELECT (apitoken.verify(token)).verdict, count(*) FROM generated WHERE i <= 10 G
 -- another kind
 SELECT apitoken.generate('ORG');
 SELECT apitoken.generate('');
-SELECT apitoken.generate('organization');
+SELECT apitoken.generate('organisation');
 
 --
 -- The prefix: for new texts only

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -26,18 +28,36 @@ connection_address(void)
 	return fcinfo->isnull ? NULL : DatumGetInetPP(address);
 }
 
+/*
+ * An IPv4 address as a dual-stack gateway gives it (::ffff:a.b.c.d, RFC 4291
+ * section 2.5.5.2) is the IPv4 address, and in its networks.
+ */
+static inet *
+unmapped(inet *address)
+{
+	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+	inet	   *plain;
+
+	if (ip_family(address) != PGSQL_AF_INET6 || ip_bits(address) < 96 ||
+		memcmp(ip_addr(address), mapped, sizeof(mapped)) != 0)
+		return address;
+	plain = palloc0(sizeof(inet));
+	ip_family(plain) = PGSQL_AF_INET;
+	ip_bits(plain) = ip_bits(address) - 96;
+	memcpy(ip_addr(plain), ip_addr(address) + sizeof(mapped), 4);
+	SET_INET_VARSIZE(plain);
+	return plain;
+}
+
 inet *
 apitoken_client_address(inet *argument)
 {
 	const char *setting = apitoken_setting_in_force(APITOKEN_SETTING_CLIENT_ADDRESS);
 
 	if ((argument != NULL || setting != NULL) &&
-		(apitoken_session_may_act() || apitoken_session_may_verify()))
-	{
-		if (argument != NULL)
-			return argument;
-		return DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting)));
-	}
+		apitoken_session_may_vouch())
+		return unmapped(argument != NULL ? argument :
+						DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting))));
 	return connection_address();
 }
 

@@ -96,6 +96,8 @@ extern bool apitoken_patterns_match(List *patterns, const char *permission);
 extern const char *apitoken_patterns_uncovered(List *patterns, List *by);
 extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own,
 									  bool personal);
+extern bool apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal,
+									  const char *permission);
 extern List *apitoken_strings_from_array(ArrayType *array);
 extern ArrayType *apitoken_strings_to_array(List *strings);
 extern void apitoken_check_patterns(ArrayType *array);
@@ -123,6 +125,7 @@ extern bool apitoken_pepper_file_refused;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
+extern Oid	apitoken_setting_role(ApitokenSetting setting);
 
 /* ----- store.c: reads the tables, past privileges and row-level security ----- */
 
@@ -232,10 +235,9 @@ extern Oid	apitoken_table(ApitokenTable table);
 extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
-extern bool apitoken_session_may_act(void);
-extern bool apitoken_current_may_act(void);
-extern bool apitoken_session_may_verify(void);
-extern TupleDesc apitoken_row_type(const char *name, int columns);
+extern bool apitoken_role_may_act(Oid role);
+extern bool apitoken_session_may_vouch(void);
+extern TupleDesc apitoken_row_type(const char *name, int count, const Oid *types);
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
@@ -245,7 +247,8 @@ extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserR
 extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, List **patterns);
 extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
-extern TimestampTz apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id);
+extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
+									 TimestampTz *last_used_at);
 
 /* ----- write.c: statements that run as the tables' owner ----- */
 
@@ -264,6 +267,7 @@ typedef enum ApitokenStatement
 	APITOKEN_CHANGED,
 	APITOKEN_FORGET_USAGE,
 	APITOKEN_TOUCH_USAGE,
+	APITOKEN_ADD_USAGE,
 	APITOKEN_REPLACE_ROLE,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
@@ -301,7 +305,7 @@ typedef struct ApitokenStanding
 {
 	bool		suspended;		/* the owner is, or is gone */
 	char	   *role;			/* NULL: none */
-	List	   *patterns;		/* effective patterns; NIL: may do nothing */
+	List	   *role_patterns;	/* before they are narrowed; NIL: may do nothing */
 	ArrayType  *groups;			/* NULL: none */
 } ApitokenStanding;
 
@@ -309,6 +313,10 @@ extern void apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPr
 extern bool apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b);
 extern void apitoken_standing(const ApitokenPrincipal *principal, const char *organization_id,
 							  Snapshot snapshot, ApitokenStanding *standing);
+extern bool apitoken_standing_allows(const ApitokenPrincipal *principal, const ApitokenStanding *standing,
+									 const char *permission);
+extern List *apitoken_effective_patterns(const ApitokenPrincipal *principal,
+										 const ApitokenStanding *standing);
 extern bool apitoken_may(const ApitokenPrincipal *principal, const char *permission,
 						 const char *organization_id);
 extern List *apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions);
@@ -339,7 +347,8 @@ typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
 	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */
-	ApitokenStanding standing;	/* when valid */
+	ApitokenStanding standing;	/* when valid, as are: */
+	List	   *patterns;		/* effective patterns */
 } ApitokenVerification;
 
 extern const char *apitoken_verdict_name(ApitokenVerdict verdict);
@@ -383,7 +392,7 @@ extern void apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, 
 
 extern void apitoken_check_label(const char *label);
 extern void apitoken_check_description(const char *description);
-extern void apitoken_check_expiry(TimestampTz expires_at);
+extern void apitoken_check_expiry(TimestampTz expires_at, bool may_be_past);
 extern TimestampTz apitoken_expiry_after(Interval *expires_in);
 extern TimestampTz apitoken_overlap_until(Interval *overlap);
 extern void apitoken_check_role(const char *role, Snapshot snapshot);

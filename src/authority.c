@@ -56,7 +56,7 @@ apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 	else
 	{
 		apitoken_standing(principal, record->organization_id, snapshot, &standing);
-		held = standing.patterns;
+		held = apitoken_effective_patterns(principal, &standing);
 	}
 	excess = apitoken_patterns_uncovered(apitoken_token_patterns(record, snapshot), held);
 	if (excess != NULL)

@@ -70,7 +70,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 	}
 	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
 	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_expires_at))
-		apitoken_check_expiry(DatumGetTimestampTz(value));
+		apitoken_check_expiry(DatumGetTimestampTz(value), apitoken_is_owner());
 	if (apitoken_column_changed(trigger, Anum_token_records_allowed_networks))
 		apitoken_check_networks(record->allowed_networks);
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
@@ -95,6 +95,44 @@ touch(TriggerData *trigger, TimestampTz updated_at)
 
 	return heap_modify_tuple_by_cols(trigger->tg_newtuple, RelationGetDescr(trigger->tg_relation),
 									 1, &attribute, &value, &isnull);
+}
+
+/*
+ * Access and permissions go together: leaving custom drops the permissions,
+ * giving permissions means custom, as for create_token.
+ */
+static void
+reconcile_access(TriggerData *trigger)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	bool		access_changed = apitoken_column_changed(trigger, Anum_token_records_access);
+	bool		permissions_changed = apitoken_column_changed(trigger, Anum_token_records_permissions);
+	bool		no_permissions = heap_attisnull(trigger->tg_newtuple, Anum_token_records_permissions, descriptor);
+	bool		custom;
+	bool		isnull;
+	int			attribute;
+	Datum		value;
+
+	if (access_changed == permissions_changed)
+		return;
+	value = heap_getattr(trigger->tg_newtuple, Anum_token_records_access, descriptor, &isnull);
+	custom = !isnull && strcmp(TextDatumGetCString(value), apitoken_access_to_text(APITOKEN_CUSTOM)) == 0;
+	if (access_changed && !custom && !no_permissions)
+	{
+		attribute = Anum_token_records_permissions;
+		value = (Datum) 0;
+		isnull = true;
+	}
+	else if (permissions_changed && !custom && !no_permissions)
+	{
+		attribute = Anum_token_records_access;
+		value = CStringGetTextDatum(apitoken_access_to_text(APITOKEN_CUSTOM));
+		isnull = false;
+	}
+	else
+		return;
+	trigger->tg_newtuple = heap_modify_tuple_by_cols(trigger->tg_newtuple, descriptor,
+													 1, &attribute, &value, &isnull);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_token_before_update);
@@ -136,6 +174,7 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("label and access of a token cannot be null"),
 				 errhint("Give a label of 1 to 255 characters, and access read_only, full or custom.")));
+	reconcile_access(trigger);
 	apitoken_record_from_tuple(trigger->tg_newtuple, descriptor, &becomes);
 	snapshot = apitoken_latest_snapshot();
 	check_new_values(trigger, &becomes, snapshot);

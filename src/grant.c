@@ -74,7 +74,6 @@ static const Privilege privileges[] = {
 	RELATION("manage", "select", "organizations", NO_COLUMNS),
 	RELATION("manage", "select", "users", NO_COLUMNS),
 	RELATION("manage", "select", "memberships", NO_COLUMNS),
-	RELATION("manage", "select", "roles", NO_COLUMNS),
 	RELATION("manage", "select", "members", NO_COLUMNS),
 
 	FUNCTION("verify", "verify", "text", "text", "text", "inet"),
@@ -94,7 +93,6 @@ static const Privilege privileges[] = {
 	RELATION("directory", "insert", "memberships", NO_COLUMNS),
 	RELATION("directory", "update", "memberships", NO_COLUMNS),
 	RELATION("directory", "delete", "memberships", NO_COLUMNS),
-	RELATION("directory", "select", "roles", NO_COLUMNS),
 	RELATION("directory", "insert", "roles", "name,description,permissions"),
 	RELATION("directory", "update", "roles", "description,permissions"),
 	RELATION("directory", "delete", "roles", NO_COLUMNS),
@@ -250,12 +248,12 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	}
 
 	grantee->roletype = ROLESPEC_CSTRING;
-	grantee->rolename = GetUserNameFromId(PG_GETARG_OID(0), false);
+	grantee->rolename = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	grantee->location = -1;
 	foreach(lc, capabilities)
 		grants_of(lfirst(lc), grantee, grant);
 	if (!grant)
-		restore_shared(capabilities, PG_GETARG_OID(0), grantee);
+		restore_shared(capabilities, get_role_oid(grantee->rolename, false), grantee);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_allow);

@@ -16,13 +16,18 @@
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
+#include "catalog/namespace.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
+#include "parser/parsetree.h"
 #include "tcop/utility.h"
+#include "utils/lsyscache.h"
 
 #include "apitoken.h"
 
 static ExecutorStart_hook_type previous_start = NULL;
 static ExecutorRun_hook_type previous_run = NULL;
+static ExecutorFinish_hook_type previous_finish = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 static object_access_hook_type previous_access = NULL;
 
@@ -31,12 +36,8 @@ before_statement(void)
 {
 	apitoken_enforce_read_only();
 
-	/*
-	 * A worker runs nothing that asks who is acting, and cannot write.  Our own
-	 * statements run as the tables' owner, as whom no setting is to be judged.
-	 */
-	if (!IsParallelWorker() && apitoken_running_statement == APITOKEN_NO_STATEMENT &&
-		apitoken_installed())
+	/* a worker runs nothing that asks who is acting, and cannot write */
+	if (!IsParallelWorker() && apitoken_installed())
 		apitoken_sync_identity();
 }
 
@@ -58,6 +59,34 @@ guard_run(APITOKEN_RUN_PARAMETERS)
 		previous_run(APITOKEN_RUN_ARGUMENTS);
 	else
 		standard_ExecutorRun(APITOKEN_RUN_ARGUMENTS);
+}
+
+/*
+ * The server asks whether a statement may write before it starts.  One that
+ * brings the read-only identity itself is asked again here, when it has
+ * written, and before what it wrote can last.
+ */
+static void
+guard_finish(QueryDesc *query)
+{
+	PlannedStmt *statement = query->plannedstmt;
+	ListCell   *lc;
+
+	if (apitoken_principal_read_only())
+	{
+		apitoken_enforce_read_only();
+		foreach(lc, statement->resultRelations)
+		{
+			RangeTblEntry *target = rt_fetch(lfirst_int(lc), statement->rtable);
+
+			if (!isTempNamespace(get_rel_namespace(target->relid)))
+				PreventCommandIfReadOnly(CreateCommandName((Node *) statement));
+		}
+	}
+	if (previous_finish)
+		previous_finish(query);
+	else
+		standard_ExecutorFinish(query);
 }
 
 /*
@@ -109,6 +138,8 @@ apitoken_guard_init(void)
 	ExecutorStart_hook = guard_start;
 	previous_run = ExecutorRun_hook;
 	ExecutorRun_hook = guard_run;
+	previous_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = guard_finish;
 	previous_utility = ProcessUtility_hook;
 	ProcessUtility_hook = guard_utility;
 	previous_access = object_access_hook;

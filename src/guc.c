@@ -147,6 +147,13 @@ is_configured(const char *name)
 	return record != NULL && record->reset_source != PGC_S_DEFAULT;
 }
 
+/* The role that set it. */
+Oid
+apitoken_setting_role(ApitokenSetting setting)
+{
+	return setting_records[setting]->srole;
+}
+
 void
 apitoken_guc_init(void)
 {

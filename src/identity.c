@@ -149,32 +149,31 @@ latch_token(const ApitokenRecord *record)
 	set_latch(&principal);
 }
 
+/*
+ * The session user vouches for the user.  `setter` is the role that said who
+ * it is: ANALYZE, a foreign key's cascade or a SECURITY DEFINER function may
+ * run somebody else's code in this session, and the session's capability is
+ * not theirs.
+ */
 static void
-latch_user(const char *user_id)
+latch_user(const char *user_id, Oid setter)
 {
 	ApitokenPrincipal principal = {0};
+	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
 
-	/*
-	 * ANALYZE, REINDEX, cascades of foreign keys and SECURITY DEFINER functions
-	 * run somebody else's functions in this session: its capability is not
-	 * theirs.
-	 */
-	if (InSecurityRestrictedOperation() ||
-		(InLocalUserIdChange() && !apitoken_current_may_act() && apitoken_session_may_act()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot act as a user within a function of another role"),
-				 errdetail("Role \"%s\", as which the function runs, does not hold the capability \"act\".",
-						   GetUserNameFromId(GetUserId(), false)),
-				 errhint("Act as the user before the function is called, in a statement of its own.")));
-	if (!apitoken_session_may_act())
+	if (!apitoken_role_may_act(GetSessionUserId()))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to act as a user"),
-				 errdetail("The session user \"%s\" does not hold the capability \"act\".",
-						   GetUserNameFromId(GetSessionUserId(), false)),
-				 errhint("SELECT apitoken.allow('%s', 'act');",
-						 GetUserNameFromId(GetSessionUserId(), false))));
+				 errdetail("The session user \"%s\" does not hold the capability \"act\".", login),
+				 errhint("SELECT apitoken.allow(%s, 'act');", quote_literal_cstr(login))));
+	if (setter != GetSessionUserId() && setter != GetOuterUserId() && !apitoken_role_may_act(setter))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot act as a user that a function of another role has set"),
+				 errdetail("Role \"%s\" does not hold the capability \"act\".",
+						   GetUserNameFromId(setter, false)),
+				 errhint("Act as the user before the function is called.")));
 	principal.source = APITOKEN_SOURCE_USER;
 	principal.kind = APITOKEN_USER;
 	principal.user_id = unconstify(char *, user_id);
@@ -214,7 +213,7 @@ apitoken_sync_identity(void)
 		latch_token(&verification.record);
 	}
 	else if (user_id != NULL)
-		latch_user(user_id);
+		latch_user(user_id, apitoken_setting_role(APITOKEN_SETTING_USER_ID));
 	latch.generation = apitoken_setting_generation;
 }
 
@@ -446,7 +445,7 @@ apitoken_act_as(PG_FUNCTION_ARGS)
 				 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
 	apitoken_sync_identity();
 	warn_outside_block("act_as");
-	latch_user(user_id);
+	latch_user(user_id, GetUserId());
 	PG_RETURN_JSONB_P(describe_principal());
 }
 

@@ -187,13 +187,13 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record,
 	}
 
 	if (record->expires_at != DT_NOEND)
-		apitoken_check_expiry(record->expires_at);
+		apitoken_check_expiry(record->expires_at, false);
 	else
 	{
 		/* infinity reads like none here, but is not */
 		value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
 		if (!isnull)
-			apitoken_check_expiry(DatumGetTimestampTz(value));
+			apitoken_check_expiry(DatumGetTimestampTz(value), false);
 	}
 	apitoken_check_networks(record->allowed_networks);
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
@@ -338,7 +338,8 @@ Datum
 apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, TimestampTz expires_at)
 {
 	Datum		values[4];
-	TupleDesc	descriptor = apitoken_row_type("issued_token", lengthof(values));
+	static const Oid types[] = {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	TupleDesc	descriptor = apitoken_row_type("issued_token", lengthof(types), types);
 	bool		nulls[4] = {false, false, false, false};
 	HeapTuple	tuple;
 

@@ -398,6 +398,37 @@ apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool 
 	return reduce(result);
 }
 
+/*
+ * Does a token's narrowing leave this permission?  The same as asking the
+ * effective patterns, without making them.
+ */
+bool
+apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal, const char *permission)
+{
+	ListCell   *cell;
+
+	switch (access)
+	{
+		case APITOKEN_READ_ONLY:
+			return apitoken_pattern_matches(read_only_patterns[0], permission) ||
+				apitoken_pattern_matches(read_only_patterns[1], permission);
+		case APITOKEN_FULL:
+			return apitoken_pattern_matches(personal ? EVERYTHING_BUT_TOKENS : EVERYTHING, permission);
+		case APITOKEN_CUSTOM:
+			foreach(cell, own)
+			{
+				const char *limit = lfirst(cell);
+
+				if (personal && is_everything(limit))
+					limit = EVERYTHING_BUT_TOKENS;
+				if (apitoken_pattern_matches(limit, permission))
+					return true;
+			}
+			break;
+	}
+	return false;
+}
+
 /* The elements of a text[], patterns or ids; none for a null array or null elements. */
 List *
 apitoken_strings_from_array(ArrayType *array)

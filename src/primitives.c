@@ -18,17 +18,21 @@ Datum
 apitoken_generate_sql(PG_FUNCTION_ARGS)
 {
 	char	   *code = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	ApitokenKind kind = strcmp(code, apitoken_kind_code(APITOKEN_USER)) == 0 ? APITOKEN_USER : APITOKEN_ORGANIZATION;
+	ApitokenKind kind;
 	char		buffer[APITOKEN_TEXT_MAX + 1];
 	ApitokenParts parts;
 	pg_uuid_t	id;
 	text	   *result;
 
-	if (strcmp(code, apitoken_kind_code(kind)) != 0)
+	if (strcmp(code, "org") == 0 || strcmp(code, "organization") == 0)
+		kind = APITOKEN_ORGANIZATION;
+	else if (strcmp(code, "usr") == 0 || strcmp(code, "user") == 0)
+		kind = APITOKEN_USER;
+	else
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there is no such kind of token"),
-				 errhint("Give 'org' or 'usr'.")));
+				 errhint("Give 'org' for an organization's or 'usr' for a user's.")));
 	if (!apitoken_generate_id(&id) ||
 		!apitoken_generate_text(apitoken_prefix, kind, &id, buffer, &parts))
 		ereport(ERROR,

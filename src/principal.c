@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "utils/snapmgr.h"
 
 #include "apitoken.h"
@@ -19,6 +20,19 @@ static List *
 everything(void)
 {
 	return list_make1(pstrdup("*"));
+}
+
+static bool
+contains_string(List *strings, const char *string)
+{
+	ListCell   *lc;
+
+	foreach(lc, strings)
+	{
+		if (strcmp(lfirst(lc), string) == 0)
+			return true;
+	}
+	return false;
 }
 
 static bool
@@ -51,20 +65,34 @@ apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b)
 	return strcmp(a->user_id, b->user_id) == 0;
 }
 
-/* A role's patterns as this principal has them; none if there is no such role. */
+/* What a role allows; NULL: no limit.  Nothing if there is no such role. */
 static List *
-patterns_under_role(const ApitokenPrincipal *principal, const char *role, Snapshot snapshot)
+patterns_of_role(const char *role, Snapshot snapshot)
 {
 	List	   *patterns = NIL;
 
 	if (role == NULL)
-		patterns = everything();
-	else if (!apitoken_fetch_role(snapshot, role, &patterns))
-		return NIL;
+		return everything();
+	return apitoken_fetch_role(snapshot, role, &patterns) ? patterns : NIL;
+}
+
+static List *
+narrowed(const ApitokenPrincipal *principal, List *patterns)
+{
 	if (is_direct(principal))
 		return patterns;
 	return apitoken_patterns_narrow(patterns, principal->access, principal->permissions,
 									principal->kind == APITOKEN_USER);
+}
+
+/* Do these patterns of a role allow it, as this principal has them? */
+static bool
+allows(const ApitokenPrincipal *principal, List *role_patterns, const char *permission)
+{
+	return apitoken_patterns_match(role_patterns, permission) &&
+		(is_direct(principal) ||
+		 apitoken_narrowing_allows(principal->access, principal->permissions,
+								   principal->kind == APITOKEN_USER, permission));
 }
 
 static void
@@ -80,7 +108,7 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 	/* it acts in its own organization only */
 	if (organization_id != NULL && strcmp(organization_id, principal->organization_id) != 0)
 		return;
-	standing->patterns = patterns_under_role(principal, principal->role, snapshot);
+	standing->role_patterns = patterns_of_role(principal->role, snapshot);
 }
 
 static void
@@ -104,7 +132,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 	if (organization_id == NULL)
 	{
 		standing->role = user.role;
-		standing->patterns = patterns_under_role(principal, user.role, snapshot);
+		standing->role_patterns = patterns_of_role(user.role, snapshot);
 		return;
 	}
 	standing->role = apitoken_fetch_membership(snapshot, organization_id, principal->user_id);
@@ -112,7 +140,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 		return;
 	if (!apitoken_fetch_organization(snapshot, organization_id, &suspended) || suspended)
 		return;
-	standing->patterns = patterns_under_role(principal, standing->role, snapshot);
+	standing->role_patterns = patterns_of_role(standing->role, snapshot);
 }
 
 /*
@@ -130,6 +158,21 @@ apitoken_standing(const ApitokenPrincipal *principal, const char *organization_i
 		user_standing(principal, organization_id, snapshot, standing);
 }
 
+/* May the principal do this there? */
+bool
+apitoken_standing_allows(const ApitokenPrincipal *principal, const ApitokenStanding *standing,
+						 const char *permission)
+{
+	return allows(principal, standing->role_patterns, permission);
+}
+
+/* All that the principal may do there. */
+List *
+apitoken_effective_patterns(const ApitokenPrincipal *principal, const ApitokenStanding *standing)
+{
+	return narrowed(principal, standing->role_patterns);
+}
+
 bool
 apitoken_may(const ApitokenPrincipal *principal, const char *permission, const char *organization_id)
 {
@@ -138,43 +181,70 @@ apitoken_may(const ApitokenPrincipal *principal, const char *permission, const c
 
 	apitoken_standing(principal, organization_id, snapshot, &standing);
 	UnregisterSnapshot(snapshot);
-	return apitoken_patterns_match(standing.patterns, permission);
+	return apitoken_standing_allows(principal, &standing, permission);
+}
+
+/* Does this role allow at least one of these permissions, or are none asked? */
+static bool
+role_counts(const ApitokenPrincipal *principal, const char *role, List *permissions, Snapshot snapshot)
+{
+	List	   *patterns;
+	ListCell   *lc;
+
+	if (permissions == NIL)
+		return true;
+	patterns = patterns_of_role(role, snapshot);
+	foreach(lc, permissions)
+	{
+		if (allows(principal, patterns, lfirst(lc)))
+			return true;
+	}
+	return false;
 }
 
 /*
  * Ids of the organizations where the principal has at least one of these
- * permissions; with no permissions, of those that it belongs to.
+ * permissions; with no permissions, of those that it belongs to.  A user may
+ * belong to many, mostly in few roles: each role is asked once.
  */
 List *
 apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions)
 {
 	Snapshot	snapshot = apitoken_latest_snapshot();
-	List	   *candidates = NIL;
+	List	   *memberships = NIL;
+	List	   *asked = NIL;
+	List	   *that_count = NIL;
 	List	   *organizations = NIL;
-	ApitokenStanding standing;
+	ApitokenUserRow user = {0};
 	ListCell   *lc;
 
 	if (principal->kind == APITOKEN_ORGANIZATION)
-		candidates = list_make1(principal->organization_id);
-	else
 	{
-		foreach(lc, apitoken_fetch_memberships(snapshot, principal->user_id))
-			candidates = lappend(candidates, ((ApitokenMembership *) lfirst(lc))->organization_id);
+		ApitokenMembership *own = palloc(sizeof(ApitokenMembership));
+
+		own->organization_id = principal->organization_id;
+		own->role = principal->role;
+		memberships = list_make1(own);
 	}
+	else if (apitoken_fetch_user(snapshot, principal->user_id, &user) ? !user.suspended : is_direct(principal))
+		memberships = apitoken_fetch_memberships(snapshot, principal->user_id);
 
-	foreach(lc, candidates)
+	foreach(lc, memberships)
 	{
-		char	   *organization_id = lfirst(lc);
-		bool		counts = permissions == NIL;
-		ListCell   *lp;
+		ApitokenMembership *membership = lfirst(lc);
+		bool		suspended;
 
-		apitoken_standing(principal, organization_id, snapshot, &standing);
-		if (standing.suspended)
-			break;
-		foreach(lp, permissions)
-			counts = counts || apitoken_patterns_match(standing.patterns, lfirst(lp));
-		if (counts)
-			organizations = lappend(organizations, organization_id);
+		CHECK_FOR_INTERRUPTS();
+		if (!contains_string(asked, membership->role))
+		{
+			asked = lappend(asked, membership->role);
+			if (role_counts(principal, membership->role, permissions, snapshot))
+				that_count = lappend(that_count, membership->role);
+		}
+		if (contains_string(that_count, membership->role) &&
+			apitoken_fetch_organization(snapshot, membership->organization_id, &suspended) &&
+			(!suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
+			organizations = lappend(organizations, membership->organization_id);
 	}
 	UnregisterSnapshot(snapshot);
 	return organizations;
@@ -213,7 +283,7 @@ apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions)
 	if (standing.suspended)
 		return NULL;
 	foreach(lc, permissions)
-		counts = counts || apitoken_patterns_match(apitoken_own_patterns(principal), lfirst(lc));
+		counts = counts || apitoken_narrowing_allows(principal->access, principal->permissions, true, lfirst(lc));
 	return counts ? principal->user_id : NULL;
 }
 
@@ -229,5 +299,5 @@ apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot)
 	apitoken_principal_of_token(record, &principal);
 	if (record->kind == APITOKEN_USER)
 		return apitoken_own_patterns(&principal);
-	return patterns_under_role(&principal, record->role, snapshot);
+	return narrowed(&principal, patterns_of_role(record->role, snapshot));
 }

@@ -67,6 +67,7 @@ static const char *const index_names[INDEXES] = {
 
 static Oid	tables[APITOKEN_TABLES];
 static bool tables_valid = false;
+static uint64 invalidations = 0;	/* seen so far */
 static Oid	act_as_function = InvalidOid;
 static Oid	verify_function = InvalidOid;
 
@@ -83,8 +84,7 @@ typedef struct Probe
 static void
 relation_changed(Datum arg, Oid relid)
 {
-	if (!tables_valid)
-		return;
+	invalidations++;
 	if (!OidIsValid(relid))
 		tables_valid = false;
 	for (int i = 0; i < APITOKEN_TABLES && tables_valid; i++)
@@ -109,37 +109,95 @@ apitoken_store_init(void)
 }
 
 /*
+ * The columns that are read here, in order of their numbers: the owner of a
+ * table can change them, and reading a value of another type, or a null where
+ * there is none, would crash the server.
+ */
+typedef struct
+{
+	Oid			type;
+	bool		not_null;
+} Column;
+
+#define TABLE_COLUMNS_MAX Anum_token_records_revoke_reason
+
+static const Column columns[APITOKEN_TABLES][TABLE_COLUMNS_MAX] = {
+	[APITOKEN_ORGANIZATIONS] = {{TEXTOID, true}, {TEXTOID, false}, {TIMESTAMPTZOID, false}},
+	[APITOKEN_USERS] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTOID, false}, {TEXTARRAYOID, true},
+	{TEXTOID, false}, {TIMESTAMPTZOID, false}},
+	[APITOKEN_ROLES] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTARRAYOID, true}, {NAMEOID, false}},
+	[APITOKEN_MEMBERSHIPS] = {{TEXTOID, true}, {TEXTOID, true}, {TEXTOID, true}},
+	[APITOKEN_TOKEN_RECORDS] = {
+		{UUIDOID, true},		/* id */
+		{TIMESTAMPTZOID, true}, {TIMESTAMPTZOID, true}, {TIMESTAMPTZOID, false},
+		{TIMESTAMPTZOID, false}, {TIMESTAMPTZOID, false}, {TIMESTAMPTZOID, false},
+		{INT4OID, false},		/* rate_limit_per_minute */
+		{INT2OID, true}, {INT2OID, false}, {BYTEAOID, true}, {BYTEAOID, false},
+		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, true}, {TEXTOID, true}, {TEXTOID, false},
+		{TEXTARRAYOID, false},	/* permissions */
+		{CIDRARRAYOID, false}, {JSONBOID, true}, {TEXTOID, true}, {TEXTOID, false},
+		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false},
+	},
+	[APITOKEN_TOKEN_USAGE] = {{UUIDOID, true}, {TIMESTAMPTZOID, false}},
+	[APITOKEN_EVENTS] = {{UUIDOID, true}},
+};
+
+static void
+check_columns(ApitokenTable table, Oid relid)
+{
+	Relation	relation = try_relation_open(relid, AccessShareLock);
+
+	/* dropped this very moment: whoever opens it will see */
+	if (relation == NULL)
+		return;
+	for (int i = 0; i < TABLE_COLUMNS_MAX && OidIsValid(columns[table][i].type); i++)
+	{
+		TupleDesc	descriptor = RelationGetDescr(relation);
+
+		if (i < descriptor->natts &&
+			TupleDescAttr(descriptor, i)->atttypid == columns[table][i].type &&
+			(TupleDescAttr(descriptor, i)->attnotnull || !columns[table][i].not_null))
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table apitoken.%s has not the columns that this library knows", table_names[table]),
+				 errhint("ALTER EXTENSION apitoken UPDATE; and do not alter the extension's columns.")));
+	}
+	relation_close(relation, AccessShareLock);
+}
+
+/*
  * Is the extension there, in this database, now?  With a preload this is asked
- * in every database, and a schema and tables of these names may be anybody's:
- * reading such a table would crash the server.
+ * in every database, and a schema and tables of these names may be anybody's.
+ *
+ * A look-up may raise (a cancel, while it waits for a lock) and may itself
+ * bring news of changes: the cache counts only once all of it is there and
+ * nothing came in between.
  */
 bool
 apitoken_installed(void)
 {
+	uint64		before = invalidations;
+	Oid			found[APITOKEN_TABLES];
 	Oid			schema;
 	Oid			extension;
 
 	if (tables_valid)
 		return true;
-	schema = get_namespace_oid("apitoken", true);
-	if (!OidIsValid(schema))
-		return false;
 	extension = get_extension_oid("apitoken", true);
-	if (!OidIsValid(extension))
+	schema = get_namespace_oid("apitoken", true);
+	if (!OidIsValid(extension) || !OidIsValid(schema))
 		return false;
-
-	/* looking a name up may itself bring invalidations: set the flag first */
-	tables_valid = true;
 	for (int i = 0; i < APITOKEN_TABLES; i++)
 	{
-		tables[i] = get_relname_relid(table_names[i], schema);
-		if (!OidIsValid(tables[i]) ||
-			getExtensionOfObject(RelationRelationId, tables[i]) != extension)
-		{
-			tables_valid = false;
+		found[i] = get_relname_relid(table_names[i], schema);
+		if (!OidIsValid(found[i]) ||
+			getExtensionOfObject(RelationRelationId, found[i]) != extension)
 			return false;
-		}
+		check_columns(i, found[i]);
 	}
+	memcpy(tables, found, sizeof(tables));
+	tables_valid = before == invalidations;
 	return true;
 }
 
@@ -202,11 +260,16 @@ apitoken_is_owner(void)
 bool
 apitoken_bypasses_rls(void)
 {
-	return check_enable_rls(apitoken_table(APITOKEN_TOKEN_RECORDS), InvalidOid, true) != RLS_ENABLED;
+	/* opened: for a table that is not there the server would say yes */
+	Relation	relation = open_table(APITOKEN_TOKEN_RECORDS);
+	bool		bypasses = check_enable_rls(RelationGetRelid(relation), InvalidOid, true) != RLS_ENABLED;
+
+	relation_close(relation, AccessShareLock);
+	return bypasses;
 }
 
 static bool
-session_may(Oid *function, const char *name, int nargs, const Oid *args)
+role_may(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
 {
 	if (!OidIsValid(*function))
 	{
@@ -221,48 +284,44 @@ session_may(Oid *function, const char *name, int nargs, const Oid *args)
 		if (!OidIsValid(*function))
 			return false;
 	}
-	return compat_may_execute(*function, GetSessionUserId());
+	return compat_may_execute(*function, role);
 }
 
-/* Does the session user hold the capability act? */
+/* Does this role hold the capability act? */
 bool
-apitoken_session_may_act(void)
+apitoken_role_may_act(Oid role)
 {
 	static const Oid args[] = {TEXTOID};
 
-	return session_may(&act_as_function, "act_as", lengthof(args), args);
+	return role_may(role, &act_as_function, "act_as", lengthof(args), args);
 }
 
-/* Does the current user? */
+/* Does the session user speak for clients: does it hold act or verify? */
 bool
-apitoken_current_may_act(void)
-{
-	return apitoken_session_may_act() && OidIsValid(act_as_function) &&
-		compat_may_execute(act_as_function, GetUserId());
-}
-
-/* Does the session user hold the capability verify? */
-bool
-apitoken_session_may_verify(void)
+apitoken_session_may_vouch(void)
 {
 	static const Oid args[] = {TEXTOID, TEXTOID, TEXTOID, INETOID};
 
-	return session_may(&verify_function, "verify", lengthof(args), args);
+	return apitoken_role_may_act(GetSessionUserId()) ||
+		role_may(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
 }
 
 /*
- * The row type of a composite type of the extension, to be released, with as
- * many columns as the caller is going to fill.
+ * The row type of a composite type of the extension, to be released, with the
+ * columns that the caller is going to fill.
  */
 TupleDesc
-apitoken_row_type(const char *name, int columns)
+apitoken_row_type(const char *name, int count, const Oid *types)
 {
 	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
 									   CStringGetDatum(name),
 									   ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
 	TupleDesc	descriptor = lookup_rowtype_tupdesc(type, -1);
+	bool		known = descriptor->natts == count;
 
-	if (descriptor->natts != columns)
+	for (int i = 0; i < count && known; i++)
+		known = TupleDescAttr(descriptor, i)->atttypid == types[i];
+	if (!known)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("type apitoken.%s has not the columns that this library knows", name),
@@ -538,18 +597,19 @@ apitoken_fetch_memberships(Snapshot snapshot, const char *user_id)
 	return memberships;
 }
 
-/* When a token was last used; DT_NOBEGIN: never. */
-TimestampTz
-apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id)
+/* When a token was last used (DT_NOBEGIN: never); false: it has no usage row. */
+bool
+apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, TimestampTz *last_used_at)
 {
 	Probe		probe;
 	ScanKeyData key;
-	TimestampTz last_used_at = DT_NOBEGIN;
+	bool		found;
 
 	ScanKeyInit(&key, Anum_token_usage_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
 	begin_probe(&probe, APITOKEN_TOKEN_USAGE, NULL, snapshot, 1, &key);
-	if (next_row(&probe))
-		last_used_at = timestamp_at(probe.values, probe.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
+	found = next_row(&probe);
+	if (found)
+		*last_used_at = timestamp_at(probe.values, probe.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
 	end_probe(&probe);
-	return last_used_at;
+	return found;
 }

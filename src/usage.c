@@ -21,21 +21,13 @@
 
 #define WRITE_INTERVAL (1 * SECS_PER_MINUTE * 1000)	/* milliseconds */
 
-static bool
-written_recently(const pg_uuid_t *id, TimestampTz now)
-{
-	Snapshot	snapshot = apitoken_latest_snapshot();
-	TimestampTz last_used_at = apitoken_fetch_last_used(snapshot, id);
-
-	UnregisterSnapshot(snapshot);
-	return last_used_at > DT_NOBEGIN &&
-		!TimestampDifferenceExceeds(last_used_at, now, WRITE_INTERVAL);
-}
-
 void
 apitoken_record_use(const pg_uuid_t *id, inet *address)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz last_used_at;
+	Snapshot	snapshot;
+	bool		has_row;
 	inet	   *client;
 	Datum		values[3];
 	char		nulls[3] = {' ', ' ', ' '};
@@ -43,7 +35,11 @@ apitoken_record_use(const pg_uuid_t *id, inet *address)
 	if (XactReadOnly || IsInParallelMode() || RecoveryInProgress() ||
 		XactIsoLevel > XACT_READ_COMMITTED)
 		return;
-	if (written_recently(id, now))
+	snapshot = apitoken_latest_snapshot();
+	has_row = apitoken_fetch_last_used(snapshot, id, &last_used_at);
+	UnregisterSnapshot(snapshot);
+	if (has_row && last_used_at > DT_NOBEGIN &&
+		!TimestampDifferenceExceeds(last_used_at, now, WRITE_INTERVAL))
 		return;
 
 	values[0] = UUIDPGetDatum(id);
@@ -52,5 +48,5 @@ apitoken_record_use(const pg_uuid_t *id, inet *address)
 	values[2] = InetPGetDatum(client);
 	if (client == NULL)
 		nulls[2] = 'n';
-	apitoken_execute(APITOKEN_TOUCH_USAGE, values, nulls);
+	apitoken_execute(has_row ? APITOKEN_TOUCH_USAGE : APITOKEN_ADD_USAGE, values, nulls);
 }

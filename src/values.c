@@ -68,12 +68,13 @@ latest_expiry(void)
 	return plus_interval(GetCurrentTransactionStartTimestamp(), &years);
 }
 
+/* An administrator may let a token expire as of a time in the past. */
 void
-apitoken_check_expiry(TimestampTz expires_at)
+apitoken_check_expiry(TimestampTz expires_at, bool may_be_past)
 {
 	if (TIMESTAMP_NOT_FINITE(expires_at))
 		invalid("the expiry is not a point in time", "For a token that never expires, give null.");
-	if (expires_at <= GetCurrentTimestamp())
+	if (!may_be_past && expires_at <= GetCurrentTimestamp())
 		invalid("the expiry is in the past", "Give a time in the future, or null for a token that never expires.");
 	if (expires_at > latest_expiry())
 		invalid("the expiry is too far away", "Give a time within 100 years, or null for a token that never expires.");

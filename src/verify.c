@@ -80,7 +80,8 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
 
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
-	   inet *address, Snapshot snapshot, TimestampTz now, ApitokenStanding *standing)
+	   inet *address, Snapshot snapshot, TimestampTz now,
+	   ApitokenStanding *standing, List **patterns)
 {
 	ApitokenPrincipal principal;
 
@@ -97,10 +98,11 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 	if (record->allowed_networks != NULL &&
 		!apitoken_in_networks(apitoken_client_address(address), record->allowed_networks))
 		return APITOKEN_NETWORK_REFUSED;
-	if (permission != NULL && !apitoken_patterns_match(standing->patterns, permission))
+	if (permission != NULL && !apitoken_standing_allows(&principal, standing, permission))
 		return APITOKEN_PERMISSION_REFUSED;
 	/* asked about a place where it may do nothing at all */
-	if (organization_id != NULL && standing->patterns == NIL)
+	*patterns = apitoken_effective_patterns(&principal, standing);
+	if (organization_id != NULL && *patterns == NIL)
 		return APITOKEN_PERMISSION_REFUSED;
 	if (record->rate_limit > 0)
 	{
@@ -138,7 +140,8 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 		apitoken_decoy_digest(text, length);
 	else if (secret_is_right(text, length, &verification->record, now))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
-									   snapshot, now, &verification->standing);
+									   snapshot, now, &verification->standing,
+									   &verification->patterns);
 	UnregisterSnapshot(snapshot);
 }
 
@@ -174,7 +177,9 @@ Datum
 apitoken_verification_datum(const ApitokenVerification *verification)
 {
 	Datum		values[14];
-	TupleDesc	descriptor = apitoken_row_type("verification", lengthof(values));
+	static const Oid types[14] = {BOOLOID, TEXTOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+	TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID, JSONBOID, INTERVALOID};
+	TupleDesc	descriptor = apitoken_row_type("verification", lengthof(types), types);
 	const ApitokenRecord *record = &verification->record;
 	const ApitokenStanding *standing = &verification->standing;
 	bool		nulls[14];
@@ -197,7 +202,7 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 		values[6] = text_or_null(record->user_id, &nulls[6]);
 		values[7] = text_or_null(standing->role, &nulls[7]);
 		values[8] = text_or_null(apitoken_access_to_text(record->access), &nulls[8]);
-		values[9] = PointerGetDatum(apitoken_strings_to_array(standing->patterns));
+		values[9] = PointerGetDatum(apitoken_strings_to_array(verification->patterns));
 		nulls[9] = false;
 		values[10] = PointerGetDatum(standing->groups != NULL ? standing->groups : construct_empty_array(TEXTOID));
 		nulls[10] = false;

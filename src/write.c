@@ -85,7 +85,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		1, {TEXTOID}
 	},
 	[APITOKEN_CREATED] = {
-		"WITH usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT ($2).id) "
+		"WITH usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT ($2).id ON CONFLICT (token_id) DO NOTHING) "
 		EVENT_COLUMNS
 		"SELECT $1, ($2).created_at, 'create', ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
 		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label)",
@@ -111,6 +111,16 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"UPDATE apitoken.token_usage SET last_used_at = $2, last_used_from = $3, accepted = accepted OPERATOR(pg_catalog.+) 1"
 		" WHERE token_id OPERATOR(pg_catalog.=) (SELECT token_id FROM apitoken.token_usage"
 		" WHERE token_id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED)",
+		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
+	},
+	/*
+	 * For a token that came without usage, by a partial restore say.  Whoever
+	 * gets the token's row is the only one to insert, so this never waits.
+	 */
+	[APITOKEN_ADD_USAGE] = {
+		"INSERT INTO apitoken.token_usage (token_id, last_used_at, last_used_from, accepted)"
+		" SELECT id, $2, $3, 1 FROM apitoken.token_records"
+		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED ON CONFLICT (token_id) DO NOTHING",
 		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
 	},
 	[APITOKEN_REPLACE_ROLE] = {
@@ -168,6 +178,7 @@ apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
 	Oid			user;
 	int			context;
 	uint64		processed;
+	MemoryContext caller_context = CurrentMemoryContext;
 
 	/* An error resets the user with the (sub)transaction. */
 	GetUserIdAndSecContext(&user, &context);
@@ -188,11 +199,23 @@ apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
 		processed = SPI_processed;
 		SPI_finish();
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
+		ErrorData  *error;
+
 		apitoken_running_statement = outer;
+		MemoryContextSwitchTo(caller_context);
+		error = CopyErrorData();
+
+		/* the owner is shown the failing row, digests and all; the caller must not be */
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+		error->detail = NULL;
+		ReThrowError(error);
 	}
 	PG_END_TRY();
+	apitoken_running_statement = outer;
 	SetUserIdAndSecContext(user, context);
 	return processed;
 }

@@ -218,5 +218,72 @@ foreach my $file (@files)
 	is("@missing", '', 'docs/reference.md has everything');
 }
 
+# Its table of privileges is what a new installation has, where each capability was
+# allowed to a role of its own: nothing more, nothing less, each object somewhere.
+{
+	my ($table) = slurp_file('docs/reference.md') =~ /^### Privileges\n(.*?)(?=^##|\z)/ms;
+	my (%documented, @unclear);
+	foreach my $line (grep { /^\|/ } split /\n/, $table // '')
+	{
+		my ($who, $privileges, $objects, $columns) = $line =~ /^\| (.*?) \| (.*?) \| (.*?) \| ?(.*?) ?\|$/ or next;
+		next if $who eq 'who';
+		$who =~ s/`//g;
+		my ($kind) = $objects =~ /^(schema|type|function|relation)s? `/;
+		my @columns = $columns =~ /`(\w+)`/g;
+		push @unclear, $line unless defined $kind && ($columns eq '' || @columns);
+		foreach my $privilege (split /, /, $privileges)
+		{
+			foreach my $object ($objects =~ /`(\w+)`/g)
+			{
+				my @entries = map { join(' ', $who, $privilege, $kind // '?', $object, $_) } (@columns ? @columns : ('*'));
+				push @unclear, grep { $documented{$_}++ } @entries;
+			}
+		}
+	}
+	is(join("\n", @unclear), '', 'the table of privileges is well formed, and says nothing twice');
+
+	my @capabilities = qw(use manage verify act directory);
+	$node->safe_psql('postgres', 'CREATE DATABASE privileges');
+	$node->safe_psql('privileges', 'CREATE EXTENSION apitoken CASCADE');
+	$node->safe_psql('privileges', "CREATE ROLE regress_apitoken_$_; SELECT apitoken.allow('regress_apitoken_$_', '$_')") foreach @capabilities;
+
+	# every object, every column; "*" is all of an object
+	my $actual = $node->safe_psql('privileges', q{
+		WITH object AS (
+			SELECT 'schema' AS kind, nspname::text AS object, '*' AS part, nspowner AS owner, coalesce(nspacl, acldefault('n', nspowner)) AS acl
+			FROM pg_namespace WHERE nspname = 'apitoken'
+			UNION ALL
+			SELECT 'type', typname, '*', typowner, coalesce(typacl, acldefault('T', typowner))
+			FROM pg_type t WHERE typnamespace = 'apitoken'::regnamespace
+				-- relations' row types and all types' arrays cannot be granted by themselves
+				AND typcategory <> 'A' AND NOT EXISTS (SELECT FROM pg_class WHERE oid = typrelid AND relkind <> 'c')
+			UNION ALL
+			SELECT 'function', proname, '*', proowner, coalesce(proacl, acldefault('f', proowner))
+			FROM pg_proc WHERE pronamespace = 'apitoken'::regnamespace
+			UNION ALL
+			SELECT 'relation', relname, '*', relowner, coalesce(relacl, acldefault('r', relowner))
+			FROM pg_class WHERE relnamespace = 'apitoken'::regnamespace AND relkind NOT IN ('c', 'i')
+			UNION ALL
+			SELECT 'relation', relname, attname, relowner, coalesce(attacl, '{}')
+			FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+			WHERE relnamespace = 'apitoken'::regnamespace AND relkind NOT IN ('c', 'i') AND attnum > 0 AND NOT attisdropped
+		), granted AS (
+			SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE replace(grantee::regrole::text, 'regress_apitoken_', '') END AS who,
+				privilege_type || CASE WHEN is_grantable THEN '*' ELSE '' END AS privilege, kind, object, part
+			FROM object, aclexplode(acl) WHERE grantee <> owner
+		)
+		SELECT concat_ws(' ', who, privilege, kind, object, part) FROM granted
+		UNION ALL
+		-- a whole that nobody has anything of; a part that nobody has, alone or with the whole
+		SELECT concat_ws(' ', 'nobody', 'anything', kind, object, part) FROM object o
+		WHERE NOT EXISTS (SELECT FROM granted g WHERE g.kind = o.kind AND g.object = o.object AND (g.part IN ('*', o.part) OR o.part = '*'))});
+	my %actual;
+	my @twice = grep { $actual{$_}++ } split /\n/, $actual;
+	is("@twice", '', 'no function has two forms');
+	is(join("\n", sort grep { !$documented{$_} } keys %actual), '', 'docs/reference.md names every privilege');
+	is(join("\n", sort grep { !$actual{$_} } keys %documented), '', 'and every privilege that it names is there');
+	cmp_ok(scalar(keys %actual), '>', 100, 'privileges were found');
+}
+
 $node->stop;
 done_testing();
