@@ -253,6 +253,7 @@ SELECT count(*) FROM apitoken.users WHERE attack.leak(email);
 SELECT count(*) FROM apitoken.memberships WHERE attack.leak(user_id);
 SELECT count(*) FROM apitoken.members WHERE attack.leak(name);
 SELECT count(*) FROM apitoken.tokens t JOIN apitoken.events e ON attack.leak(e.details::text) AND attack.leak(t.user_id);
+UPDATE apitoken.tokens SET description = 'x' WHERE attack.leak(label) AND label = 'beta only' RETURNING label;
 -- a division by zero, were a label seen that begins with beta
 SELECT count(*) FROM apitoken.tokens WHERE 1 / (position('beta' in label) - 1) <> 7;
 SELECT count(*) FROM apitoken.events WHERE 1 / (position('beta' in (details->>'label')) - 1) <> 7;
@@ -269,6 +270,50 @@ ANALYZE apitoken.token_records;
 ANALYZE apitoken.users;
 SET SESSION AUTHORIZATION regress_apitoken_login;
 SELECT count(*) FROM pg_stats WHERE schemaname = 'apitoken';
+
+--
+-- Plans: those for one's own, for what another tenant has, and for what is not
+-- there are the same, but for the constant itself.  (The estimated costs and
+-- rows do tell how frequent a value is; docs/security.md.)
+--
+RESET SESSION AUTHORIZATION;
+CREATE FUNCTION attack.plan(who text, command text, target text, seqscan text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	line text;
+	plan text := '';
+BEGIN
+	PERFORM apitoken.act_as(who);
+	PERFORM set_config('enable_seqscan', seqscan, true);
+	FOR line IN EXECUTE 'EXPLAIN (COSTS OFF, VERBOSE) ' || format(command, target) LOOP
+		plan := plan || line || E'\n';
+	END LOOP;
+	RAISE SQLSTATE 'REG01';
+EXCEPTION
+	WHEN SQLSTATE 'REG01' THEN
+		RETURN replace(plan, quote_literal(target), '...');
+END
+$$;
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT what, seqscan, count(DISTINCT plan) AS plans, bool_and(plan ~ 'Scan' AND plan ~ '[.]{3}') AS plausible FROM (
+	SELECT what, seqscan, attack.plan('ada', command, target, seqscan) AS plan
+	FROM (VALUES ('organization', 'acme'), ('organization', 'beta'), ('organization', 'none'),
+			('user', 'ada'), ('user', 'zoe'), ('user', 'nil'),
+			('token', :'ada_id'), ('token', :'zoe_id'), ('token', :'beta_id'), ('token', '00000000-0000-7000-8000-000000000000')) AS t (kind, target),
+		(VALUES ('organization', 'tokens, list', 'SELECT * FROM apitoken.tokens WHERE organization_id = %L ORDER BY created_at DESC, id DESC LIMIT 5'),
+			('organization', 'tokens, count', 'SELECT count(*) FROM apitoken.token_records WHERE organization_id = %L'),
+			('organization', 'tokens, label', 'SELECT id FROM apitoken.tokens WHERE organization_id = %L AND label = ''beta only'''),
+			('organization', 'tokens, update', 'UPDATE apitoken.tokens SET label = ''x'' WHERE organization_id = %L'),
+			('organization', 'events', 'SELECT * FROM apitoken.events WHERE organization_id = %L'),
+			('organization', 'organizations', 'SELECT * FROM apitoken.organizations WHERE id = %L'),
+			('organization', 'memberships', 'SELECT * FROM apitoken.memberships WHERE organization_id = %L'),
+			('organization', 'members', 'SELECT * FROM apitoken.members WHERE organization_id = %L'),
+			('user', 'tokens of a user', 'SELECT * FROM apitoken.tokens WHERE user_id = %L'),
+			('user', 'users', 'SELECT * FROM apitoken.users WHERE id = %L'),
+			('token', 'token', 'SELECT * FROM apitoken.tokens WHERE id = %L'),
+			('token', 'token_usage', 'SELECT * FROM apitoken.token_usage WHERE token_id = %L')) AS c (kind, what, command),
+		(VALUES ('on'), ('off')) AS s (seqscan)
+	WHERE c.kind = t.kind) p
+GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- a prepared statement and a saved plan see what the caller of now may see
 PREPARE mine AS SELECT label FROM apitoken.tokens WHERE $1 ORDER BY 1;

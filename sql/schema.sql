@@ -103,7 +103,8 @@ FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 	pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
 WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND i.schema IS DISTINCT FROM 'apitoken' AND i.identity <> 'apitoken';
 
--- each has a comment: schema, relations, columns, functions, types
+-- each has a comment: schema, relations, columns, functions, types, policies, triggers, constraints, indexes
+-- (the index of a constraint has the constraint's; PostgreSQL 18 has constraints for NOT NULL as well)
 SELECT 'schema' AS uncommented WHERE pg_catalog.obj_description('apitoken'::regnamespace, 'pg_namespace') IS NULL
 UNION ALL
 SELECT oid::regclass::text FROM pg_catalog.pg_class
@@ -116,7 +117,20 @@ SELECT oid::regprocedure::text FROM pg_catalog.pg_proc
 WHERE pronamespace = 'apitoken'::regnamespace AND pg_catalog.obj_description(oid, 'pg_proc') IS NULL
 UNION ALL
 SELECT t.oid::regtype::text FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
-WHERE t.typnamespace = 'apitoken'::regnamespace AND c.relkind = 'c' AND pg_catalog.obj_description(t.oid, 'pg_type') IS NULL;
+WHERE t.typnamespace = 'apitoken'::regnamespace AND c.relkind = 'c' AND pg_catalog.obj_description(t.oid, 'pg_type') IS NULL
+UNION ALL
+SELECT 'policy ' || p.polname FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
+WHERE c.relnamespace = 'apitoken'::regnamespace AND pg_catalog.obj_description(p.oid, 'pg_policy') IS NULL
+UNION ALL
+SELECT 'trigger ' || t.tgname FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+WHERE c.relnamespace = 'apitoken'::regnamespace AND NOT t.tgisinternal AND pg_catalog.obj_description(t.oid, 'pg_trigger') IS NULL
+UNION ALL
+SELECT 'constraint ' || conname FROM pg_catalog.pg_constraint
+WHERE connamespace = 'apitoken'::regnamespace AND contype <> 'n' AND pg_catalog.obj_description(oid, 'pg_constraint') IS NULL
+UNION ALL
+SELECT 'index ' || c.relname FROM pg_catalog.pg_class c
+WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind = 'i' AND pg_catalog.obj_description(c.oid, 'pg_class') IS NULL
+	AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conindid = c.oid AND contype IN ('p', 'u', 'x'));
 SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'apitoken' AND pg_catalog.obj_description(oid, 'pg_extension') IS NULL;
 
 -- settings (apitoken.token shows nowhere but by SHOW, and then as ***)
@@ -153,7 +167,7 @@ CREATE VIEW public.regress_privileges AS
 SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee, privilege, is_grantable, kind, object, columns
 FROM public.regress_privileges ORDER BY grantee, kind, object COLLATE "C", privilege;
 
--- a role without capabilities gets nowhere
+-- a role without capabilities gets nowhere, but to the names and permissions of roles
 CREATE ROLE regress_apitoken_nobody;
 CREATE ROLE regress_apitoken_some;
 SET ROLE regress_apitoken_nobody;
@@ -169,13 +183,13 @@ SELECT apitoken.whoami();
 -- nor may it hand out capabilities, not even with the right to call allow()
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_nobody', 'manage')$$);
 RESET ROLE;
-GRANT EXECUTE ON FUNCTION apitoken.allow(regrole, text[]), apitoken.disallow(regrole, text[]) TO regress_apitoken_nobody;
+GRANT EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) TO regress_apitoken_nobody;
 SET ROLE regress_apitoken_nobody;
 SELECT pg_catalog.regexp_replace(public.regress_try(pg_catalog.format('SELECT apitoken.%s(%L, %L)', f, 'regress_apitoken_nobody', 'use')),
 	'may, ".*"', 'may, (the owner)') AS refused
 FROM pg_catalog.unnest('{allow,disallow}'::text[]) f;
 RESET ROLE;
-REVOKE EXECUTE ON FUNCTION apitoken.allow(regrole, text[]), apitoken.disallow(regrole, text[]) FROM regress_apitoken_nobody;
+REVOKE EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) FROM regress_apitoken_nobody;
 -- trigger functions serve no table but the extension's own
 CREATE TABLE public.regress_other (id uuid, digest bytea);
 SELECT f, public.regress_try(pg_catalog.format('CREATE TRIGGER t BEFORE INSERT ON public.regress_other FOR EACH ROW EXECUTE FUNCTION apitoken.%I()', f)) AS created,
@@ -278,11 +292,11 @@ SELECT public.regress_try($$SELECT apitoken.allow('public', 'use')$$);
 SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_some', 'nonsense')$$);
 SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_missing', 'use')$$);
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
--- a role whose name needs quoting
+-- a role whose name would need quoting in SQL: it is a name here, and taken as it is
 CREATE ROLE "regress_apitoken_Some ""one""";
-SELECT apitoken.allow('"regress_apitoken_Some ""one"""', 'act');
+SELECT apitoken.allow('regress_apitoken_Some "one"', 'act');
 SELECT grantee::regrole, object FROM public.regress_privileges WHERE grantee <> 0;
-SELECT apitoken.disallow('"regress_apitoken_Some ""one"""', 'act');
+SELECT apitoken.disallow('regress_apitoken_Some "one"', 'act');
 DROP ROLE "regress_apitoken_Some ""one""";
 
 --

@@ -264,7 +264,7 @@ foreach my $file (@files)
 			SELECT 'relation', relname, '*', relowner, coalesce(relacl, acldefault('r', relowner))
 			FROM pg_class WHERE relnamespace = 'apitoken'::regnamespace AND relkind NOT IN ('c', 'i')
 			UNION ALL
-			SELECT 'relation', relname, attname, relowner, coalesce(attacl, '{}')
+			SELECT 'relation', relname, attname, relowner, attacl
 			FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 			WHERE relnamespace = 'apitoken'::regnamespace AND relkind NOT IN ('c', 'i') AND attnum > 0 AND NOT attisdropped
 		), granted AS (
