@@ -21,13 +21,13 @@ SET datestyle = 'ISO';
 CREATE EXTENSION apitoken CASCADE;
 \set ECHO none
 \echo
-\echo 'An application logs in to the database as "backend".  It may act for the users'
+\echo 'An application logs in to the database as "demo_backend".  It may act for the users'
 \echo 'that it has signed in, verify tokens, and manage tokens for those users:'
 \echo
-CREATE ROLE backend LOGIN;
+CREATE ROLE demo_backend LOGIN;
 \set ECHO queries
 \o /dev/null
-SELECT apitoken.allow('backend', 'act', 'verify', 'manage');
+SELECT apitoken.allow('demo_backend', 'act', 'verify', 'manage');
 \o
 \set ECHO none
 \echo
@@ -44,7 +44,7 @@ FROM apitoken.memberships m JOIN apitoken.roles r ON r.name = m.role ORDER BY 1,
 \echo 'And a table of the application, with a policy that asks who is acting:'
 \echo
 CREATE TABLE public.articles (organization_id text NOT NULL, title text NOT NULL);
-GRANT SELECT, INSERT ON public.articles TO backend;
+GRANT SELECT, INSERT ON public.articles TO demo_backend;
 INSERT INTO public.articles VALUES ('acme', 'Anvils'), ('acme', 'Rockets'), ('globex', 'Doomsday devices');
 \set ECHO queries
 ALTER TABLE articles ENABLE ROW LEVEL SECURITY;
@@ -58,7 +58,7 @@ CREATE POLICY articles_create ON articles FOR INSERT
 SELECT apitoken.generate('usr') AS token \gset unknown_
 
 -- from here on, everything is done by the backend's login
-SET SESSION AUTHORIZATION backend;
+SET SESSION AUTHORIZATION demo_backend;
 
 \echo
 \echo '=== 2. Create tokens ==='
@@ -84,7 +84,7 @@ RESET SESSION AUTHORIZATION;
 \set ECHO queries
 SELECT label, digest FROM apitoken.token_records;
 \set ECHO none
-SET SESSION AUTHORIZATION backend;
+SET SESSION AUTHORIZATION demo_backend;
 \echo 'As Bob, a personal token for his laptop, one that can only read:'
 \echo
 BEGIN;

@@ -237,7 +237,8 @@ extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
 extern bool apitoken_role_may_act(Oid role);
 extern bool apitoken_session_may_vouch(void);
-extern TupleDesc apitoken_row_type(const char *name, int count, const Oid *types);
+extern Datum apitoken_form_row(const char *name, int count, const Oid *types,
+							   const Datum *values, const bool *nulls);
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);

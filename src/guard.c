@@ -36,8 +36,15 @@ before_statement(void)
 {
 	apitoken_enforce_read_only();
 
-	/* a worker runs nothing that asks who is acting, and cannot write */
-	if (!IsParallelWorker() && apitoken_installed())
+	/*
+	 * A worker runs nothing that asks who is acting, and cannot write.  Where
+	 * no setting says anything, nothing is looked up: whatever is wrong with
+	 * the extension's tables must not keep anybody from mending it.
+	 */
+	if (!IsParallelWorker() &&
+		(apitoken_setting_in_force(APITOKEN_SETTING_TOKEN) != NULL ||
+		 apitoken_setting_in_force(APITOKEN_SETTING_USER_ID) != NULL) &&
+		apitoken_installed())
 		apitoken_sync_identity();
 }
 
@@ -67,26 +74,59 @@ guard_run(APITOKEN_RUN_PARAMETERS)
  * written, and before what it wrote can last.
  */
 static void
-guard_finish(QueryDesc *query)
+refuse_what_was_written(QueryDesc *query)
 {
 	PlannedStmt *statement = query->plannedstmt;
 	ListCell   *lc;
 
-	if (apitoken_principal_read_only())
+	if (!apitoken_principal_read_only())
+		return;
+	apitoken_enforce_read_only();
+	foreach(lc, statement->resultRelations)
 	{
-		apitoken_enforce_read_only();
-		foreach(lc, statement->resultRelations)
-		{
-			RangeTblEntry *target = rt_fetch(lfirst_int(lc), statement->rtable);
+		RangeTblEntry *target = rt_fetch(lfirst_int(lc), statement->rtable);
 
-			if (!isTempNamespace(get_rel_namespace(target->relid)))
-				PreventCommandIfReadOnly(CreateCommandName((Node *) statement));
-		}
+		if (!isTempNamespace(get_rel_namespace(target->relid)))
+			PreventCommandIfReadOnly(CreateCommandName((Node *) statement));
 	}
+	if (query->dest != NULL && query->dest->mydest == DestIntoRel)
+		PreventCommandIfReadOnly("CREATE TABLE AS");
+	if (query->dest != NULL && query->dest->mydest == DestTransientRel)
+		PreventCommandIfReadOnly("REFRESH MATERIALIZED VIEW");
+}
+
+static void
+guard_finish(QueryDesc *query)
+{
+	refuse_what_was_written(query);
 	if (previous_finish)
 		previous_finish(query);
 	else
 		standard_ExecutorFinish(query);
+
+	/* a WITH that nobody reads has been run only now, and AFTER triggers */
+	refuse_what_was_written(query);
+}
+
+/*
+ * The same for utility statements that evaluate expressions without the
+ * executor.  (What DO, CALL and EXECUTE run comes to one of the two by itself.)
+ * Returns what such a statement is called, or NULL: it may be freed when it
+ * has run.
+ */
+static const char *
+writes_by_itself(Node *statement)
+{
+	if (IsA(statement, AlterTableStmt) || IsA(statement, IndexStmt))
+		return CreateCommandName(statement);
+	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from)
+	{
+		Oid			target = RangeVarGetRelid(((CopyStmt *) statement)->relation, NoLock, true);
+
+		if (!isTempNamespace(get_rel_namespace(target)))
+			return "COPY FROM";
+	}
+	return NULL;
 }
 
 /*
@@ -110,6 +150,10 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 			  QueryEnvironment *environment, DestReceiver *receiver,
 			  QueryCompletion *completion)
 {
+	const char *writing = NULL;
+
+	if (!IsAbortedTransactionBlockState())
+		writing = writes_by_itself(statement->utilityStmt);
 	if (!needs_no_identity(statement->utilityStmt))
 		before_statement();
 	else
@@ -120,6 +164,11 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 	else
 		standard_ProcessUtility(statement, text, read_only_tree, context, params,
 								environment, receiver, completion);
+	if (writing != NULL && apitoken_principal_read_only())
+	{
+		apitoken_enforce_read_only();
+		PreventCommandIfReadOnly(writing);
+	}
 }
 
 static void

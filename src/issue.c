@@ -339,18 +339,14 @@ apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, Tim
 {
 	Datum		values[4];
 	static const Oid types[] = {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
-	TupleDesc	descriptor = apitoken_row_type("issued_token", lengthof(types), types);
 	bool		nulls[4] = {false, false, false, false};
-	HeapTuple	tuple;
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = PointerGetDatum(secret);
 	values[2] = CStringGetTextDatum(masked);
 	values[3] = TimestampTzGetDatum(expires_at);
 	nulls[3] = expires_at == DT_NOEND;
-	tuple = heap_form_tuple(descriptor, values, nulls);
-	ReleaseTupleDesc(descriptor);
-	return HeapTupleGetDatum(tuple);
+	return apitoken_form_row("issued_token", lengthof(types), types, values, nulls);
 }
 
 /*

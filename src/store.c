@@ -27,6 +27,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -307,26 +308,37 @@ apitoken_session_may_vouch(void)
 }
 
 /*
- * The row type of a composite type of the extension, to be released, with the
- * columns that the caller is going to fill.
+ * A row of a composite type of the extension, given the columns that it has to
+ * have.  Behind them there may be some that were added and dropped again.
  */
-TupleDesc
-apitoken_row_type(const char *name, int count, const Oid *types)
+Datum
+apitoken_form_row(const char *name, int count, const Oid *types,
+				  const Datum *values, const bool *nulls)
 {
 	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
 									   CStringGetDatum(name),
 									   ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
 	TupleDesc	descriptor = lookup_rowtype_tupdesc(type, -1);
-	bool		known = descriptor->natts == count;
+	bool		known = descriptor->natts >= count;
+	Datum	   *row_values = palloc0(descriptor->natts * sizeof(Datum));
+	bool	   *row_nulls = palloc(descriptor->natts * sizeof(bool));
+	HeapTuple	tuple;
 
-	for (int i = 0; i < count && known; i++)
-		known = TupleDescAttr(descriptor, i)->atttypid == types[i];
+	for (int i = 0; i < descriptor->natts && known; i++)
+	{
+		/* a dropped column has no type */
+		known = TupleDescAttr(descriptor, i)->atttypid == (i < count ? types[i] : InvalidOid);
+		row_values[i] = i < count ? values[i] : (Datum) 0;
+		row_nulls[i] = i < count ? nulls[i] : true;
+	}
 	if (!known)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("type apitoken.%s has not the columns that this library knows", name),
 				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
-	return descriptor;
+	tuple = heap_form_tuple(descriptor, row_values, row_nulls);
+	ReleaseTupleDesc(descriptor);
+	return HeapTupleGetDatum(tuple);
 }
 
 /*

@@ -179,11 +179,9 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 	Datum		values[14];
 	static const Oid types[14] = {BOOLOID, TEXTOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
 	TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID, JSONBOID, INTERVALOID};
-	TupleDesc	descriptor = apitoken_row_type("verification", lengthof(types), types);
 	const ApitokenRecord *record = &verification->record;
 	const ApitokenStanding *standing = &verification->standing;
 	bool		nulls[14];
-	HeapTuple	tuple;
 
 	memset(nulls, true, sizeof(nulls));
 	values[0] = BoolGetDatum(verification->verdict == APITOKEN_VALID);
@@ -211,9 +209,7 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 		values[12] = record->metadata;
 		nulls[12] = false;
 	}
-	tuple = heap_form_tuple(descriptor, values, nulls);
-	ReleaseTupleDesc(descriptor);
-	return HeapTupleGetDatum(tuple);
+	return apitoken_form_row("verification", lengthof(types), types, values, nulls);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_verify_sql);

@@ -127,10 +127,11 @@ done
 # tap_file LABEL LOG COMMAND...: run prove on one program, count its assertions.
 # A program that dies, or runs other than the planned number, is one failure.
 tap_file() {
-	local label=$1 log=$2 rc=0 ok bad skip=0
+	local label=$1 log=$2 rc=0 ok bad part skip=0
 	shift 2
 	timeout --foreground -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null || rc=$?
-	ok=$(grep -cE '^ok [0-9]+' "$log" || true)
+	ok=$(grep -E '^ok [0-9]+' "$log" | grep -cvE '# *skip' || true)
+	part=$(grep -cE '^ok [0-9]+.*# *skip' "$log" || true)
 	bad=$(grep -E '^not ok [0-9]+' "$log" | grep -cviE '# *TODO' || true)
 	if [ "$ok" = 0 ] && grep -qE ' skipped: ' "$log" && [ "$rc" = 0 ]; then
 		skip=1
@@ -142,7 +143,8 @@ tap_file() {
 		printf '  %-30s skipped: %s\n' "$label" "$(sed -nE 's/^.* skipped: //p' "$log")"
 		return
 	fi
-	score "$ok" "$bad" 0 "$label"
+	score "$ok" "$bad" "$part" "$label"
+	[ "$part" = 0 ] || sed -nE 's/^ok [0-9]+.*# *skip *(.*)$/    skipped: \1/p' "$log"
 	if [ "$bad" != 0 ]; then
 		[ "$rc" != 124 ] || echo "--- ended after $limit s"
 		grep -vE '^ok [0-9]+' "$log" | tail -n 200

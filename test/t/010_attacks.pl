@@ -28,6 +28,7 @@ $node->safe_psql('postgres', q{
 	CREATE ROLE regress_apitoken_sync;
 	CREATE ROLE regress_apitoken_stranger;
 	CREATE ROLE regress_apitoken_voucher;
+	GRANT pg_execute_server_program TO regress_apitoken_backend;
 });
 
 my $setup = q{
@@ -74,7 +75,7 @@ my $setup = q{
 	CREATE TABLE guarded (owner text, body text);
 	INSERT INTO guarded VALUES ('alice', 'kept');
 	ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
-	CREATE POLICY mine ON guarded USING (owner = apitoken.current_user_id()) WITH CHECK (owner = apitoken.current_user_id());
+	CREATE POLICY everyones ON guarded USING (true) WITH CHECK (owner = apitoken.current_user_id());
 	GRANT ALL ON notes, guarded TO PUBLIC;
 	GRANT CREATE ON SCHEMA public TO regress_apitoken_backend;
 };
@@ -93,6 +94,8 @@ sub run
 		stdout => \$out, stderr => \$err, on_error_stop => 0,
 		extra_params => [ '-U', $user // 'regress_apitoken_backend' ]);
 	$err =~ s/^psql:<stdin>:\d+: //mg;
+	# an identity outside a transaction block: warned of, and tested elsewhere
+	$err =~ s/^WARNING:  25P01\n?//mg;
 	$out =~ s/\n+/ /g;
 	$err =~ s/\s+/ /g;
 	$err =~ s/ $//;
@@ -118,6 +121,8 @@ sub ask
 	my $err = $session->{stderr};
 	$session->{stderr} = '';
 	$err =~ s/^psql:<stdin>:\d+: //mg;
+	# an identity outside a transaction block: warned of, and tested elsewhere
+	$err =~ s/^WARNING:  25P01\n?//mg;
 	$out =~ s/\n+$//;
 	$out =~ s/\n+/ /g;
 	$err =~ s/\s+/ /g;
@@ -164,7 +169,7 @@ foreach my $form ('plain', 'session')
 	is(run("SELECT stranger.set_user('bob'), apitoken.current_user_id();"), '[ERROR: 42501]', "$form: in one statement");
 	is(run("BEGIN; SELECT stranger.set_user('bob'); SELECT apitoken.whoami(); ROLLBACK;"), 'bob [ERROR: 42501]', "$form: whoami");
 	is(run("BEGIN; SELECT stranger.set_user('bob'); SELECT apitoken.can('a:b'); ROLLBACK;"), 'bob [ERROR: 42501]', "$form: can");
-	is(run("BEGIN; SELECT stranger.set_user('bob'); SELECT count(*) FROM guarded; ROLLBACK;"), 'bob [ERROR: 42501]', "$form: a policy");
+	is(run("BEGIN; SELECT stranger.set_user('bob'); INSERT INTO guarded VALUES ('bob', 'x'); COMMIT;"), 'bob [ERROR: 42501]', "$form: a policy");
 	is(run("BEGIN; SELECT stranger.set_user('bob'); SELECT apitoken.create_token('t') IS NOT NULL; COMMIT;"), 'bob [ERROR: 42501]', "$form: create_token");
 	is(run("BEGIN; SELECT stranger.set_user('bob'); SELECT 1; ROLLBACK;"), $preloaded ? 'bob [ERROR: 42501]' : 'bob 1',
 		"$form: a statement that asks nothing");
@@ -217,18 +222,20 @@ foreach my $form ('plain', 'session')
 		[ 'EXPLAIN ANALYZE', sub { return 'DO $d$BEGIN EXECUTE $e$EXPLAIN ANALYZE WITH ' . $by_token->($_[0]) . " INSERT INTO notes SELECT 'alice', 'written' FROM a WHERE v\$e\$; END\$d\$"; } ],
 		[ 'DO', sub { return 'DO $d$BEGIN WITH ' . $by_token->($_[0]) . " INSERT INTO notes SELECT 'alice', 'written' FROM a WHERE v; END\$d\$"; } ],
 		[ 'INSERT by setting', sub { return "INSERT INTO guarded SELECT 'alice', 'written' WHERE " . $by_setting->($_[0]); } ],
-		# the setting stands before the row is looked at: the scan is below the join
-		[ 'UPDATE by setting', sub { return "UPDATE guarded SET body = 'written' FROM (SELECT " . $by_setting->($_[0]) . ' AS v OFFSET 0) a WHERE v'; } ],
-		[ 'DELETE by setting', sub { return 'DELETE FROM guarded USING (SELECT ' . $by_setting->($_[0]) . ' AS v OFFSET 0) a WHERE v'; } ],
+		[ 'UPDATE by setting', sub { return "UPDATE guarded SET body = 'written' WHERE " . $by_setting->($_[0]); } ],
+		[ 'DELETE by setting', sub { return 'DELETE FROM guarded WHERE ' . $by_setting->($_[0]) . ' RETURNING apitoken.current_user_id()'; } ],
+		[ 'COPY', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE (apitoken.authenticate('$_[0]')).valid"; } ],
 	);
+	# COPY evaluates expressions by itself: only a hook that is there before can tell
+	my $first_call = sub { return $_[0] eq 'COPY' ? 'SELECT FROM apitoken.roles WHERE apitoken.can(NULL); ' : ''; };
 	my $contents = q{SELECT string_agg(t || ' ' || body, ', ' ORDER BY t, body) FROM (SELECT 'guarded' AS t, body FROM guarded UNION ALL SELECT 'notes', body FROM notes) x};
 
 	foreach my $write (@writes)
 	{
 		my ($name, $sql) = @$write;
 
-		like(run($sql->($ro) . ';'), qr/\[(WARNING: 25P01 )*ERROR: 25006\]$/, "$form: a read-only token within $name");
-		like(run('BEGIN; ' . $sql->($ro) . '; COMMIT;'), qr/\[(WARNING: 25P01 )*ERROR: 25006\]$/, "$form: and in a transaction block");
+		like(run($first_call->($name) . $sql->($ro) . ';'), qr/^\[ERROR: 25006\]$/, "$form: a read-only token within $name");
+		like(run($first_call->($name) . 'BEGIN; ' . $sql->($ro) . '; COMMIT;'), qr/^\[ERROR: 25006\]$/, "$form: and in a transaction block");
 		is(admin($contents), 'guarded kept, notes kept', "$form: nothing was written by $name");
 		# the same statement with another token writes
 		admin('CREATE TABLE before_notes AS TABLE notes; CREATE TABLE before_guarded AS TABLE guarded');
@@ -239,6 +246,10 @@ foreach my $form ('plain', 'session')
 	is(run('CREATE TEMP TABLE scratch (owner text, body text); BEGIN; WITH ' . $by_token->($ro) . " INSERT INTO scratch SELECT 'alice', 'written' FROM a WHERE v; SELECT body FROM scratch; COMMIT;"),
 		'written', "$form: a temporary table is written as PostgreSQL allows it");
 	like(run('BEGIN; CREATE TABLE made AS WITH ' . $by_token->($ro) . ' SELECT v FROM a; COMMIT;'), qr/ERROR: 25006\]$/, "$form: CREATE TABLE AS");
+	like(run('BEGIN; EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) CREATE TABLE made AS WITH ' . $by_token->($ro) . ' SELECT v FROM a; COMMIT;'),
+		qr/ERROR: 25006\]$/, "$form: EXPLAIN ANALYZE CREATE TABLE AS");
+	like(run('BEGIN; CREATE MATERIALIZED VIEW made AS WITH ' . $by_token->($ro) . ' SELECT v FROM a; COMMIT;'), qr/ERROR: 25006\]$/,
+		"$form: CREATE MATERIALIZED VIEW");
 	like(run('BEGIN; WITH ' . $by_token->($ro) . ' SELECT v INTO made FROM a; COMMIT;'), qr/ERROR: 25006\]$/, "$form: SELECT INTO");
 	is(admin(q{SELECT to_regclass('made') IS NULL}), 't', "$form: no table was made");
 
