@@ -15,6 +15,7 @@ OBJS = \
 	src/digest.o \
 	src/permission.o \
 	src/primitives.o \
+	src/catalog.o \
 	src/store.o \
 	src/write.o \
 	src/trigger.o \

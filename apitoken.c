@@ -22,7 +22,7 @@ void
 _PG_init(void)
 {
 	apitoken_guc_init();
-	apitoken_store_init();
+	apitoken_catalog_init();
 	apitoken_identity_init();
 	apitoken_secret_init();
 	apitoken_guard_init();

@@ -127,7 +127,7 @@ extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
 
-/* ----- store.c: reads the tables, past privileges and row-level security ----- */
+/* ----- catalog.c: where the extension's objects are, and whose ----- */
 
 typedef enum ApitokenTable
 {
@@ -190,6 +190,20 @@ typedef enum ApitokenTable
 #define Anum_token_usage_token_id 1
 #define Anum_token_usage_last_used_at 2
 
+extern void apitoken_catalog_init(void);
+extern bool apitoken_installed(void);
+extern Oid	apitoken_table(ApitokenTable table);
+extern Relation apitoken_open_table(ApitokenTable table);
+extern Oid	apitoken_owner(void);
+extern bool apitoken_is_owner(void);
+extern bool apitoken_bypasses_rls(void);
+extern bool apitoken_role_may_act(Oid role);
+extern bool apitoken_session_may_vouch(void);
+extern Datum apitoken_form_row(const char *name, int count, const Oid *types,
+							   const Datum *values, const bool *nulls);
+
+/* ----- store.c: reads the tables, past privileges and row-level security ----- */
+
 /* A row of token_records, in the caller's memory context. */
 typedef struct ApitokenRecord
 {
@@ -229,16 +243,6 @@ typedef struct ApitokenMembership
 	char	   *role;
 } ApitokenMembership;
 
-extern void apitoken_store_init(void);
-extern bool apitoken_installed(void);
-extern Oid	apitoken_table(ApitokenTable table);
-extern Oid	apitoken_owner(void);
-extern bool apitoken_is_owner(void);
-extern bool apitoken_bypasses_rls(void);
-extern bool apitoken_role_may_act(Oid role);
-extern bool apitoken_session_may_vouch(void);
-extern Datum apitoken_form_row(const char *name, int count, const Oid *types,
-							   const Datum *values, const bool *nulls);
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);

@@ -10,8 +10,7 @@
  * AccessShareLock and gives it back at once, so that DROP EXTENSION never
  * waits for a verification's transaction.
  *
- * OIDs are cached for the session and dropped by the relcache callback.  The
- * index of a primary key is asked of the table's relcache entry each time,
+ * The index of a primary key is asked of the table's relcache entry each time,
  * under the table's lock, so REINDEX CONCURRENTLY cannot surprise us.
  *
  * Whoever calls this must have decided that the caller may know the answer.
@@ -21,35 +20,13 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/table.h"
-#include "access/xact.h"
-#include "catalog/dependency.h"
-#include "catalog/namespace.h"
-#include "catalog/pg_type.h"
-#include "commands/extension.h"
-#include "funcapi.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/rls.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
-#include "utils/typcache.h"
 
 #include "apitoken.h"
-
-static const char *const table_names[APITOKEN_TABLES] = {
-	"organizations",
-	"users",
-	"roles",
-	"memberships",
-	"token_records",
-	"token_usage",
-	"events",
-};
 
 /* Indexes that are not primary keys. */
 typedef enum
@@ -66,12 +43,6 @@ static const char *const index_names[INDEXES] = {
 	"token_records_user_label_key",
 };
 
-static Oid	tables[APITOKEN_TABLES];
-static bool tables_valid = false;
-static uint64 invalidations = 0;	/* seen so far */
-static Oid	act_as_function = InvalidOid;
-static Oid	verify_function = InvalidOid;
-
 /* A table being probed, and the row that was found. */
 typedef struct Probe
 {
@@ -80,266 +51,6 @@ typedef struct Probe
 	Datum	   *values;
 	bool	   *nulls;
 } Probe;
-
-/* Any of our tables, or everything (InvalidOid), may have changed. */
-static void
-relation_changed(Datum arg, Oid relid)
-{
-	invalidations++;
-	if (!OidIsValid(relid))
-		tables_valid = false;
-	for (int i = 0; i < APITOKEN_TABLES && tables_valid; i++)
-	{
-		if (tables[i] == relid)
-			tables_valid = false;
-	}
-}
-
-static void
-function_changed(Datum arg, int cacheid, uint32 hashvalue)
-{
-	act_as_function = InvalidOid;
-	verify_function = InvalidOid;
-}
-
-void
-apitoken_store_init(void)
-{
-	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
-	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
-}
-
-/*
- * The columns that are read here, in order of their numbers: the owner of a
- * table can change them, and reading a value of another type, or a null where
- * there is none, would crash the server.
- */
-typedef struct
-{
-	Oid			type;
-	bool		not_null;
-} Column;
-
-#define TABLE_COLUMNS_MAX Anum_token_records_revoke_reason
-
-static const Column columns[APITOKEN_TABLES][TABLE_COLUMNS_MAX] = {
-	[APITOKEN_ORGANIZATIONS] = {{TEXTOID, true}, {TEXTOID, false}, {TIMESTAMPTZOID, false}},
-	[APITOKEN_USERS] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTOID, false}, {TEXTARRAYOID, true},
-	{TEXTOID, false}, {TIMESTAMPTZOID, false}},
-	[APITOKEN_ROLES] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTARRAYOID, true}, {NAMEOID, false}},
-	[APITOKEN_MEMBERSHIPS] = {{TEXTOID, true}, {TEXTOID, true}, {TEXTOID, true}},
-	[APITOKEN_TOKEN_RECORDS] = {
-		{UUIDOID, true},		/* id */
-		{TIMESTAMPTZOID, true}, {TIMESTAMPTZOID, true}, {TIMESTAMPTZOID, false},
-		{TIMESTAMPTZOID, false}, {TIMESTAMPTZOID, false}, {TIMESTAMPTZOID, false},
-		{INT4OID, false},		/* rate_limit_per_minute */
-		{INT2OID, true}, {INT2OID, false}, {BYTEAOID, true}, {BYTEAOID, false},
-		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, true}, {TEXTOID, true}, {TEXTOID, false},
-		{TEXTARRAYOID, false},	/* permissions */
-		{CIDRARRAYOID, false}, {JSONBOID, true}, {TEXTOID, true}, {TEXTOID, false},
-		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false},
-	},
-	[APITOKEN_TOKEN_USAGE] = {{UUIDOID, true}, {TIMESTAMPTZOID, false}},
-	[APITOKEN_EVENTS] = {{UUIDOID, true}},
-};
-
-static void
-check_columns(ApitokenTable table, Oid relid)
-{
-	Relation	relation = try_relation_open(relid, AccessShareLock);
-
-	/* dropped this very moment: whoever opens it will see */
-	if (relation == NULL)
-		return;
-	for (int i = 0; i < TABLE_COLUMNS_MAX && OidIsValid(columns[table][i].type); i++)
-	{
-		TupleDesc	descriptor = RelationGetDescr(relation);
-
-		if (i < descriptor->natts &&
-			TupleDescAttr(descriptor, i)->atttypid == columns[table][i].type &&
-			(TupleDescAttr(descriptor, i)->attnotnull || !columns[table][i].not_null))
-			continue;
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table apitoken.%s has not the columns that this library knows", table_names[table]),
-				 errhint("ALTER EXTENSION apitoken UPDATE; and do not alter the extension's columns.")));
-	}
-	relation_close(relation, AccessShareLock);
-}
-
-/*
- * Is the extension there, in this database, now?  With a preload this is asked
- * in every database, and a schema and tables of these names may be anybody's.
- *
- * A look-up may raise (a cancel, while it waits for a lock) and may itself
- * bring news of changes: the cache counts only once all of it is there and
- * nothing came in between.
- */
-bool
-apitoken_installed(void)
-{
-	uint64		before = invalidations;
-	Oid			found[APITOKEN_TABLES];
-	Oid			schema;
-	Oid			extension;
-
-	if (tables_valid)
-		return true;
-	extension = get_extension_oid("apitoken", true);
-	schema = get_namespace_oid("apitoken", true);
-	if (!OidIsValid(extension) || !OidIsValid(schema))
-		return false;
-	for (int i = 0; i < APITOKEN_TABLES; i++)
-	{
-		found[i] = get_relname_relid(table_names[i], schema);
-		if (!OidIsValid(found[i]) ||
-			getExtensionOfObject(RelationRelationId, found[i]) != extension)
-			return false;
-		check_columns(i, found[i]);
-	}
-	memcpy(tables, found, sizeof(tables));
-	tables_valid = before == invalidations;
-	return true;
-}
-
-static void
-require_installed(void)
-{
-	if (!apitoken_installed())
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("extension apitoken is not installed in this database"),
-				 errhint("CREATE EXTENSION apitoken CASCADE;")));
-}
-
-Oid
-apitoken_table(ApitokenTable table)
-{
-	require_installed();
-	return tables[table];
-}
-
-static Relation
-open_table(ApitokenTable table)
-{
-	/* A second try, in case the extension was dropped and made anew. */
-	for (int attempt = 0; attempt < 2; attempt++)
-	{
-		Relation	relation;
-
-		require_installed();
-		relation = try_relation_open(tables[table], AccessShareLock);
-		if (relation != NULL)
-			return relation;
-		tables_valid = false;
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("table apitoken.%s does not exist", table_names[table])));
-	return NULL;				/* keep the compiler quiet */
-}
-
-/* The role that owns the tables, and as which write.c acts. */
-Oid
-apitoken_owner(void)
-{
-	Relation	relation = open_table(APITOKEN_TOKEN_RECORDS);
-	Oid			owner = relation->rd_rel->relowner;
-
-	relation_close(relation, AccessShareLock);
-	return owner;
-}
-
-/* Is the current user the tables' owner, a member of it, or a superuser? */
-bool
-apitoken_is_owner(void)
-{
-	return has_privs_of_role(GetUserId(), apitoken_owner());
-}
-
-/* Is the current user above the policies: superuser, owner, BYPASSRLS? */
-bool
-apitoken_bypasses_rls(void)
-{
-	/* opened: for a table that is not there the server would say yes */
-	Relation	relation = open_table(APITOKEN_TOKEN_RECORDS);
-	bool		bypasses = check_enable_rls(RelationGetRelid(relation), InvalidOid, true) != RLS_ENABLED;
-
-	relation_close(relation, AccessShareLock);
-	return bypasses;
-}
-
-static bool
-role_may(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
-{
-	if (!OidIsValid(*function))
-	{
-		Oid			schema = get_namespace_oid("apitoken", true);
-		oidvector  *types = buildoidvector(args, nargs);
-
-		*function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
-									CStringGetDatum(name),
-									PointerGetDatum(types),
-									ObjectIdGetDatum(schema));
-		pfree(types);
-		if (!OidIsValid(*function))
-			return false;
-	}
-	return compat_may_execute(*function, role);
-}
-
-/* Does this role hold the capability act? */
-bool
-apitoken_role_may_act(Oid role)
-{
-	static const Oid args[] = {TEXTOID};
-
-	return role_may(role, &act_as_function, "act_as", lengthof(args), args);
-}
-
-/* Does the session user speak for clients: does it hold act or verify? */
-bool
-apitoken_session_may_vouch(void)
-{
-	static const Oid args[] = {TEXTOID, TEXTOID, TEXTOID, INETOID};
-
-	return apitoken_role_may_act(GetSessionUserId()) ||
-		role_may(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
-}
-
-/*
- * A row of a composite type of the extension, given the columns that it has to
- * have.  Behind them there may be some that were added and dropped again.
- */
-Datum
-apitoken_form_row(const char *name, int count, const Oid *types,
-				  const Datum *values, const bool *nulls)
-{
-	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-									   CStringGetDatum(name),
-									   ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
-	TupleDesc	descriptor = lookup_rowtype_tupdesc(type, -1);
-	bool		known = descriptor->natts >= count;
-	Datum	   *row_values = palloc0(descriptor->natts * sizeof(Datum));
-	bool	   *row_nulls = palloc(descriptor->natts * sizeof(bool));
-	HeapTuple	tuple;
-
-	for (int i = 0; i < descriptor->natts && known; i++)
-	{
-		/* a dropped column has no type */
-		known = TupleDescAttr(descriptor, i)->atttypid == (i < count ? types[i] : InvalidOid);
-		row_values[i] = i < count ? values[i] : (Datum) 0;
-		row_nulls[i] = i < count ? nulls[i] : true;
-	}
-	if (!known)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("type apitoken.%s has not the columns that this library knows", name),
-				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
-	tuple = heap_form_tuple(descriptor, row_values, row_nulls);
-	ReleaseTupleDesc(descriptor);
-	return HeapTupleGetDatum(tuple);
-}
 
 /*
  * The latest committed state, and what this transaction did before this
@@ -355,7 +66,7 @@ static void
 begin_probe(Probe *probe, ApitokenTable table, const char *index_name,
 			Snapshot snapshot, int nkeys, ScanKey keys)
 {
-	Relation	relation = open_table(table);
+	Relation	relation = apitoken_open_table(table);
 	int			columns = RelationGetNumberOfAttributes(relation);
 	Oid			index;
 
