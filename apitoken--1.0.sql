@@ -64,10 +64,12 @@ COMMENT ON COLUMN apitoken.roles.description IS 'What the role is for; null: non
 COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of what the role may do: resource:action with * for either half, or * for everything; permissions of the resource token only by *, token:* or name';
 COMMENT ON COLUMN apitoken.roles.database_role IS 'Reserved: the database role to enter under this role; only the tables'' owner may set it; null: none';
 
+-- No foreign keys: the extension's are there before a restore's data, which
+-- comes in any order with pg_restore --jobs.  Triggers do what they would.
 CREATE TABLE apitoken.memberships (
-	organization_id text COLLATE "C" NOT NULL REFERENCES apitoken.organizations (id) ON DELETE CASCADE,
+	organization_id text COLLATE "C" NOT NULL,
 	user_id         text COLLATE "C" NOT NULL CHECK (pg_catalog.octet_length(user_id) BETWEEN 1 AND 255),
-	role            text COLLATE "C" NOT NULL REFERENCES apitoken.roles (name),
+	role            text COLLATE "C" NOT NULL,
 	PRIMARY KEY (organization_id, user_id)
 );
 CREATE INDEX memberships_user_id_idx ON apitoken.memberships (user_id, organization_id);
@@ -197,9 +199,7 @@ COMMENT ON CONSTRAINT users_id_check ON apitoken.users IS 'An id has 1 to 255 by
 COMMENT ON CONSTRAINT roles_pkey ON apitoken.roles IS 'One row for each role';
 COMMENT ON CONSTRAINT roles_name_check ON apitoken.roles IS 'A name has 1 to 63 bytes';
 COMMENT ON CONSTRAINT memberships_pkey ON apitoken.memberships IS 'A user has one role in an organization';
-COMMENT ON CONSTRAINT memberships_organization_id_fkey ON apitoken.memberships IS 'A membership needs the organization''s row, and ends with it';
 COMMENT ON CONSTRAINT memberships_user_id_check ON apitoken.memberships IS 'An id has 1 to 255 bytes';
-COMMENT ON CONSTRAINT memberships_role_fkey ON apitoken.memberships IS 'A membership needs the role''s row; a role that a member has cannot be deleted';
 COMMENT ON CONSTRAINT token_records_pkey ON apitoken.token_records IS 'One row for each token: what a verification looks up';
 COMMENT ON CONSTRAINT token_records_digest_scheme_check ON apitoken.token_records IS '0 is SHA-256, others are the number of a pepper';
 COMMENT ON CONSTRAINT token_records_previous_digest_scheme_check ON apitoken.token_records IS '0 is SHA-256, others are the number of a pepper';
@@ -535,6 +535,9 @@ COMMENT ON FUNCTION apitoken.event_refuse_change() IS 'Trigger: events are only 
 CREATE FUNCTION apitoken.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.role_before_change() IS 'Trigger: patterns are well formed, built-in roles stay, a restored built-in role replaces the installed one';
+CREATE FUNCTION apitoken.membership_before_change() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_membership_before_change' LANGUAGE C;
+COMMENT ON FUNCTION apitoken.membership_before_change() IS 'Trigger: a membership needs its organization and its role';
 CREATE FUNCTION apitoken.owner_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.owner_before_change() IS 'Trigger: ids of organizations and users do not change, and TRUNCATE is refused';
@@ -559,6 +562,8 @@ CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitok
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.event_refuse_change();
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken.roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken.role_before_change();
+CREATE TRIGGER membership_before_change BEFORE INSERT OR UPDATE ON apitoken.memberships
+	FOR EACH ROW EXECUTE FUNCTION apitoken.membership_before_change();
 CREATE TRIGGER organization_before_update BEFORE UPDATE ON apitoken.organizations
 	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_before_change();
 CREATE TRIGGER organization_before_truncate BEFORE TRUNCATE ON apitoken.organizations
@@ -579,6 +584,7 @@ COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused,
 COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
 COMMENT ON TRIGGER event_refuse_change ON apitoken.events IS 'Events are only ever added to';
 COMMENT ON TRIGGER role_before_change ON apitoken.roles IS 'Patterns are well formed, built-in roles stay, a restored one replaces the installed one';
+COMMENT ON TRIGGER membership_before_change ON apitoken.memberships IS 'A membership needs its organization and its role';
 COMMENT ON TRIGGER organization_before_update ON apitoken.organizations IS 'An id does not change';
 COMMENT ON TRIGGER organization_before_truncate ON apitoken.organizations IS 'TRUNCATE is refused: it would revoke nothing';
 COMMENT ON TRIGGER organization_after_delete ON apitoken.organizations IS 'The organization''s tokens are revoked';
@@ -700,6 +706,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.token_refuse_delete(),
 	apitoken.event_refuse_change(),
 	apitoken.role_before_change(),
+	apitoken.membership_before_change(),
 	apitoken.owner_before_change(),
 	apitoken.owner_after_delete()
 FROM PUBLIC;

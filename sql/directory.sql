@@ -480,6 +480,31 @@ SELECT user_id FROM apitoken.memberships ORDER BY 1;
 DELETE FROM apitoken.users WHERE id = 'u';
 SELECT user_id FROM apitoken.memberships ORDER BY 1;
 
+--
+-- What a foreign key would do: a membership needs its organization and role,
+-- and a role that a member has stays.  A restore (row_security off, as
+-- pg_dump's scripts have it) may bring them in any order.
+--
+\set VERBOSITY default
+INSERT INTO apitoken.organizations (id) VALUES ('kept');
+INSERT INTO apitoken.roles (name, permissions) VALUES ('kept', '{a:b}');
+INSERT INTO apitoken.memberships VALUES ('kept', 'm', 'kept');
+INSERT INTO apitoken.memberships VALUES ('nowhere', 'm', 'kept');
+INSERT INTO apitoken.memberships VALUES ('kept', 'n', 'norole');
+UPDATE apitoken.memberships SET role = 'norole' WHERE organization_id = 'kept';
+UPDATE apitoken.memberships SET organization_id = 'nowhere' WHERE organization_id = 'kept';
+UPDATE apitoken.roles SET name = 'renamed' WHERE name = 'kept';
+DELETE FROM apitoken.roles WHERE name = 'kept';
+BEGIN;
+SET LOCAL row_security = off;
+INSERT INTO apitoken.memberships VALUES ('nowhere', 'm', 'kept'), ('kept', 'n', 'norole');
+SELECT apitoken.act_as('m') IS NOT NULL AS m;
+SELECT apitoken.can('a:b', 'kept') AS kept, apitoken.can('a:b', 'nowhere') AS nowhere;
+ROLLBACK;
+DELETE FROM apitoken.organizations WHERE id = 'kept';
+SELECT count(*) FROM apitoken.memberships WHERE organization_id = 'kept';
+DELETE FROM apitoken.roles WHERE name = 'kept';
+
 DROP VIEW public.regress_verdict, public.regress_directory;
 DROP TABLE public.regress_token, public.regress_command;
 DROP FUNCTION public.regress_try(text);

@@ -1,6 +1,6 @@
 /*
  * directory.c
- *		What must hold of organizations, users and roles.
+ *		What must hold of organizations, users, memberships and roles.
  *
  * The deletion of an owner is in revoke.c.
  */
@@ -12,6 +12,7 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 #include "apitoken.h"
@@ -59,6 +60,59 @@ replace_role(TriggerData *trigger, const char *name)
 	return true;
 }
 
+/* A role that a member has keeps its name, and stays. */
+static void
+refuse_role_in_use(const char *name)
+{
+	Datum		value = CStringGetTextDatum(name);
+
+	if (apitoken_execute(APITOKEN_MEMBERS_WITH_ROLE, &value, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("role \"%s\" is in use", name),
+				 errdetail("Members of organizations have it."),
+				 errhint("Give them another role in apitoken.memberships first.")));
+}
+
+/*
+ * A membership needs its organization and its role, which stay until this
+ * transaction ends.  Not in a restore, which may bring them later (pg_dump's
+ * scripts switch row_security off): what is missing in the end allows nothing.
+ */
+PG_FUNCTION_INFO_V1(apitoken_membership_before_change);
+Datum
+apitoken_membership_before_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	HeapTuple	tuple;
+	Datum		organization_id;
+	Datum		role;
+	bool		isnull;
+	bool		no_role;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_MEMBERSHIPS);
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	if (!row_security && apitoken_is_owner())
+		return PointerGetDatum(tuple);
+
+	/* nulls are refused by the table, after this trigger */
+	organization_id = heap_getattr(tuple, Anum_memberships_organization_id, descriptor, &isnull);
+	if (!isnull && apitoken_execute(APITOKEN_LOCK_ORGANIZATION, &organization_id, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("organization \"%s\" does not exist", apitoken_clip(TextDatumGetCString(organization_id))),
+				 errhint("Insert it into apitoken.organizations first.")));
+	role = heap_getattr(tuple, Anum_memberships_role, descriptor, &no_role);
+	if (!no_role && apitoken_execute(APITOKEN_LOCK_ROLE, &role, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("role \"%s\" does not exist", apitoken_clip(TextDatumGetCString(role))),
+				 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+	return PointerGetDatum(tuple);
+}
+
 PG_FUNCTION_INFO_V1(apitoken_role_before_change);
 Datum
 apitoken_role_before_change(PG_FUNCTION_ARGS)
@@ -80,6 +134,9 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("role \"%s\" is built in and stays", old_name),
 					 errhint("Its description and permissions may be changed.")));
+		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
+			strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0)
+			refuse_role_in_use(old_name);
 		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
 			return PointerGetDatum(trigger->tg_trigtuple);
 	}

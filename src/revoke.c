@@ -135,9 +135,8 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 }
 
 /*
- * What a deleted organization or user owned is revoked, and a user's
- * memberships end (an organization's do by their foreign key): an id that is
- * used again revives nothing.
+ * What a deleted organization or user owned is revoked, and their memberships
+ * end: an id that is used again revives nothing.
  */
 PG_FUNCTION_INFO_V1(apitoken_owner_after_delete);
 Datum
@@ -163,7 +162,6 @@ apitoken_owner_after_delete(PG_FUNCTION_ARGS)
 	nulls[of_user ? 3 : 2] = ' ';
 	values[5] = BoolGetDatum(true);
 	apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls);
-	if (of_user)
-		apitoken_execute(APITOKEN_END_MEMBERSHIPS, &id, NULL);
+	apitoken_execute(of_user ? APITOKEN_END_MEMBERSHIPS_OF_USER : APITOKEN_END_MEMBERSHIPS_IN, &id, NULL);
 	return PointerGetDatum(NULL);
 }

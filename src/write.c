@@ -80,8 +80,20 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND ($6 OR organization_id OPERATOR(pg_catalog.=) ANY ($7) OR user_id OPERATOR(pg_catalog.=) $8)",
 		8, {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTARRAYOID, TEXTOID}
 	},
-	[APITOKEN_END_MEMBERSHIPS] = {
+	[APITOKEN_END_MEMBERSHIPS_OF_USER] = {
 		"DELETE FROM apitoken.memberships WHERE user_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
+	[APITOKEN_END_MEMBERSHIPS_IN] = {
+		"DELETE FROM apitoken.memberships WHERE organization_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
+	[APITOKEN_LOCK_ROLE] = {
+		"SELECT FROM apitoken.roles WHERE name OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		1, {TEXTOID}
+	},
+	[APITOKEN_MEMBERS_WITH_ROLE] = {
+		"SELECT FROM apitoken.memberships WHERE role OPERATOR(pg_catalog.=) $1 LIMIT 1",
 		1, {TEXTOID}
 	},
 	[APITOKEN_CREATED] = {
