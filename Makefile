@@ -15,6 +15,7 @@ OBJS = \
 	src/digest.o \
 	src/permission.o \
 	src/primitives.o \
+	src/shared.o \
 	src/catalog.o \
 	src/store.o \
 	src/write.o \
@@ -22,6 +23,9 @@ OBJS = \
 	src/address.o \
 	src/principal.o \
 	src/usage.o \
+	src/limit.o \
+	src/database.o \
+	src/flush.o \
 	src/verify.o \
 	src/identity.o \
 	src/guard.o \
@@ -34,7 +38,10 @@ OBJS = \
 	src/event.o \
 	src/directory.o \
 	src/grant.o \
-	src/list.o
+	src/list.o \
+	src/stats.o \
+	src/worker.o \
+	src/save.o
 INCLUDED = src/apitoken.h src/compat.h
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and

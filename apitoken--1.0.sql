@@ -513,6 +513,47 @@ CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text
 COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Take capabilities back; manage takes use with it; what a capability that the role keeps needs stays. Errors as allow';
 
 ------------------------------------------------------------------------------
+-- Recorded usage, and what the server counts
+------------------------------------------------------------------------------
+
+CREATE FUNCTION apitoken.flush_usage() RETURNS void
+	AS 'MODULE_PATHNAME', 'apitoken_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.flush_usage() IS 'Have the usage of this database''s tokens that is recorded in shared memory written now, and wait until it is on disk; does nothing without shared preload. 55000 if it cannot be written, or during recovery; 53000 if no background worker is free';
+
+CREATE FUNCTION apitoken.read_stats(
+	OUT preloaded boolean, OUT started_at timestamptz,
+	OUT valid bigint, OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT expired bigint,
+	OUT suspended bigint, OUT network_refused bigint, OUT permission_refused bigint, OUT rate_limited bigint,
+	OUT flushes bigint, OUT dropped bigint, OUT masked bigint,
+	OUT slots integer, OUT entries bigint, OUT limits bigint,
+	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz) RETURNS record
+	AS 'MODULE_PATHNAME', 'apitoken_read_stats' LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken.read_stats() IS 'What the view apitoken.stats shows';
+
+CREATE VIEW apitoken.stats AS SELECT * FROM apitoken.read_stats();
+COMMENT ON VIEW apitoken.stats IS 'One row: what this server counted since it started, in all databases, and how writing this database''s usage goes. Without shared preload all but preloaded is null';
+COMMENT ON COLUMN apitoken.stats.preloaded IS 'Is the library in shared_preload_libraries?';
+COMMENT ON COLUMN apitoken.stats.started_at IS 'When counting began: the start of the server, or its restart after a crash';
+COMMENT ON COLUMN apitoken.stats.valid IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.malformed IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.unknown IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.revoked IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.expired IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.suspended IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.network_refused IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.permission_refused IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.flushes IS 'Batches of usage written to tables';
+COMMENT ON COLUMN apitoken.stats.dropped IS 'Uses not recorded because shared memory was full; raise apitoken.usage_slots';
+COMMENT ON COLUMN apitoken.stats.masked IS 'Log messages in which a token text was masked';
+COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
+COMMENT ON COLUMN apitoken.stats.entries IS 'Tokens with usage in shared memory now, written or not';
+COMMENT ON COLUMN apitoken.stats.limits IS 'Tokens with a rate limit in shared memory now';
+COMMENT ON COLUMN apitoken.stats.last_flush_at IS 'When usage of this database was last looked after without an error; null: not since the start';
+COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last attempt failed; null: it did not';
+COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When it failed; null: it did not';
+
+------------------------------------------------------------------------------
 -- Triggers.  Their functions are revoked from everybody below, and check which
 -- table fired them.
 ------------------------------------------------------------------------------
@@ -700,6 +741,8 @@ REVOKE ALL ON FUNCTION
 	apitoken.list_tokens(text, text, text, uuid, integer),
 	apitoken.allow(name, text[]),
 	apitoken.disallow(name, text[]),
+	apitoken.flush_usage(),
+	apitoken.read_stats(),
 	apitoken.token_before_insert(),
 	apitoken.token_before_update(),
 	apitoken.token_after_change(),

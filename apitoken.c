@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "miscadmin.h"
 
 #include "src/apitoken.h"
 
@@ -26,4 +27,12 @@ _PG_init(void)
 	apitoken_identity_init();
 	apitoken_secret_init();
 	apitoken_guard_init();
+
+	/* pg_upgrade's servers verify nothing, and must not be written to */
+	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
+	{
+		apitoken_shared_init();
+		apitoken_save_init();
+		apitoken_worker_init();
+	}
 }

@@ -17,15 +17,25 @@
 
 #include "apitoken.h"
 
+/* The server parses it anew each time, but it is the session's. */
 static inet *
 connection_address(void)
 {
-	LOCAL_FCINFO(fcinfo, 0);
-	Datum		address;
+	static inet cached;
+	static enum {NOT_ASKED, NONE, KNOWN} state = NOT_ASKED;
 
-	InitFunctionCallInfoData(*fcinfo, NULL, 0, InvalidOid, NULL, NULL);
-	address = inet_client_addr(fcinfo);
-	return fcinfo->isnull ? NULL : DatumGetInetPP(address);
+	if (state == NOT_ASKED)
+	{
+		LOCAL_FCINFO(fcinfo, 0);
+		Datum		address;
+
+		InitFunctionCallInfoData(*fcinfo, NULL, 0, InvalidOid, NULL, NULL);
+		address = inet_client_addr(fcinfo);
+		if (!fcinfo->isnull)
+			memcpy(&cached, DatumGetInetPP(address), VARSIZE_ANY(DatumGetPointer(address)));
+		state = fcinfo->isnull ? NONE : KNOWN;
+	}
+	return state == KNOWN ? &cached : NULL;
 }
 
 /*

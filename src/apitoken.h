@@ -16,7 +16,14 @@
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "nodes/pg_list.h"
+#include "port/atomics.h"
+#include "postmaster/bgworker.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/s_lock.h"
 #include "utils/array.h"
+#include "utils/date.h"
+#include "utils/hsearch.h"
 #include "utils/inet.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
@@ -59,6 +66,7 @@ extern bool apitoken_parse_text(const char *text, size_t length, ApitokenParts *
 extern bool apitoken_generate_id(pg_uuid_t *id);
 extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
 								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
+extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
@@ -122,10 +130,139 @@ typedef enum ApitokenSetting
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
 extern bool apitoken_pepper_file_refused;
+extern int	apitoken_usage_slots;
+extern int	apitoken_flush_interval;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
+
+/* ----- shared.c: memory that all sessions share, with shared_preload_libraries ----- */
+
+#define APITOKEN_PARTITIONS 16
+
+/* Databases of which anything is known at a time. */
+#define APITOKEN_DATABASES_MAX 1024
+
+typedef enum ApitokenVerdict
+{
+	APITOKEN_VALID,
+	APITOKEN_MALFORMED,
+	APITOKEN_UNKNOWN,
+	APITOKEN_REVOKED,
+	APITOKEN_EXPIRED,
+	APITOKEN_SUSPENDED,
+	APITOKEN_NETWORK_REFUSED,
+	APITOKEN_PERMISSION_REFUSED,
+	APITOKEN_RATE_LIMITED,
+	APITOKEN_VERDICTS
+} ApitokenVerdict;
+
+/* What is counted: verifications by verdict, then these. */
+typedef enum ApitokenCounter
+{
+	APITOKEN_FLUSHES = APITOKEN_VERDICTS,
+	APITOKEN_DROPPED,
+	APITOKEN_MASKED,
+	APITOKEN_COUNTERS
+} ApitokenCounter;
+
+/* A process counts in one stripe, so that processes seldom meet in a cache line. */
+typedef union ApitokenStripe
+{
+	pg_atomic_uint64 counters[APITOKEN_COUNTERS];
+	char		padding[PG_CACHE_LINE_SIZE];
+} ApitokenStripe;
+
+typedef struct ApitokenShared
+{
+	TimestampTz started_at;		/* never changes */
+	ApitokenStripe stripes[APITOKEN_PARTITIONS];
+	pg_atomic_uint32 hasten;	/* 1: the launcher has been asked to look at once */
+	pg_atomic_uint64 tickets;	/* of flushes begun */
+	slock_t		mutex;			/* protects the next */
+	Latch	   *launcher;		/* NULL: it is not there */
+} ApitokenShared;
+
+/* The use of a token in a database on a day (UTC, counted as type date does). */
+typedef struct ApitokenUsageKey
+{
+	Oid			database;
+	DateADT		day;
+	pg_uuid_t	token_id;
+} ApitokenUsageKey;
+
+/* Who used it last and when; its family is 0 if the address is unknown. */
+typedef struct ApitokenLastUse
+{
+	TimestampTz at;				/* DT_NOBEGIN: only refused */
+	inet_struct from;
+} ApitokenLastUse;
+
+typedef struct ApitokenUsage
+{
+	ApitokenUsageKey key;		/* never changes */
+	pg_atomic_uint64 accepted;	/* not yet taken for writing */
+	pg_atomic_uint64 refused;	/* the same */
+	slock_t		mutex;			/* protects the next */
+	ApitokenLastUse last;
+} ApitokenUsage;
+
+typedef struct ApitokenLimitKey
+{
+	Oid			database;
+	pg_uuid_t	token_id;
+} ApitokenLimitKey;
+
+typedef struct ApitokenLimit
+{
+	ApitokenLimitKey key;		/* never changes */
+	pg_atomic_uint64 free_at;	/* nanoseconds on the monotonic clock */
+} ApitokenLimit;
+
+#define APITOKEN_PROBLEM_MAX 256
+
+/* How the last attempt to write a database's usage ended. */
+typedef enum ApitokenOutcome
+{
+	APITOKEN_FLUSH_DONE,		/* nothing is left */
+	APITOKEN_FLUSH_UNFINISHED,	/* its time was up */
+	APITOKEN_FLUSH_MISSING,		/* the extension is not there */
+	APITOKEN_FLUSH_FAILED
+} ApitokenOutcome;
+
+/* What is known of a database; all protected by apitoken_databases_lock. */
+typedef struct ApitokenDatabase
+{
+	Oid			database;
+	int			failures;		/* in a row */
+	TimestampTz retry_at;		/* not before then; 0: any time */
+	TimestampTz maintained_at;	/* 0: not since it is known */
+	uint64		done_ticket;	/* the last that left nothing to write */
+	uint64		last_ticket;	/* the last that ended, and how: */
+	ApitokenOutcome outcome;
+	TimestampTz flushed_at;		/* 0: never */
+	TimestampTz failed_at;		/* 0: never */
+	char		problem[APITOKEN_PROBLEM_MAX];	/* of the last failure */
+} ApitokenDatabase;
+
+typedef struct ApitokenMap ApitokenMap;
+
+extern ApitokenShared *apitoken_shared; /* NULL without shared preload */
+extern ApitokenMap *const apitoken_usage_map;
+extern ApitokenMap *const apitoken_limit_map;
+extern HTAB *apitoken_databases;
+extern LWLock *apitoken_databases_lock;
+
+extern void apitoken_shared_init(void);
+extern void *apitoken_map_entry(ApitokenMap *map, const void *key,
+								void (*initialize) (void *entry), LWLock **lock);
+extern void apitoken_map_each(ApitokenMap *map, bool (*visit) (void *entry, void *arg), void *arg);
+extern void apitoken_map_remove(ApitokenMap *map, bool (*spent) (void *entry, void *arg), void *arg);
+extern int64 apitoken_map_entries(ApitokenMap *map);
+extern void apitoken_count(ApitokenCounter counter, uint64 by);
+extern uint64 apitoken_counted(ApitokenCounter counter);
+extern void apitoken_hasten(void);
 
 /* ----- catalog.c: where the extension's objects are, and whose ----- */
 
@@ -194,6 +331,7 @@ extern void apitoken_catalog_init(void);
 extern bool apitoken_installed(void);
 extern Oid	apitoken_table(ApitokenTable table);
 extern Relation apitoken_open_table(ApitokenTable table);
+extern bool apitoken_lock_extension(void);
 extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
@@ -276,6 +414,7 @@ typedef enum ApitokenStatement
 	APITOKEN_FORGET_USAGE,
 	APITOKEN_TOUCH_USAGE,
 	APITOKEN_ADD_USAGE,
+	APITOKEN_WRITE_USAGE,
 	APITOKEN_REPLACE_ROLE,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
@@ -332,28 +471,59 @@ extern const char *apitoken_managed_user_of(const ApitokenPrincipal *principal, 
 extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
 extern List *apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot);
 
-/* ----- usage.c: last used ----- */
+/* ----- usage.c: when tokens are used ----- */
 
-extern void apitoken_record_use(const pg_uuid_t *id, inet *address);
+/* A piece of usage on its way from memory to the tables. */
+typedef struct ApitokenUsageRow
+{
+	ApitokenUsageKey key;
+	uint64		accepted;
+	uint64		refused;
+	ApitokenLastUse last;
+} ApitokenUsageRow;
+
+extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, inet *address,
+								bool may_write);
+extern int	apitoken_take_usage(Oid database, ApitokenUsageRow *rows, int max);
+extern void apitoken_give_back_usage(const ApitokenUsageRow *rows, int count);
+extern int	apitoken_databases_used(Oid *databases, int max);
+extern void apitoken_forget_written(void);
+
+/* ----- limit.c: rate limits ----- */
+
+extern bool apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after);
+extern void apitoken_forget_limits(void);
+
+/* ----- database.c: what is known of each database with tokens in use ----- */
+
+extern bool apitoken_database_known(Oid database, ApitokenDatabase *state);
+extern int	apitoken_databases_known(Oid *databases, int max);
+extern bool apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome,
+									const char *problem);
+extern void apitoken_database_maintained(Oid database, TimestampTz at);
+extern void apitoken_database_forget(Oid database);
+
+/* ----- flush.c: recorded usage is written ----- */
+
+/* What a worker is told, in its bgw_extra; its bgw_main_arg is the database. */
+typedef struct ApitokenJob
+{
+	uint64		ticket;
+	bool		maintain;
+} ApitokenJob;
+
+extern bool apitoken_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
+									char problem[APITOKEN_PROBLEM_MAX]);
+extern ApitokenOutcome apitoken_flush(uint64 ticket, TimestampTz until);
+extern uint64 apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **handle);
+extern void apitoken_flush_now(void);
 
 /* ----- verify.c: facts in, verdict out ----- */
-
-typedef enum ApitokenVerdict
-{
-	APITOKEN_VALID,
-	APITOKEN_MALFORMED,
-	APITOKEN_UNKNOWN,
-	APITOKEN_REVOKED,
-	APITOKEN_EXPIRED,
-	APITOKEN_SUSPENDED,
-	APITOKEN_NETWORK_REFUSED,
-	APITOKEN_PERMISSION_REFUSED,
-	APITOKEN_RATE_LIMITED
-} ApitokenVerdict;
 
 typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
+	int64		retry_after;	/* with APITOKEN_RATE_LIMITED: microseconds; 0: not known */
 	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */
 	ApitokenStanding standing;	/* when valid, as are: */
 	List	   *patterns;		/* effective patterns */
@@ -367,6 +537,7 @@ extern void apitoken_verify(const char *text, size_t length, const char *permiss
 extern void apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 								  const char *organization_id, inet *address,
 								  ApitokenVerification *verification);
+extern void apitoken_record(const ApitokenVerification *verification, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
 
 /* ----- identity.c: who is acting in this transaction ----- */
@@ -421,5 +592,13 @@ extern bool apitoken_edited(TriggerData *trigger);
 
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
 								   TimestampTz expires_at);
+
+/* ----- worker.c: the launcher and its workers ----- */
+
+extern void apitoken_worker_init(void);
+
+/* ----- save.c: what is recorded survives a restart ----- */
+
+extern void apitoken_save_init(void);
 
 #endif							/* APITOKEN_H */

@@ -7,15 +7,21 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/table.h"
 #include "catalog/dependency.h"
+#include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -198,6 +204,58 @@ apitoken_open_table(ApitokenTable table)
 			(errcode(ERRCODE_UNDEFINED_TABLE),
 			 errmsg("table apitoken.%s does not exist", table_names[table])));
 	return NULL;				/* keep the compiler quiet */
+}
+
+/* The version in which the extension is installed. */
+static char *
+installed_version(Oid extension)
+{
+	Relation	relation = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char	   *version = NULL;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(relation, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
+										 RelationGetDescr(relation), &isnull);
+
+		if (!isnull)
+			version = TextDatumGetCString(datum);
+	}
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return version;
+}
+
+/*
+ * Keep the extension from being dropped, and another transaction that asks the
+ * same away, until the transaction ends.  False: it is not installed.
+ */
+bool
+apitoken_lock_extension(void)
+{
+	Oid			extension = get_extension_oid("apitoken", true);
+	char	   *version;
+
+	if (!OidIsValid(extension))
+		return false;
+	LockDatabaseObject(ExtensionRelationId, extension, 0, ShareUpdateExclusiveLock);
+	if (get_extension_oid("apitoken", true) != extension || !apitoken_installed())
+		return false;
+	version = installed_version(extension);
+	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension apitoken has version %s, and its library %s",
+						version == NULL ? "none" : version, APITOKEN_VERSION),
+				 errhint("ALTER EXTENSION apitoken UPDATE; and restart the server if the library is the older one.")));
+	return true;
 }
 
 /* The role that owns the tables, and as which write.c acts. */

@@ -96,6 +96,9 @@ static const Privilege privileges[] = {
 	RELATION("directory", "insert", "roles", "name,description,permissions"),
 	RELATION("directory", "update", "roles", "description,permissions"),
 	RELATION("directory", "delete", "roles", NO_COLUMNS),
+
+	FUNCTION("monitor", "read_stats"),
+	RELATION("monitor", "select", "stats", NO_COLUMNS),
 };
 
 static List *
@@ -244,7 +247,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("there is no capability \"%s\"", apitoken_clip(lfirst(lc))),
-					 errhint("Capabilities are use, manage, verify, act and directory.")));
+					 errhint("Capabilities are use, manage, verify, act, directory and monitor.")));
 	}
 
 	grantee->roletype = ROLESPEC_CSTRING;

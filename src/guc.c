@@ -17,6 +17,7 @@
 
 #include "access/parallel.h"
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inet.h"
@@ -28,6 +29,12 @@ char	   *apitoken_pepper_file = NULL;
 
 /* A value was there when the library was loaded, and did not count. */
 bool		apitoken_pepper_file_refused = false;
+
+/* Only the postmaster's value counts, when shared memory is laid out. */
+int			apitoken_usage_slots = 65536;
+
+/* milliseconds */
+int			apitoken_flush_interval = 10000;
 
 /* Changes whenever an identity setting does, also on rollback. */
 uint64		apitoken_setting_generation = 1;
@@ -212,6 +219,25 @@ apitoken_guc_init(void)
 							   PGC_USERSET,
 							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
 							   check_client_address, NULL, NULL);
+
+	/* without shared preload it has no effect, and is no error in a configuration file */
+	DefineCustomIntVariable("apitoken.usage_slots",
+							"Tokens whose use can be kept in shared memory at a time.",
+							"Enough for the tokens used in one apitoken.flush_interval; as many again with rate limits, used in the last minute. About 150 bytes each. What does not fit is not recorded, and counted as dropped.",
+							&apitoken_usage_slots,
+							65536, 64, 64 * 1024 * 1024,
+							process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,
+							0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("apitoken.flush_interval",
+							"How often recorded use is written to apitoken.token_usage.",
+							"A crash of the server loses at most this much of it. Has no effect without shared preload.",
+							&apitoken_flush_interval,
+							10000, 100, 3600000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("apitoken");
 

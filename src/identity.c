@@ -181,15 +181,21 @@ latch_user(const char *user_id, Oid setter)
 	set_latch(&principal);
 }
 
-static pg_noreturn void refuse_token(ApitokenVerdict verdict);
-
+/*
+ * Record the use of a token, and raise unless it is valid.  Before the latch:
+ * a read-only token's use is recorded as well.
+ */
 static void
-refuse_token(ApitokenVerdict verdict)
+admit(const ApitokenVerification *verification, bool may_write)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
-			 errmsg("the token is not valid"),
-			 errdetail("Verdict: %s.", apitoken_verdict_name(verdict))));
+	apitoken_record(verification, NULL, may_write);
+	if (verification->verdict != APITOKEN_VALID)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("the token is not valid"),
+				 errdetail("Verdict: %s.", apitoken_verdict_name(verification->verdict)),
+				 verification->retry_after > 0 ?
+				 errhint("Try again in %.3f seconds.", verification->retry_after / (double) USECS_PER_SEC) : 0));
 }
 
 /* Latch what the settings say, if they say something new. */
@@ -208,8 +214,8 @@ apitoken_sync_identity(void)
 	if (token != NULL)
 	{
 		apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
-		if (verification.verdict != APITOKEN_VALID)
-			refuse_token(verification.verdict);
+		/* within somebody's statement, of whatever kind: not a place to write */
+		admit(&verification, false);
 		latch_token(&verification.record);
 	}
 	else if (user_id != NULL)
@@ -244,10 +250,7 @@ apitoken_authenticate(PG_FUNCTION_ARGS)
 	apitoken_sync_identity();
 	warn_outside_block("authenticate");
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
-	if (verification.verdict != APITOKEN_VALID)
-		refuse_token(verification.verdict);
-	/* before the latch: a read-only token's use is recorded as well */
-	apitoken_record_use(&verification.record.id, NULL);
+	admit(&verification, true);
 	latch_token(&verification.record);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }

@@ -283,6 +283,18 @@ apitoken_generate_id(pg_uuid_t *id)
 	return true;
 }
 
+/* When an id was made, to the millisecond (RFC 9562, section 5.7). */
+TimestampTz
+apitoken_id_time(const pg_uuid_t *id)
+{
+	int64		milliseconds = 0;
+
+	for (int i = 0; i < 6; i++)
+		milliseconds = milliseconds << 8 | id->data[i];
+	return milliseconds * 1000 -
+		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+}
+
 /*
  * A new secret: 43 uniform base62 digits.  A byte modulo 62 would favour the
  * first eight digits, so the few bytes that cause it are thrown away.

@@ -81,7 +81,7 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
 	   inet *address, Snapshot snapshot, TimestampTz now,
-	   ApitokenStanding *standing, List **patterns)
+	   ApitokenStanding *standing, List **patterns, int64 *retry_after)
 {
 	ApitokenPrincipal principal;
 
@@ -104,15 +104,9 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 	*patterns = apitoken_effective_patterns(&principal, standing);
 	if (organization_id != NULL && *patterns == NIL)
 		return APITOKEN_PERMISSION_REFUSED;
-	if (record->rate_limit > 0)
-	{
-		/* counting needs shared memory; never silently unlimited */
-		ereport(WARNING,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a token with a rate limit cannot be verified on this server"),
-				 errhint("Clear rate_limit_per_minute of the token: this version of apitoken does not count requests yet.")));
+	if (record->rate_limit > 0 &&
+		!apitoken_within_limit(&record->id, record->rate_limit, retry_after))
 		return APITOKEN_RATE_LIMITED;
-	}
 	return APITOKEN_VALID;
 }
 
@@ -141,7 +135,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	else if (secret_is_right(text, length, &verification->record, now))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
 									   snapshot, now, &verification->standing,
-									   &verification->patterns);
+									   &verification->patterns, &verification->retry_after);
 	UnregisterSnapshot(snapshot);
 }
 
@@ -163,6 +157,15 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 					permission, organization_id, address, verification);
 	if (PointerGetDatum(argument) != token)
 		explicit_bzero(argument, VARSIZE_ANY(argument));
+}
+
+/* `may_write`: whether without preload the use may be written in this transaction. */
+void
+apitoken_record(const ApitokenVerification *verification, inet *address, bool may_write)
+{
+	apitoken_record_use(verification->verdict,
+						apitoken_secret_was_right(verification->verdict) ? &verification->record.id : NULL,
+						address, may_write);
 }
 
 static Datum
@@ -209,6 +212,14 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 		values[12] = record->metadata;
 		nulls[12] = false;
 	}
+	if (verification->retry_after > 0)
+	{
+		Interval   *wait = palloc0(sizeof(Interval));
+
+		wait->time = verification->retry_after;
+		values[13] = IntervalPGetDatum(wait);
+		nulls[13] = false;
+	}
 	return apitoken_form_row("verification", lengthof(types), types, values, nulls);
 }
 
@@ -223,7 +234,6 @@ apitoken_verify_sql(PG_FUNCTION_ARGS)
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), permission, organization_id,
 						  address, &verification);
-	if (verification.verdict == APITOKEN_VALID)
-		apitoken_record_use(&verification.record.id, address);
+	apitoken_record(&verification, address, true);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }

@@ -135,6 +135,37 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED ON CONFLICT (token_id) DO NOTHING",
 		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
 	},
+	/*
+	 * In the order of the ids, as everybody does who locks several of these
+	 * rows.  What is of a token that is gone is dropped.
+	 */
+	[APITOKEN_WRITE_USAGE] = {
+		"WITH given AS ("
+		"SELECT g.token_id, g.day, g.last_used_at, g.last_used_from, g.accepted, g.refused"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6))"
+		" AS g (token_id, day, last_used_at, last_used_from, accepted, refused)"
+		" JOIN apitoken.token_records r ON r.id OPERATOR(pg_catalog.=) g.token_id"
+		"), daily AS ("
+		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused)"
+		" SELECT token_id, day, accepted, refused FROM given ORDER BY token_id, day"
+		" ON CONFLICT (token_id, day) DO UPDATE SET"
+		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
+		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused"
+		") "
+		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
+		" SELECT token_id, pg_catalog.max(last_used_at),"
+		" (pg_catalog.array_agg(last_used_from ORDER BY last_used_at DESC NULLS LAST))[1],"
+		" pg_catalog.sum(accepted)::pg_catalog.int8, pg_catalog.sum(refused)::pg_catalog.int8"
+		" FROM given GROUP BY token_id ORDER BY token_id"
+		" ON CONFLICT (token_id) DO UPDATE SET"
+		" last_used_at = GREATEST(u.last_used_at, excluded.last_used_at),"
+		" last_used_from = CASE WHEN excluded.last_used_at OPERATOR(pg_catalog.<) u.last_used_at"
+		" OR excluded.last_used_at IS NULL THEN u.last_used_from ELSE excluded.last_used_from END,"
+		" accepted = u.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
+		" refused = u.refused OPERATOR(pg_catalog.+) excluded.refused",
+		6, {UUIDARRAYOID, DATEARRAYOID, TIMESTAMPTZARRAYOID, INETARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+	},
 	[APITOKEN_REPLACE_ROLE] = {
 		"UPDATE apitoken.roles SET description = $2, permissions = $3, database_role = $4"
 		" WHERE name OPERATOR(pg_catalog.=) $1",

@@ -1,0 +1,127 @@
+/*
+ * database.c
+ *		What is known, in shared memory, of each database with tokens in use:
+ *		how writing its usage went, when to try again, when it was maintained.
+ *
+ * A flush that fails is tried again after twice the time each time, and the
+ * same problem is told once.  All is under one lock (shared.c has the rules),
+ * held for a few assignments.
+ */
+#include "postgres.h"
+
+#include "utils/timestamp.h"
+
+#include "apitoken.h"
+
+#define RETRY_MAX (5 * SECS_PER_MINUTE * 1000)	/* milliseconds */
+
+/* A copy of what is known; false: nothing is. */
+bool
+apitoken_database_known(Oid database, ApitokenDatabase *state)
+{
+	ApitokenDatabase *entry;
+
+	LWLockAcquire(apitoken_databases_lock, LW_SHARED);
+	entry = hash_search(apitoken_databases, &database, HASH_FIND, NULL);
+	if (entry != NULL)
+		*state = *entry;
+	LWLockRelease(apitoken_databases_lock);
+	return entry != NULL;
+}
+
+/* All of which something is known, `max` at most; how many. */
+int
+apitoken_databases_known(Oid *databases, int max)
+{
+	HASH_SEQ_STATUS status;
+	ApitokenDatabase *entry;
+	int			count = 0;
+
+	LWLockAcquire(apitoken_databases_lock, LW_SHARED);
+	hash_seq_init(&status, apitoken_databases);
+	while (count < max && (entry = hash_seq_search(&status)) != NULL)
+		databases[count++] = entry->database;
+	if (count == max)
+		hash_seq_term(&status);
+	LWLockRelease(apitoken_databases_lock);
+	return count;
+}
+
+/* The entry, made if need be; NULL: there is no room.  The lock is held. */
+static ApitokenDatabase *
+entry_of(Oid database)
+{
+	bool		found;
+	ApitokenDatabase *entry = hash_search(apitoken_databases, &database, HASH_ENTER_NULL, &found);
+
+	if (entry != NULL && !found)
+	{
+		memset(entry, 0, sizeof(*entry));
+		entry->database = database;
+	}
+	return entry;
+}
+
+/*
+ * A flush has ended.  True if there is something to tell: a problem that is
+ * not the last one's, or the end of one.
+ */
+bool
+apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, const char *problem)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		good = outcome == APITOKEN_FLUSH_DONE || outcome == APITOKEN_FLUSH_UNFINISHED;
+	bool		news;
+	ApitokenDatabase *entry;
+
+	LWLockAcquire(apitoken_databases_lock, LW_EXCLUSIVE);
+	entry = entry_of(database);
+	if (entry == NULL)
+		news = !good;
+	else if (good)
+	{
+		news = entry->failures > 0;
+		entry->failures = 0;
+		entry->retry_at = 0;
+		entry->flushed_at = now;
+		if (outcome == APITOKEN_FLUSH_DONE)
+			entry->done_ticket = Max(entry->done_ticket, ticket);
+	}
+	else
+	{
+		int			doublings = Min(entry->failures, 12);
+
+		news = entry->failures == 0 || strncmp(entry->problem, problem, APITOKEN_PROBLEM_MAX - 1) != 0;
+		entry->failures++;
+		entry->retry_at = now + Min((int64) apitoken_flush_interval << doublings, RETRY_MAX) * 1000;
+		entry->failed_at = now;
+		snprintf(entry->problem, APITOKEN_PROBLEM_MAX, "%s", problem);
+	}
+	if (entry != NULL)
+	{
+		entry->last_ticket = ticket;
+		entry->outcome = outcome;
+	}
+	LWLockRelease(apitoken_databases_lock);
+	return news;
+}
+
+void
+apitoken_database_maintained(Oid database, TimestampTz at)
+{
+	ApitokenDatabase *entry;
+
+	LWLockAcquire(apitoken_databases_lock, LW_EXCLUSIVE);
+	entry = entry_of(database);
+	if (entry != NULL)
+		entry->maintained_at = at;
+	LWLockRelease(apitoken_databases_lock);
+}
+
+void
+apitoken_database_forget(Oid database)
+{
+	LWLockAcquire(apitoken_databases_lock, LW_EXCLUSIVE);
+	hash_search(apitoken_databases, &database, HASH_REMOVE, NULL);
+	LWLockRelease(apitoken_databases_lock);
+}

@@ -1,0 +1,357 @@
+/*
+ * flush.c
+ *		Writing recorded usage to the tables of one database: how a worker does
+ *		it, and how it is asked for.
+ *
+ * A flush takes what shared memory has of the database, writes it in one
+ * statement, and commits.  What cannot be written goes back to where it was
+ * taken from, also when the worker is told to stop in between.  More than
+ * BATCH_MAX rows need another statement, if there is time; a batch that fails
+ * is made smaller the next time.
+ *
+ * The extension is locked meanwhile, against being dropped and against a
+ * second flush of the same database: so when one has ended, what was taken
+ * before it began has been written as well.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "storage/ipc.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "apitoken.h"
+
+#define BATCH_MAX 10000
+#define BATCH_MIN 100
+
+/* No batch is begun unless it has this long. */
+#define BATCH_TIME (3 * USECS_PER_SEC)
+
+/*
+ * A token that is not there may be one of a transaction that has not ended:
+ * its use is kept for as long as its id is so young.
+ */
+#define YOUNG (1 * USECS_PER_MINUTE)
+
+/* What was taken from shared memory, and is not committed yet. */
+static ApitokenUsageRow *in_hand = NULL;
+static int	count_in_hand = 0;
+
+static void
+put_back(void)
+{
+	apitoken_give_back_usage(in_hand, count_in_hand);
+	count_in_hand = 0;
+}
+
+static void
+put_back_at_exit(int code, Datum arg)
+{
+	put_back();
+}
+
+static Datum
+address_datum(const ApitokenLastUse *last)
+{
+	inet	   *address = palloc0(sizeof(inet));
+
+	memcpy(VARDATA(address), &last->from, sizeof(last->from));
+	SET_INET_VARSIZE(address);
+	return InetPGetDatum(address);
+}
+
+/* Write these rows. */
+static void
+write_rows(const ApitokenUsageRow *rows, int count)
+{
+	static const Oid types[] = {UUIDOID, DATEOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID};
+	Datum	   *columns[lengthof(types)];
+	bool	   *nulls[lengthof(types)];
+	Datum		arrays[lengthof(types)];
+
+	for (int column = 0; column < lengthof(types); column++)
+	{
+		columns[column] = palloc(count * sizeof(Datum));
+		nulls[column] = palloc0(count * sizeof(bool));
+	}
+	for (int i = 0; i < count; i++)
+	{
+		const ApitokenUsageRow *row = &rows[i];
+
+		columns[0][i] = UUIDPGetDatum(&row->key.token_id);
+		columns[1][i] = DateADTGetDatum(row->key.day);
+		columns[2][i] = TimestampTzGetDatum(row->last.at);
+		nulls[2][i] = row->last.at == DT_NOBEGIN;
+		nulls[3][i] = row->last.from.family == 0;
+		columns[3][i] = nulls[3][i] ? (Datum) 0 : address_datum(&row->last);
+		columns[4][i] = Int64GetDatum(row->accepted);
+		columns[5][i] = Int64GetDatum(row->refused);
+	}
+	for (int column = 0; column < lengthof(types); column++)
+	{
+		int			dimensions[1] = {count};
+		int			bounds[1] = {1};
+		int16		length;
+		bool		byval;
+		char		align;
+
+		get_typlenbyvalalign(types[column], &length, &byval, &align);
+		arrays[column] = PointerGetDatum(construct_md_array(columns[column], nulls[column], 1, dimensions, bounds,
+															types[column], length, byval, align));
+	}
+	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
+}
+
+/* Is this of a token that may yet come? */
+static bool
+may_come(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz now)
+{
+	TimestampTz made_at = apitoken_id_time(&row->key.token_id);
+	ApitokenRecord record;
+
+	return made_at > now - YOUNG && made_at < now + YOUNG &&
+		!apitoken_fetch_token(snapshot, &row->key.token_id, &record);
+}
+
+/* Give back what is of tokens that may yet come, and keep the rest in hand. */
+static void
+set_aside_young(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	bool	   *young = palloc(count_in_hand * sizeof(bool));
+	int			kept = 0;
+
+	for (int i = 0; i < count_in_hand; i++)
+		young[i] = may_come(&in_hand[i], snapshot, now);
+	UnregisterSnapshot(snapshot);
+
+	/* from here on nothing is interrupted: each row is in one place */
+	for (int i = 0; i < count_in_hand; i++)
+	{
+		if (young[i])
+			apitoken_give_back_usage(&in_hand[i], 1);
+		else
+			in_hand[kept++] = in_hand[i];
+	}
+	count_in_hand = kept;
+}
+
+typedef struct Batch
+{
+	int			max;
+	ApitokenOutcome outcome;
+} Batch;
+
+/* One batch, within a transaction. */
+static bool
+flush_batch(void *arg)
+{
+	Batch	   *batch = arg;
+
+	if (!apitoken_lock_extension())
+	{
+		batch->outcome = APITOKEN_FLUSH_MISSING;
+		return false;
+	}
+	count_in_hand = apitoken_take_usage(MyDatabaseId, in_hand, batch->max);
+	batch->outcome = count_in_hand < batch->max ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
+	set_aside_young();
+	if (count_in_hand > 0)
+	{
+		write_rows(in_hand, count_in_hand);
+		apitoken_count(APITOKEN_FLUSHES, 1);
+	}
+	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;
+}
+
+/*
+ * Do something in a transaction of its own, that must end before `until`.
+ * What it answers; false after an error, which is put in words.
+ */
+bool
+apitoken_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
+						char problem[APITOKEN_PROBLEM_MAX])
+{
+	volatile bool more = false;
+
+	problem[0] = '\0';
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		pgstat_report_activity(STATE_RUNNING, "writing the usage of tokens");
+		enable_timeout_at(STATEMENT_TIMEOUT, until);
+		more = work(arg);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		HOLD_INTERRUPTS();
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		QueryCancelPending = false;
+		MemoryContextSwitchTo(TopMemoryContext);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		snprintf(problem, APITOKEN_PROBLEM_MAX, "%s", error->message);
+		problem[pg_mbcliplen(problem, strlen(problem), APITOKEN_PROBLEM_MAX - 1)] = '\0';
+		FreeErrorData(error);
+		more = false;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	pgstat_report_activity(STATE_IDLE, NULL);
+	return more;
+}
+
+static void
+tell(ApitokenOutcome outcome, const char *problem)
+{
+	char	   *database;
+
+	StartTransactionCommand();
+	database = get_database_name(MyDatabaseId);
+	if (outcome == APITOKEN_FLUSH_FAILED || outcome == APITOKEN_FLUSH_MISSING)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not write the usage of tokens in database \"%s\": %s", database, problem),
+				 errdetail("It is kept in memory, and tried again.")));
+	else
+		ereport(LOG,
+				(errmsg("the usage of tokens in database \"%s\" is written again", database)));
+	CommitTransactionCommand();
+}
+
+/* Write what is recorded of this worker's database; how that ended is noted under the ticket. */
+ApitokenOutcome
+apitoken_flush(uint64 ticket, TimestampTz until)
+{
+	ApitokenDatabase state;
+	Batch		batch = {BATCH_MAX, APITOKEN_FLUSH_FAILED};
+	char		problem[APITOKEN_PROBLEM_MAX];
+	bool		more;
+
+	if (apitoken_database_known(MyDatabaseId, &state))
+		batch.max = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
+	in_hand = MemoryContextAlloc(TopMemoryContext, batch.max * sizeof(ApitokenUsageRow));
+	before_shmem_exit(put_back_at_exit, (Datum) 0);
+
+	do
+	{
+		more = apitoken_in_transaction(flush_batch, &batch, until, problem);
+		if (problem[0] != '\0')
+		{
+			put_back();
+			batch.outcome = APITOKEN_FLUSH_FAILED;
+		}
+		count_in_hand = 0;
+	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
+
+	if (batch.outcome == APITOKEN_FLUSH_MISSING)
+		snprintf(problem, sizeof(problem), "extension apitoken is not installed");
+	if (apitoken_database_ended(MyDatabaseId, ticket, batch.outcome, problem))
+		tell(batch.outcome, problem);
+	return batch.outcome;
+}
+
+/* ---- in any session ---- */
+
+/*
+ * Start a worker for a database; its ticket, or 0 if there is no place for
+ * one.  The caller is told, by its latch, when the worker starts and ends.
+ */
+uint64
+apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **handle)
+{
+	BackgroundWorker worker = {0};
+	ApitokenJob job = {0};
+
+	job.ticket = pg_atomic_add_fetch_u64(&apitoken_shared->tickets, 1);
+	job.maintain = maintenance;
+	memcpy(worker.bgw_extra, &job, sizeof(job));
+	snprintf(worker.bgw_name, BGW_MAXLEN, "apitoken worker");
+	snprintf(worker.bgw_type, BGW_MAXLEN, "apitoken worker");
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "apitoken");
+	snprintf(worker.bgw_function_name, BGW_MAXLEN, "apitoken_worker_main");
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	worker.bgw_notify_pid = MyProcPid;
+	return RegisterDynamicBackgroundWorker(&worker, handle) ? job.ticket : 0;
+}
+
+/*
+ * Have all that was recorded of this database before now written, and wait
+ * until it is on disk.  A worker does it, so that it lasts whatever becomes of
+ * the caller's transaction.
+ */
+void
+apitoken_flush_now(void)
+{
+	/* without shared memory use is written where it happens */
+	if (apitoken_shared == NULL)
+		return;
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("usage cannot be written during recovery"),
+				 errhint("What is recorded here is written when this server is promoted.")));
+	for (;;)
+	{
+		BackgroundWorkerHandle *handle;
+		uint64		ticket = apitoken_start_worker(MyDatabaseId, false, &handle);
+		ApitokenDatabase state;
+
+		if (ticket == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+					 errmsg("there is no background worker to write the usage of tokens"),
+					 errhint("Try again, or raise max_worker_processes.")));
+		if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
+			ereport(FATAL,
+					(errcode(ERRCODE_ADMIN_SHUTDOWN),
+					 errmsg("the postmaster is gone")));
+		if (apitoken_database_known(MyDatabaseId, &state))
+		{
+			if (state.done_ticket >= ticket)
+				return;
+			if (state.last_ticket == ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
+				continue;
+			if (state.last_ticket == ticket)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("could not write the usage of tokens: %s", state.problem),
+						 errdetail("It is kept in memory, and tried again.")));
+		}
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the worker ended before it had written the usage of tokens"),
+				 errhint("The server's log says why.")));
+	}
+}
+
+PG_FUNCTION_INFO_V1(apitoken_flush_usage);
+Datum
+apitoken_flush_usage(PG_FUNCTION_ARGS)
+{
+	apitoken_flush_now();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,80 @@
+/*
+ * stats.c
+ *		What the view apitoken.stats shows: the server's counters, and how
+ *		writing this database's usage goes.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "apitoken.h"
+
+/* The columns that need care; counters stand where the verdicts begin. */
+enum
+{
+	PRELOADED,
+	STARTED_AT,
+	FIRST_COUNTER,
+	SLOTS = FIRST_COUNTER + APITOKEN_COUNTERS,
+	ENTRIES,
+	LIMITS,
+	LAST_FLUSH_AT,
+	LAST_FLUSH_ERROR,
+	LAST_FLUSH_ERROR_AT,
+	COLUMNS
+};
+
+static void
+set_column(Datum *values, bool *nulls, int column, Datum value)
+{
+	values[column] = value;
+	nulls[column] = false;
+}
+
+static void
+describe_flushes(Datum *values, bool *nulls)
+{
+	ApitokenDatabase state;
+
+	if (!apitoken_database_known(MyDatabaseId, &state))
+		return;
+	if (state.flushed_at != 0)
+		set_column(values, nulls, LAST_FLUSH_AT, TimestampTzGetDatum(state.flushed_at));
+	if (state.failures > 0)
+	{
+		set_column(values, nulls, LAST_FLUSH_ERROR, CStringGetTextDatum(state.problem));
+		set_column(values, nulls, LAST_FLUSH_ERROR_AT, TimestampTzGetDatum(state.failed_at));
+	}
+}
+
+PG_FUNCTION_INFO_V1(apitoken_read_stats);
+Datum
+apitoken_read_stats(PG_FUNCTION_ARGS)
+{
+	TupleDesc	descriptor;
+	Datum		values[COLUMNS] = {0};
+	bool		nulls[COLUMNS];
+
+	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != COLUMNS)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("apitoken.read_stats has not the columns that this library knows"),
+				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
+
+	memset(nulls, true, sizeof(nulls));
+	set_column(values, nulls, PRELOADED, BoolGetDatum(apitoken_shared != NULL));
+	if (apitoken_shared != NULL)
+	{
+		set_column(values, nulls, STARTED_AT, TimestampTzGetDatum(apitoken_shared->started_at));
+		for (int counter = 0; counter < APITOKEN_COUNTERS; counter++)
+			set_column(values, nulls, FIRST_COUNTER + counter, Int64GetDatum(apitoken_counted(counter)));
+		set_column(values, nulls, SLOTS, Int32GetDatum(apitoken_usage_slots));
+		set_column(values, nulls, ENTRIES, Int64GetDatum(apitoken_map_entries(apitoken_usage_map)));
+		set_column(values, nulls, LIMITS, Int64GetDatum(apitoken_map_entries(apitoken_limit_map)));
+		describe_flushes(values, nulls);
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
+}
