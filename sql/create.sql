@@ -5,21 +5,8 @@
 \pset null '(null)'
 SET client_min_messages = warning;
 CREATE EXTENSION apitoken CASCADE;
--- what an SQL text ends in, as the caller; tokens and ids made unrecognizable
-CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	hint text;
-	detail text;
-	n bigint;
-BEGIN
-	EXECUTE sql;
-	GET DIAGNOSTICS n = ROW_COUNT;
-	RETURN pg_catalog.format('done (%s)', n);
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT, detail = PG_EXCEPTION_DETAIL;
-	RETURN pg_catalog.regexp_replace(pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM, nullif(detail, ''), nullif(hint, '')),
-		'_[0-9A-Za-z]{22}_\.\.\.[0-9A-Za-z]{4}', '_(masked)', 'g');
-END $$;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_try.sql
 CREATE ROLE regress_apitoken_app LOGIN;
 CREATE ROLE regress_apitoken_other LOGIN;
 CREATE ROLE regress_apitoken_anonymous LOGIN;

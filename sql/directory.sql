@@ -356,17 +356,8 @@ SELECT label, verdict, revoke_reason FROM public.regress_verdict;
 --
 -- Roles, by the job.
 --
-CREATE FUNCTION public.regress_try(command text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	n bigint;
-BEGIN
-	EXECUTE command;
-	GET DIAGNOSTICS n = ROW_COUNT;
-	RETURN n || ' done';
-EXCEPTION WHEN OTHERS THEN
-	RETURN SQLSTATE;
-END
-$$;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_try.sql
 CREATE TABLE public.regress_command (n int GENERATED ALWAYS AS IDENTITY, command text);
 GRANT SELECT ON public.regress_command TO PUBLIC;
 INSERT INTO public.regress_command (command) VALUES
@@ -444,7 +435,7 @@ INSERT INTO public.regress_command (command) VALUES
 	($$INSERT INTO apitoken.events (id) SELECT gen_random_uuid()$$);
 SET SESSION AUTHORIZATION regress_apitoken_job;
 SET client_min_messages = error;
-SELECT public.regress_try(command) AS answer, command FROM public.regress_command ORDER BY n;
+SELECT pg_catalog.split_part(public.regress_try(command), ' | ', 1) AS answer, command FROM public.regress_command ORDER BY n;
 RESET client_min_messages;
 RESET SESSION AUTHORIZATION;
 SELECT name, permissions, database_role FROM apitoken.roles ORDER BY name;

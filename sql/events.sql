@@ -6,16 +6,8 @@
 \pset null '(null)'
 SET client_min_messages = warning;
 CREATE EXTENSION apitoken CASCADE;
-CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	n bigint;
-BEGIN
-	EXECUTE sql;
-	GET DIAGNOSTICS n = ROW_COUNT;
-	RETURN pg_catalog.format('done (%s)', n);
-EXCEPTION WHEN OTHERS THEN
-	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM);
-END $$;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_try.sql
 CREATE ROLE regress_apitoken_app LOGIN;
 CREATE ROLE regress_apitoken_web NOLOGIN;
 CREATE ROLE regress_apitoken_gateway LOGIN;

@@ -5,18 +5,8 @@
 \pset null '(null)'
 SET client_min_messages = warning;
 CREATE EXTENSION apitoken CASCADE;
-CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	hint text;
-	n bigint;
-BEGIN
-	EXECUTE sql;
-	GET DIAGNOSTICS n = ROW_COUNT;
-	RETURN pg_catalog.format('done (%s)', n);
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
-	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM, nullif(hint, ''));
-END $$;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_try.sql
 CREATE ROLE regress_apitoken_app LOGIN;
 SELECT apitoken.allow('regress_apitoken_app', 'act', 'manage', 'verify');
 INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex'), ('initech', 'Initech');

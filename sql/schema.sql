@@ -7,16 +7,8 @@
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS apitoken CASCADE;
 DROP EXTENSION IF EXISTS pgcrypto;
-CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	hint text;
-BEGIN
-	EXECUTE sql;
-	RETURN 'done';
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
-	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM, nullif(hint, ''));
-END $$;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_try.sql
 -- how many objects there are of each kind
 CREATE VIEW public.regress_objects AS
 	SELECT (SELECT count(*) FROM pg_catalog.pg_namespace) AS namespaces,

@@ -99,17 +99,11 @@ apitoken_membership_before_change(PG_FUNCTION_ARGS)
 
 	/* nulls are refused by the table, after this trigger */
 	organization_id = heap_getattr(tuple, Anum_memberships_organization_id, descriptor, &isnull);
-	if (!isnull && apitoken_execute(APITOKEN_LOCK_ORGANIZATION, &organization_id, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("organization \"%s\" does not exist", apitoken_clip(TextDatumGetCString(organization_id))),
-				 errhint("Insert it into apitoken.organizations first.")));
+	if (!isnull)
+		apitoken_lock_organization(TextDatumGetCString(organization_id));
 	role = heap_getattr(tuple, Anum_memberships_role, descriptor, &no_role);
 	if (!no_role && apitoken_execute(APITOKEN_LOCK_ROLE, &role, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("role \"%s\" does not exist", apitoken_clip(TextDatumGetCString(role))),
-				 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+		apitoken_refuse_role(TextDatumGetCString(role));
 	return PointerGetDatum(tuple);
 }
 

@@ -99,8 +99,6 @@ ensure_user(const char *user_id, bool lock)
 static void
 lock_owner(const ApitokenRecord *record)
 {
-	Datum		value;
-
 	if (record->kind == APITOKEN_USER)
 	{
 		if (strlen(record->user_id) > APITOKEN_OWNER_ID_MAX || *record->user_id == '\0')
@@ -109,14 +107,9 @@ lock_owner(const ApitokenRecord *record)
 					 errmsg("invalid user id"),
 					 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
 		ensure_user(record->user_id, true);
-		return;
 	}
-	value = CStringGetTextDatum(record->organization_id);
-	if (apitoken_execute(APITOKEN_LOCK_ORGANIZATION, &value, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("organization \"%s\" does not exist", apitoken_clip(record->organization_id)),
-				 errhint("Insert it into apitoken.organizations first.")));
+	else
+		apitoken_lock_organization(record->organization_id);
 }
 
 /* Columns that the trigger sets, collected for heap_modify_tuple_by_cols. */

@@ -1,10 +1,10 @@
 /*
  * values.c
- *		What the columns of a token may hold.
+ *		What the columns of a token may hold, and that what they name is there.
  *
  * The insert and the update trigger check here, after authorization.  Each
- * error is 22023 with a hint that names the fix, but for an unknown role
- * (23503) and a label in use (23505).
+ * error is 22023 with a hint that names the fix, but for an organization or
+ * role that is not there (23503) and a label in use (23505).
  */
 #include "postgres.h"
 
@@ -119,16 +119,35 @@ apitoken_overlap_until(Interval *overlap)
 	return end_of_duration(overlap, "an overlap must be none, or at least a minute");
 }
 
+/* The organization must exist, and then stays until this transaction ends. */
+void
+apitoken_lock_organization(const char *id)
+{
+	Datum		value = CStringGetTextDatum(id);
+
+	if (apitoken_execute(APITOKEN_LOCK_ORGANIZATION, &value, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("organization \"%s\" does not exist", apitoken_clip(id)),
+				 errhint("Insert it into apitoken.organizations first.")));
+}
+
+void
+apitoken_refuse_role(const char *role)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+			 errmsg("role \"%s\" does not exist", apitoken_clip(role)),
+			 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+}
+
 void
 apitoken_check_role(const char *role, Snapshot snapshot)
 {
 	List	   *patterns;
 
 	if (!apitoken_fetch_role(snapshot, role, &patterns))
-		ereport(ERROR,
-				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("role \"%s\" does not exist", apitoken_clip(role)),
-				 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+		apitoken_refuse_role(role);
 }
 
 void

@@ -5,7 +5,7 @@
 # Build the extension for the server of $PG_CONFIG, and test it there.  Parts:
 # unit, regress, isolation, tap; all of them unless some are named.
 #
-#   -c CONFIG     plain or session (may be repeated; default: both)
+#   -c CONFIG     plain, session or shared (may be repeated; default: all three)
 #   -w DIR        workplace that is kept, and used again the next time
 #   -f PG_CONFIG  an older server, for the TAP tests that upgrade from one
 #
@@ -19,7 +19,7 @@ configs=() parts=() workdir='' from=${APITOKEN_FROM:-}
 while getopts c:w:f: opt; do
 	case $opt in
 		c)
-			case $OPTARG in plain | session) configs+=("$OPTARG") ;; *) die "no configuration $OPTARG" ;; esac
+			case $OPTARG in plain | session | shared) configs+=("$OPTARG") ;; *) die "no configuration $OPTARG" ;; esac
 			;;
 		w) workdir=$OPTARG ;;
 		f) from=$OPTARG ;;
@@ -27,7 +27,7 @@ while getopts c:w:f: opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ ${#configs[@]} -gt 0 ] || configs=(plain session)
+[ ${#configs[@]} -gt 0 ] || configs=(plain session shared)
 for p in "$@"; do
 	case ${p%%:*} in unit | regress | isolation | tap) parts+=("$p") ;; *) die "no part $p" ;; esac
 done
@@ -230,8 +230,11 @@ for config in "${configs[@]}"; do
 	[ $((${#regress[@]} + ${#isolation[@]})) -gt 0 ] || break
 
 	data=$WORK/data-$config
-	conf=(test/apitoken.conf)
-	[ "$config" = session ] || conf=()
+	case $config in
+		plain) conf=() ;;
+		session) conf=(test/session.conf) ;;
+		shared) conf=(test/apitoken.conf) ;;
+	esac
 	if ! start_server "$data" "${conf[@]}"; then
 		fail "$config: the server does not start"
 		continue
