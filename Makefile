@@ -11,6 +11,7 @@ DATA = apitoken--1.0.sql
 OBJS = \
 	apitoken.o \
 	src/guc.o \
+	src/request.o \
 	src/token.o \
 	src/digest.o \
 	src/permission.o \
@@ -27,6 +28,7 @@ OBJS = \
 	src/database.o \
 	src/flush.o \
 	src/verify.o \
+	src/json.o \
 	src/identity.o \
 	src/guard.o \
 	src/secret.o \
@@ -39,6 +41,7 @@ OBJS = \
 	src/directory.o \
 	src/grant.o \
 	src/list.o \
+	src/http.o \
 	src/stats.o \
 	src/worker.o \
 	src/save.o

@@ -62,7 +62,7 @@ COMMENT ON TABLE apitoken.roles IS 'Named sets of permissions, that a member has
 COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role; admin and developer are built in and may be edited, not deleted';
 COMMENT ON COLUMN apitoken.roles.description IS 'What the role is for; null: none given';
 COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of what the role may do: resource:action with * for either half, or * for everything; permissions of the resource token only by *, token:* or name';
-COMMENT ON COLUMN apitoken.roles.database_role IS 'Reserved: the database role to enter under this role; only the tables'' owner may set it; null: none';
+COMMENT ON COLUMN apitoken.roles.database_role IS 'Database role that authenticate() and pre_request() enter for the transaction under this role, if the session user is a member of it; only the tables'' owner may set it; null: none';
 
 -- No foreign keys: the extension's are there before a restore's data, which
 -- comes in any order with pg_restore --jobs.  Triggers do what they would.
@@ -307,7 +307,7 @@ COMMENT ON FUNCTION apitoken.current_groups() IS 'Visibility groups of the actin
 
 CREATE FUNCTION apitoken.whoami() RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'apitoken_whoami' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.whoami() IS 'Who is acting: source (token, user, none), user_id, organization_id, token_id, role, groups, access, suspended, read_only, database_user (current_user), bypasses_rls';
+COMMENT ON FUNCTION apitoken.whoami() IS 'Who is acting: source (token, user, jwt, none), user_id, organization_id, token_id, role, groups, access, suspended, read_only, database_user (current_user), bypasses_rls';
 
 CREATE FUNCTION apitoken.can(permission text, organization_id "any" DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_can' LANGUAGE C STABLE PARALLEL RESTRICTED;
@@ -420,11 +420,19 @@ COMMENT ON FUNCTION apitoken.verify(text, text, text, inet) IS 'Verify a token, 
 
 CREATE FUNCTION apitoken.authenticate(token text) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_authenticate' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act as its owner until the transaction ends. 28000 if it is refused; 25001 if this transaction acts as somebody else already; warns outside a transaction block';
+COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act as its owner until the transaction ends. 28000 if it is refused; 25001 if this transaction acts as somebody else already; 42501 if its role''s database_role cannot be entered; warns outside a transaction block';
 
 CREATE FUNCTION apitoken.act_as(user_id text) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'apitoken_act_as' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transaction ends; the session user needs the capability act. Answers as whoami(). 42501 without the capability; 25001 if this transaction acts as somebody else already; 22023 if the id is null, empty or over 255 characters';
+
+CREATE FUNCTION apitoken.pre_request() RETURNS void
+	AS 'MODULE_PATHNAME', 'apitoken_pre_request' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken.pre_request() IS 'For PostgREST''s db-pre-request: act by the token in the request''s headers (apitoken.token_headers), else as the JWT''s user (apitoken.jwt_user_claim), else anonymous. PGRST with HTTP status 400, 401, 403 or 429 if the token is refused or there are several; 42501 if its role''s database_role cannot be entered';
+
+CREATE FUNCTION apitoken.introspect(token text, token_type_hint text DEFAULT NULL) RETURNS jsonb
+	AS 'MODULE_PATHNAME', 'apitoken_introspect' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken.introspect(text, text) IS 'What OAuth 2.0 token introspection answers (RFC 7662): active, and of an active token scope, client_id, username, token_type, exp, iat, nbf, sub, aud, iss, jti, label, kind, organization_id, role, access. token_type_hint is not looked at. Never an error for a bad token';
 
 CREATE FUNCTION apitoken.generate(kind text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_generate_sql' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
@@ -467,9 +475,9 @@ CREATE FUNCTION apitoken.revoke_token(id uuid, confirm_label text DEFAULT NULL, 
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.revoke_token(uuid, text, text) IS 'End a token for good; an organization''s needs its label typed. True, or false if it was revoked before. 42501 if there is no such token or it may not be revoked; 22023 if the label is wrong';
 
-CREATE FUNCTION apitoken.revoke_by_token(token text) RETURNS boolean
+CREATE FUNCTION apitoken.revoke_by_token(token text, token_type_hint text DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_by_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.revoke_by_token(text) IS 'End the token whose text this is (RFC 7009 section 2.1). True if that revoked it; false if there was nothing to revoke';
+COMMENT ON FUNCTION apitoken.revoke_by_token(text, text) IS 'End the token whose text this is, whoever holds it (RFC 7009; token_type_hint is not looked at); true if that revoked it, false if there was nothing to revoke';
 
 CREATE FUNCTION apitoken.revoke_tokens(organization_id text DEFAULT NULL, user_id text DEFAULT NULL,
 									   created_by text DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
@@ -734,7 +742,9 @@ REVOKE ALL ON FUNCTION
 	apitoken.take_secret(uuid),
 	apitoken.regenerate_token(uuid, interval, interval),
 	apitoken.revoke_token(uuid, text, text),
-	apitoken.revoke_by_token(text),
+	apitoken.revoke_by_token(text, text),
+	apitoken.pre_request(),
+	apitoken.introspect(text, text),
 	apitoken.revoke_tokens(text, text, text, text),
 	apitoken.list_pattern(text),
 	apitoken.list_limit(integer, text),

@@ -2,10 +2,11 @@
  * address.c
  *		Where a client is.
  *
- * In order: the client_address argument and the setting
- * apitoken.client_address, both only from a session that may speak for
- * others; then the connection's own address.  Unknown (a Unix socket) is
- * NULL, and matches no list of networks.
+ * In order: the client_address argument, the setting apitoken.client_address,
+ * and the header of an HTTP request that the administrator has named, all only
+ * from a session that may speak for others; then the connection's own address.
+ * Unknown (a Unix socket, a request without the header) is NULL, and matches
+ * no list of networks.
  */
 #include "postgres.h"
 
@@ -59,15 +60,75 @@ unmapped(inet *address)
 	return plain;
 }
 
+/*
+ * An address as proxies write it: alone, or as IPv4:port, [IPv6] or
+ * [IPv6]:port.  NULL: it is none.
+ */
+static inet *
+parse_address(const char *text)
+{
+	unsigned char bytes[16];
+	char	   *address = pstrdup(text);
+	char	   *end;
+	int			family;
+
+	if (*address == '[')
+	{
+		end = strchr(++address, ']');
+		if (end == NULL)
+			return NULL;
+		*end = '\0';
+	}
+	else if ((end = strchr(address, ':')) != NULL && strchr(end + 1, ':') == NULL)
+		*end = '\0';
+	family = strchr(address, ':') != NULL ? PGSQL_AF_INET6 : PGSQL_AF_INET;
+	if (strchr(address, '/') != NULL || pg_inet_net_pton(family, address, bytes, -1) < 0)
+		return NULL;
+	return DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(address)));
+}
+
+/*
+ * The last address in the header that the administrator has named: the
+ * nearest proxy has appended it, those before it are what it was told.
+ */
+static inet *
+address_in_header(List *headers)
+{
+	List	   *values = apitoken_header_values(headers, apitoken_client_address_header);
+	ApitokenField *field;
+	char	   *last;
+	size_t		length;
+
+	if (values == NIL)
+		return NULL;
+	field = llast(values);
+	if (field->value == NULL)
+		return NULL;
+	last = strrchr(field->value, ',');
+	last = last == NULL ? field->value : last + 1;
+	last += strspn(last, " \t");
+	length = strcspn(last, " \t");
+	return parse_address(pnstrdup(last, length));
+}
+
 inet *
 apitoken_client_address(inet *argument)
 {
 	const char *setting = apitoken_setting_in_force(APITOKEN_SETTING_CLIENT_ADDRESS);
+	List	   *headers;
 
 	if ((argument != NULL || setting != NULL) &&
 		apitoken_session_may_vouch())
 		return unmapped(argument != NULL ? argument :
 						DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting))));
+	if (*apitoken_client_address_header != '\0' &&
+		apitoken_request_headers(&headers) != APITOKEN_NO_REQUEST &&
+		apitoken_session_may_vouch())
+	{
+		inet	   *address = address_in_header(headers);
+
+		return address == NULL ? NULL : unmapped(address);
+	}
 	return connection_address();
 }
 

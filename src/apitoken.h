@@ -25,6 +25,7 @@
 #include "utils/date.h"
 #include "utils/hsearch.h"
 #include "utils/inet.h"
+#include "utils/jsonb.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
@@ -132,10 +133,43 @@ extern char *apitoken_pepper_file;
 extern bool apitoken_pepper_file_refused;
 extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;
+extern char *apitoken_token_headers;
+extern char *apitoken_client_address_header;
+extern char *apitoken_jwt_user_claim;
+extern char *apitoken_issuer;
+extern char *apitoken_audience;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
+extern const char *apitoken_request_setting(const char *name, Oid *setter);
+
+/* ----- json.c: fields of JSON objects ----- */
+
+extern void apitoken_json_string(JsonbParseState **state, const char *key, const char *string);
+extern void apitoken_json_bool(JsonbParseState **state, const char *key, bool boolean);
+extern void apitoken_json_integer(JsonbParseState **state, const char *key, int64 integer);
+extern void apitoken_json_strings(JsonbParseState **state, const char *key, ArrayType *array);
+
+/* ----- request.c: what PostgREST tells of an HTTP request ----- */
+
+typedef enum ApitokenRequest
+{
+	APITOKEN_NO_REQUEST,
+	APITOKEN_REQUEST,
+	APITOKEN_BROKEN_REQUEST		/* its headers are no JSON object */
+} ApitokenRequest;
+
+typedef struct ApitokenField
+{
+	char	   *name;
+	char	   *value;			/* NULL: neither a string nor a number */
+	bool		is_string;
+} ApitokenField;
+
+extern ApitokenRequest apitoken_request_headers(List **headers);
+extern List *apitoken_header_values(List *headers, const char *name);
+extern char *apitoken_request_claim(const char *name, Oid *setter);
 
 /* ----- shared.c: memory that all sessions share, with shared_preload_libraries ----- */
 
@@ -357,6 +391,7 @@ typedef struct ApitokenRecord
 	int32		rate_limit;		/* a minute; 0: none */
 	Datum		metadata;		/* jsonb */
 	char	   *masked;
+	TimestampTz created_at;
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	bool		suspended;
 	bool		revoked;
@@ -375,6 +410,12 @@ typedef struct ApitokenUserRow
 	bool		suspended;
 } ApitokenUserRow;
 
+typedef struct ApitokenRoleRow
+{
+	List	   *patterns;
+	char	   *database_role;	/* NULL: none */
+} ApitokenRoleRow;
+
 typedef struct ApitokenMembership
 {
 	char	   *organization_id;
@@ -387,7 +428,7 @@ extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, Apitoke
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
 extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
-extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, List **patterns);
+extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row);
 extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
@@ -453,6 +494,7 @@ typedef struct ApitokenStanding
 	bool		suspended;		/* the owner is, or is gone */
 	char	   *role;			/* NULL: none */
 	List	   *role_patterns;	/* before they are narrowed; NIL: may do nothing */
+	char	   *database_role;	/* the role's; NULL: none */
 	ArrayType  *groups;			/* NULL: none */
 } ApitokenStanding;
 
@@ -537,7 +579,7 @@ extern void apitoken_verify(const char *text, size_t length, const char *permiss
 extern void apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 								  const char *organization_id, inet *address,
 								  ApitokenVerification *verification);
-extern void apitoken_record(const ApitokenVerification *verification, inet *address, bool may_write);
+extern void apitoken_use(ApitokenVerification *verification, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
 
 /* ----- identity.c: who is acting in this transaction ----- */
@@ -547,6 +589,7 @@ extern void apitoken_sync_identity(void);
 extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
+extern void apitoken_act_by(const ApitokenVerification *verification);
 
 /* ----- guard.c: hooks that keep the identity and READ ONLY in force ----- */
 

@@ -10,6 +10,7 @@
 #include "access/parallel.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
+#include "common/jsonapi.h"
 #include "executor/executor.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -52,6 +53,39 @@ compat_may_execute(Oid function, Oid role)
 	return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
 #else
 	return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+}
+
+/*
+ * A JSON parser's semantic actions answer whether to go on from 16 on, and the
+ * lexer's constructor takes memory to use from 17 on.
+ */
+#if PG_VERSION_NUM >= 160000
+#define APITOKEN_JSON_ACTION JsonParseErrorType
+#define APITOKEN_JSON_GO_ON JSON_SUCCESS
+#else
+#define APITOKEN_JSON_ACTION void
+#define APITOKEN_JSON_GO_ON
+#endif
+
+static inline JsonLexContext *
+compat_json_lexer(const char *json, size_t length, int encoding)
+{
+#if PG_VERSION_NUM >= 170000
+	return makeJsonLexContextCstringLen(NULL, json, length, encoding, true);
+#else
+	return makeJsonLexContextCstringLen(unconstify(char *, json), length, encoding, true);
+#endif
+}
+
+/* May the session of this role SET ROLE to that one? */
+static inline bool
+compat_may_set_role(Oid session, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return member_can_set_role(session, role);
+#else
+	return is_member_of_role(session, role);
 #endif
 }
 

@@ -42,8 +42,8 @@ replace_role(TriggerData *trigger, const char *name)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
 	Snapshot	snapshot = apitoken_latest_snapshot();
-	List	   *patterns;
-	bool		exists = apitoken_fetch_role(snapshot, name, &patterns);
+	ApitokenRoleRow row;
+	bool		exists = apitoken_fetch_role(snapshot, name, &row);
 	Datum		values[4];
 	bool		isnull[4];
 	char		nulls[4];

@@ -50,8 +50,10 @@ typedef struct Privilege
 
 static const Privilege privileges[] = {
 	FUNCTION("use", "authenticate", "text"),
+	FUNCTION("use", "pre_request"),
 
 	FUNCTION("manage", "authenticate", "text"),
+	FUNCTION("manage", "pre_request"),
 	FUNCTION("manage", "create_token", "text", "text", "text", "text", "text", "text", "_text",
 			 "interval", "_cidr", "int4", "jsonb"),
 	FUNCTION("manage", "take_secret", "uuid"),
@@ -77,7 +79,8 @@ static const Privilege privileges[] = {
 	RELATION("manage", "select", "members", NO_COLUMNS),
 
 	FUNCTION("verify", "verify", "text", "text", "text", "inet"),
-	FUNCTION("verify", "revoke_by_token", "text"),
+	FUNCTION("verify", "introspect", "text", "text"),
+	FUNCTION("verify", "revoke_by_token", "text", "text"),
 
 	FUNCTION("act", "act_as", "text"),
 

@@ -21,6 +21,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inet.h"
+#include "utils/varlena.h"
 
 #include "apitoken.h"
 
@@ -29,6 +30,12 @@ char	   *apitoken_pepper_file = NULL;
 
 /* A value was there when the library was loaded, and did not count. */
 bool		apitoken_pepper_file_refused = false;
+
+char	   *apitoken_token_headers = NULL;
+char	   *apitoken_client_address_header = NULL;
+char	   *apitoken_jwt_user_claim = NULL;
+char	   *apitoken_issuer = NULL;
+char	   *apitoken_audience = NULL;
 
 /* Only the postmaster's value counts, when shared memory is laid out. */
 int			apitoken_usage_slots = 65536;
@@ -114,6 +121,40 @@ check_user_id(char **newval, void **extra, GucSource source)
 	return check_identity(newval, extra, source);
 }
 
+/* The name of a header is a token of RFC 9110, section 5.6.2. */
+static bool
+valid_header(const char *name)
+{
+	return *name != '\0' &&
+		strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") == strlen(name);
+}
+
+static bool
+check_header(char **newval, void **extra, GucSource source)
+{
+	if (**newval == '\0' || valid_header(*newval))
+		return true;
+	GUC_check_errdetail("It is not the name of an HTTP header.");
+	return false;
+}
+
+static bool
+check_token_headers(char **newval, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*newval);
+	List	   *names;
+	ListCell   *lc;
+	bool		good = SplitGUCList(copy, ',', &names);
+
+	foreach(lc, names)
+		good = good && valid_header(lfirst(lc));
+	list_free(names);
+	pfree(copy);
+	if (!good)
+		GUC_check_errdetail("It is not a list of names of HTTP headers.");
+	return good;
+}
+
 static void
 assign_identity(const char *newval, void *extra)
 {
@@ -152,6 +193,27 @@ is_configured(const char *name)
 	struct config_generic *record = compat_find_setting(name);
 
 	return record != NULL && record->reset_source != PGC_S_DEFAULT;
+}
+
+/*
+ * The same for a setting of another's, as PostgREST's are: its text, and the
+ * role that set it if that is asked.
+ */
+const char *
+apitoken_request_setting(const char *name, Oid *setter)
+{
+	struct config_generic *record = compat_find_setting(name);
+	char	   *value;
+
+	if (record == NULL || record->vartype != PGC_STRING ||
+		record->stack == NULL || record->source != PGC_S_SESSION)
+		return NULL;
+	value = *((struct config_string *) record)->variable;
+	if (value == NULL || *value == '\0')
+		return NULL;
+	if (setter != NULL)
+		*setter = record->srole;
+	return value;
 }
 
 /* The role that set it. */
@@ -238,6 +300,51 @@ apitoken_guc_init(void)
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
 							NULL, NULL, NULL);
+
+	DefineCustomStringVariable("apitoken.token_headers",
+							   "HTTP headers in which pre_request() looks for a token.",
+							   "Names separated by commas. A value is the token's text, alone or after one of the schemes Bearer, Token and ApiKey.",
+							   &apitoken_token_headers,
+							   "x-api-key, authorization",
+							   PGC_SUSET,
+							   0,
+							   check_token_headers, NULL, NULL);
+
+	DefineCustomStringVariable("apitoken.client_address_header",
+							   "HTTP header in which a trusted proxy gives the client's address.",
+							   "Its last address counts, which the nearest proxy has appended, if the session user holds the capability act or verify; without one the address is unknown. Empty: none.",
+							   &apitoken_client_address_header,
+							   "",
+							   PGC_SUSET,
+							   0,
+							   check_header, NULL, NULL);
+
+	DefineCustomStringVariable("apitoken.jwt_user_claim",
+							   "Claim of PostgREST's verified JWT that holds the id of the user who is acting.",
+							   "Counts if the session user holds the capability act. Empty: a JWT says nothing about who is acting.",
+							   &apitoken_jwt_user_claim,
+							   "",
+							   PGC_SUSET,
+							   GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+
+	DefineCustomStringVariable("apitoken.issuer",
+							   "What introspect() answers as iss, the issuer of tokens (RFC 7662).",
+							   "Mostly the URL of the service. Empty: it is left out.",
+							   &apitoken_issuer,
+							   "",
+							   PGC_SUSET,
+							   0,
+							   NULL, NULL, NULL);
+
+	DefineCustomStringVariable("apitoken.audience",
+							   "What introspect() answers as aud, whom tokens are for (RFC 7662).",
+							   "Mostly the URL of the API. Empty: it is left out.",
+							   &apitoken_audience,
+							   "",
+							   PGC_SUSET,
+							   0,
+							   NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("apitoken");
 

@@ -5,7 +5,9 @@
  * The first identity that a transaction uses is latched: it comes from
  * authenticate(), from act_as(), or from the settings apitoken.token and
  * apitoken.user_id, as soon as a statement follows them (guard.c calls
- * apitoken_sync_identity() before each one).  A different one is an error
+ * apitoken_sync_identity() before each one).  Without any of these it is the
+ * user whom PostgREST's JWT names, if the administrator wants that, as soon as
+ * somebody asks who is acting.  A different one is an error
  * until the transaction ends; ROLLBACK TO a savepoint before the latch takes
  * it back.  The reason: a weaker role reached by SET LOCAL ROLE can go back
  * by set_config('role', 'none', true) in one expression, so no privilege on
@@ -23,6 +25,7 @@
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -39,6 +42,7 @@ typedef struct IdentityLatch
 	ApitokenPrincipal principal;	/* in TopTransactionContext */
 	SubTransactionId subtransaction;	/* the one that would take it back */
 	uint64		generation;		/* of the settings that agreed with it */
+	char	   *jwt_user_id;	/* a JWT vouched for it; NULL: none did */
 } IdentityLatch;
 
 static IdentityLatch latch;
@@ -149,6 +153,25 @@ latch_token(const ApitokenRecord *record)
 	set_latch(&principal);
 }
 
+static void
+latch_vouched(const char *user_id)
+{
+	ApitokenPrincipal principal = {0};
+
+	principal.source = APITOKEN_SOURCE_USER;
+	principal.kind = APITOKEN_USER;
+	principal.user_id = unconstify(char *, user_id);
+	principal.access = APITOKEN_FULL;
+	set_latch(&principal);
+}
+
+/* Is this who the session trusts to say who is acting? */
+static bool
+may_vouch_here(Oid setter)
+{
+	return setter == GetSessionUserId() || setter == GetOuterUserId() || apitoken_role_may_act(setter);
+}
+
 /*
  * The session user vouches for the user.  `setter` is the role that said who
  * it is: ANALYZE, a foreign key's cascade or a SECURITY DEFINER function may
@@ -158,7 +181,6 @@ latch_token(const ApitokenRecord *record)
 static void
 latch_user(const char *user_id, Oid setter)
 {
-	ApitokenPrincipal principal = {0};
 	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
 
 	if (!apitoken_role_may_act(GetSessionUserId()))
@@ -167,28 +189,45 @@ latch_user(const char *user_id, Oid setter)
 				 errmsg("permission denied to act as a user"),
 				 errdetail("The session user \"%s\" does not hold the capability \"act\".", login),
 				 errhint("SELECT apitoken.allow(%s, 'act');", quote_literal_cstr(login))));
-	if (setter != GetSessionUserId() && setter != GetOuterUserId() && !apitoken_role_may_act(setter))
+	if (!may_vouch_here(setter))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot act as a user that a function of another role has set"),
 				 errdetail("Role \"%s\" does not hold the capability \"act\".",
 						   GetUserNameFromId(setter, false)),
 				 errhint("Act as the user before the function is called.")));
-	principal.source = APITOKEN_SOURCE_USER;
-	principal.kind = APITOKEN_USER;
-	principal.user_id = unconstify(char *, user_id);
-	principal.access = APITOKEN_FULL;
-	set_latch(&principal);
+	latch_vouched(user_id);
 }
 
 /*
- * Record the use of a token, and raise unless it is valid.  Before the latch:
- * a read-only token's use is recorded as well.
+ * The user whom the JWT names, if it counts.  Claims of others' making, which
+ * any login may set for purposes of its own, are not an error.
  */
 static void
-admit(const ApitokenVerification *verification, bool may_write)
+sync_jwt(void)
 {
-	apitoken_record(verification, NULL, may_write);
+	Oid			setter = InvalidOid;
+	char	   *user_id;
+
+	if (*apitoken_jwt_user_claim == '\0' || (latch.set && latch.jwt_user_id == NULL))
+		return;
+	user_id = apitoken_request_claim(apitoken_jwt_user_claim, &setter);
+	if (latch.set && user_id != NULL && strcmp(user_id, latch.jwt_user_id) == 0)
+		return;
+	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) || !may_vouch_here(setter))
+		return;
+	if (strlen(user_id) > APITOKEN_OWNER_ID_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid user id in claim \"%s\"", apitoken_jwt_user_claim),
+				 errhint("A user id has at most %d bytes.", APITOKEN_OWNER_ID_MAX)));
+	latch_vouched(user_id);
+	latch.jwt_user_id = latch.principal.user_id;
+}
+
+static void
+require_valid(const ApitokenVerification *verification)
+{
 	if (verification->verdict != APITOKEN_VALID)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
@@ -215,7 +254,8 @@ apitoken_sync_identity(void)
 	{
 		apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
 		/* within somebody's statement, of whatever kind: not a place to write */
-		admit(&verification, false);
+		apitoken_use(&verification, NULL, false);
+		require_valid(&verification);
 		latch_token(&verification.record);
 	}
 	else if (user_id != NULL)
@@ -228,6 +268,7 @@ const ApitokenPrincipal *
 apitoken_principal(void)
 {
 	apitoken_sync_identity();
+	sync_jwt();
 	return latch.set ? &latch.principal : NULL;
 }
 
@@ -241,6 +282,38 @@ warn_outside_block(const char *function)
 				 errhint("Call it between BEGIN and COMMIT.")));
 }
 
+/*
+ * Enter a role of the database for the transaction, as SET LOCAL ROLE would.
+ * It is a convenience: who may run SQL may RESET ROLE.
+ */
+static void
+enter_database_role(const char *name)
+{
+	Oid			role = get_role_oid(name, true);
+	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
+
+	if (!OidIsValid(role) || !compat_may_set_role(GetSessionUserId(), role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot enter database role \"%s\"", name),
+				 OidIsValid(role) ?
+				 errdetail("The session user \"%s\" is not a member of it.", login) :
+				 errdetail("It does not exist."),
+				 OidIsValid(role) ?
+				 errhint("GRANT %s TO %s;", quote_identifier(name), quote_identifier(login)) :
+				 errhint("Correct database_role in apitoken.roles.")));
+	(void) set_config_option("role", name, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/* Act by a token that was found valid, until the transaction ends. */
+void
+apitoken_act_by(const ApitokenVerification *verification)
+{
+	latch_token(&verification->record);
+	if (verification->standing.database_role != NULL)
+		enter_database_role(verification->standing.database_role);
+}
+
 PG_FUNCTION_INFO_V1(apitoken_authenticate);
 Datum
 apitoken_authenticate(PG_FUNCTION_ARGS)
@@ -250,8 +323,9 @@ apitoken_authenticate(PG_FUNCTION_ARGS)
 	apitoken_sync_identity();
 	warn_outside_block("authenticate");
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
-	admit(&verification, true);
-	latch_token(&verification.record);
+	apitoken_use(&verification, NULL, true);
+	require_valid(&verification);
+	apitoken_act_by(&verification);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }
 
@@ -336,64 +410,6 @@ apitoken_current_groups(PG_FUNCTION_ARGS)
 	PG_RETURN_ARRAYTYPE_P(groups_of(&standing));
 }
 
-static void
-push_key(JsonbParseState **state, const char *key)
-{
-	JsonbValue	value;
-
-	value.type = jbvString;
-	value.val.string.val = unconstify(char *, key);
-	value.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
-}
-
-static void
-push_string(JsonbParseState **state, const char *key, const char *string)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	if (string == NULL)
-		value.type = jbvNull;
-	else
-	{
-		value.type = jbvString;
-		value.val.string.val = unconstify(char *, string);
-		value.val.string.len = strlen(string);
-	}
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_bool(JsonbParseState **state, const char *key, bool boolean)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	value.type = jbvBool;
-	value.val.boolean = boolean;
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_strings(JsonbParseState **state, const char *key, ArrayType *array)
-{
-	ListCell   *lc;
-
-	push_key(state, key);
-	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
-	foreach(lc, apitoken_strings_from_array(array))
-	{
-		JsonbValue	value;
-
-		value.type = jbvString;
-		value.val.string.val = lfirst(lc);
-		value.val.string.len = strlen(lfirst(lc));
-		pushJsonbValue(state, WJB_ELEM, &value);
-	}
-	pushJsonbValue(state, WJB_END_ARRAY, NULL);
-}
-
 static Jsonb *
 describe_principal(void)
 {
@@ -406,25 +422,25 @@ describe_principal(void)
 
 	if (principal != NULL)
 	{
-		source = by_token ? "token" : "user";
+		source = by_token ? "token" : latch.jwt_user_id != NULL ? "jwt" : "user";
 		own_standing(principal, &standing);
 	}
 	else
 		principal = &nobody;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_string(&state, "source", source);
-	push_string(&state, "user_id", principal->user_id);
-	push_string(&state, "organization_id", principal->organization_id);
-	push_string(&state, "token_id", !by_token ? NULL :
+	apitoken_json_string(&state, "source", source);
+	apitoken_json_string(&state, "user_id", principal->user_id);
+	apitoken_json_string(&state, "organization_id", principal->organization_id);
+	apitoken_json_string(&state, "token_id", !by_token ? NULL :
 				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&principal->token_id))));
-	push_string(&state, "role", standing.role);
-	push_strings(&state, "groups", groups_of(&standing));
-	push_string(&state, "access", by_token ? apitoken_access_to_text(principal->access) : NULL);
-	push_bool(&state, "suspended", standing.suspended);
-	push_bool(&state, "read_only", apitoken_principal_read_only());
-	push_string(&state, "database_user", GetUserNameFromId(GetUserId(), false));
-	push_bool(&state, "bypasses_rls", apitoken_bypasses_rls());
+	apitoken_json_string(&state, "role", standing.role);
+	apitoken_json_strings(&state, "groups", groups_of(&standing));
+	apitoken_json_string(&state, "access", by_token ? apitoken_access_to_text(principal->access) : NULL);
+	apitoken_json_bool(&state, "suspended", standing.suspended);
+	apitoken_json_bool(&state, "read_only", apitoken_principal_read_only());
+	apitoken_json_string(&state, "database_user", GetUserNameFromId(GetUserId(), false));
+	apitoken_json_bool(&state, "bypasses_rls", apitoken_bypasses_rls());
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }
 

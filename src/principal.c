@@ -67,13 +67,16 @@ apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b)
 
 /* What a role allows; NULL: no limit.  Nothing if there is no such role. */
 static List *
-patterns_of_role(const char *role, Snapshot snapshot)
+patterns_of_role(const char *role, Snapshot snapshot, char **database_role)
 {
-	List	   *patterns = NIL;
+	ApitokenRoleRow row = {0};
 
 	if (role == NULL)
 		return everything();
-	return apitoken_fetch_role(snapshot, role, &patterns) ? patterns : NIL;
+	(void) apitoken_fetch_role(snapshot, role, &row);
+	if (database_role != NULL)
+		*database_role = row.database_role;
+	return row.patterns;
 }
 
 static List *
@@ -108,7 +111,7 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 	/* it acts in its own organization only */
 	if (organization_id != NULL && strcmp(organization_id, principal->organization_id) != 0)
 		return;
-	standing->role_patterns = patterns_of_role(principal->role, snapshot);
+	standing->role_patterns = patterns_of_role(principal->role, snapshot, &standing->database_role);
 }
 
 static void
@@ -132,7 +135,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 	if (organization_id == NULL)
 	{
 		standing->role = user.role;
-		standing->role_patterns = patterns_of_role(user.role, snapshot);
+		standing->role_patterns = patterns_of_role(user.role, snapshot, &standing->database_role);
 		return;
 	}
 	standing->role = apitoken_fetch_membership(snapshot, organization_id, principal->user_id);
@@ -140,7 +143,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 		return;
 	if (!apitoken_fetch_organization(snapshot, organization_id, &suspended) || suspended)
 		return;
-	standing->role_patterns = patterns_of_role(standing->role, snapshot);
+	standing->role_patterns = patterns_of_role(standing->role, snapshot, &standing->database_role);
 }
 
 /*
@@ -193,7 +196,7 @@ role_counts(const ApitokenPrincipal *principal, const char *role, List *permissi
 
 	if (permissions == NIL)
 		return true;
-	patterns = patterns_of_role(role, snapshot);
+	patterns = patterns_of_role(role, snapshot, NULL);
 	foreach(lc, permissions)
 	{
 		if (allows(principal, patterns, lfirst(lc)))
@@ -299,5 +302,5 @@ apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot)
 	apitoken_principal_of_token(record, &principal);
 	if (record->kind == APITOKEN_USER)
 		return apitoken_own_patterns(&principal);
-	return narrowed(&principal, patterns_of_role(record->role, snapshot));
+	return narrowed(&principal, patterns_of_role(record->role, snapshot, NULL));
 }

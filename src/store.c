@@ -156,6 +156,7 @@ record_from_values(const Datum *values, const bool *nulls, ApitokenRecord *recor
 	if (!nulls[Anum_token_records_metadata - 1])
 		record->metadata = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[Anum_token_records_metadata - 1]));
 	record->masked = text_at(values, nulls, Anum_token_records_masked);
+	record->created_at = timestamp_at(values, nulls, Anum_token_records_created_at, DT_NOBEGIN);
 	record->expires_at = timestamp_at(values, nulls, Anum_token_records_expires_at, DT_NOEND);
 	record->suspended = !nulls[Anum_token_records_suspended_at - 1];
 	record->revoked = !nulls[Anum_token_records_revoked_at - 1];
@@ -266,7 +267,7 @@ apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 }
 
 bool
-apitoken_fetch_role(Snapshot snapshot, const char *name, List **patterns)
+apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 {
 	Probe		probe;
 	ScanKeyData key;
@@ -276,7 +277,11 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, List **patterns)
 	begin_probe(&probe, APITOKEN_ROLES, NULL, snapshot, 1, &key);
 	found = next_row(&probe);
 	if (found)
-		*patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
+	{
+		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
+		row->database_role = probe.nulls[Anum_roles_database_role - 1] ? NULL :
+			pstrdup(NameStr(*DatumGetName(probe.values[Anum_roles_database_role - 1])));
+	}
 	end_probe(&probe);
 	return found;
 }

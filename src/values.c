@@ -144,9 +144,9 @@ apitoken_refuse_role(const char *role)
 void
 apitoken_check_role(const char *role, Snapshot snapshot)
 {
-	List	   *patterns;
+	ApitokenRoleRow row;
 
-	if (!apitoken_fetch_role(snapshot, role, &patterns))
+	if (!apitoken_fetch_role(snapshot, role, &row))
 		apitoken_refuse_role(role);
 }
 

@@ -11,7 +11,7 @@
  *	6. it, its user or organization suspended	suspended
  *	7. the client's address						network_refused
  *	8. what was asked, where it was asked		permission_refused
- *	9. the rate limit							rate_limited
+ *	9. the rate limit, where the token is used	rate_limited
  *
  * The address is the client_address argument, if any: address.c says whether
  * it counts, and is asked only when it matters.
@@ -81,7 +81,7 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
 	   inet *address, Snapshot snapshot, TimestampTz now,
-	   ApitokenStanding *standing, List **patterns, int64 *retry_after)
+	   ApitokenStanding *standing, List **patterns)
 {
 	ApitokenPrincipal principal;
 
@@ -104,9 +104,6 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 	*patterns = apitoken_effective_patterns(&principal, standing);
 	if (organization_id != NULL && *patterns == NIL)
 		return APITOKEN_PERMISSION_REFUSED;
-	if (record->rate_limit > 0 &&
-		!apitoken_within_limit(&record->id, record->rate_limit, retry_after))
-		return APITOKEN_RATE_LIMITED;
 	return APITOKEN_VALID;
 }
 
@@ -135,7 +132,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	else if (secret_is_right(text, length, &verification->record, now))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
 									   snapshot, now, &verification->standing,
-									   &verification->patterns, &verification->retry_after);
+									   &verification->patterns);
 	UnregisterSnapshot(snapshot);
 }
 
@@ -159,12 +156,21 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 		explicit_bzero(argument, VARSIZE_ANY(argument));
 }
 
-/* `may_write`: whether without preload the use may be written in this transaction. */
+/*
+ * A verification whose token is used: that counts against its rate limit, and
+ * is recorded.  `may_write`: whether without preload it may be written in this
+ * transaction.
+ */
 void
-apitoken_record(const ApitokenVerification *verification, inet *address, bool may_write)
+apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)
 {
+	const ApitokenRecord *record = &verification->record;
+
+	if (verification->verdict == APITOKEN_VALID && record->rate_limit > 0 &&
+		!apitoken_within_limit(&record->id, record->rate_limit, &verification->retry_after))
+		verification->verdict = APITOKEN_RATE_LIMITED;
 	apitoken_record_use(verification->verdict,
-						apitoken_secret_was_right(verification->verdict) ? &verification->record.id : NULL,
+						apitoken_secret_was_right(verification->verdict) ? &record->id : NULL,
 						address, may_write);
 }
 
@@ -234,6 +240,6 @@ apitoken_verify_sql(PG_FUNCTION_ARGS)
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), permission, organization_id,
 						  address, &verification);
-	apitoken_record(&verification, address, true);
+	apitoken_use(&verification, address, true);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }
