@@ -77,6 +77,9 @@ my $setup = q{
 	ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
 	CREATE POLICY everyones ON guarded USING (true) WITH CHECK (owner = apitoken.current_user_id());
 	GRANT ALL ON notes, guarded TO PUBLIC;
+	-- from now on the name means a temporary table
+	CREATE FUNCTION shadow_notes() RETURNS boolean LANGUAGE plpgsql
+		AS $$BEGIN CREATE TEMP TABLE notes (owner text, body text) ON COMMIT DROP; RETURN true; END$$;
 	GRANT CREATE ON SCHEMA public TO regress_apitoken_backend;
 };
 
@@ -225,9 +228,10 @@ foreach my $form ('plain', 'session')
 		[ 'UPDATE by setting', sub { return "UPDATE guarded SET body = 'written' WHERE " . $by_setting->($_[0]); } ],
 		[ 'DELETE by setting', sub { return 'DELETE FROM guarded WHERE ' . $by_setting->($_[0]) . ' RETURNING apitoken.current_user_id()'; } ],
 		[ 'COPY', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE (apitoken.authenticate('$_[0]')).valid"; } ],
+		[ 'COPY, shadowed', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE CASE WHEN shadow_notes() THEN (apitoken.authenticate('$_[0]')).valid END"; } ],
 	);
 	# COPY evaluates expressions by itself: only a hook that is there before can tell
-	my $first_call = sub { return $_[0] eq 'COPY' ? 'SELECT FROM apitoken.roles WHERE apitoken.can(NULL); ' : ''; };
+	my $first_call = sub { return $_[0] =~ /^COPY/ ? 'SELECT FROM apitoken.roles WHERE apitoken.can(NULL); ' : ''; };
 	my $contents = q{SELECT string_agg(t || ' ' || body, ', ' ORDER BY t, body) FROM (SELECT 'guarded' AS t, body FROM guarded UNION ALL SELECT 'notes', body FROM notes) x};
 
 	foreach my $write (@writes)
