@@ -80,6 +80,9 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 
+# where the TAP tests' own module is, as seen from here
+PROVE_FLAGS += -I test/t
+
 # PGXS knows no dependencies on headers.
 $(OBJS): $(INCLUDED)
 apitoken.o: apitoken.control
