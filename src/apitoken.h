@@ -119,6 +119,14 @@ typedef enum ApitokenSetting
 	APITOKEN_SETTINGS
 } ApitokenSetting;
 
+/* What is kept for so long, and then removed by maintenance.c. */
+typedef enum ApitokenRetention
+{
+	APITOKEN_RETENTION,			/* events and ended tokens */
+	APITOKEN_USAGE_RETENTION,
+	APITOKEN_RETENTIONS
+} ApitokenRetention;
+
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
 extern bool apitoken_pepper_file_refused;
@@ -126,6 +134,7 @@ extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
+extern const Interval *apitoken_retention(ApitokenRetention retention);
 
 /* ----- catalog.c: where the extension's objects are, and whose ----- */
 
@@ -144,6 +153,8 @@ typedef enum ApitokenTable
 /* Attribute numbers; sql/schema.sql compares them with the catalog. */
 #define Anum_organizations_id 1
 #define Anum_organizations_suspended_at 3
+#define Anum_organizations_idle_timeout 5
+#define Anum_organizations_resumed_at 6
 
 #define Anum_users_id 1
 #define Anum_users_name 2
@@ -277,11 +288,21 @@ typedef enum ApitokenStatement
 	APITOKEN_TOUCH_USAGE,
 	APITOKEN_ADD_USAGE,
 	APITOKEN_REPLACE_ROLE,
+	APITOKEN_REVOKE_IDLE,
+	APITOKEN_CLEAR_PREVIOUS,
+	APITOKEN_REMOVE_EVENTS,
+	APITOKEN_REMOVE_REVOKED,
+	APITOKEN_REMOVE_EXPIRED,
+	APITOKEN_REMOVE_DAYS,
+	APITOKEN_NEXT_USAGE,
+	APITOKEN_REMOVE_ORPHANS,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
 
 extern ApitokenStatement apitoken_running_statement;
 extern uint64 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls);
+extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls,
+								   Datum *value);
 
 /* ----- address.c: where a client is ----- */
 
@@ -421,5 +442,21 @@ extern bool apitoken_edited(TriggerData *trigger);
 
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
 								   TimestampTz expires_at);
+
+/* ----- maintenance.c: idle tokens, old digests, retention ----- */
+
+/* One run, zeroed before its first batch: what was done, and how far it got. */
+typedef struct ApitokenMaintenance
+{
+	uint64		tokens_revoked;
+	uint64		digests_cleared;
+	uint64		events_removed;
+	uint64		tokens_removed;
+	uint64		usage_removed;
+	pg_uuid_t	usage_seen;		/* usage of tokens up to this id was looked through */
+	bool		usage_done;		/* all of it was */
+} ApitokenMaintenance;
+
+extern bool apitoken_maintain(int batch, ApitokenMaintenance *done);
 
 #endif							/* APITOKEN_H */
