@@ -42,6 +42,7 @@ OBJS = \
 	src/grant.o \
 	src/list.o \
 	src/http.o \
+	src/maintenance.o \
 	src/stats.o \
 	src/worker.o \
 	src/save.o
@@ -49,8 +50,8 @@ INCLUDED = src/apitoken.h src/compat.h
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and
 # test/run.sh fails when a file there is missing from these lists.
-REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile
-ISOLATION = last_used revocation regenerate label owner_deleted
+REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance
+ISOLATION = last_used revocation regenerate label owner_deleted maintenance revoke_tokens
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
@@ -82,6 +83,9 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 # targets that need them at once.
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
+
+# where the TAP tests' own module is, as seen from here
+PROVE_FLAGS += -I test/t
 
 # PGXS knows no dependencies on headers.
 $(OBJS): $(INCLUDED)

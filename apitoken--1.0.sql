@@ -26,13 +26,22 @@ CREATE TABLE apitoken.organizations (
 	id           text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(id) BETWEEN 1 AND 255),
 	name         text,
 	suspended_at timestamptz,
-	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now()
+	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	idle_timeout interval,
+	resumed_at   timestamptz,
+	-- no part below zero, so that a mixed one is not over at once in a short month
+	CONSTRAINT organizations_idle_timeout CHECK (
+		idle_timeout BETWEEN '1 minute' AND '100 years'
+		AND LEAST(EXTRACT(year FROM idle_timeout), EXTRACT(month FROM idle_timeout),
+				  EXTRACT(day FROM idle_timeout), EXTRACT(hour FROM idle_timeout)) >= 0)
 );
 COMMENT ON TABLE apitoken.organizations IS 'Organizations that may own tokens; kept in step with the application''s own table';
 COMMENT ON COLUMN apitoken.organizations.id IS 'The application''s own id, as text; 1 to 255 bytes; cannot change';
 COMMENT ON COLUMN apitoken.organizations.name IS 'Name to show; null: none given';
 COMMENT ON COLUMN apitoken.organizations.suspended_at IS 'Not null: every token of the organization is refused and its members may do nothing there, until it is null again';
 COMMENT ON COLUMN apitoken.organizations.created_at IS 'When the row was made';
+COMMENT ON COLUMN apitoken.organizations.idle_timeout IS 'Tokens not used, changed or resumed for so long are revoked by run_maintenance(); at least a minute; null: never for that';
+COMMENT ON COLUMN apitoken.organizations.resumed_at IS 'When its last suspension ended: its tokens are not idle since before; null: it never was suspended';
 
 CREATE TABLE apitoken.users (
 	id           text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(id) BETWEEN 1 AND 255),
@@ -119,6 +128,12 @@ CREATE INDEX token_records_organization_id_idx ON apitoken.token_records (organi
 	WHERE organization_id IS NOT NULL;
 CREATE INDEX token_records_user_id_idx ON apitoken.token_records (user_id, created_at DESC, id DESC)
 	WHERE user_id IS NOT NULL;
+CREATE INDEX token_records_previous_expires_at_idx ON apitoken.token_records (previous_expires_at)
+	WHERE previous_expires_at IS NOT NULL;
+CREATE INDEX token_records_revoked_at_idx ON apitoken.token_records (revoked_at)
+	WHERE revoked_at IS NOT NULL;
+CREATE INDEX token_records_expires_at_idx ON apitoken.token_records (expires_at)
+	WHERE expires_at IS NOT NULL AND revoked_at IS NULL;
 COMMENT ON TABLE apitoken.token_records IS 'What is stored of each token; clients use the view apitoken.tokens. Made, changed and ended by the extension''s own functions and triggers';
 COMMENT ON COLUMN apitoken.token_records.id IS 'The token''s id (UUID version 7, RFC 9562 section 5.7); also stands in the token text';
 COMMENT ON COLUMN apitoken.token_records.created_at IS 'When the token was made';
@@ -161,6 +176,20 @@ COMMENT ON COLUMN apitoken.token_usage.accepted IS 'How often that was recorded 
 COMMENT ON COLUMN apitoken.token_usage.refused IS 'Refusals recorded; not counted without preload';
 COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of that use; null: unknown';
 
+CREATE TABLE apitoken.token_usage_daily (
+	token_id uuid,
+	day      date,
+	accepted bigint NOT NULL DEFAULT 0,
+	refused  bigint NOT NULL DEFAULT 0,
+	PRIMARY KEY (token_id, day)
+);
+CREATE INDEX token_usage_daily_day_idx ON apitoken.token_usage_daily (day);
+COMMENT ON TABLE apitoken.token_usage_daily IS 'How often each token was used on each day, kept for apitoken.usage_retention; filled with shared preload only';
+COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'The token';
+COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'The day, in UTC';
+COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'How often it was accepted on that day';
+COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'How often it was refused on that day';
+
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
 	at              timestamptz NOT NULL,
@@ -178,7 +207,7 @@ CREATE INDEX events_token_id_idx ON apitoken.events (token_id, id);
 CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id) WHERE organization_id IS NOT NULL;
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation; only ever added to';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation; only ever added to, and kept for apitoken.retention';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7: ascends with time within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'When it happened';
 COMMENT ON COLUMN apitoken.events.action IS 'create, edit, suspend, resume, regenerate or revoke';
@@ -194,6 +223,7 @@ COMMENT ON COLUMN apitoken.events.details IS 'masked and label of the token; old
 -- what the constraints and indexes are for
 COMMENT ON CONSTRAINT organizations_pkey ON apitoken.organizations IS 'One row for each organization';
 COMMENT ON CONSTRAINT organizations_id_check ON apitoken.organizations IS 'An id has 1 to 255 bytes';
+COMMENT ON CONSTRAINT organizations_idle_timeout ON apitoken.organizations IS 'A minute to 100 years, no part of it below zero';
 COMMENT ON CONSTRAINT users_pkey ON apitoken.users IS 'One row for each user';
 COMMENT ON CONSTRAINT users_id_check ON apitoken.users IS 'An id has 1 to 255 bytes';
 COMMENT ON CONSTRAINT roles_pkey ON apitoken.roles IS 'One row for each role';
@@ -211,6 +241,7 @@ COMMENT ON CONSTRAINT token_records_role ON apitoken.token_records IS 'An organi
 COMMENT ON CONSTRAINT token_records_custom ON apitoken.token_records IS 'Permissions stand exactly with access custom';
 COMMENT ON CONSTRAINT token_records_previous ON apitoken.token_records IS 'The previous secret has digest, scheme and end, or nothing';
 COMMENT ON CONSTRAINT token_usage_pkey ON apitoken.token_usage IS 'One row for each token';
+COMMENT ON CONSTRAINT token_usage_daily_pkey ON apitoken.token_usage_daily IS 'One row for each token and day';
 COMMENT ON CONSTRAINT events_pkey ON apitoken.events IS 'One row for each event';
 COMMENT ON INDEX apitoken.memberships_user_id_idx IS 'A user''s memberships, read by every question about permissions';
 COMMENT ON INDEX apitoken.memberships_role_idx IS 'Members that have a role, for who deletes it';
@@ -218,6 +249,10 @@ COMMENT ON INDEX apitoken.token_records_organization_label_key IS 'A label is un
 COMMENT ON INDEX apitoken.token_records_user_label_key IS 'A label is unique among a user''s personal tokens that are not revoked';
 COMMENT ON INDEX apitoken.token_records_organization_id_idx IS 'An organization''s tokens, newest first, for lists';
 COMMENT ON INDEX apitoken.token_records_user_id_idx IS 'A user''s personal tokens, newest first, for lists';
+COMMENT ON INDEX apitoken.token_records_previous_expires_at_idx IS 'Previous secrets to forget, for run_maintenance()';
+COMMENT ON INDEX apitoken.token_records_revoked_at_idx IS 'Revoked tokens, oldest first, for run_maintenance()';
+COMMENT ON INDEX apitoken.token_records_expires_at_idx IS 'Tokens that expire, in that order, for run_maintenance()';
+COMMENT ON INDEX apitoken.token_usage_daily_day_idx IS 'The oldest days, for run_maintenance()';
 COMMENT ON INDEX apitoken.events_token_id_idx IS 'What happened to a token, in order';
 COMMENT ON INDEX apitoken.events_organization_id_idx IS 'What happened to an organization''s tokens, in order';
 COMMENT ON INDEX apitoken.events_user_id_idx IS 'What happened to a user''s personal tokens, in order';
@@ -230,6 +265,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken.roles', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.memberships', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_records', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
 
 ------------------------------------------------------------------------------
@@ -562,6 +598,15 @@ COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last attempt faile
 COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When it failed; null: it did not';
 
 ------------------------------------------------------------------------------
+-- Housekeeping
+------------------------------------------------------------------------------
+
+CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_cleared bigint, OUT events_removed bigint,
+										 OUT tokens_removed bigint, OUT usage_removed bigint) RETURNS record
+	AS 'MODULE_PATHNAME', 'apitoken_run_maintenance' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Revoke idle tokens, clear previous digests past their overlap, remove what is older than apitoken.retention and apitoken.usage_retention; how many of each. 25006 where nothing can be written; 55000 where triggers do not fire; F0000 if one of these settings was refused';
+
+------------------------------------------------------------------------------
 -- Triggers.  Their functions are revoked from everybody below, and check which
 -- table fired them.
 ------------------------------------------------------------------------------
@@ -580,7 +625,7 @@ CREATE FUNCTION apitoken.token_refuse_delete() RETURNS trigger
 COMMENT ON FUNCTION apitoken.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
 CREATE FUNCTION apitoken.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.event_refuse_change() IS 'Trigger: events are only ever added to';
+COMMENT ON FUNCTION apitoken.event_refuse_change() IS 'Trigger: events are only ever added to, and removed by run_maintenance() alone';
 CREATE FUNCTION apitoken.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.role_before_change() IS 'Trigger: patterns are well formed, built-in roles stay, a restored built-in role replaces the installed one';
@@ -589,7 +634,7 @@ CREATE FUNCTION apitoken.membership_before_change() RETURNS trigger
 COMMENT ON FUNCTION apitoken.membership_before_change() IS 'Trigger: a membership needs its organization and its role';
 CREATE FUNCTION apitoken.owner_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.owner_before_change() IS 'Trigger: ids of organizations and users do not change, and TRUNCATE is refused';
+COMMENT ON FUNCTION apitoken.owner_before_change() IS 'Trigger: ids of organizations and users do not change, TRUNCATE is refused, and the end of a suspension is noted';
 CREATE FUNCTION apitoken.owner_after_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_after_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.owner_after_delete() IS 'Trigger: what a deleted organization or user owned is revoked';
@@ -631,10 +676,10 @@ COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of
 COMMENT ON TRIGGER token_refuse_truncate ON apitoken.token_records IS 'Tokens are kept for the record';
 COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused, with a hint to revoke_token, also where no row is met';
 COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
-COMMENT ON TRIGGER event_refuse_change ON apitoken.events IS 'Events are only ever added to';
+COMMENT ON TRIGGER event_refuse_change ON apitoken.events IS 'Events are only ever added to, and removed by run_maintenance() alone';
 COMMENT ON TRIGGER role_before_change ON apitoken.roles IS 'Patterns are well formed, built-in roles stay, a restored one replaces the installed one';
 COMMENT ON TRIGGER membership_before_change ON apitoken.memberships IS 'A membership needs its organization and its role';
-COMMENT ON TRIGGER organization_before_update ON apitoken.organizations IS 'An id does not change';
+COMMENT ON TRIGGER organization_before_update ON apitoken.organizations IS 'An id does not change; the end of a suspension is noted';
 COMMENT ON TRIGGER organization_before_truncate ON apitoken.organizations IS 'TRUNCATE is refused: it would revoke nothing';
 COMMENT ON TRIGGER organization_after_delete ON apitoken.organizations IS 'The organization''s tokens are revoked';
 COMMENT ON TRIGGER user_before_update ON apitoken.users IS 'An id does not change';
@@ -653,6 +698,7 @@ ALTER TABLE apitoken.roles ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 
 -- The directory: who may write a table (capability directory) sees all of it,
@@ -697,6 +743,9 @@ CREATE POLICY token_records_update ON apitoken.token_records FOR UPDATE
 CREATE POLICY token_usage_read ON apitoken.token_usage FOR SELECT
 	USING (EXISTS (SELECT FROM apitoken.token_records r WHERE r.id = token_id));
 
+CREATE POLICY token_usage_daily_read ON apitoken.token_usage_daily FOR SELECT
+	USING (EXISTS (SELECT FROM apitoken.token_records r WHERE r.id = token_id));
+
 CREATE POLICY events_read ON apitoken.events FOR SELECT
 	USING (organization_id = ANY ((SELECT apitoken.managed_organizations('token:read', 'token:update', 'token:delete'))::text[])
 		   OR user_id = (SELECT apitoken.managed_user('token:read', 'token:update', 'token:delete'))
@@ -723,6 +772,7 @@ COMMENT ON POLICY token_records_read ON apitoken.token_records IS 'Seen by membe
 COMMENT ON POLICY token_records_create ON apitoken.token_records IS 'Made by members with token:create there; a personal token by its user';
 COMMENT ON POLICY token_records_update ON apitoken.token_records IS 'Changed by members with token:update there; a personal token by its user';
 COMMENT ON POLICY token_usage_read ON apitoken.token_usage IS 'Seen by who sees the token';
+COMMENT ON POLICY token_usage_daily_read ON apitoken.token_usage_daily IS 'Seen by who sees the token';
 COMMENT ON POLICY events_read ON apitoken.events IS 'Seen by who sees the token, and by who did it';
 
 ------------------------------------------------------------------------------
@@ -753,6 +803,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.disallow(name, text[]),
 	apitoken.flush_usage(),
 	apitoken.read_stats(),
+	apitoken.run_maintenance(),
 	apitoken.token_before_insert(),
 	apitoken.token_before_update(),
 	apitoken.token_after_change(),

@@ -164,10 +164,10 @@ CREATE ROLE regress_apitoken_nobody;
 CREATE ROLE regress_apitoken_some;
 SET ROLE regress_apitoken_nobody;
 SELECT public.regress_try(pg_catalog.format('TABLE apitoken.%I', r)) AS refused
-FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,events,tokens,members}'::text[]) r;
+FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,token_usage_daily,events,tokens,members}'::text[]) r;
 SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.unnest(ARRAY['authenticate(NULL)', 'verify(NULL)',
 	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_secret(pg_catalog.gen_random_uuid())', 'regenerate_token(NULL)', 'revoke_token(NULL)',
-	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'list_limit(1, NULL)', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
+	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'list_limit(1, NULL)', 'run_maintenance()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(),
 	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed,
 	apitoken.managed_organizations('token:read'), apitoken.managed_user('token:read'), apitoken.own_organizations();

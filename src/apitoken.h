@@ -68,6 +68,7 @@ extern bool apitoken_generate_id(pg_uuid_t *id);
 extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
 								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
 extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
+extern void apitoken_least_id(TimestampTz at, pg_uuid_t *id);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
@@ -128,6 +129,14 @@ typedef enum ApitokenSetting
 	APITOKEN_SETTINGS
 } ApitokenSetting;
 
+/* What is kept for so long, and then removed by maintenance.c. */
+typedef enum ApitokenRetention
+{
+	APITOKEN_RETENTION,			/* events and ended tokens */
+	APITOKEN_USAGE_RETENTION,
+	APITOKEN_RETENTIONS
+} ApitokenRetention;
+
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
 extern bool apitoken_pepper_file_refused;
@@ -142,6 +151,7 @@ extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
+extern const Interval *apitoken_retention(ApitokenRetention retention);
 extern const char *apitoken_request_setting(const char *name, Oid *setter);
 
 /* ----- json.c: fields of JSON objects ----- */
@@ -272,6 +282,7 @@ typedef struct ApitokenDatabase
 	int			failures;		/* in a row */
 	TimestampTz retry_at;		/* not before then; 0: any time */
 	TimestampTz maintained_at;	/* 0: not since it is known */
+	pg_uuid_t	usage_seen;		/* how far the maintenance under way has looked */
 	uint64		done_ticket;	/* the last that left nothing to write */
 	uint64		last_ticket;	/* the last that ended, and how: */
 	ApitokenOutcome outcome;
@@ -315,6 +326,8 @@ typedef enum ApitokenTable
 /* Attribute numbers; sql/schema.sql compares them with the catalog. */
 #define Anum_organizations_id 1
 #define Anum_organizations_suspended_at 3
+#define Anum_organizations_idle_timeout 5
+#define Anum_organizations_resumed_at 6
 
 #define Anum_users_id 1
 #define Anum_users_name 2
@@ -457,11 +470,21 @@ typedef enum ApitokenStatement
 	APITOKEN_ADD_USAGE,
 	APITOKEN_WRITE_USAGE,
 	APITOKEN_REPLACE_ROLE,
+	APITOKEN_REVOKE_IDLE,
+	APITOKEN_CLEAR_PREVIOUS,
+	APITOKEN_REMOVE_EVENTS,
+	APITOKEN_REMOVE_REVOKED,
+	APITOKEN_REMOVE_EXPIRED,
+	APITOKEN_REMOVE_DAYS,
+	APITOKEN_NEXT_USAGE,
+	APITOKEN_REMOVE_ORPHANS,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
 
 extern ApitokenStatement apitoken_running_statement;
 extern uint64 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls);
+extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls,
+								   Datum *value);
 
 /* ----- address.c: where a client is ----- */
 
@@ -542,7 +565,7 @@ extern bool apitoken_database_known(Oid database, ApitokenDatabase *state);
 extern int	apitoken_databases_known(Oid *databases, int max);
 extern bool apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome,
 									const char *problem);
-extern void apitoken_database_maintained(Oid database, TimestampTz at);
+extern void apitoken_database_maintained(Oid database, TimestampTz at, const pg_uuid_t *usage_seen);
 extern void apitoken_database_forget(Oid database);
 
 /* ----- flush.c: recorded usage is written ----- */
@@ -637,6 +660,22 @@ extern bool apitoken_edited(TriggerData *trigger);
 
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
 								   TimestampTz expires_at);
+
+/* ----- maintenance.c: idle tokens, old digests, retention ----- */
+
+/* One run, zeroed before its first batch: what was done, and how far it got. */
+typedef struct ApitokenMaintenance
+{
+	uint64		tokens_revoked;
+	uint64		digests_cleared;
+	uint64		events_removed;
+	uint64		tokens_removed;
+	uint64		usage_removed;
+	pg_uuid_t	usage_seen;		/* usage of tokens up to this id was looked through */
+	bool		usage_done;		/* all of it was */
+} ApitokenMaintenance;
+
+extern bool apitoken_maintain(int batch, ApitokenMaintenance *done);
 
 /* ----- worker.c: the launcher and its workers ----- */
 

@@ -89,7 +89,8 @@ typedef struct
 #define TABLE_COLUMNS_MAX Anum_token_records_revoke_reason
 
 static const Column columns[APITOKEN_TABLES][TABLE_COLUMNS_MAX] = {
-	[APITOKEN_ORGANIZATIONS] = {{TEXTOID, true}, {TEXTOID, false}, {TIMESTAMPTZOID, false}},
+	[APITOKEN_ORGANIZATIONS] = {{TEXTOID, true}, {TEXTOID, false}, {TIMESTAMPTZOID, false},
+	{TIMESTAMPTZOID, true}, {INTERVALOID, false}, {TIMESTAMPTZOID, false}},
 	[APITOKEN_USERS] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTOID, false}, {TEXTARRAYOID, true},
 	{TEXTOID, false}, {TIMESTAMPTZOID, false}},
 	[APITOKEN_ROLES] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTARRAYOID, true}, {NAMEOID, false}},

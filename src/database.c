@@ -106,15 +106,20 @@ apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, co
 	return news;
 }
 
+/* Maintenance has ended (`at`), or got so far and goes on the next time (`at` is 0). */
 void
-apitoken_database_maintained(Oid database, TimestampTz at)
+apitoken_database_maintained(Oid database, TimestampTz at, const pg_uuid_t *usage_seen)
 {
 	ApitokenDatabase *entry;
 
 	LWLockAcquire(apitoken_databases_lock, LW_EXCLUSIVE);
 	entry = entry_of(database);
 	if (entry != NULL)
-		entry->maintained_at = at;
+	{
+		if (at != 0)
+			entry->maintained_at = at;
+		entry->usage_seen = *usage_seen;
+	}
 	LWLockRelease(apitoken_databases_lock);
 }
 

@@ -143,6 +143,24 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 	return PointerGetDatum(tuple);
 }
 
+/*
+ * While an organization is suspended nobody can use its tokens, so their time
+ * of being idle starts anew when that ends.
+ */
+static HeapTuple
+note_resumption(TriggerData *trigger)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	int			attribute = Anum_organizations_resumed_at;
+	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	bool		isnull = false;
+
+	if (heap_attisnull(trigger->tg_trigtuple, Anum_organizations_suspended_at, descriptor) ||
+		!heap_attisnull(trigger->tg_newtuple, Anum_organizations_suspended_at, descriptor))
+		return trigger->tg_newtuple;
+	return heap_modify_tuple_by_cols(trigger->tg_newtuple, descriptor, 1, &attribute, &now, &isnull);
+}
+
 /* Ids of organizations and users do not change; TRUNCATE would revoke nothing. */
 PG_FUNCTION_INFO_V1(apitoken_owner_before_change);
 Datum
@@ -173,5 +191,7 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("the id of an organization or a user cannot change"),
 				 errhint("Insert the new one, then delete the old one: its tokens are revoked.")));
+	if (RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_ORGANIZATIONS))
+		return PointerGetDatum(note_resumption(trigger));
 	return PointerGetDatum(trigger->tg_newtuple);
 }

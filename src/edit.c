@@ -151,8 +151,13 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 	/* our own statements come here after their own checks */
 	if (apitoken_running_statement == APITOKEN_REGENERATE ||
 		apitoken_running_statement == APITOKEN_REVOKE ||
-		apitoken_running_statement == APITOKEN_REVOKE_MATCHING)
+		apitoken_running_statement == APITOKEN_REVOKE_MATCHING ||
+		apitoken_running_statement == APITOKEN_REVOKE_IDLE)
 		return PointerGetDatum(touch(trigger, GetCurrentTimestamp()));
+
+	/* what goes was of no use any more: no change that anybody made */
+	if (apitoken_running_statement == APITOKEN_CLEAR_PREVIOUS)
+		return PointerGetDatum(trigger->tg_newtuple);
 
 	apitoken_record_from_tuple(trigger->tg_trigtuple, descriptor, &was);
 	if (!apitoken_may_manage(&was, "token:update"))

@@ -37,13 +37,16 @@ static void
 write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
-	const ApitokenPrincipal *principal = apitoken_principal();
+	const ApitokenPrincipal *principal = NULL;
 	inet	   *address = apitoken_client_address(NULL);
 	pg_uuid_t	id;
 	NameData	login;
 	Datum		values[8];
 	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
+	/* housekeeping acts for nobody, whoever calls it */
+	if (apitoken_running_statement != APITOKEN_REVOKE_IDLE)
+		principal = apitoken_principal();
 	if (!apitoken_generate_id(&id))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
@@ -111,10 +114,14 @@ Datum
 apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 {
 	apitoken_expect_trigger(fcinfo, APITOKEN_EVENTS);
+	if (apitoken_running_statement == APITOKEN_REMOVE_EVENTS &&
+		TRIGGER_FIRED_BY_DELETE(((TriggerData *) fcinfo->context)->tg_event))
+		return PointerGetDatum(NULL);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("events cannot be changed or deleted"),
-			 errdetail("The audit is only ever added to.")));
+			 errdetail("The audit is only ever added to."),
+			 errhint("The setting apitoken.retention says how long events are kept.")));
 	return PointerGetDatum(NULL);
 }
 

@@ -72,6 +72,7 @@ static const Privilege privileges[] = {
 	RELATION("manage", "insert", "token_records", INSERTABLE),
 	RELATION("manage", "update", "token_records", UPDATABLE),
 	RELATION("manage", "select", "token_usage", NO_COLUMNS),
+	RELATION("manage", "select", "token_usage_daily", NO_COLUMNS),
 	RELATION("manage", "select", "events", NO_COLUMNS),
 	RELATION("manage", "select", "organizations", NO_COLUMNS),
 	RELATION("manage", "select", "users", NO_COLUMNS),

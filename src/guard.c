@@ -111,8 +111,9 @@ guard_finish(QueryDesc *query)
 /*
  * The same for utility statements that evaluate expressions without the
  * executor.  (What DO, CALL and EXECUTE run comes to one of the two by itself.)
- * Returns what such a statement is called, or NULL: it may be freed when it
- * has run.
+ * Returns what such a statement is called, or NULL.  Asked before it runs,
+ * whoever is acting: it may bring the identity itself, and afterwards it may
+ * be freed, or have made its target's name mean another table.
  */
 static const char *
 writes_by_itself(Node *statement)

@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/datetime.h"
 #include "utils/inet.h"
 #include "utils/varlena.h"
 
@@ -52,6 +53,19 @@ static const char *const setting_names[APITOKEN_SETTINGS] = {
 	"apitoken.token",
 	"apitoken.user_id",
 	"apitoken.client_address",
+};
+
+#define RETENTION_MAX_YEARS 100
+
+static char *retention_values[APITOKEN_RETENTIONS];
+static Interval retentions[APITOKEN_RETENTIONS];
+static bool retention_limited[APITOKEN_RETENTIONS];
+
+/* A value was there when the library was loaded, and did not count. */
+static bool retention_refused[APITOKEN_RETENTIONS];
+static const char *const retention_names[APITOKEN_RETENTIONS] = {
+	"apitoken.retention",
+	"apitoken.usage_retention",
 };
 
 /* True once all settings are defined: values taken over at load do not warn. */
@@ -155,6 +169,103 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	return good;
 }
 
+/*
+ * An interval in any syntax that PostgreSQL reads.  interval_in() would raise,
+ * and this runs where nothing may.
+ */
+static bool
+parse_interval(char *text, Interval *interval)
+{
+	char		buffer[256];
+	char	   *fields[MAXDATEFIELDS];
+	int			types[MAXDATEFIELDS];
+	int			count;
+	int			kind = DTK_DELTA;
+	int			error;
+	struct pg_itm_in parts = {0};
+
+	error = ParseDateTime(text, buffer, sizeof(buffer), fields, types, MAXDATEFIELDS, &count);
+	if (error == 0)
+		error = DecodeInterval(fields, types, count, INTERVAL_FULL_RANGE, &kind, &parts);
+	if (error == DTERR_BAD_FORMAT)
+		error = DecodeISO8601Interval(text, &kind, &parts);
+	return error == 0 && kind == DTK_DELTA && itmin2interval(&parts, interval) == 0;
+}
+
+/* Empty: without limit, and nothing in *extra. */
+static bool
+check_duration(char *value, void **extra, int64 minimum, const char *too_short)
+{
+	Interval	interval;
+	Interval   *kept;
+	int64		days;
+
+	*extra = NULL;
+	if (*value == '\0')
+		return true;
+	if (!parse_interval(value, &interval))
+	{
+		GUC_check_errdetail("It is not an interval.");
+		GUC_check_errhint("Write a duration with its unit, like '30 days', or nothing to keep all.");
+		return false;
+	}
+
+	/* a part below zero could make it end at once in a short month */
+	days = (int64) interval.month * DAYS_PER_MONTH + interval.day + interval.time / USECS_PER_DAY;
+	if (interval.month < 0 || interval.day < 0 || interval.time < 0 ||
+		(days == 0 && interval.time < minimum) ||
+		value[strspn(value, " 0123456789.")] == '\0')
+	{
+		GUC_check_errdetail("%s", too_short);
+		GUC_check_errhint("Write a duration with its unit, like '30 days': '30' is thirty seconds.");
+		return false;
+	}
+	if (days > RETENTION_MAX_YEARS * MONTHS_PER_YEAR * DAYS_PER_MONTH)
+	{
+		GUC_check_errdetail("It is longer than %d years.", RETENTION_MAX_YEARS);
+		GUC_check_errhint("Write nothing to keep all.");
+		return false;
+	}
+	kept = compat_guc_malloc(sizeof(Interval));
+	if (kept == NULL)
+		return false;
+	*kept = interval;
+	*extra = kept;
+	return true;
+}
+
+static bool
+check_retention(char **newval, void **extra, GucSource source)
+{
+	return check_duration(*newval, extra, USECS_PER_MINUTE, "It has to be at least a minute, and to name its unit.");
+}
+
+static bool
+check_usage_retention(char **newval, void **extra, GucSource source)
+{
+	return check_duration(*newval, extra, USECS_PER_DAY, "It has to be at least a day, and to name its unit.");
+}
+
+static void
+assign_duration(ApitokenRetention retention, const void *extra)
+{
+	retention_limited[retention] = extra != NULL;
+	if (extra != NULL)
+		retentions[retention] = *(const Interval *) extra;
+}
+
+static void
+assign_retention(const char *newval, void *extra)
+{
+	assign_duration(APITOKEN_RETENTION, extra);
+}
+
+static void
+assign_usage_retention(const char *newval, void *extra)
+{
+	assign_duration(APITOKEN_USAGE_RETENTION, extra);
+}
+
 static void
 assign_identity(const char *newval, void *extra)
 {
@@ -186,15 +297,6 @@ apitoken_setting_in_force(ApitokenSetting setting)
 	return value;
 }
 
-/* Does a setting have a value of a configuration file, a role, a connection? */
-static bool
-is_configured(const char *name)
-{
-	struct config_generic *record = compat_find_setting(name);
-
-	return record != NULL && record->reset_source != PGC_S_DEFAULT;
-}
-
 /*
  * The same for a setting of another's, as PostgREST's are: its text, and the
  * role that set it if that is asked.
@@ -216,6 +318,34 @@ apitoken_request_setting(const char *name, Oid *setter)
 	return value;
 }
 
+/* Does a setting have a value of a configuration file, a role, a connection? */
+static bool
+is_configured(const char *name)
+{
+	struct config_generic *record = compat_find_setting(name);
+
+	return record != NULL && record->reset_source != PGC_S_DEFAULT;
+}
+
+/*
+ * How long things are kept; NULL: for ever.  Nothing may be removed by the
+ * default where the administrator said something else.
+ */
+const Interval *
+apitoken_retention(ApitokenRetention retention)
+{
+	const char *name = retention_names[retention];
+	struct config_generic *record = compat_find_setting(name);
+
+	if (retention_refused[retention] && record != NULL && record->source == PGC_S_DEFAULT)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("the value of %s was refused", name),
+				 errdetail("It is not valid, or the connection's options hide the server's configuration: only a superuser's count."),
+				 errhint("Correct it where it is configured, and connect without it among the options.")));
+	return retention_limited[retention] ? &retentions[retention] : NULL;
+}
+
 /* The role that set it. */
 Oid
 apitoken_setting_role(ApitokenSetting setting)
@@ -227,6 +357,10 @@ void
 apitoken_guc_init(void)
 {
 	bool		pepper_file_configured = is_configured("apitoken.pepper_file");
+	bool		retention_configured[APITOKEN_RETENTIONS];
+
+	for (int i = 0; i < APITOKEN_RETENTIONS; i++)
+		retention_configured[i] = is_configured(retention_names[i]);
 
 	DefineCustomStringVariable("apitoken.prefix",
 							   "First part of the text of new tokens.",
@@ -254,6 +388,27 @@ apitoken_guc_init(void)
 	 * value, which they hide, is forgotten.
 	 */
 	apitoken_pepper_file_refused = pepper_file_configured && !is_configured("apitoken.pepper_file");
+
+	DefineCustomStringVariable(retention_names[APITOKEN_RETENTION],
+							   "How long events, and tokens that are revoked or expired, are kept.",
+							   "They are removed by housekeeping, and then nothing tells that they were. Empty: kept for ever.",
+							   &retention_values[APITOKEN_RETENTION],
+							   "",
+							   PGC_SUSET,
+							   0,
+							   check_retention, assign_retention, NULL);
+
+	DefineCustomStringVariable(retention_names[APITOKEN_USAGE_RETENTION],
+							   "How long the daily counts of each token's use are kept.",
+							   "One row for each token and day that it was used on. Empty: kept for ever.",
+							   &retention_values[APITOKEN_USAGE_RETENTION],
+							   "90 days",
+							   PGC_SUSET,
+							   0,
+							   check_usage_retention, assign_usage_retention, NULL);
+
+	for (int i = 0; i < APITOKEN_RETENTIONS; i++)
+		retention_refused[i] = retention_configured[i] && !is_configured(retention_names[i]);
 
 	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_TOKEN],
 							   "Token to act by in this transaction.",

@@ -167,6 +167,7 @@ read_file(Saving *saving, bool apply)
 	Header		expected;
 	Header		header;
 	pg_crc32c	crc;
+	pg_uuid_t	nothing_seen = {0};
 
 	INIT_CRC32C(saving->crc);
 	rewind(saving->file);
@@ -193,7 +194,7 @@ read_file(Saving *saving, bool apply)
 		if (!get(saving, &saved, sizeof(saved)))
 			return false;
 		if (apply)
-			apitoken_database_maintained(saved.database, saved.maintained_at);
+			apitoken_database_maintained(saved.database, saved.maintained_at, &nothing_seen);
 	}
 	FIN_CRC32C(saving->crc);
 	return fread(&crc, sizeof(crc), 1, saving->file) == 1 && EQ_CRC32C(crc, saving->crc);

@@ -244,6 +244,17 @@ apitoken_parse_text(const char *text, size_t length, ApitokenParts *parts)
 	return true;
 }
 
+/* An id begins with 48 bits of milliseconds since 1970. */
+static void
+put_milliseconds(uint64 milliseconds, pg_uuid_t *id)
+{
+	for (int i = 5; i >= 0; i--)
+	{
+		id->data[i] = (unsigned char) milliseconds;
+		milliseconds >>= 8;
+	}
+}
+
 /*
  * A new id: UUID version 7 with a fraction of a millisecond in place of the
  * leftmost random bits (RFC 9562, section 6.2, method 3).
@@ -258,7 +269,6 @@ apitoken_generate_id(pg_uuid_t *id)
 	static uint64 last_stamp = 0;
 	struct timespec now = {0};
 	uint64		stamp;
-	uint64		milliseconds;
 
 	if (!pg_strong_random(id->data + 8, UUID_LEN - 8))
 		return false;
@@ -271,17 +281,15 @@ apitoken_generate_id(pg_uuid_t *id)
 		stamp = last_stamp + 1;
 	last_stamp = stamp;
 
-	milliseconds = stamp >> FRACTION_BITS;
-	for (int i = 5; i >= 0; i--)
-	{
-		id->data[i] = (unsigned char) milliseconds;
-		milliseconds >>= 8;
-	}
+	put_milliseconds(stamp >> FRACTION_BITS, id);
 	id->data[6] = 0x70 | ((stamp >> 8) & 0x0f); /* version 7 */
 	id->data[7] = (unsigned char) stamp;
 	id->data[8] = 0x80 | (id->data[8] & 0x3f);	/* variant 10 */
 	return true;
 }
+
+/* Microseconds from 1970 to 2000, where PostgreSQL's timestamps begin. */
+#define EPOCH ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* When an id was made, to the millisecond (RFC 9562, section 5.7). */
 TimestampTz
@@ -291,8 +299,15 @@ apitoken_id_time(const pg_uuid_t *id)
 
 	for (int i = 0; i < 6; i++)
 		milliseconds = milliseconds << 8 | id->data[i];
-	return milliseconds * 1000 -
-		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	return milliseconds * 1000 - EPOCH;
+}
+
+/* The least id that can have been made at this time. */
+void
+apitoken_least_id(TimestampTz at, pg_uuid_t *id)
+{
+	memset(id, 0, sizeof(*id));
+	put_milliseconds(Max(at + EPOCH, 0) / 1000, id);
 }
 
 /*

@@ -87,9 +87,12 @@ static void
 maintain(TimestampTz until)
 {
 	ApitokenMaintenance done = {0};
+	ApitokenDatabase state;
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 
+	if (apitoken_database_known(MyDatabaseId, &state))
+		done.usage_seen = state.usage_seen;
 	do
 		more = apitoken_in_transaction(maintain_batch, &done, until, problem);
 	while (more && GetCurrentTimestamp() < until - USECS_PER_SEC);
@@ -101,7 +104,8 @@ maintain(TimestampTz until)
 				 errdetail("It is tried again tomorrow."),
 				 errhint("SELECT * FROM apitoken.run_maintenance(); does it now.")));
 	if (!more)
-		apitoken_database_maintained(MyDatabaseId, GetCurrentTimestamp());
+		memset(&done.usage_seen, 0, sizeof(done.usage_seen));
+	apitoken_database_maintained(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), &done.usage_seen);
 }
 
 void

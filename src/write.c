@@ -70,14 +70,19 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL",
 		3, {UUIDOID, TEXTOID, TEXTOID}
 	},
-	/* $6: past the policies; $7, $8: whose the caller may revoke otherwise */
+	/*
+	 * $6: past the policies; $7, $8: whose the caller may revoke otherwise.
+	 * Locked in the order of their ids: two that meet do not deadlock.
+	 */
 	[APITOKEN_REVOKE_MATCHING] = {
 		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
 		" WHERE revoked_at IS NULL"
 		" AND ($3 IS NULL OR organization_id OPERATOR(pg_catalog.=) $3)"
 		" AND ($4 IS NULL OR user_id OPERATOR(pg_catalog.=) $4)"
 		" AND ($5 IS NULL OR created_by OPERATOR(pg_catalog.=) $5)"
-		" AND ($6 OR organization_id OPERATOR(pg_catalog.=) ANY ($7) OR user_id OPERATOR(pg_catalog.=) $8)",
+		" AND ($6 OR organization_id OPERATOR(pg_catalog.=) ANY ($7) OR user_id OPERATOR(pg_catalog.=) $8)"
+		" ORDER BY id FOR NO KEY UPDATE))",
 		8, {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTARRAYOID, TEXTOID}
 	},
 	[APITOKEN_END_MEMBERSHIPS_OF_USER] = {
@@ -114,8 +119,12 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
 	},
+	/* never waits: what somebody else has locked, APITOKEN_REMOVE_ORPHANS finds */
 	[APITOKEN_FORGET_USAGE] = {
-		"DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1",
+		"WITH daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))) "
+		"DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))",
 		1, {UUIDOID}
 	},
 	/* never waits: a row that somebody else has locked is left to them */
@@ -171,6 +180,82 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE name OPERATOR(pg_catalog.=) $1",
 		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
 	},
+
+	/*
+	 * Housekeeping, in batches of at most $2.  None of these waits for a row:
+	 * one that is locked is left to the next run.
+	 *
+	 * Idle tokens: the usage row is locked as well, so that no use is recorded
+	 * between the look at it and the revocation, and one that an open
+	 * transaction is recording counts.  A token without a usage row is left
+	 * alone: a restore brings the tokens first and the usage later.  $3: how
+	 * far last use is known.  Intervals are taken off in UTC, whatever the
+	 * session's time zone.
+	 */
+	[APITOKEN_REVOKE_IDLE] = {
+		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'idle'"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT r.id FROM apitoken.organizations o, apitoken.token_records r, apitoken.token_usage u"
+		" WHERE o.idle_timeout IS NOT NULL AND o.suspended_at IS NULL"
+		" AND r.organization_id OPERATOR(pg_catalog.=) o.id AND r.revoked_at IS NULL AND r.suspended_at IS NULL"
+		" AND (r.expires_at IS NULL OR r.expires_at OPERATOR(pg_catalog.>) $1)"
+		" AND u.token_id OPERATOR(pg_catalog.=) r.id"
+		" AND GREATEST(r.created_at, r.updated_at, o.resumed_at, u.last_used_at) OPERATOR(pg_catalog.<)"
+		" pg_catalog.timezone('UTC'::pg_catalog.text, pg_catalog.timezone('UTC'::pg_catalog.text, $3) OPERATOR(pg_catalog.-) o.idle_timeout)"
+		" LIMIT $2 FOR NO KEY UPDATE OF r, u SKIP LOCKED))",
+		3, {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
+	},
+	[APITOKEN_CLEAR_PREVIOUS] = {
+		"UPDATE apitoken.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE previous_expires_at OPERATOR(pg_catalog.<=) $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	/* $3: no event of that age has an id from there on, or hardly one; it needs no index of its own */
+	[APITOKEN_REMOVE_EVENTS] = {
+		"DELETE FROM apitoken.events WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.events"
+		" WHERE id OPERATOR(pg_catalog.<) $3 AND at OPERATOR(pg_catalog.<) $1"
+		" ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		3, {TIMESTAMPTZOID, INT8OID, UUIDOID}
+	},
+	[APITOKEN_REMOVE_REVOKED] = {
+		"DELETE FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE revoked_at OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	[APITOKEN_REMOVE_EXPIRED] = {
+		"DELETE FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	[APITOKEN_REMOVE_DAYS] = {
+		"DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken.token_usage_daily WHERE day OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {DATEOID, INT8OID}
+	},
+	/* the end of the next $2 rows after $1 */
+	[APITOKEN_NEXT_USAGE] = {
+		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.>) $1"
+		" ORDER BY token_id OFFSET $2 OPERATOR(pg_catalog.-) 1 LIMIT 1",
+		2, {UUIDOID, INT8OID}
+	},
+	/*
+	 * Usage of tokens that are gone, with ids after $1 and up to $2, if that is
+	 * given.  Where there is no token at all, a restore has not got to them yet.
+	 */
+	[APITOKEN_REMOVE_ORPHANS] = {
+		"WITH gone AS (DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT u.token_id FROM apitoken.token_usage u WHERE u.token_id OPERATOR(pg_catalog.>) $1"
+		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2)"
+		" AND EXISTS (SELECT FROM apitoken.token_records)"
+		" AND NOT EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id)"
+		" FOR UPDATE OF u SKIP LOCKED)) RETURNING token_id),"
+		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT d.ctid FROM gone g, apitoken.token_usage_daily d"
+		" WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id FOR UPDATE OF d SKIP LOCKED)) RETURNING token_id)"
+		" SELECT token_id FROM gone UNION ALL SELECT token_id FROM daily",
+		2, {UUIDOID, UUIDOID}
+	},
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];
@@ -210,12 +295,23 @@ saved_plan(ApitokenStatement statement)
 	return plan;
 }
 
-/*
- * Run a statement as the tables' owner; how many rows it processed.  `nulls`
- * as for SPI: 'n' where a value is null, or NULL where none is.
- */
-uint64
-apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
+/* Of the first row the first column, in the caller's memory; 0 without a row. */
+static Datum
+first_value(void)
+{
+	Form_pg_attribute column;
+	Datum		value;
+	bool		isnull;
+
+	if (SPI_processed == 0 || SPI_tuptable == NULL)
+		return (Datum) 0;
+	column = TupleDescAttr(SPI_tuptable->tupdesc, 0);
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? (Datum) 0 : SPI_datumTransfer(value, column->attbyval, column->attlen);
+}
+
+static uint64
+execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
 {
 	ApitokenStatement outer = apitoken_running_statement;
 	Oid			user;
@@ -240,6 +336,8 @@ apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
 		if (result < 0)
 			elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 		processed = SPI_processed;
+		if (value != NULL)
+			*value = first_value();
 		SPI_finish();
 	}
 	PG_CATCH();
@@ -261,4 +359,21 @@ apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
 	apitoken_running_statement = outer;
 	SetUserIdAndSecContext(user, context);
 	return processed;
+}
+
+/*
+ * Run a statement as the tables' owner; how many rows it processed.  `nulls`
+ * as for SPI: 'n' where a value is null, or NULL where none is.
+ */
+uint64
+apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
+{
+	return execute(statement, values, nulls, NULL);
+}
+
+/* The same for a value that is not null, if there is a row. */
+bool
+apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
+{
+	return execute(statement, values, nulls, value) > 0;
 }

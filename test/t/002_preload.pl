@@ -5,13 +5,11 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = PostgreSQL::Test::Cluster->new('preload');
-$node->init;
-$node->start;
+my $node = start_node('preload');
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 $node->safe_psql('postgres', 'CREATE DATABASE app');
@@ -30,42 +28,26 @@ $node->safe_psql('app', q{
 my $token = $node->safe_psql('app', q{SELECT token FROM apitoken.create_token('t', user_id => 'alice')});
 my $ro = $node->safe_psql('app', q{SELECT token FROM apitoken.create_token('ro', user_id => 'alice', access => 'read_only')});
 
-# Run SQL in a new session; what it printed, and its errors by SQLSTATE.
-my $options = '';
-my $user = 'regress_apitoken_backend';
+my $form;
+my %how = (database => 'app', user => 'regress_apitoken_backend');
 
-sub run
+# What SQL answers in a new session, by %how but for what is said otherwise.
+sub run { my ($sql, %other) = @_; return answer($node, $sql, %how, %other); }
+
+sub check
 {
-	my ($sql, $database) = @_;
-	my ($out, $err) = ('', '');
+	my ($sql, $expected, $label, %other) = @_;
 
-	local $ENV{PGOPTIONS} = $options;
-	$node->psql($database // 'app', "\\set VERBOSITY sqlstate\n$sql",
-		stdout => \$out, stderr => \$err, on_error_stop => 0,
-		extra_params => [ '-U', $user ]);
-	$err =~ s/^psql:<stdin>:\d+: //mg;
-	$out =~ s/\n+/ /g;
-	$err =~ s/\s+/ /g;
-	$err =~ s/ $//;
-	return join(' ', grep { $_ ne '' } $out, $err eq '' ? '' : "[$err]");
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(run($sql, %other), $expected, "$form: $label");
 }
 
 my $who = q{SELECT coalesce(apitoken.current_user_id(), 'nobody');};
+my $load = 'SELECT apitoken.whoami() IS NOT NULL;';
 
-# The server's log since then, without what was asked.
-my $log_position = 0;
-
-sub log_since
+foreach ('plain', 'session', 'shared')
 {
-	my $log = slurp_file($node->logfile);
-	my $new = substr($log, $log_position);
-
-	$log_position = length $log;
-	return $new;
-}
-
-foreach my $form ('plain', 'session', 'shared')
-{
+	$form = $_;
 	my $preloaded = $form ne 'plain';
 
 	if ($form eq 'session')
@@ -79,187 +61,148 @@ foreach my $form ('plain', 'session', 'shared')
 		$node->restart;
 	}
 
-	is(run($who), 'nobody', "$form: a new session is anonymous");
+	check($who, 'nobody', 'a new session is anonymous');
 
 	# ---- values from outside the transaction never count
 
-	$options = '-c apitoken.user_id=alice';
-	is(run($who), 'nobody', "$form: user_id by PGOPTIONS");
-	is(run("BEGIN; $who COMMIT;"), 'nobody', "$form: user_id by PGOPTIONS, in a transaction");
-	is(run("BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'bob'; ROLLBACK TO s; $who COMMIT;"), 'nobody',
-		"$form: user_id by PGOPTIONS, after ROLLBACK TO");
-	is(run("BEGIN; SET LOCAL apitoken.user_id = 'bob'; RESET apitoken.user_id; SHOW apitoken.user_id; $who COMMIT;"), 'alice nobody',
-		"$form: user_id by PGOPTIONS, after RESET");
-	is(run("BEGIN; SET LOCAL apitoken.user_id = 'bob'; $who COMMIT; $who"), 'bob nobody',
-		"$form: user_id by PGOPTIONS gives way, and does not come after");
-	is(run("SELECT apitoken.whoami() IS NOT NULL; DISCARD ALL; SHOW apitoken.user_id; $who"), 't alice nobody',
-		"$form: user_id by PGOPTIONS, after DISCARD ALL");
-	$options = "-c apitoken.token=$token";
-	is(run($who), 'nobody', "$form: token by PGOPTIONS");
-	is(run("BEGIN; $who COMMIT;"), 'nobody', "$form: token by PGOPTIONS, in a transaction");
-	is(run("SELECT apitoken.whoami() IS NOT NULL; SHOW apitoken.token; SELECT count(*) FROM pg_settings WHERE '$token' IN (setting, reset_val, boot_val);"),
-		't *** 0', "$form: it is not shown");
-	$options = '-c apitoken.token=garbage';
-	is(run("BEGIN; $who COMMIT;"), 'nobody', "$form: garbage by PGOPTIONS is no error, since it does not count");
-	$options = '';
+	my @by = (options => '-c apitoken.user_id=alice');
+	check($who, 'nobody', 'user_id by PGOPTIONS', @by);
+	check("BEGIN; $who COMMIT;", 'nobody', 'user_id by PGOPTIONS, in a transaction', @by);
+	check("BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'bob'; ROLLBACK TO s; $who COMMIT;", 'nobody', 'user_id by PGOPTIONS, after ROLLBACK TO', @by);
+	check("BEGIN; SET LOCAL apitoken.user_id = 'bob'; RESET apitoken.user_id; SHOW apitoken.user_id; $who COMMIT;", 'alice nobody', 'user_id by PGOPTIONS, after RESET', @by);
+	check("BEGIN; SET LOCAL apitoken.user_id = 'bob'; $who COMMIT; $who", 'bob nobody', 'user_id by PGOPTIONS gives way, and does not come after', @by);
+	check("$load DISCARD ALL; SHOW apitoken.user_id; $who", 't alice nobody', 'user_id by PGOPTIONS, after DISCARD ALL', @by);
+	@by = (options => "-c apitoken.token=$token");
+	check($who, 'nobody', 'token by PGOPTIONS', @by);
+	check("BEGIN; $who COMMIT;", 'nobody', 'token by PGOPTIONS, in a transaction', @by);
+	check("$load SHOW apitoken.token; SELECT count(*) FROM pg_settings WHERE '$token' IN (setting, reset_val, boot_val);", 't *** 0', 'it is not shown', @by);
+	check("BEGIN; $who COMMIT;", 'nobody', 'garbage by PGOPTIONS is no error, since it does not count', options => '-c apitoken.token=garbage');
 
 	foreach my $target ('ROLE regress_apitoken_backend', 'DATABASE app', 'ROLE regress_apitoken_backend IN DATABASE app')
 	{
 		foreach my $setting ([ 'user_id', 'alice' ], [ 'token', $token ])
 		{
 			my ($name, $value) = @$setting;
+			my $by = "$name by ALTER $target";
 
 			# a superuser may set what no library has defined yet
 			$node->safe_psql('app', "SELECT apitoken.whoami(); ALTER $target SET apitoken.$name = '$value'");
-			is(run("$who BEGIN; $who SAVEPOINT s; $who ROLLBACK TO s; $who COMMIT;"), 'nobody nobody nobody nobody',
-				"$form: $name by ALTER $target");
-			is(run("BEGIN; SET LOCAL apitoken.user_id = 'carol'; SET LOCAL apitoken.token = ''; $who COMMIT; $who"), 'carol nobody',
-				"$form: $name by ALTER $target gives way to a value of the transaction");
-			is(run("BEGIN; SET LOCAL apitoken.$name = 'x'; RESET apitoken.$name; $who COMMIT; $who"), 'nobody nobody',
-				"$form: $name by ALTER $target does not count by RESET either");
+			check("$who BEGIN; $who SAVEPOINT s; $who ROLLBACK TO s; $who COMMIT;", 'nobody nobody nobody nobody', $by);
+			check("BEGIN; SET LOCAL apitoken.user_id = 'carol'; SET LOCAL apitoken.token = ''; $who COMMIT; $who", 'carol nobody', "$by gives way to a value of the transaction");
+			check("BEGIN; SET LOCAL apitoken.$name = 'x'; RESET apitoken.$name; $who COMMIT; $who", 'nobody nobody', "$by does not count by RESET either");
 			$node->safe_psql('app', "ALTER $target RESET apitoken.$name");
 		}
 	}
 
 	# ---- a value set before the library was loaded counts in its transaction only
 
-	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; $who COMMIT; $who"), 'alice nobody',
-		"$form: SET LOCAL as the first statement");
-	is(run("BEGIN; SET apitoken.user_id = 'alice'; $who COMMIT; $who"), 'alice nobody',
-		"$form: SET in a transaction as the first statement");
-	is(run("BEGIN; SET apitoken.user_id = 'alice'; COMMIT; $who BEGIN; $who COMMIT;"), 'nobody nobody',
-		"$form: SET in an earlier transaction");
-	like(run("SET apitoken.user_id = 'alice'; BEGIN; $who COMMIT; $who"), qr/^nobody nobody( \[WARNING: 25P01\])?$/,
-		"$form: SET before the transaction");
-	is(run("BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; RELEASE s; $who COMMIT; $who"), 'alice nobody',
-		"$form: SET LOCAL in a released savepoint");
-	is(run("BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; ROLLBACK TO s; $who COMMIT;"), 'nobody',
-		"$form: SET LOCAL rolled back");
-	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; SAVEPOINT s; SET LOCAL apitoken.user_id = 'bob'; ROLLBACK TO s; $who COMMIT;"), 'alice',
-		"$form: SET LOCAL over SET LOCAL, rolled back");
-	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; SAVEPOINT s; $who ROLLBACK TO s; $who COMMIT; $who"), 'alice alice nobody',
-		"$form: loaded in a savepoint that is rolled back");
-	is(run("BEGIN; SET LOCAL apitoken.token = '$token'; $who COMMIT; $who"), 'alice nobody',
-		"$form: a token as the first statement");
-	is(run("BEGIN; SET LOCAL apitoken.token = 'garbage'; $who ROLLBACK;"), '[ERROR: 28000]',
-		"$form: a bad token as the first statement");
+	my $alice = "SET LOCAL apitoken.user_id = 'alice';";
+	check("BEGIN; $alice $who COMMIT; $who", 'alice nobody', 'SET LOCAL as the first statement');
+	check("BEGIN; SET apitoken.user_id = 'alice'; $who COMMIT; $who", 'alice nobody', 'SET in a transaction as the first statement');
+	check("BEGIN; SET apitoken.user_id = 'alice'; COMMIT; $who BEGIN; $who COMMIT;", 'nobody nobody', 'SET in an earlier transaction');
+	like(run("SET apitoken.user_id = 'alice'; BEGIN; $who COMMIT; $who"), qr/^nobody nobody( \[WARNING: 25P01\])?$/, "$form: SET before the transaction");
+	check("BEGIN; SAVEPOINT s; $alice RELEASE s; $who COMMIT; $who", 'alice nobody', 'SET LOCAL in a released savepoint');
+	check("BEGIN; SAVEPOINT s; $alice ROLLBACK TO s; $who COMMIT;", 'nobody', 'SET LOCAL rolled back');
+	check("BEGIN; $alice SAVEPOINT s; SET LOCAL apitoken.user_id = 'bob'; ROLLBACK TO s; $who COMMIT;", 'alice', 'SET LOCAL over SET LOCAL, rolled back');
+	check("BEGIN; $alice SAVEPOINT s; $who ROLLBACK TO s; $who COMMIT; $who", 'alice alice nobody', 'loaded in a savepoint that is rolled back');
+	check("BEGIN; SET LOCAL apitoken.token = '$token'; $who COMMIT; $who", 'alice nobody', 'a token as the first statement');
+	check("BEGIN; SET LOCAL apitoken.token = 'garbage'; $who ROLLBACK;", '[ERROR: 28000]', 'a bad token as the first statement');
 
 	# ---- who lacks the capability
 
-	$user = 'regress_apitoken_client';
-	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; $who ROLLBACK;"), '[ERROR: 42501]', "$form: no capability act");
-	$options = '-c apitoken.user_id=alice';
-	is(run($who), 'nobody', "$form: no capability act, PGOPTIONS");
-	$options = '';
-	$user = 'regress_apitoken_backend';
+	@by = (user => 'regress_apitoken_client');
+	check("BEGIN; $alice $who ROLLBACK;", '[ERROR: 42501]', 'no capability act', @by);
+	check($who, 'nobody', 'no capability act, PGOPTIONS', @by, options => '-c apitoken.user_id=alice');
 
 	# ---- the latch: the role given up and the user id changed in one expression
 
-	my $forge = "SELECT set_config('role', 'none', true), set_config('apitoken.user_id', 'admin', true)";
-	my $scoped = "BEGIN; SET LOCAL ROLE regress_apitoken_weak; SET LOCAL apitoken.user_id = 'alice';";
+	my $forgery = "set_config('role', 'none', true), set_config('apitoken.user_id', 'admin', true)";
+	my $forge = "SELECT $forgery";
+	my $nested = "query_to_xml(\$q\$$forge\$q\$, true, true, '') IS NOT NULL";
+	my $scoped = "BEGIN; SET LOCAL ROLE regress_apitoken_weak; $alice";
 	# the latch is there as soon as the extension was called in the session
-	foreach my $before ($preloaded ? ('', "$who ") : ("$who "))
+	foreach my $before ($preloaded ? ('', $who) : ($who))
 	{
-		my $label = $before eq '' ? "$form, at once" : "$form, after a call";
-		my $printed = $before eq '' ? '' : 'nobody ';
+		foreach my $case (
+			[ 'in one expression', "$forge, apitoken.current_user_id();", '' ],
+			[ 'in the next statement', "$forge; $who", 'none|admin ' ],
+			[ 'by query_to_xml', "SELECT $nested; $who", 't ' ],
+			[ 'by query_to_xml in one statement', "SELECT $nested, query_to_xml('SELECT apitoken.current_user_id()', true, true, '') IS NOT NULL;", '' ],
+			[ 'in a DO block', "DO \$d\$BEGIN PERFORM $forgery; PERFORM apitoken.current_user_id(); END\$d\$;", '' ],
+			[ 'after a savepoint took it back', "SAVEPOINT s; SELECT 1; ROLLBACK TO s; $forge, apitoken.current_user_id();", '1 ' ])
+		{
+			my ($name, $sql, $printed) = @$case;
 
-		is(run("$before$scoped $forge, apitoken.current_user_id(); ROLLBACK;"), "${printed}[ERROR: 25001]",
-			"$label: latch, in one expression");
-		is(run("$before$scoped $forge; $who ROLLBACK;"), "${printed}none|admin [ERROR: 25001]",
-			"$label: latch, in the next statement");
-		is(run("$before$scoped SELECT query_to_xml(\$q\$$forge\$q\$, true, true, '') IS NOT NULL; $who ROLLBACK;"), "${printed}t [ERROR: 25001]",
-			"$label: latch, by query_to_xml");
-		is(run("$before$scoped SELECT query_to_xml(\$q\$$forge\$q\$, true, true, '') IS NOT NULL, query_to_xml('SELECT apitoken.current_user_id()', true, true, '') IS NOT NULL; ROLLBACK;"),
-			"${printed}[ERROR: 25001]", "$label: latch, by query_to_xml in one statement");
-		is(run("$before$scoped DO \$d\$BEGIN PERFORM set_config('role', 'none', true), set_config('apitoken.user_id', 'admin', true); PERFORM apitoken.current_user_id(); END\$d\$; ROLLBACK;"),
-			"${printed}[ERROR: 25001]", "$label: latch, in a DO block");
-		is(run("$before$scoped SAVEPOINT s; SELECT 1; ROLLBACK TO s; $forge, apitoken.current_user_id(); ROLLBACK;"),
-			"${printed}1 [ERROR: 25001]", "$label: latch, after a savepoint took it back");
+			check("$before $scoped $sql ROLLBACK;", ($before ? 'nobody ' : '') . $printed . '[ERROR: 25001]',
+				'latch ' . ($before ? 'after a call' : 'at once') . ", $name");
+		}
 	}
 	# The plain form's limit: before the library is loaded nobody notices that
 	# the value changed, so that the last one counts.
-	if (!$preloaded)
-	{
-		is(run("$scoped $forge, apitoken.current_user_id(); ROLLBACK;"), 'none|admin|admin',
-			'plain: no latch before the first call of a session');
-	}
+	check("$scoped $forge, apitoken.current_user_id(); ROLLBACK;", 'none|admin|admin', 'no latch before the first call of a session') if !$preloaded;
 	# Called by its own way, the identity is latched in any form.
-	is(run("BEGIN; SELECT apitoken.act_as('alice')->>'user_id'; $forge, apitoken.current_user_id(); ROLLBACK;"), 'alice [ERROR: 25001]',
-		"$form: latch after act_as");
-	is(run("BEGIN; SELECT user_id FROM apitoken.authenticate('$token'); $forge, apitoken.current_user_id(); ROLLBACK;"), 'alice [ERROR: 25001]',
-		"$form: latch after authenticate");
+	check("BEGIN; SELECT apitoken.act_as('alice')->>'user_id'; $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'latch after act_as');
+	check("BEGIN; SELECT user_id FROM apitoken.authenticate('$token'); $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'latch after authenticate');
 
 	# ---- a read-only token
 
-	is(run("BEGIN; SELECT user_id FROM apitoken.authenticate('$ro'); INSERT INTO work VALUES (1); ROLLBACK;"), 'alice [ERROR: 25006]',
-		"$form: READ ONLY after authenticate");
-	is(run("BEGIN; SELECT user_id FROM apitoken.authenticate('$ro'); SELECT nextval('numbers'); ROLLBACK;"), 'alice [ERROR: 25006]',
-		"$form: READ ONLY after authenticate, nextval");
-	is(run("BEGIN; SAVEPOINT s; SELECT user_id FROM apitoken.authenticate('$ro'); RELEASE s; INSERT INTO work VALUES (1); ROLLBACK;"), 'alice [ERROR: 25006]',
-		"$form: READ ONLY after authenticate and RELEASE");
-	is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; $who INSERT INTO work VALUES (1); ROLLBACK;"), 'alice [ERROR: 25006]',
-		"$form: READ ONLY by the setting, after a call");
+	my $write = 'INSERT INTO work VALUES (1);';
+	my $authenticate = "SELECT user_id FROM apitoken.authenticate('$ro');";
+	my $set = "SET LOCAL apitoken.token = '$ro';";
+	check("BEGIN; $authenticate $write ROLLBACK;", 'alice [ERROR: 25006]', 'READ ONLY after authenticate');
+	check("BEGIN; $authenticate SELECT nextval('numbers'); ROLLBACK;", 'alice [ERROR: 25006]', 'READ ONLY after authenticate, nextval');
+	check("BEGIN; SAVEPOINT s; $authenticate RELEASE s; $write ROLLBACK;", 'alice [ERROR: 25006]', 'READ ONLY after authenticate and RELEASE');
+	check("BEGIN; $set $who $write ROLLBACK;", 'alice [ERROR: 25006]', 'READ ONLY by the setting, after a call');
 	if ($preloaded)
 	{
-		is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; INSERT INTO work VALUES (1); ROLLBACK;"), '[ERROR: 25006]',
-			"$form: READ ONLY by the setting, from the first statement");
-		is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; SELECT nextval('numbers'); ROLLBACK;"), '[ERROR: 25006]',
-			"$form: READ ONLY by the setting, nextval");
-		is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; TRUNCATE work; ROLLBACK;"), '[ERROR: 25006]',
-			"$form: READ ONLY by the setting, utility statement");
-		is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; DO \$d\$BEGIN INSERT INTO work VALUES (1); END\$d\$; ROLLBACK;"), '[ERROR: 25006]',
-			"$form: READ ONLY by the setting, DO");
-		is(run("BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT 1; ROLLBACK;"), '[ERROR: 28000]',
-			"$form: a bad token fails the first statement, whatever it is");
+		check("BEGIN; $set $write ROLLBACK;", '[ERROR: 25006]', 'READ ONLY by the setting, from the first statement');
+		check("BEGIN; $set SELECT nextval('numbers'); ROLLBACK;", '[ERROR: 25006]', 'READ ONLY by the setting, nextval');
+		check("BEGIN; $set TRUNCATE work; ROLLBACK;", '[ERROR: 25006]', 'READ ONLY by the setting, utility statement');
+		check("BEGIN; $set DO \$d\$BEGIN $write END\$d\$; ROLLBACK;", '[ERROR: 25006]', 'READ ONLY by the setting, DO');
+		check("BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT 1; ROLLBACK;", '[ERROR: 28000]', 'a bad token fails the first statement, whatever it is');
 	}
 	else
 	{
-		is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; INSERT INTO work VALUES (1); SELECT 1; ROLLBACK;"), '1',
-			'plain: the setting alone says nothing before the first call of a session');
-		is(run("BEGIN; SET LOCAL apitoken.token = '$ro'; INSERT INTO work VALUES (1); $who INSERT INTO work VALUES (1); ROLLBACK;"), 'alice [ERROR: 25006]',
-			'plain: from the first call on');
+		check("BEGIN; $set $write SELECT 1; ROLLBACK;", '1', 'the setting alone says nothing before the first call of a session');
+		check("BEGIN; $set $write $who $write ROLLBACK;", 'alice [ERROR: 25006]', 'from the first call on');
 	}
-	is(run('SELECT count(*) FROM work; SELECT is_called FROM numbers;'), '0 f', "$form: nothing was written");
+	check('SELECT count(*) FROM work; SELECT is_called FROM numbers;', '0 f', 'nothing was written');
 
 	# ---- settings that there are not
 
-	is(run("SELECT apitoken.whoami() IS NOT NULL; SET apitoken.nonsense = 1; SHOW apitoken.nonsense;"),
-		't [ERROR: 42602 ERROR: 42704]', "$form: an unknown setting is refused once loaded");
+	check("$load SET apitoken.nonsense = 1; SHOW apitoken.nonsense;", 't [ERROR: 42602 ERROR: 42704]', 'an unknown setting is refused once loaded');
 	if ($preloaded)
 	{
-		is(run('SET apitoken.nonsense = 1;'), '[ERROR: 42602]', "$form: an unknown setting is refused");
+		check('SET apitoken.nonsense = 1;', '[ERROR: 42602]', 'an unknown setting is refused');
 	}
 	else
 	{
-		is(run("SET apitoken.nonsense = 1; SELECT apitoken.whoami() IS NOT NULL; SHOW apitoken.nonsense;"),
-			't [WARNING: 42602 ERROR: 42704]', 'plain: an unknown setting goes when the library comes');
+		check("SET apitoken.nonsense = 1; $load SHOW apitoken.nonsense;", 't [WARNING: 42602 ERROR: 42704]', 'an unknown setting goes when the library comes');
 	}
 	# a setting that only superusers may set, set by another before it was known
-	like(run("SET apitoken.prefix = 'zzz'; SELECT apitoken.whoami() IS NOT NULL; SHOW apitoken.prefix;"),
-		qr/^t apt \[(WARNING|ERROR): 42501\]$/, "$form: the prefix is not anybody's to set");
+	like(run("SET apitoken.prefix = 'zzz'; $load SHOW apitoken.prefix;"), qr/^t apt \[(WARNING|ERROR): 42501\]$/, "$form: the prefix is not anybody's to set");
 
 	# ---- a database without the extension
 
-	is(run("SELECT 1; BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 2; COMMIT; BEGIN; SET LOCAL apitoken.token = '$ro'; CREATE TEMP TABLE t (n int); SELECT 3; ROLLBACK;", 'postgres'),
-		'1 2 3', "$form: a database without the extension is left alone");
+	check("SELECT 1; BEGIN; $alice SELECT 2; COMMIT; BEGIN; $set CREATE TEMP TABLE t (n int); SELECT 3; ROLLBACK;", '1 2 3',
+		'a database without the extension is left alone', database => 'postgres');
 
 	# ---- a bad prefix in the configuration file is never taken
 
+	@by = (user => $superuser);
 	$node->append_conf('postgresql.conf', q{apitoken.prefix = 'Not A Prefix'});
-	log_since();
+	my $mark = log_mark($node);
 	$node->restart;
-	$user = $superuser;
-	like(run(q{SELECT apitoken.generate('usr') LIKE 'apt_usr_%'; SHOW apitoken.prefix;}), qr/^t apt( \[WARNING: [^\[\]]*\])?$/,
+	like(run(q{SELECT apitoken.generate('usr') LIKE 'apt_usr_%'; SHOW apitoken.prefix;}, @by), qr/^t apt( \[WARNING: [^\[\]]*\])?$/,
 		"$form: with a bad prefix the default one is used");
-	like(log_since(), qr/(WARNING|LOG): .*"apitoken\.prefix"/, "$form: which the log tells");
+	like(log_since($node, $mark), qr/(WARNING|LOG): .*"apitoken\.prefix"/, "$form: which the log tells");
 	$node->append_conf('postgresql.conf', q{apitoken.prefix = 'good'});
 	$node->reload;
 	$node->poll_query_until('app', q{SELECT apitoken.generate('usr') LIKE 'good_usr_%'});
-	like(run(q{SELECT apitoken.generate('usr') LIKE 'good_usr_%';}), qr/^t/, "$form: a good one is taken by reload");
+	like(run(q{SELECT apitoken.generate('usr') LIKE 'good_usr_%';}, @by), qr/^t/, "$form: a good one is taken by reload");
 	$node->append_conf('postgresql.conf', q{apitoken.prefix = 'Bad'});
 	$node->reload;
-	like(run(q{SELECT pg_sleep(0.2); SELECT apitoken.generate('usr') ~ '^(good|apt)_usr_';}), qr/ t( |$)/, "$form: a bad one is not taken by reload");
-	$user = 'regress_apitoken_backend';
+	like(run(q{SELECT pg_sleep(0.2); SELECT apitoken.generate('usr') ~ '^(good|apt)_usr_';}, @by), qr/ t( |$)/, "$form: a bad one is not taken by reload");
 	$node->adjust_conf('postgresql.conf', 'apitoken.prefix', undef);
 	$node->restart;
 }
@@ -272,7 +215,6 @@ $node->safe_psql('postgres', q{
 	GRANT CREATE ON DATABASE lure TO regress_apitoken_lurer;
 });
 my $id = $node->safe_psql('app', "SELECT id FROM apitoken.parse('$token')");
-$user = 'regress_apitoken_lurer';
 my $columns = join(', ', map { "c$_ bigint DEFAULT 8" } 2 .. 26);
 is( run(qq{
 		CREATE SCHEMA apitoken;
@@ -282,7 +224,7 @@ is( run(qq{
 		INSERT INTO apitoken.token_records (id) VALUES ('$id');
 		BEGIN; SET LOCAL apitoken.token = '$token'; SELECT 1; ROLLBACK;
 		SELECT 2;
-	}, 'lure'),
+	}, database => 'lure', user => 'regress_apitoken_lurer'),
 	'1 2', 'tables that are not the extension\'s are not read');
 unlike(slurp_file($node->logfile), qr/terminated by signal/, 'no server process crashed');
 

@@ -5,14 +5,11 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = PostgreSQL::Test::Cluster->new('protocol');
-$node->init;
-$node->append_conf('postgresql.conf', 'max_prepared_transactions = 5');
-$node->start;
+my $node = start_node('protocol', conf => 'max_prepared_transactions = 5');
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 my $parallel = $node->safe_psql('postgres', q{SELECT name FROM pg_settings WHERE name IN ('debug_parallel_query', 'force_parallel_mode') ORDER BY 1 LIMIT 1});
 
@@ -51,57 +48,26 @@ $node->safe_psql('postgres', q{
 # ---- prepared statements, whose plans are kept from one identity to the next
 
 my $count = 'SELECT count(*) AS rows FROM article \gset' . "\n";
+
+# A script in which somebody appears, sees their rows, and goes.
+sub visit
+{
+	my ($what, $appears, $goes) = @_;
+
+	return q{
+		\set n random(1, 4)
+		BEGIN;
+		SELECT FROM } . $appears . ";\n$count SELECT expect(:rows, :n, '$what');\n" . ($goes // 'COMMIT') . ";\n";
+}
+
 my %scripts = (
-	'act_as' => q{
-		\set n random(1, 4)
-		BEGIN;
-		SELECT FROM apitoken.act_as((:n)::text);
-		} . $count . q{
-		SELECT expect(:rows, :n, 'act_as');
-		COMMIT;
-	},
-	'setting' => q{
-		\set n random(1, 4)
-		BEGIN;
-		SELECT FROM set_config('apitoken.user_id', (:n)::text, true);
-		} . $count . q{
-		SELECT expect(:rows, :n, 'setting');
-		COMMIT;
-	},
-	'setting and role' => q{
-		\set n random(1, 4)
-		BEGIN;
-		SELECT FROM set_config('apitoken.user_id', (:n)::text, true) u, set_config('role', 'regress_apitoken_weak', true) r;
-		} . $count . q{
-		SELECT expect(:rows, :n, 'setting and role');
-		COMMIT;
-	},
-	'session-wide setting' => q{
-		\set n random(1, 4)
-		BEGIN;
-		SELECT FROM set_config('apitoken.user_id', (:n)::text, false);
-		} . $count . q{
-		SELECT expect(:rows, :n, 'session-wide setting');
-		COMMIT;
-		} . $count . q{
-		SELECT expect(:rows, 0, 'after a session-wide setting');
-	},
-	'token' => q{
-		\set n random(1, 4)
-		BEGIN;
-		SELECT FROM set_config('apitoken.token', token_of(:n), true);
-		} . $count . q{
-		SELECT expect(:rows, :n, 'token');
-		COMMIT;
-	},
-	'authenticate' => q{
-		\set n random(1, 4)
-		BEGIN;
-		SELECT FROM apitoken.authenticate(token_of(:n));
-		} . $count . q{
-		SELECT expect(:rows, :n, 'authenticate');
-		ROLLBACK;
-	},
+	'act_as' => visit('act_as', 'apitoken.act_as((:n)::text)'),
+	'setting' => visit('setting', q{set_config('apitoken.user_id', (:n)::text, true)}),
+	'setting and role' => visit('setting and role', q{set_config('apitoken.user_id', (:n)::text, true) u, set_config('role', 'regress_apitoken_weak', true) r}),
+	'session-wide setting' => visit('session-wide setting', q{set_config('apitoken.user_id', (:n)::text, false)})
+		. "$count SELECT expect(:rows, 0, 'after a session-wide setting');\n",
+	'token' => visit('token', q{set_config('apitoken.token', token_of(:n), true)}),
+	'authenticate' => visit('authenticate', 'apitoken.authenticate(token_of(:n))', 'ROLLBACK'),
 	'nobody' => q{
 		BEGIN;
 		} . $count . q{
@@ -216,17 +182,7 @@ bench('prepared', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
 
 # ---- two-phase commit: allowed, and the identity is gone with it
 
-sub run
-{
-	my ($sql, $user, $options) = @_;
-	my ($out, $err) = ('', '');
-
-	local $ENV{PGOPTIONS} = $options // '';
-	$node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql", stdout => \$out, stderr => \$err, on_error_stop => 0,
-		extra_params => [ '-U', $user // 'regress_apitoken_login' ]);
-	$err =~ s/^psql:<stdin>:\d+: //mg;
-	return join(' ', grep { $_ ne '' } $out =~ s/\n+/ /gr, $err =~ s/\s+/ /gr);
-}
+sub run { my ($sql, %how) = @_; return answer($node, $sql, user => 'regress_apitoken_login', %how); }
 
 my $who = q{SELECT coalesce(apitoken.current_user_id(), 'nobody');};
 
@@ -243,21 +199,22 @@ is(run("COMMIT PREPARED 'a'; ROLLBACK PREPARED 'b'; COMMIT PREPARED 'c'; COMMIT 
 
 # ---- the tokens' own functions wherever a parallel plan can be
 
+my $cheap = '-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0';
 foreach my $mode ('off', 'on')
 {
-	my $options = "-c $parallel=$mode -c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0";
+	my @options = (options => "-c $parallel=$mode $cheap");
 
-	is(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT count(*), apitoken.current_user_id(), apitoken.can('article:read', 3), apitoken.can('article:read', 2) FROM article; COMMIT; SELECT count(*) FROM article;",
-		undef, $options), '3|3|t|f 0', "a parallel plan sees the identity, $parallel $mode");
-	is(run("SELECT count(*), (apitoken.verify(token_of(1))).verdict, (SELECT verdict FROM apitoken.verify('garbage')) FROM article;", undef, $options),
+	is(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT count(*), apitoken.current_user_id(), apitoken.can('article:read', 3), apitoken.can('article:read', 2) FROM article; COMMIT; SELECT count(*) FROM article;", @options),
+		'3|3|t|f 0', "a parallel plan sees the identity, $parallel $mode");
+	is(run("SELECT count(*), (apitoken.verify(token_of(1))).verdict, (SELECT verdict FROM apitoken.verify('garbage')) FROM article;", @options),
 		'0|valid|malformed', "verify in a parallel plan, $parallel $mode");
-	is(run("BEGIN; SELECT (apitoken.authenticate(token_of(1))).user_id; SELECT count(*) FROM article; INSERT INTO work VALUES (3); ROLLBACK;", undef, $options),
-		'1 1 ERROR: 25006', "authenticate, $parallel $mode");
-	is(run("BEGIN; SELECT FROM set_config('apitoken.token', token_of(2), true); SELECT count(*) FROM article; INSERT INTO work VALUES (3); ROLLBACK;", undef, $options),
+	is(run("BEGIN; SELECT (apitoken.authenticate(token_of(1))).user_id; SELECT count(*) FROM article; INSERT INTO work VALUES (3); ROLLBACK;", @options),
+		'1 1 [ERROR: 25006]', "authenticate, $parallel $mode");
+	is(run("BEGIN; SELECT FROM set_config('apitoken.token', token_of(2), true); SELECT count(*) FROM article; INSERT INTO work VALUES (3); ROLLBACK;", @options),
 		'2', "a token by the setting, $parallel $mode");
-	is(run("BEGIN; SELECT FROM set_config('apitoken.token', 'garbage', true); SELECT count(*) FROM article; ROLLBACK;", undef, $options),
-		'ERROR: 28000', "a bad one, $parallel $mode");
-	is(run("SELECT label FROM apitoken.tokens ORDER BY user_id LIMIT 1; SELECT count(*) FROM apitoken.tokens;", $superuser, $options),
+	is(run("BEGIN; SELECT FROM set_config('apitoken.token', 'garbage', true); SELECT count(*) FROM article; ROLLBACK;", @options),
+		'[ERROR: 28000]', "a bad one, $parallel $mode");
+	is(run("SELECT label FROM apitoken.tokens ORDER BY user_id LIMIT 1; SELECT count(*) FROM apitoken.tokens;", user => $superuser, @options),
 		't 4', "the view, $parallel $mode");
 }
 # A function that its author called parallel safe and that asks who is acting
@@ -269,11 +226,9 @@ $node->safe_psql('postgres', q{
 	GRANT SELECT ON big TO PUBLIC;
 	ANALYZE big;
 });
-like(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", undef,
-		'-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0'), qr/^t$/,
+like(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", options => $cheap), qr/^t$/,
 	'a function wrongly marked parallel safe is nobody else');
-like(run("BEGIN; SELECT FROM set_config('apitoken.user_id', '3', true); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", undef,
-		'-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0'), qr/^t$/,
+like(run("BEGIN; SELECT FROM set_config('apitoken.user_id', '3', true); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", options => $cheap), qr/^t$/,
 	'nor by a setting');
 
 unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC|TRAP/, 'no server process crashed');

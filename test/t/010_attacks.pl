@@ -7,15 +7,14 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = PostgreSQL::Test::Cluster->new('attacks');
-$node->init;
 # a lock that nobody gives back must fail a test, not hang it
-$node->append_conf('postgresql.conf', "lock_timeout = 10s\nautovacuum = off");
-$node->start;
+my $node = start_node('attacks', conf => "lock_timeout = 10s\nautovacuum = off");
+# an identity outside a transaction block: warned of, and tested elsewhere
+$ApitokenTest::unwarned = '25P01';
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 # backend: a trusted login; manager: no more than a signed-in user's role;
@@ -77,6 +76,9 @@ my $setup = q{
 	ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
 	CREATE POLICY everyones ON guarded USING (true) WITH CHECK (owner = apitoken.current_user_id());
 	GRANT ALL ON notes, guarded TO PUBLIC;
+	-- from now on the name means a temporary table
+	CREATE FUNCTION shadow_notes() RETURNS boolean LANGUAGE plpgsql
+		AS $$BEGIN CREATE TEMP TABLE notes (owner text, body text) ON COMMIT DROP; RETURN true; END$$;
 	GRANT CREATE ON SCHEMA public TO regress_apitoken_backend;
 };
 
@@ -84,53 +86,13 @@ my $setup = q{
 
 my $database;
 
-# Run SQL in a new session; what it printed, and its errors by SQLSTATE.
-sub run
-{
-	my ($sql, $user) = @_;
-	my ($out, $err) = ('', '');
-
-	$node->psql($database, "\\set VERBOSITY sqlstate\n$sql",
-		stdout => \$out, stderr => \$err, on_error_stop => 0,
-		extra_params => [ '-U', $user // 'regress_apitoken_backend' ]);
-	$err =~ s/^psql:<stdin>:\d+: //mg;
-	# an identity outside a transaction block: warned of, and tested elsewhere
-	$err =~ s/^WARNING:  25P01\n?//mg;
-	$out =~ s/\n+/ /g;
-	$err =~ s/\s+/ /g;
-	$err =~ s/ $//;
-	return join(' ', grep { $_ ne '' } $out, $err eq '' ? '' : "[$err]");
-}
+# Run SQL in a new session, or in one that stays.
+sub run { my ($sql, $user) = @_; return answer($node, $sql, database => $database, user => $user // 'regress_apitoken_backend'); }
 sub run_as { my ($user, $sql) = @_; return run($sql, $user); }
+sub connection_as { return connection($node, database => $database, user => $_[0]); }
 
 # The same as the superuser, and it must not fail.
 sub admin { return $node->safe_psql($database, $_[0]); }
-
-sub connection
-{
-	return $node->background_psql($database, on_error_stop => 0,
-		extra_params => [ '-U', $_[0], '-v', 'VERBOSITY=sqlstate' ]);
-}
-
-# A running session's answer, in the form of run().
-sub ask
-{
-	my ($session, $sql) = @_;
-	$session->{stderr} = '';
-	my $out = $session->query($sql);
-	my $err = $session->{stderr};
-	$session->{stderr} = '';
-	$err =~ s/^psql:<stdin>:\d+: //mg;
-	# an identity outside a transaction block: warned of, and tested elsewhere
-	$err =~ s/^WARNING:  25P01\n?//mg;
-	$out =~ s/\n+$//;
-	$out =~ s/\n+/ /g;
-	$err =~ s/\s+/ /g;
-	$err =~ s/ $//;
-	return join(' ', grep { $_ ne '' } $out, $err eq '' ? '' : "[$err]");
-}
-
-sub log_from { return substr(slurp_file($node->logfile), $_[0]); }
 
 my $who = q{SELECT coalesce(apitoken.current_user_id(), 'nobody');};
 
@@ -147,8 +109,8 @@ foreach my $form ('plain', 'session')
 	# ----- a cancelled look-up makes nobody an administrator ---------------------
 
 	my $o2 = admin(q{SELECT token FROM apitoken.create_token('t', organization_id => 'o2')});
-	my $holder = connection($superuser);
-	my $manager = connection('regress_apitoken_manager');
+	my $holder = connection_as($superuser);
+	my $manager = connection_as('regress_apitoken_manager');
 
 	is(ask($holder, 'BEGIN; LOCK TABLE pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE'), '', "$form: look-ups have to wait");
 	is(ask($manager, "SET statement_timeout = '300ms'; SELECT apitoken.whoami()"), '[ERROR: 57014]', "$form: the first one is cancelled");
@@ -225,9 +187,10 @@ foreach my $form ('plain', 'session')
 		[ 'UPDATE by setting', sub { return "UPDATE guarded SET body = 'written' WHERE " . $by_setting->($_[0]); } ],
 		[ 'DELETE by setting', sub { return 'DELETE FROM guarded WHERE ' . $by_setting->($_[0]) . ' RETURNING apitoken.current_user_id()'; } ],
 		[ 'COPY', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE (apitoken.authenticate('$_[0]')).valid"; } ],
+		[ 'COPY, shadowed', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE CASE WHEN shadow_notes() THEN (apitoken.authenticate('$_[0]')).valid END"; } ],
 	);
 	# COPY evaluates expressions by itself: only a hook that is there before can tell
-	my $first_call = sub { return $_[0] eq 'COPY' ? 'SELECT FROM apitoken.roles WHERE apitoken.can(NULL); ' : ''; };
+	my $first_call = sub { return $_[0] =~ /^COPY/ ? 'SELECT FROM apitoken.roles WHERE apitoken.can(NULL); ' : ''; };
 	my $contents = q{SELECT string_agg(t || ' ' || body, ', ' ORDER BY t, body) FROM (SELECT 'guarded' AS t, body FROM guarded UNION ALL SELECT 'notes', body FROM notes) x};
 
 	foreach my $write (@writes)
@@ -266,7 +229,7 @@ foreach my $form ('plain', 'session')
 	});
 	my $wide = admin(q{SELECT token FROM apitoken.create_token('wide', user_id => 'busy',
 		permissions => (SELECT array_agg('*:a' || n) FROM generate_series(1, 100) n))});
-	my $busy = connection('regress_apitoken_backend');
+	my $busy = connection_as('regress_apitoken_backend');
 	my $peak = sub
 	{
 		my ($status) = eval { slurp_file("/proc/$_[0]/status") };
@@ -291,7 +254,7 @@ foreach my $form ('plain', 'session')
 
 	# ----- the owner alters the tables --------------------------------------------
 
-	my $running = connection($superuser);
+	my $running = connection_as($superuser);
 	my $verify = "SELECT verdict FROM apitoken.verify('$full')";
 	my $acts = q{BEGIN; SELECT apitoken.act_as('alice')->>'groups'; COMMIT};
 
@@ -343,13 +306,13 @@ foreach my $form ('plain', 'session')
 		"UPDATE apitoken.tokens SET expires_at = now() + interval '5 years' WHERE id = '$id'",
 		"SELECT apitoken.create_token('long', expires_in => '5 years')")
 	{
-		my $position = -s $node->logfile;
+		my $position = log_mark($node);
 		my ($out, $err) = ('', '');
 
 		$node->psql($database, "\\set VERBOSITY verbose\nBEGIN; SET LOCAL apitoken.user_id = 'alice'; $statement; COMMIT;",
 			stdout => \$out, stderr => \$err, on_error_stop => 0, extra_params => [ '-U', 'regress_apitoken_backend' ]);
 		like($err, qr/ERROR:  23514: .*within_a_year/, "$form: a constraint of the administrator's own: $statement");
-		my $log = log_from($position);
+		my $log = log_since($node, $position);
 		like($log, qr/within_a_year/, "$form: which the log tells");
 		foreach my $told ([ 'client', $err ], [ 'log', $log ])
 		{
@@ -432,7 +395,7 @@ foreach my $form ('plain', 'session')
 		return admin("SELECT id FROM apitoken.parse('$text')");
 	};
 	my $usage = "SELECT coalesce(string_agg(accepted || ' ' || apitoken.in_words(last_used_at), ', '), 'none') FROM apitoken.token_usage WHERE token_id = ";
-	my ($first, $second) = map { connection('regress_apitoken_gateway') } 1 .. 2;
+	my ($first, $second) = map { connection_as('regress_apitoken_gateway') } 1 .. 2;
 	my @ends = ('COMMIT', 'ROLLBACK');
 
 	ask($second, "SET lock_timeout = '2s'; SET statement_timeout = '4s'");

@@ -1,0 +1,451 @@
+--
+-- Housekeeping: what it ends and removes, what it must leave, who may call it
+-- and where it cannot run.
+--
+\set SHOW_CONTEXT never
+\pset null '(null)'
+SET client_min_messages = warning;
+CREATE EXTENSION apitoken CASCADE;
+CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	hint text;
+BEGIN
+	EXECUTE sql;
+	RETURN 'done';
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, SQLERRM, nullif(hint, ''));
+END $$;
+CREATE ROLE regress_apitoken_app LOGIN;
+CREATE ROLE regress_apitoken_directory LOGIN;
+CREATE ROLE regress_apitoken_all LOGIN;
+CREATE ROLE regress_apitoken_cron LOGIN;
+SELECT apitoken.allow('regress_apitoken_app', 'act', 'manage');
+SELECT apitoken.allow('regress_apitoken_directory', 'directory');
+SELECT apitoken.allow('regress_apitoken_all', 'use', 'manage', 'verify', 'act', 'directory');
+INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex');
+INSERT INTO apitoken.users (id) VALUES ('ada');
+INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('globex', 'gina', 'admin');
+
+-- a new database has nothing to do
+SELECT * FROM apitoken.run_maintenance();
+
+--
+-- organizations.idle_timeout: at least a minute, at most 100 years, and no part
+-- below zero, which could be over at once or out of the range of time
+--
+SET SESSION AUTHORIZATION regress_apitoken_directory;
+SELECT t, pg_catalog.split_part(public.regress_try(pg_catalog.format('UPDATE apitoken.organizations SET idle_timeout = %L WHERE id = ''acme''', t)), ' violates ', 1) AS answer
+FROM pg_catalog.unnest('{1 minute,90 days,P1Y,100 years,1 mon 2 days 3 hours,30,59.999999 s,0,-1 day,101 years,1 mon -29 days,-12 mons 400 days,71582788 mons -2147483640 days,1 day -10 hours}'::text[]) t;
+UPDATE apitoken.organizations SET idle_timeout = NULL;
+-- that is for the directory, not for an organization's own administrators
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT id, idle_timeout, resumed_at FROM apitoken.organizations;
+SELECT public.regress_try($$UPDATE apitoken.organizations SET idle_timeout = '1 minute'$$) AS member;
+COMMIT;
+-- the end of a suspension is noted; nothing else is
+SET SESSION AUTHORIZATION regress_apitoken_directory;
+UPDATE apitoken.organizations SET name = 'Acme', suspended_at = NULL;
+SELECT id, resumed_at FROM apitoken.organizations ORDER BY id;
+UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme';
+SELECT id, resumed_at FROM apitoken.organizations ORDER BY id;
+UPDATE apitoken.organizations SET suspended_at = NULL, resumed_at = '2000-01-01';
+SELECT id, resumed_at > now() - '1 hour'::interval AS just_now FROM apitoken.organizations ORDER BY id;
+UPDATE apitoken.organizations SET resumed_at = NULL;
+RESET SESSION AUTHORIZATION;
+
+--
+-- The settings: any interval, but no number without its unit, nothing short,
+-- nothing below zero, nothing endless; empty is without limit
+--
+CREATE FUNCTION pg_temp.set(name text, value text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	detail text;
+	hint text;
+BEGIN
+	PERFORM pg_catalog.set_config(name, value, true);
+	RETURN pg_catalog.format('done: "%s"', pg_catalog.left(pg_catalog.current_setting(name), 30));
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	RETURN pg_catalog.concat_ws(' | ', SQLSTATE, detail, hint);
+END $$;
+\pset format unaligned
+SELECT pg_catalog.left(v, 30) AS v, pg_temp.set('apitoken.retention', v) AS retention, pg_temp.set('apitoken.usage_retention', v) AS usage_retention
+FROM pg_catalog.unnest(ARRAY['', '1 year', '90d', '90 DAYS', 'P1Y2M', '1-2', '@ 5 weeks', '36:00:00', '1 day', '23:59:59', '1 minute', '59 s', '30', '90.5', ' 365 ', '0', '-1 day', '1 day ago', '1 mon -1 day',
+	'1 mon -5 hours', 'x', '1 yaer', 'never', 'infinity', '-infinity', 'today', '101 years', '100 years', '99999999999999999999 years', '2147483647 years', 'P99999999999Y', pg_catalog.repeat('1 day ', 200), ' ']) v;
+\pset format aligned
+SET SESSION AUTHORIZATION regress_apitoken_all;
+SELECT pg_temp.set(n, '1 day') FROM pg_catalog.unnest('{apitoken.retention,apitoken.usage_retention}'::text[]) n;
+SHOW apitoken.retention;
+SHOW apitoken.usage_retention;
+RESET SESSION AUTHORIZATION;
+-- for one database, by a superuser
+DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I SET apitoken.retention = ''2 years''', pg_catalog.current_database()); END $$;
+\c -
+SET client_min_messages = warning;
+SELECT apitoken.current_user_id();
+SHOW apitoken.retention;
+DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I RESET apitoken.retention', pg_catalog.current_database()); END $$;
+\c -
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+SET timezone = 'UTC';
+
+--
+-- Who may call it: nobody by any capability; who was granted it need hold
+-- nothing else
+--
+SET SESSION AUTHORIZATION regress_apitoken_all;
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+SET SESSION AUTHORIZATION regress_apitoken_cron;
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+RESET SESSION AUTHORIZATION;
+GRANT EXECUTE ON FUNCTION apitoken.run_maintenance() TO regress_apitoken_cron, regress_apitoken_app;
+SET SESSION AUTHORIZATION regress_apitoken_cron;
+SELECT * FROM apitoken.run_maintenance();
+-- which gives nothing else
+SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['SELECT FROM apitoken.token_usage_daily', 'SELECT FROM apitoken.tokens', 'DELETE FROM apitoken.events']) s;
+-- where nothing can be written it says so
+BEGIN READ ONLY;
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+COMMIT;
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT * FROM apitoken.run_maintenance();
+COMMIT;
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT * FROM apitoken.run_maintenance();
+COMMIT;
+SET row_security = off;
+SELECT * FROM apitoken.run_maintenance();
+RESET row_security;
+RESET SESSION AUTHORIZATION;
+-- an acting token that may only read makes the transaction READ ONLY
+SELECT token AS read_only FROM apitoken.create_token('read only', user_id => 'ada', access => 'read_only') \gset
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT (apitoken.authenticate(:'read_only')).verdict;
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+ROLLBACK;
+SELECT (SELECT verdict FROM apitoken.authenticate(:'read_only')) AS verdict, apitoken.run_maintenance();
+RESET SESSION AUTHORIZATION;
+-- without triggers there would be no events
+SET session_replication_role = replica;
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+RESET session_replication_role;
+DELETE FROM apitoken.token_records;
+
+--
+-- Idle tokens.  Each label says what is to become of it; the timeout is 30 days,
+-- that of "fresh" 60.
+--
+INSERT INTO apitoken.organizations (id) VALUES ('fresh'), ('asleep'), ('woken');
+CREATE TABLE public.regress_token (label text, organization_id text, user_id text, id uuid, token text, changed interval, used interval);
+INSERT INTO public.regress_token (label, organization_id, user_id, changed, used) VALUES
+	('revoked: used long ago', 'acme', NULL, '90 days', '31 days'),
+	('revoked: never used', 'acme', NULL, '31 days', NULL),
+	('revoked: used a minute too long ago', 'acme', NULL, '90 days', '30 days 2 minutes'),
+	('kept: used lately', 'acme', NULL, '90 days', '29 days'),
+	('kept: used as long ago as last use is exact', 'acme', NULL, '90 days', '30 days 10 seconds'),
+	('kept: new, never used', 'acme', NULL, '29 days', NULL),
+	('kept: edited lately', 'acme', NULL, '90 days', '90 days'),
+	('kept: regenerated lately', 'acme', NULL, '90 days', '90 days'),
+	('kept: resumed lately', 'acme', NULL, '90 days', '90 days'),
+	('kept: suspended', 'acme', NULL, '90 days', '90 days'),
+	('kept: expired', 'acme', NULL, '90 days', '90 days'),
+	('kept: not known when it was used', 'acme', NULL, '90 days', '90 days'),
+	('kept: revoked before', 'acme', NULL, '90 days', '90 days'),
+	('kept: no timeout there', 'globex', NULL, '900 days', '900 days'),
+	('kept: longer timeout', 'fresh', NULL, '59 days', NULL),
+	('revoked: longer timeout', 'fresh', NULL, '61 days', NULL),
+	('kept: organization suspended', 'asleep', NULL, '90 days', '90 days'),
+	('kept: organization resumed lately', 'woken', NULL, '90 days', '90 days'),
+	('kept: personal', NULL, 'ada', '900 days', '900 days');
+DO $$
+DECLARE
+	t record;
+	made record;
+BEGIN
+	FOR t IN SELECT * FROM public.regress_token LOOP
+		SELECT * INTO made FROM apitoken.create_token(t.label, organization_id => t.organization_id, user_id => t.user_id);
+		UPDATE public.regress_token SET id = made.id, token = made.token WHERE label = t.label;
+	END LOOP;
+END $$;
+UPDATE apitoken.tokens SET suspended_at = now() WHERE label IN ('kept: resumed lately', 'kept: suspended');
+SELECT apitoken.revoke_token(id, label, 'test') FROM public.regress_token WHERE label = 'kept: revoked before';
+UPDATE apitoken.organizations SET suspended_at = now() WHERE id IN ('asleep', 'woken');
+-- as time would
+SET session_replication_role = replica;
+UPDATE apitoken.token_records r SET created_at = now() - t.changed, updated_at = now() - t.changed FROM public.regress_token t WHERE t.id = r.id;
+UPDATE apitoken.token_usage u SET last_used_at = now() - t.used FROM public.regress_token t WHERE t.id = u.token_id;
+UPDATE apitoken.token_records SET expires_at = now() - '1 day'::interval WHERE label = 'kept: expired';
+DELETE FROM apitoken.token_usage u USING public.regress_token t WHERE t.id = u.token_id AND label = 'kept: not known when it was used';
+RESET session_replication_role;
+UPDATE apitoken.tokens SET description = 'x' WHERE label = 'kept: edited lately';
+SELECT r.token IS NOT NULL AS regenerated FROM public.regress_token t, apitoken.regenerate_token(t.id) r WHERE label = 'kept: regenerated lately';
+UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'kept: resumed lately';
+UPDATE apitoken.organizations SET suspended_at = NULL WHERE id = 'woken';
+CREATE TABLE public.regress_before AS SELECT * FROM apitoken.token_records;
+SELECT count(*) AS events FROM apitoken.events \gset
+-- without a timeout nothing is idle
+SELECT * FROM apitoken.run_maintenance();
+UPDATE apitoken.organizations SET idle_timeout = CASE id WHEN 'fresh' THEN '60 days' ELSE '30 days' END::interval WHERE id <> 'globex';
+-- rolled back with the savepoint
+BEGIN;
+SAVEPOINT s;
+SELECT tokens_revoked FROM apitoken.run_maintenance();
+ROLLBACK TO s;
+SELECT count(*) - :events AS events FROM apitoken.events;
+COMMIT;
+-- by somebody who may nothing else, while somebody acts, who is not to be blamed;
+-- in a time zone of their choice, and with a search_path where every operator
+-- and function that the statements use is a trap
+CREATE SCHEMA regress_evil AUTHORIZATION regress_apitoken_app;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+CREATE TABLE regress_evil.organizations (id text, idle_timeout interval, suspended_at timestamptz, resumed_at timestamptz);
+CREATE FUNCTION regress_evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE FUNCTION regress_evil.timezone(text, timestamptz) RETURNS timestamp LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE FUNCTION regress_evil.timezone(text, timestamp) RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+DO $$
+DECLARE
+	o record;
+BEGIN
+	FOR o IN SELECT oprname, oprleft::regtype AS l, oprright::regtype AS r, oprresult::regtype AS result, oprcode, row_number() OVER () AS n FROM pg_catalog.pg_operator
+		WHERE oprname IN ('=', '<', '<=', '>', '>=', '-') AND oprleft = ANY ('{text,uuid,timestamptz,timestamp,date,tid,int8,int4}'::regtype[])
+			AND oprright = ANY ('{text,uuid,timestamptz,timestamp,date,tid,int8,int4,interval}'::regtype[])
+	LOOP
+		EXECUTE pg_catalog.format('CREATE FUNCTION regress_evil.op%s(%s, %s) RETURNS %s LANGUAGE plpgsql AS $f$ BEGIN RAISE EXCEPTION ''trapped''; END $f$', o.n, o.l, o.r, o.result);
+		EXECUTE pg_catalog.format('CREATE OPERATOR regress_evil.%s (FUNCTION = regress_evil.op%s, LEFTARG = %s, RIGHTARG = %s)', o.oprname, o.n, o.l, o.r);
+	END LOOP;
+END $$;
+SET search_path = regress_evil, pg_catalog;
+SELECT 1 = 1;
+RESET search_path;
+BEGIN;
+SELECT apitoken.act_as('gina') AS me \gset
+SET LOCAL timezone = 'Pacific/Kiritimati';
+SET LOCAL search_path = regress_evil, pg_catalog;
+SET LOCAL intervalstyle = 'sql_standard';
+SELECT * FROM apitoken.run_maintenance();
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SET client_min_messages = error;
+DROP SCHEMA regress_evil CASCADE;
+SET client_min_messages = warning;
+SELECT t.label, r.revoked_by, r.revoke_reason, r.revoked_at > now() - '1 hour'::interval AS just_now, r.updated_at > now() - '1 hour'::interval AS touched
+FROM apitoken.token_records r JOIN public.regress_token t USING (id) WHERE r.revoked_at IS NOT NULL ORDER BY t.label;
+-- all that is kept is what it was
+SELECT t.label FROM public.regress_token t WHERE NOT EXISTS (SELECT FROM apitoken.token_records r JOIN public.regress_before b ON b = r WHERE r.id = t.id) ORDER BY 1;
+-- one event each, of nobody
+SELECT e.details ->> 'label' AS label, e.action, e.actor, e.actor_token_id, e.database_user, e.details #>> '{new,revoke_reason}' AS reason
+FROM apitoken.events e ORDER BY e.id OFFSET :events;
+-- they are refused from now on, and their labels free; the others are accepted
+SELECT pg_catalog.split_part(label, ':', 1) AS kept, (apitoken.verify(token)).verdict, count(*) FROM public.regress_token GROUP BY 1, 2 ORDER BY 1, 2;
+SELECT (apitoken.create_token('revoked: never used', 'acme')).id IS NOT NULL AS made;
+-- nothing is done twice, and a use keeps from it (it was recorded by verify above)
+SELECT * FROM apitoken.run_maintenance();
+-- a timeout that is over at once for every token of old is the directory's to set, and no other organization's matter
+UPDATE apitoken.organizations SET idle_timeout = '1 minute' WHERE id = 'globex';
+SELECT tokens_revoked FROM apitoken.run_maintenance();
+UPDATE apitoken.token_usage SET last_used_at = now() - '2 minutes'::interval;
+SELECT tokens_revoked FROM apitoken.run_maintenance();
+SELECT organization_id, label FROM apitoken.tokens WHERE revoke_reason = 'idle' AND label LIKE 'kept%';
+UPDATE apitoken.organizations SET idle_timeout = NULL;
+
+--
+-- Previous digests go when their overlap is over: no event, no new updated_at
+--
+DELETE FROM apitoken.token_records;
+SELECT id AS over_id, token AS over_before FROM apitoken.create_token('over', 'acme') \gset
+SELECT id AS running_id, token AS running_before FROM apitoken.create_token('running', 'acme') \gset
+SELECT token AS over FROM apitoken.regenerate_token(:'over_id', overlap => '1 hour') \gset
+SELECT token AS running FROM apitoken.regenerate_token(:'running_id', overlap => '1 hour') \gset
+SET session_replication_role = replica;
+UPDATE apitoken.token_records SET previous_expires_at = now() - '1 s'::interval, updated_at = '2020-01-01' WHERE id = :'over_id';
+RESET session_replication_role;
+SELECT count(*) AS events FROM apitoken.events \gset
+SELECT * FROM apitoken.run_maintenance();
+SELECT label, pg_catalog.num_nulls(previous_digest, previous_digest_scheme, previous_expires_at) AS cleared, updated_at < '2021-01-01' AS untouched FROM apitoken.token_records ORDER BY label;
+SELECT count(*) = :events AS no_event FROM apitoken.events;
+SELECT (apitoken.verify(:'over_before')).verdict AS over_before, (apitoken.verify(:'over')).verdict AS over, (apitoken.verify(:'running_before')).verdict AS running_before, (apitoken.verify(:'running')).verdict AS running;
+-- not even a superuser clears it by hand
+SELECT public.regress_try('UPDATE apitoken.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL');
+
+--
+-- Events older than apitoken.retention, and they alone
+--
+CREATE FUNCTION public.regress_id(at timestamptz) RETURNS uuid LANGUAGE sql AS $$
+	SELECT overlay(overlay(gen_random_uuid()::text PLACING pg_catalog.regexp_replace(pg_catalog.lpad(pg_catalog.to_hex((EXTRACT(epoch FROM at) * 1000)::bigint), 12, '0'), '(.{8})', '\1-') FROM 1) PLACING '7' FROM 15)::uuid $$;
+CREATE FUNCTION public.regress_event(label text, at timestamptz, later interval DEFAULT '0') RETURNS void LANGUAGE sql AS $$
+	INSERT INTO apitoken.events (id, at, action, token_id, database_user, details)
+	VALUES (public.regress_id(at + later), at, 'edit', gen_random_uuid(), session_user, pg_catalog.jsonb_build_object('label', label)) $$;
+SELECT public.regress_event('removed: ancient', '1999-12-31');
+SELECT public.regress_event('removed: older than the epoch', '1960-01-01', '10 years 10 days');
+SELECT public.regress_event('removed', now() - '366 days'::interval);
+SELECT public.regress_event('removed: of a transaction of half an hour', now() - '366 days'::interval, '30 minutes');
+SELECT public.regress_event('kept: not as old', now() - '364 days'::interval);
+SELECT public.regress_event('kept: within the hour of slack', now() - '365 days'::interval + '10 minutes'::interval);
+SELECT public.regress_event('kept until later: of a transaction of two days', now() - '366 days'::interval, '2 days');
+SELECT events_removed AS kept_for_ever FROM apitoken.run_maintenance();
+SET apitoken.retention = '365 days';
+SELECT events_removed FROM apitoken.run_maintenance();
+SELECT details ->> 'label' AS label FROM apitoken.events WHERE action = 'edit' AND database_user = session_user AND actor IS NULL AND details ->> 'label' ~ 'kept|removed' AND at < now() - '1 day'::interval ORDER BY at;
+-- what may delete them is that one statement: not who runs it, not afterwards
+BEGIN;
+SELECT events_removed FROM apitoken.run_maintenance();
+SELECT public.regress_try('DELETE FROM apitoken.events'), public.regress_try('UPDATE apitoken.events SET actor = NULL'), public.regress_try('TRUNCATE apitoken.events');
+COMMIT;
+-- nor does a tenant reach it: what they may set brings no time into the past
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT public.regress_try($$UPDATE apitoken.tokens SET expires_at = '2000-01-01'$$) AS expires_at,
+	pg_catalog.left(public.regress_try($$UPDATE apitoken.tokens SET created_at = '2000-01-01'$$), 5) AS created_at,
+	pg_catalog.left(public.regress_try($$UPDATE apitoken.token_records SET revoked_at = '2000-01-01'$$), 5) AS revoked_at,
+	pg_catalog.left(public.regress_try($$SET apitoken.retention = '1 minute'$$), 5) AS retention;
+COMMIT;
+RESET SESSION AUTHORIZATION;
+
+--
+-- Tokens that ended longer ago go, with their usage; their younger events stay
+--
+DELETE FROM apitoken.token_records;
+DELETE FROM public.regress_token;
+INSERT INTO public.regress_token (label, organization_id, user_id) VALUES
+	('removed: revoked', 'acme', NULL), ('removed: expired', 'acme', NULL), ('removed: revoked, would have lived', 'acme', NULL), ('removed: personal', NULL, 'ada'),
+	('removed: expired while suspended', 'acme', NULL),
+	('kept: revoked later', 'acme', NULL), ('kept: expired before, revoked later', 'acme', NULL), ('kept: old', 'acme', NULL), ('kept: expires', 'acme', NULL), ('kept: expired later', 'acme', NULL);
+DO $$
+DECLARE
+	t record;
+	made record;
+BEGIN
+	FOR t IN SELECT * FROM public.regress_token LOOP
+		SELECT * INTO made FROM apitoken.create_token(t.label, organization_id => t.organization_id, user_id => t.user_id, expires_in => CASE WHEN t.label ~ 'expire|would' THEN '1 year'::interval END);
+		UPDATE public.regress_token SET id = made.id, token = made.token WHERE label = t.label;
+	END LOOP;
+END $$;
+SELECT count(apitoken.revoke_token(id, label)) FROM public.regress_token WHERE label ~ 'revoked|personal';
+SET session_replication_role = replica;
+UPDATE apitoken.token_records SET created_at = now() - '5 years'::interval, updated_at = now() - '2 years'::interval;
+UPDATE apitoken.token_records SET revoked_at = now() - CASE WHEN label LIKE 'removed%' THEN '366 days' ELSE '364 days' END::interval WHERE revoked_at IS NOT NULL;
+UPDATE apitoken.token_records SET expires_at = now() - CASE WHEN label ~ 'removed|before' THEN '366 days' ELSE '364 days' END::interval WHERE expires_at IS NOT NULL AND label !~ 'would|expires';
+UPDATE apitoken.token_records SET suspended_at = now() WHERE label ~ 'suspended';
+RESET session_replication_role;
+INSERT INTO apitoken.token_usage_daily SELECT id, current_date - i, 1, 0 FROM public.regress_token, pg_catalog.generate_series(1, 3) i;
+SELECT count(*) AS events FROM apitoken.events \gset
+SET apitoken.retention = '';
+SELECT tokens_removed AS kept_for_ever FROM apitoken.run_maintenance();
+SET apitoken.retention = '365 days';
+SELECT * FROM apitoken.run_maintenance();
+SELECT t.label, (SELECT count(*) FROM apitoken.token_records r WHERE r.id = t.id) AS rows, (SELECT count(*) FROM apitoken.token_usage u WHERE u.token_id = t.id) AS usage,
+	(SELECT count(*) FROM apitoken.token_usage_daily d WHERE d.token_id = t.id AND d.day < current_date) AS days, (apitoken.verify(t.token)).verdict
+FROM public.regress_token t ORDER BY label;
+SELECT count(*) - :events AS events FROM apitoken.events;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT details ->> 'label' AS label, action FROM apitoken.events WHERE token_id IN (SELECT token_id FROM apitoken.events WHERE details ->> 'label' LIKE 'removed: %') AND organization_id = 'acme' AND details ->> 'label' LIKE 'removed: revoked%' ORDER BY id;
+COMMIT;
+RESET SESSION AUTHORIZATION;
+RESET apitoken.retention;
+
+--
+-- token_usage_daily: seen by who sees the token, written by nobody
+--
+DELETE FROM apitoken.token_records;
+SELECT count(*) FROM apitoken.token_usage_daily WHERE day < current_date;
+SELECT (apitoken.create_token('a', 'acme')).id AS acme_id \gset
+SELECT (apitoken.create_token('g', 'globex')).id AS globex_id \gset
+SELECT (apitoken.create_token('own', user_id => 'ada')).id AS own_id \gset
+-- (what a flush may have left of the tokens above)
+SELECT apitoken.run_maintenance() IS NOT NULL AS clean;
+INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused) VALUES (:'acme_id', '2020-01-01', 5, 1), (:'globex_id', '2020-01-01', 7, 0), (:'own_id', '2020-01-01', 9, 0);
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT count(*) AS anonymous FROM apitoken.token_usage_daily;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT t.label, d.day, d.accepted, d.refused FROM apitoken.token_usage_daily d JOIN apitoken.tokens t ON t.id = d.token_id ORDER BY 1;
+SELECT count(*) FROM apitoken.token_usage_daily;
+SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.token_usage_daily SET accepted = 0', 'DELETE FROM apitoken.token_usage_daily', 'TRUNCATE apitoken.token_usage_daily',
+	pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-02'')', :'acme_id')]) s;
+COMMIT;
+RESET SESSION AUTHORIZATION;
+-- not even by who was granted it
+GRANT ALL ON apitoken.token_usage_daily TO regress_apitoken_app;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+UPDATE apitoken.token_usage_daily SET accepted = 0;
+DELETE FROM apitoken.token_usage_daily;
+SELECT public.regress_try(pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-02'')', :'acme_id'));
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT count(*), sum(accepted) FROM apitoken.token_usage_daily;
+REVOKE ALL ON apitoken.token_usage_daily FROM regress_apitoken_app;
+SELECT apitoken.allow('regress_apitoken_app', 'manage');
+-- each has one row for a day, and goes with its token
+SELECT public.regress_try(pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-01'')', :'acme_id'));
+DELETE FROM apitoken.token_records WHERE id = :'globex_id';
+SELECT count(*) FROM apitoken.token_usage_daily;
+
+--
+-- Days older than apitoken.usage_retention go: 90 days, another number, none
+--
+DELETE FROM apitoken.token_usage_daily;
+INSERT INTO apitoken.token_usage_daily (token_id, day, accepted) SELECT t, (now() AT TIME ZONE 'UTC')::date - i, 1 FROM pg_catalog.unnest(ARRAY[:'acme_id', :'own_id']::uuid[]) t, pg_catalog.generate_series(0, 99) i;
+SET apitoken.usage_retention = '';
+SELECT usage_removed FROM apitoken.run_maintenance();
+RESET apitoken.usage_retention;
+SELECT usage_removed FROM apitoken.run_maintenance();
+SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token_usage_daily;
+SET apitoken.usage_retention = '1 day';
+SELECT usage_removed FROM apitoken.run_maintenance();
+SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token_usage_daily;
+RESET apitoken.usage_retention;
+
+--
+-- Usage of tokens that are gone goes too, unless there is no token at all: then
+-- a restore has not come to them yet
+--
+INSERT INTO apitoken.token_usage (token_id, accepted) SELECT gen_random_uuid(), 1 FROM pg_catalog.generate_series(1, 5);
+INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT token_id, now() FROM apitoken.token_usage WHERE accepted = 1;
+BEGIN;
+SET LOCAL session_replication_role = replica;
+DELETE FROM apitoken.token_records;
+SET LOCAL session_replication_role = origin;
+SELECT usage_removed FROM apitoken.run_maintenance();
+ROLLBACK;
+SELECT usage_removed FROM apitoken.run_maintenance();
+SELECT (SELECT count(*) FROM apitoken.token_usage) AS usage, (SELECT count(DISTINCT token_id) FROM apitoken.token_usage_daily) AS daily, (SELECT count(*) FROM apitoken.token_records) AS tokens;
+
+--
+-- More of everything than fits a batch (10000 rows, and 100000 usage rows to look
+-- through) is done in one call
+--
+DELETE FROM apitoken.token_records;
+INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, revoked_at, masked, digest, digest_scheme, previous_digest, previous_digest_scheme, previous_expires_at)
+SELECT gen_random_uuid(), 'batch ' || i, 'acme', 'developer', 'full', '2020-01-01', '2020-01-01', CASE WHEN i > 10010 THEN '2020-01-01'::timestamptz END, '', '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea, 0,
+	CASE WHEN i <= 10010 THEN '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea END, CASE WHEN i <= 10010 THEN 0 END, CASE WHEN i <= 10010 THEN '2020-01-01'::timestamptz END
+FROM pg_catalog.generate_series(1, 20020) i;
+INSERT INTO apitoken.token_usage (token_id) SELECT id FROM apitoken.token_records;
+INSERT INTO apitoken.token_usage (token_id) SELECT gen_random_uuid() FROM pg_catalog.generate_series(1, 100010);
+INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2020-01-01' FROM apitoken.token_records;
+INSERT INTO apitoken.events (id, at, action, token_id, database_user, details)
+SELECT public.regress_id('2020-01-01'::timestamptz + i * '1 s'::interval), '2020-01-01'::timestamptz + i * '1 s'::interval, 'edit', gen_random_uuid(), 'x', '{}' FROM pg_catalog.generate_series(1, 20010) i;
+ANALYZE apitoken.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
+UPDATE apitoken.organizations SET idle_timeout = '1 year' WHERE id = 'acme';
+SET apitoken.retention = '1 year';
+SELECT * FROM apitoken.run_maintenance();
+SELECT count(*), count(revoked_at), count(previous_digest) FROM apitoken.token_records;
+SELECT count(*) FROM apitoken.token_usage;
+SELECT count(*) FROM apitoken.token_usage_daily;
+SELECT count(*) FROM apitoken.events WHERE details #>> '{new,revoke_reason}' = 'idle' AND details ->> 'label' LIKE 'batch %';
+SELECT * FROM apitoken.run_maintenance();
+RESET apitoken.retention;
+
+DROP EXTENSION apitoken CASCADE;
+DROP FUNCTION public.regress_try(text), public.regress_id(timestamptz), public.regress_event(text, timestamptz, interval);
+DROP TABLE public.regress_token, public.regress_before;
+DROP ROLE regress_apitoken_app, regress_apitoken_directory, regress_apitoken_all, regress_apitoken_cron;

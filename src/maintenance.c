@@ -1,0 +1,175 @@
+/*
+ * maintenance.c
+ *		Housekeeping: idle tokens are revoked, previous digests past their
+ *		overlap cleared, and what is older than its retention is removed.
+ *
+ * It is done in batches, by the worker each in a transaction of its own, by
+ * run_maintenance() all in the caller's.  It acts for nobody: what it does
+ * depends on the tables, the clock and settings that only a superuser can set,
+ * and not on who calls.  So who was granted run_maintenance() chooses no more
+ * than the moment.
+ *
+ * Its statements never wait for a row: what another transaction has locked is
+ * left to the next run.  So it blocks on nobody and is part of no deadlock.
+ *
+ * No event tells of a removal: a retention is there to leave no trace.  No
+ * tenant can hasten one either, since the times that it goes by are set by the
+ * extension alone.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "commands/trigger.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/date.h"
+#include "utils/fmgrprotos.h"
+
+#include "apitoken.h"
+
+/* Rows of each kind that run_maintenance() takes at once. */
+#define BATCH 10000
+
+/* Usage rows that are looked through for each one that may be removed. */
+#define LOOKS 10
+
+/* Last use is known to the minute. */
+#define USE_PRECISION USECS_PER_MINUTE
+
+/*
+ * An event's id is made after its time was taken: later by as long as its
+ * transaction had been going on.  One that was slower is found some time after.
+ */
+#define EVENT_SLACK USECS_PER_HOUR
+
+/* Now less a retention, in UTC, whatever the session's time zone; false: all is kept. */
+static bool
+retention_cutoff(ApitokenRetention retention, TimestampTz now, TimestampTz *cutoff)
+{
+	const Interval *kept = apitoken_retention(retention);
+
+	if (kept == NULL)
+		return false;
+	*cutoff = DatumGetTimestamp(DirectFunctionCall2(timestamp_mi_interval,
+													TimestampGetDatum(now),
+													IntervalPGetDatum(kept)));
+	return true;
+}
+
+/* Run a statement; was its batch full, so that there may be more to do? */
+static bool
+work(ApitokenStatement statement, Datum *values, int batch, uint64 *counter)
+{
+	uint64		processed = apitoken_execute(statement, values, NULL);
+
+	*counter += processed;
+	return processed >= batch;
+}
+
+/* The usage of tokens that are gone, as far as the next rows reach. */
+static void
+remove_orphans(int batch, ApitokenMaintenance *done)
+{
+	Datum		values[2];
+	char		nulls[2] = {' ', ' '};
+	Datum		end;
+
+	values[0] = UUIDPGetDatum(&done->usage_seen);
+	values[1] = Int64GetDatum((int64) batch * LOOKS);
+	done->usage_done = !apitoken_execute_value(APITOKEN_NEXT_USAGE, values, NULL, &end);
+	if (done->usage_done)
+		nulls[1] = 'n';
+	else
+		values[1] = end;
+	done->usage_removed += apitoken_execute(APITOKEN_REMOVE_ORPHANS, values, nulls);
+	if (!done->usage_done)
+		done->usage_seen = *DatumGetUUIDP(end);
+}
+
+/*
+ * At most so many rows of each kind, in the current transaction, which has an
+ * active snapshot; is there more to do?  It takes the recorded uses as they
+ * are in the table: whoever calls this has flushed them before.
+ */
+bool
+apitoken_maintain(int batch, ApitokenMaintenance *done)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz cutoff;
+	pg_uuid_t	bound;
+	Datum		values[3];
+	bool		more = false;
+
+	/* a revocation without its event, a deletion that leaves usage behind */
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("housekeeping needs the extension's triggers"),
+				 errdetail("With session_replication_role = replica they do not fire."),
+				 errhint("SET session_replication_role = origin;")));
+
+	values[1] = Int64GetDatum(batch);
+	values[0] = TimestampTzGetDatum(now);
+	values[2] = TimestampTzGetDatum(now - USE_PRECISION);
+	more |= work(APITOKEN_REVOKE_IDLE, values, batch, &done->tokens_revoked);
+	more |= work(APITOKEN_CLEAR_PREVIOUS, values, batch, &done->digests_cleared);
+
+	if (retention_cutoff(APITOKEN_RETENTION, now, &cutoff))
+	{
+		values[0] = TimestampTzGetDatum(cutoff);
+		apitoken_least_id(cutoff + EVENT_SLACK, &bound);
+		values[2] = UUIDPGetDatum(&bound);
+		more |= work(APITOKEN_REMOVE_EVENTS, values, batch, &done->events_removed);
+		more |= work(APITOKEN_REMOVE_REVOKED, values, batch, &done->tokens_removed);
+		more |= work(APITOKEN_REMOVE_EXPIRED, values, batch, &done->tokens_removed);
+	}
+	if (retention_cutoff(APITOKEN_USAGE_RETENTION, now, &cutoff))
+	{
+		values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
+		more |= work(APITOKEN_REMOVE_DAYS, values, batch, &done->usage_removed);
+	}
+
+	/* last, when no token is removed any more that could leave some */
+	if (!more && !done->usage_done)
+	{
+		remove_orphans(batch, done);
+		more = !done->usage_done;
+	}
+	return more;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_run_maintenance);
+Datum
+apitoken_run_maintenance(PG_FUNCTION_ARGS)
+{
+	ApitokenMaintenance done = {0};
+	TupleDesc	descriptor;
+	Datum		values[5];
+	bool		nulls[5] = {false, false, false, false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE ||
+		descriptor->natts != lengthof(values))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("function apitoken.run_maintenance has not the result that this library knows"),
+				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
+	PreventCommandDuringRecovery("apitoken.run_maintenance()");
+	PreventCommandIfReadOnly("apitoken.run_maintenance()");
+	PreventCommandIfParallelMode("apitoken.run_maintenance()");
+
+	/* nobody's token is idle who used it just now */
+	apitoken_flush_now();
+
+	while (apitoken_maintain(BATCH, &done))
+		CHECK_FOR_INTERRUPTS();
+
+	values[0] = Int64GetDatum(done.tokens_revoked);
+	values[1] = Int64GetDatum(done.digests_cleared);
+	values[2] = Int64GetDatum(done.events_removed);
+	values[3] = Int64GetDatum(done.tokens_removed);
+	values[4] = Int64GetDatum(done.usage_removed);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
+}
