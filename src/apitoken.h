@@ -236,10 +236,11 @@ typedef struct ApitokenDatabase
 {
 	Oid			database;
 	int			failures;		/* in a row */
+	int			missing;		/* of these the last, for want of the extension */
 	TimestampTz retry_at;		/* not before then; 0: any time */
 	TimestampTz maintained_at;	/* 0: not since it is known */
 	uint64		done_ticket;	/* the last that left nothing to write */
-	uint64		last_ticket;	/* the last that ended, and how: */
+	uint64		last_ticket;	/* the highest that ended, and how: */
 	ApitokenOutcome outcome;
 	TimestampTz flushed_at;		/* 0: never */
 	TimestampTz failed_at;		/* 0: never */

@@ -328,9 +328,10 @@ apitoken_flush_now(void)
 		{
 			if (state.done_ticket >= ticket)
 				return;
-			if (state.last_ticket == ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
+			/* that of a later one, which found something left, is as good */
+			if (state.last_ticket >= ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
 				continue;
-			if (state.last_ticket == ticket)
+			if (state.last_ticket >= ticket)
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("could not write the usage of tokens: %s", state.problem),

@@ -55,8 +55,8 @@
 /* Databases looked at in one round; others are in the next. */
 #define DATABASES_MAX 512
 
-/* A database without the extension may be about to get it: so many failures. */
-#define FAILURES_UNTIL_GONE 5
+/* A database without the extension may be about to get it: looked for so often. */
+#define LOOKS_UNTIL_GONE 5
 
 PGDLLEXPORT void apitoken_launcher_main(Datum arg);
 PGDLLEXPORT void apitoken_worker_main(Datum arg);
@@ -279,7 +279,7 @@ look_around(void)
 			case DATABASE_OPEN:
 				break;
 		}
-		if (state.outcome == APITOKEN_FLUSH_MISSING && state.failures >= FAILURES_UNTIL_GONE)
+		if (state.missing >= LOOKS_UNTIL_GONE)
 		{
 			discard(databases[i]);
 			continue;
