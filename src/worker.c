@@ -73,6 +73,7 @@ static const char *const worker_settings[][2] = {
 	{"row_security", "on"},
 	{"jit", "off"},
 	{"lock_timeout", LOCK_TIMEOUT},
+	{"transaction_timeout", "0"},	/* from PostgreSQL 17 on */
 	/* on disk here: a standby that does not answer must not hold up a worker */
 	{"synchronous_commit", "local"},
 };
@@ -116,7 +117,10 @@ apitoken_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	until = GetCurrentTimestamp() + WORK_TIME;
 	for (int i = 0; i < lengthof(worker_settings); i++)
-		SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	{
+		if (GetConfigOption(worker_settings[i][0], true, false) != NULL)
+			SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
 
 	if (apitoken_flush(job.ticket, until) == APITOKEN_FLUSH_DONE && job.maintain)
 		maintain(until);
