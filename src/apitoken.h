@@ -180,6 +180,7 @@ typedef struct ApitokenShared
 	ApitokenStripe stripes[APITOKEN_PARTITIONS];
 	pg_atomic_uint32 hasten;	/* 1: the launcher has been asked to look at once */
 	pg_atomic_uint64 tickets;	/* of flushes begun */
+	pg_atomic_uint32 saved_file;	/* 1: what was saved is here, and its file is there still */
 	slock_t		mutex;			/* protects the next */
 	Latch	   *launcher;		/* NULL: it is not there */
 } ApitokenShared;
@@ -504,6 +505,11 @@ extern bool apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome
 extern void apitoken_database_maintained(Oid database, TimestampTz at);
 extern void apitoken_database_forget(Oid database);
 
+/* ----- save.c: what is recorded survives a restart ----- */
+
+extern void apitoken_remove_saved(void);
+extern void apitoken_save_init(void);
+
 /* ----- flush.c: recorded usage is written ----- */
 
 /* What a worker is told, in its bgw_extra; its bgw_main_arg is the database. */
@@ -599,9 +605,5 @@ extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char
 /* ----- worker.c: the launcher and its workers ----- */
 
 extern void apitoken_worker_init(void);
-
-/* ----- save.c: what is recorded survives a restart ----- */
-
-extern void apitoken_save_init(void);
 
 #endif							/* APITOKEN_H */

@@ -251,6 +251,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		batch.max = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
 	in_hand = MemoryContextAlloc(TopMemoryContext, batch.max * sizeof(ApitokenUsageRow));
 	RegisterXactCallback(transaction_ends, NULL);
+	apitoken_remove_saved();
 
 	do
 	{

@@ -310,6 +310,7 @@ apitoken_launcher_main(Datum arg)
 	/* no database, but the catalogs that all share */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("apitoken launcher");
+	apitoken_remove_saved();
 
 	while (!stop)
 	{
