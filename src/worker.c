@@ -255,7 +255,6 @@ look_around(void)
 	int			count;
 
 	apitoken_forget_limits();
-	apitoken_forget_written();
 	if (RecoveryInProgress())
 		return false;
 
@@ -291,6 +290,7 @@ look_around(void)
 		if (serve(databases[i], due))
 			return true;
 	}
+	apitoken_forget_written();
 	return false;
 }
 
