@@ -25,6 +25,7 @@ OBJS = \
 	src/usage.o \
 	src/limit.o \
 	src/database.o \
+	src/save.o \
 	src/flush.o \
 	src/verify.o \
 	src/identity.o \
@@ -41,8 +42,7 @@ OBJS = \
 	src/list.o \
 	src/maintenance.o \
 	src/stats.o \
-	src/worker.o \
-	src/save.o
+	src/worker.o
 INCLUDED = src/apitoken.h src/compat.h
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and

@@ -190,6 +190,7 @@ typedef struct ApitokenShared
 	ApitokenStripe stripes[APITOKEN_PARTITIONS];
 	pg_atomic_uint32 hasten;	/* 1: the launcher has been asked to look at once */
 	pg_atomic_uint64 tickets;	/* of flushes begun */
+	pg_atomic_uint32 saved_file;	/* 1: what was saved is here, and its file is there still */
 	slock_t		mutex;			/* protects the next */
 	Latch	   *launcher;		/* NULL: it is not there */
 } ApitokenShared;
@@ -246,11 +247,12 @@ typedef struct ApitokenDatabase
 {
 	Oid			database;
 	int			failures;		/* in a row */
+	int			missing;		/* of these the last, for want of the extension */
 	TimestampTz retry_at;		/* not before then; 0: any time */
 	TimestampTz maintained_at;	/* 0: not since it is known */
 	pg_uuid_t	usage_seen;		/* how far the maintenance under way has looked */
 	uint64		done_ticket;	/* the last that left nothing to write */
-	uint64		last_ticket;	/* the last that ended, and how: */
+	uint64		last_ticket;	/* the highest that ended, and how: */
 	ApitokenOutcome outcome;
 	TimestampTz flushed_at;		/* 0: never */
 	TimestampTz failed_at;		/* 0: never */
@@ -526,6 +528,11 @@ extern bool apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome
 extern void apitoken_database_maintained(Oid database, TimestampTz at, const pg_uuid_t *usage_seen);
 extern void apitoken_database_forget(Oid database);
 
+/* ----- save.c: what is recorded survives a restart ----- */
+
+extern void apitoken_remove_saved(void);
+extern void apitoken_save_init(void);
+
 /* ----- flush.c: recorded usage is written ----- */
 
 /* What a worker is told, in its bgw_extra; its bgw_main_arg is the database. */
@@ -637,9 +644,5 @@ extern bool apitoken_maintain(int batch, ApitokenMaintenance *done);
 /* ----- worker.c: the launcher and its workers ----- */
 
 extern void apitoken_worker_init(void);
-
-/* ----- save.c: what is recorded survives a restart ----- */
-
-extern void apitoken_save_init(void);
 
 #endif							/* APITOKEN_H */
