@@ -567,7 +567,7 @@ extern void apitoken_verify(const char *text, size_t length, const char *permiss
 extern void apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 								  const char *organization_id, inet *address,
 								  ApitokenVerification *verification);
-extern void apitoken_record(const ApitokenVerification *verification, inet *address, bool may_write);
+extern void apitoken_record(ApitokenVerification *verification, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
 
 /* ----- identity.c: who is acting in this transaction ----- */

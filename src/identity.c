@@ -186,7 +186,7 @@ latch_user(const char *user_id, Oid setter)
  * a read-only token's use is recorded as well.
  */
 static void
-admit(const ApitokenVerification *verification, bool may_write)
+admit(ApitokenVerification *verification, bool may_write)
 {
 	apitoken_record(verification, NULL, may_write);
 	if (verification->verdict != APITOKEN_VALID)
@@ -195,7 +195,8 @@ admit(const ApitokenVerification *verification, bool may_write)
 				 errmsg("the token is not valid"),
 				 errdetail("Verdict: %s.", apitoken_verdict_name(verification->verdict)),
 				 verification->retry_after > 0 ?
-				 errhint("Try again in %.3f seconds.", verification->retry_after / (double) USECS_PER_SEC) : 0));
+				 /* rounded up: that long is enough */
+				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
 }
 
 /* Latch what the settings say, if they say something new. */

@@ -81,7 +81,7 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
 	   inet *address, Snapshot snapshot, TimestampTz now,
-	   ApitokenStanding *standing, List **patterns, int64 *retry_after)
+	   ApitokenStanding *standing, List **patterns)
 {
 	ApitokenPrincipal principal;
 
@@ -104,9 +104,6 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 	*patterns = apitoken_effective_patterns(&principal, standing);
 	if (organization_id != NULL && *patterns == NIL)
 		return APITOKEN_PERMISSION_REFUSED;
-	if (record->rate_limit > 0 &&
-		!apitoken_within_limit(&record->id, record->rate_limit, retry_after))
-		return APITOKEN_RATE_LIMITED;
 	return APITOKEN_VALID;
 }
 
@@ -135,7 +132,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	else if (secret_is_right(text, length, &verification->record, now))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
 									   snapshot, now, &verification->standing,
-									   &verification->patterns, &verification->retry_after);
+									   &verification->patterns);
 	UnregisterSnapshot(snapshot);
 }
 
@@ -159,12 +156,22 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 		explicit_bzero(argument, VARSIZE_ANY(argument));
 }
 
-/* `may_write`: whether without preload the use may be written in this transaction. */
+/*
+ * What was verified is used: that counts against the token's rate limit, which
+ * may refuse it yet, and is recorded.  (revoke_by_token() verifies only: a
+ * token can be ended that nobody may use.)  `may_write`: whether without
+ * preload the use may be written in this transaction.
+ */
 void
-apitoken_record(const ApitokenVerification *verification, inet *address, bool may_write)
+apitoken_record(ApitokenVerification *verification, inet *address, bool may_write)
 {
+	const ApitokenRecord *record = &verification->record;
+
+	if (verification->verdict == APITOKEN_VALID && record->rate_limit > 0 &&
+		!apitoken_within_limit(&record->id, record->rate_limit, &verification->retry_after))
+		verification->verdict = APITOKEN_RATE_LIMITED;
 	apitoken_record_use(verification->verdict,
-						apitoken_secret_was_right(verification->verdict) ? &verification->record.id : NULL,
+						apitoken_secret_was_right(verification->verdict) ? &record->id : NULL,
 						address, may_write);
 }
 
