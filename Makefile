@@ -24,6 +24,7 @@ OBJS = \
 	src/usage.o \
 	src/verify.o \
 	src/identity.o \
+	src/redact.o \
 	src/guard.o \
 	src/secret.o \
 	src/authority.o \

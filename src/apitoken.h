@@ -40,6 +40,9 @@
 /* "<prefix>_<kind>_<id>_...<last four>", without a terminating zero */
 #define APITOKEN_MASKED_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_ID_CHARS + 4 + 4)
 
+/* a text that was cut off is a secret as soon as it has this many characters of one */
+#define APITOKEN_SECRET_CUT 8
+
 typedef enum ApitokenKind
 {
 	APITOKEN_ORGANIZATION,
@@ -60,6 +63,8 @@ extern bool apitoken_generate_id(pg_uuid_t *id);
 extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
 								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
+extern bool apitoken_holds_secret(const char *text, size_t length);
+extern bool apitoken_mask_secrets(char *text, size_t length);
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
 
@@ -122,6 +127,7 @@ typedef enum ApitokenSetting
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
 extern bool apitoken_pepper_file_refused;
+extern bool apitoken_mask_logs;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
@@ -376,6 +382,12 @@ extern void apitoken_sync_identity(void);
 extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
+
+/* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
+
+extern void apitoken_redact_activity(void);
+extern const char *apitoken_redacted(const char *text, int location, int length);
+extern void apitoken_redact_init(void);
 
 /* ----- guard.c: hooks that keep the identity and READ ONLY in force ----- */
 

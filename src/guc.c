@@ -25,6 +25,7 @@
 
 char	   *apitoken_prefix = NULL;
 char	   *apitoken_pepper_file = NULL;
+bool		apitoken_mask_logs = true;
 
 /* A value was there when the library was loaded, and did not count. */
 bool		apitoken_pepper_file_refused = false;
@@ -185,6 +186,15 @@ apitoken_guc_init(void)
 	 * value, which they hide, is forgotten.
 	 */
 	apitoken_pepper_file_refused = pepper_file_configured && !is_configured("apitoken.pepper_file");
+
+	DefineCustomBoolVariable("apitoken.mask_logs",
+							 "Masks the texts of tokens in the server's log and in pg_stat_activity.",
+							 "Off, a statement that holds a token shows its secret to whoever reads the log. The id of a token stays readable either way.",
+							 &apitoken_mask_logs,
+							 true,
+							 PGC_SUSET,
+							 0,
+							 NULL, NULL, NULL);
 
 	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_TOKEN],
 							   "Token to act by in this transaction.",
