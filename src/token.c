@@ -359,8 +359,8 @@ failed:
  * checksum is asked for: a text that was cut off, mistyped or folded to lower
  * case has most of a secret in it all the same.
  *
- * Looks at each character a bounded number of times, whatever the text is:
- * where a body ends, no mark can have begun within it.
+ * Looks at each character a bounded number of times, whatever the text is: no
+ * mark begins within a body.
  */
 static bool
 next_secret(const char *text, size_t length, size_t *start, size_t *count)
@@ -393,7 +393,9 @@ next_secret(const char *text, size_t length, size_t *start, size_t *count)
 			*count = stop - secret;
 			return true;
 		}
-		at = stop;
+
+		/* the mark's end can be the beginning of one: "a_usr_org_" */
+		at += MARK_CHARS - 1;
 	}
 	return false;
 }

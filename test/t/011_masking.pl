@@ -155,6 +155,7 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE things (name text PRIMARY KEY CHECK (name <> 'x'), n int NOT NULL);
 	CREATE TABLE numbers (n int);
 	INSERT INTO numbers VALUES (1), (2);
+	CREATE FUNCTION runs_a_comment(t text) RETURNS text LANGUAGE plpgsql AS $$DECLARE r text; BEGIN EXECUTE format('SELECT count(*)::text /* %s */ FROM numbers', t) INTO r; RETURN r; END$$;
 	CREATE TABLE many AS SELECT g AS n FROM generate_series(1, 5000) g;
 	ANALYZE many;
 	CREATE FUNCTION to_number(t text) RETURNS int LANGUAGE plpgsql AS $$BEGIN RETURN t::int; END$$;
@@ -200,6 +201,14 @@ sub leaks
 		return 1 if index($lower, lc substr($token->{secret}, $at, $length)) >= 0;
 	}
 	return 0;
+}
+
+# A text without the tokens in it, masked or not.
+sub without
+{
+	my ($text, $token) = @_;
+
+	return $text =~ s/\Q$token->{head}\E(\*+_?|[0-9A-Za-z]*)/TOKEN/gir =~ s/\.\.\.[*\w]{12,}/...PIECE/gr;
 }
 
 my @logs = map { $node->data_dir . "/log/server.$_" } 'log', 'csv', 'json';
@@ -343,8 +352,7 @@ sub quote { return "'" . ($_[0] =~ s/'/''/gr) . "'"; }
 
 sub run_case
 {
-	my ($case, $way, $settings) = @_;
-	my $token = new_token();
+	my ($case, $way, $token, $settings) = @_;
 	my $value = ($case->{around} // '?') =~ s/\?/$token->{text}/gr;
 	my $literal = $case->{bare} ? $value : quote($value);
 	my $client = Client->new($node, { %{ $case->{set} // {} }, %$settings });
@@ -387,7 +395,7 @@ sub run_case
 	}
 	$client->query($case->{then} =~ s/\?/$literal/gr) if $case->{then};
 	$client->close;
-	return ($token, $client->{got}, logged());
+	return ($client->{got}, logged());
 }
 
 sub check_case
@@ -395,9 +403,10 @@ sub check_case
 	my ($case, $way, $form, $settings) = @_;
 	my $name = "$form: $case->{name}, $way";
 	my $window = $case->{window} // 12;
+	my $token = new_token();
 	my @wrong;
 
-	my ($token, $got, @new) = run_case($case, $way, $settings);
+	my ($got, @new) = run_case($case, $way, $token, $settings);
 	foreach my $i (0 .. 2)
 	{
 		push @wrong, "masked: secret in $logs[$i]" if leaks($new[$i], $token, $window);
@@ -407,13 +416,15 @@ sub check_case
 	diag(map { substr($_, 0, 3000) } @new, $got) if @wrong;
 
 	# the control
-	($token, $got, @new) = run_case($case, $way, { %$settings, 'apitoken.mask_logs' => 'off' });
+	my $masked = $got;
+	($got, @new) = run_case($case, $way, $token, { %$settings, 'apitoken.mask_logs' => 'off' });
 	foreach my $i (0 .. 2)
 	{
 		push @wrong, "control: no secret in $logs[$i]" if !leaks($new[$i], $token, $window);
 	}
 	push @wrong, 'control: no secret at the client' if $case->{client} && !leaks($got, $token, $window);
-	diag(map { substr($_, 0, 3000) } $new[0], $got) if @wrong;
+	push @wrong, 'the client was told something else' if !$case->{piece} && without($masked, $token) ne without($got, $token);
+	diag(map { substr($_, 0, 3000) } $new[0], $masked, $got) if @wrong;
 	ok(!@wrong, $name) or diag(join("\n", @wrong));
 }
 
@@ -492,9 +503,6 @@ sub check_message
 	$node->reload;
 	ok($masked && leaks($seen, $token), "$form: $name");
 }
-
-# A text without the tokens in it, masked or not.
-sub without { my ($text, $token) = @_; return $text =~ s/\Q$token->{head}\E(\*+_?|[0-9A-Za-z]*)/TOKEN/gr; }
 
 # ---- pg_stat_activity, as another session sees it
 
@@ -579,7 +587,14 @@ my @statements = (
 		$_[0]->query("PREPARE p AS SELECT '$_[1]' /* $_[1] */");
 		$observer->query('SELECT pg_stat_statements_reset()');
 		$_[0]->query('EXECUTE p') } ],
-	[ 'in PL/pgSQL', sub { $_[0]->query("SELECT runs_well('/* $_[1] */')") } ],
+	[ 'in PL/pgSQL', sub { $_[0]->query("SELECT runs_well('$_[1]')") } ],
+	[ 'a comment in PL/pgSQL', sub { $_[0]->query("SELECT runs_a_comment('$_[1]')") } ],
+	[ 'parsed while masking was off', sub {
+		$_[0]->query('SET apitoken.mask_logs = off');
+		$_[0]->send_parse('s', "SELECT 1 /* $_[1] */"); $_[0]->send_sync; $_[0]->wait_ready;
+		$_[0]->query('RESET apitoken.mask_logs');
+		$observer->query('SELECT pg_stat_statements_reset()');
+		$_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync; $_[0]->wait_ready } ],
 	[ 'a parallel query', sub { $_[0]->query('SET max_parallel_workers_per_gather = 2'); $_[0]->query('SET parallel_setup_cost = 0'); $_[0]->query('SET min_parallel_table_scan_size = 0'); $_[0]->query("SELECT count(*) /* $_[1] */ FROM many") } ],
 	[ 'SET LOCAL', sub { $_[0]->query("BEGIN; SET LOCAL apitoken.token = '$_[1]'; COMMIT") }, 1 ],
 	[ 'DO', sub { $_[0]->query("DO \$d\$BEGIN PERFORM '$_[1]'; END\$d\$") }, 1 ],
@@ -670,6 +685,117 @@ foreach my $case (grep { $_->{name} =~ /^auto_explain|^log_statement$/ } @cases)
 	next if $version < ($case->{from} // 0);
 	check_case($case, $_, 'loaded first', {}) foreach @{ $case->{by} // [ 'simple', 'parse', 'bind', 'named' ] };
 }
+$observer->close;
+
+# ---- without preload: from the first call of the extension in the session on
+
+$node->adjust_conf('postgresql.conf', 'shared_preload_libraries', $libraries{session});
+$node->restart;
+$observer = Client->new($node, {});
+
+# What is logged of a session, of which the first part may come before the library.
+sub session
+{
+	my ($settings, @statements) = @_;
+	my $client = Client->new($node, $settings);
+
+	logged();
+	$client->query($_) foreach @statements;
+
+	my $activity = $observer->ask("SELECT query FROM pg_stat_activity WHERE pid = $client->{pid}");
+	$client->close;
+	return ($activity, logged());
+}
+
+{
+	my ($first, $second) = (new_token(), new_token());
+	my ($activity, @new) = session({%log_all}, "SELECT '$first->{text}'", 'SELECT apitoken.whoami()', "SELECT '$second->{text}'");
+
+	ok(leaks($_, $first), 'plain: nothing masks before the library is there') foreach @new;
+	ok(!leaks($_, $second) && index($_, $second->{head}) >= 0, 'plain: from then on it does') foreach $activity, @new;
+
+	# the first call is one with a token in it
+	my $token = new_token();
+	($activity, @new) = session({%log_slow}, "SELECT verdict FROM apitoken.verify('$token->{text}')");
+	ok(!leaks($_, $token) && index($_, $token->{head}) >= 0, 'plain: a token in the statement that loads the library') foreach $activity, @new;
+	($activity, @new) = session({}, "SELECT FROM apitoken.authenticate('$token->{text}')");
+	ok(!leaks($_, $token) && index($_, $token->{head}) >= 0, 'plain: a token that is refused') foreach $activity, @new;
+
+	# and was parsed before it was
+	my $client = Client->new($node, { 'pg_stat_statements.track' => 'all' });
+	$client->send_parse('s', "SELECT 1 /* $token->{text} */");
+	$client->send_sync;
+	$client->wait_ready;
+	$client->query('SELECT apitoken.whoami()');
+	$observer->query('SELECT pg_stat_statements_reset()');
+	$client->send_bind('s');
+	$client->send_execute;
+	$client->send_sync;
+	$client->wait_ready;
+	$client->close;
+	my $stored = $observer->ask("SELECT string_agg(query, chr(10)) FROM pg_stat_statements");
+	ok(!leaks($stored, $token) && index($stored, $token->{head}) >= 0, 'plain: parsed before the library was loaded') or diag($stored);
+}
+
+# ---- who may switch it off
+
+$node->safe_psql('postgres', 'CREATE ROLE regress_apitoken_login LOGIN');
+foreach my $preload ('', 'apitoken')
+{
+	my $token = new_token();
+	my $load = $preload eq '' ? 'SELECT apitoken.whoami();' : '';
+	my ($out, $err) = ('', '');
+
+	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login SET session_preload_libraries = '$preload'") if $preload ne '';
+	logged();
+	$node->psql('postgres', "$load SET apitoken.mask_logs = off; SHOW apitoken.mask_logs; SELECT '$token->{text}' FROM FROM;", stderr => \$err, stdout => \$out,
+		on_error_stop => 0, extra_params => [ '-U', 'regress_apitoken_login' ]);
+	like($err, qr/permission denied to set parameter "apitoken.mask_logs"/, "library '$preload': not anybody may SET it");
+	like($out, qr/\bon$/, "library '$preload': and so it is on");
+	ok(!leaks($_, $token) && index($_, $token->{head}) >= 0, "library '$preload': and masks") foreach logged();
+
+	$token = new_token();
+	local $ENV{PGOPTIONS} = '-c apitoken.mask_logs=off';
+	$node->psql('postgres', "$load SELECT '$token->{text}' FROM FROM;", stderr => \$err, stdout => \$out,
+		on_error_stop => 0, extra_params => [ '-U', 'regress_apitoken_login' ]);
+	ok(!leaks($_, $token) && index($_, $token->{head}) >= 0, "library '$preload': nor by options of the connection") foreach logged();
+	delete $ENV{PGOPTIONS};
+
+	$node->safe_psql('postgres', 'ALTER ROLE regress_apitoken_login SET apitoken.mask_logs = off');
+	logged();
+	$node->psql('postgres', "$load SELECT '$token->{text}' FROM FROM;", stderr => \$err, stdout => \$out,
+		on_error_stop => 0, extra_params => [ '-U', 'regress_apitoken_login' ]);
+	ok(leaks($_, $token), "library '$preload': a superuser may switch it off for a role") foreach logged();
+	$node->safe_psql('postgres', 'ALTER ROLE regress_apitoken_login RESET apitoken.mask_logs');
+}
+
+# ---- what the session itself asks for works on, and is its own
+
+{
+	my $token = new_token();
+	my $client = Client->new($node, { session_preload_libraries => 'apitoken' });
+
+	is($client->ask("SELECT '$token->{text}'"), $token->{text}, 'results are never masked');
+	is($client->ask("/* $token->{text} */ SELECT current_query()"), "/* $token->{text} */ SELECT current_query()", 'nor current_query() of a statement of which nothing was logged');
+	$client->query("DO \$d\$BEGIN RAISE LOG 'x'; PERFORM set_config('my.query', current_query() /* $token->{text} */, false); END\$d\$");
+	my $query = $client->ask("SELECT current_setting('my.query')");
+	ok(!leaks($query, $token) && index($query, $token->{head}) >= 0, 'once something was, it is masked') or diag($query);
+	$client->query("PREPARE p(text) AS SELECT \$1 || '$token->{text}'");
+	is($client->ask("EXECUTE p('x')"), "x$token->{text}", 'PREPARE prepares what was said');
+	is(without($client->ask("SELECT statement FROM pg_prepared_statements"), $token), "PREPARE p(text) AS SELECT \$1 || 'TOKEN'", 'and pg_prepared_statements tells what');
+	ok(!leaks($client->ask('SELECT statement FROM pg_prepared_statements'), $token), 'without the secret');
+	$client->query("CREATE FUNCTION pg_temp.f() RETURNS text LANGUAGE sql AS \$f\$SELECT '$token->{text}'\$f\$");
+	is($client->ask('SELECT pg_temp.f()'), $token->{text}, 'CREATE FUNCTION creates what was said');
+	$client->query("CREATE TEMP TABLE t AS SELECT '$token->{text}'::text AS t; CREATE TEMP VIEW v AS SELECT * FROM t WHERE t = '$token->{text}'");
+	is($client->ask('SELECT t FROM v'), $token->{text}, 'CREATE VIEW as well');
+	$client->query("DECLARE c CURSOR WITH HOLD FOR SELECT '$token->{text}'");
+	is($client->ask('FETCH c'), $token->{text}, 'and DECLARE');
+	$client->{got} = '';
+	$client->query("SELECT says('notice', '$token->{text}')");
+	ok(leaks($client->{got}, $token), 'a NOTICE that is not logged comes to the client as it is');
+	$client->close;
+}
+
 $observer->close;
 
 $node->stop;
