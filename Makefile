@@ -29,6 +29,7 @@ OBJS = \
 	src/flush.o \
 	src/verify.o \
 	src/identity.o \
+	src/redact.o \
 	src/guard.o \
 	src/secret.o \
 	src/authority.o \

@@ -47,6 +47,9 @@
 /* "<prefix>_<kind>_<id>_...<last four>", without a terminating zero */
 #define APITOKEN_MASKED_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_ID_CHARS + 4 + 4)
 
+/* a text that was cut off is a secret as soon as it has this many characters of one */
+#define APITOKEN_SECRET_CUT 8
+
 typedef enum ApitokenKind
 {
 	APITOKEN_ORGANIZATION,
@@ -69,6 +72,8 @@ extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const 
 extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
 extern void apitoken_least_id(TimestampTz at, pg_uuid_t *id);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
+extern bool apitoken_holds_secret(const char *text, size_t length);
+extern bool apitoken_mask_secrets(char *text, size_t length);
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
 
@@ -141,6 +146,7 @@ extern char *apitoken_pepper_file;
 extern bool apitoken_pepper_file_refused;
 extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;
+extern bool apitoken_mask_logs;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
@@ -577,6 +583,12 @@ extern void apitoken_sync_identity(void);
 extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
+
+/* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
+
+extern void apitoken_redact_activity(void);
+extern const char *apitoken_redacted(const char *text, int location, int length);
+extern void apitoken_redact_init(void);
 
 /* ----- guard.c: hooks that keep the identity and READ ONLY in force ----- */
 
