@@ -43,6 +43,7 @@ static const char *const table_names[APITOKEN_TABLES] = {
 
 static Oid	tables[APITOKEN_TABLES];
 static bool tables_valid = false;
+static bool checked[APITOKEN_TABLES];	/* its columns are as they should be */
 static uint64 invalidations = 0;	/* seen so far */
 static Oid	act_as_function = InvalidOid;
 static Oid	verify_function = InvalidOid;
@@ -162,27 +163,39 @@ apitoken_installed(void)
 		if (!OidIsValid(found[i]) ||
 			getExtensionOfObject(RelationRelationId, found[i]) != extension)
 			return false;
-		check_columns(i, found[i]);
 	}
 	memcpy(tables, found, sizeof(tables));
+	memset(checked, false, sizeof(checked));
 	tables_valid = before == invalidations;
 	return true;
 }
 
+/*
+ * The table is there, and its columns are known.  Only the tables that are
+ * needed are looked into: whoever has locked another one, to rewrite it say,
+ * keeps no verification waiting.
+ */
 static void
-require_installed(void)
+require_table(ApitokenTable table)
 {
+	uint64		before;
+
 	if (!apitoken_installed())
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("extension apitoken is not installed in this database"),
 				 errhint("CREATE EXTENSION apitoken CASCADE;")));
+	if (checked[table])
+		return;
+	before = invalidations;
+	check_columns(table, tables[table]);
+	checked[table] = before == invalidations;
 }
 
 Oid
 apitoken_table(ApitokenTable table)
 {
-	require_installed();
+	require_table(table);
 	return tables[table];
 }
 
@@ -195,7 +208,7 @@ apitoken_open_table(ApitokenTable table)
 	{
 		Relation	relation;
 
-		require_installed();
+		require_table(table);
 		relation = try_relation_open(tables[table], AccessShareLock);
 		if (relation != NULL)
 			return relation;
