@@ -450,7 +450,7 @@ apitoken_guc_init(void)
 	/* without shared preload it has no effect, and is no error in a configuration file */
 	DefineCustomIntVariable("apitoken.usage_slots",
 							"Tokens whose use can be kept in shared memory at a time.",
-							"Enough for the tokens used in one apitoken.flush_interval; as many again with rate limits, used in the last minute. About 150 bytes each. What does not fit is not recorded, and counted as dropped.",
+							"Enough for the tokens used in one apitoken.flush_interval; as many again with rate limits, used in the last minute. About 160 bytes each, for both. A use that does not fit is not recorded, a token with a limit that does not is refused; both are counted as dropped.",
 							&apitoken_usage_slots,
 							65536, 64, 64 * 1024 * 1024,
 							process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,

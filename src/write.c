@@ -265,6 +265,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
  */
 static const bool planned_anew[APITOKEN_STATEMENTS] = {
 	[APITOKEN_REVOKE_MATCHING] = true,
+	[APITOKEN_FORGET_USAGE] = true,
 	[APITOKEN_REVOKE_IDLE] = true,
 	[APITOKEN_CLEAR_PREVIOUS] = true,
 	[APITOKEN_REMOVE_EVENTS] = true,
