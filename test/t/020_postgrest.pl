@@ -407,4 +407,8 @@ foreach my $preload (undef, 'shared')
 	$node->stop;
 }
 errors_tests();
+
+# What the documentation shows is the file.
+my ($shown) = slurp_file('docs/postgrest.md') =~ /^```conf\n(.*?)^```$/ms;
+is($shown, slurp_file($conf), 'docs/postgrest.md shows the configuration file to the letter');
 done_testing();
