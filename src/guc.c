@@ -160,14 +160,22 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	List	   *names;
 	ListCell   *lc;
 	bool		good = SplitGUCList(copy, ',', &names);
+	bool		twice = false;
 
 	foreach(lc, names)
+	{
 		good = good && valid_header(lfirst(lc));
+		/* each request would seem to have several tokens */
+		for (int i = 0; i < foreach_current_index(lc); i++)
+			twice = twice || pg_strcasecmp(list_nth(names, i), lfirst(lc)) == 0;
+	}
 	list_free(names);
 	pfree(copy);
 	if (!good)
 		GUC_check_errdetail("It is not a list of names of HTTP headers.");
-	return good;
+	else if (twice)
+		GUC_check_errdetail("A header is named twice.");
+	return good && !twice;
 }
 
 /*
