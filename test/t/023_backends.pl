@@ -348,7 +348,8 @@ sub check
 	cmp_ok(scalar @sent, '>', 50, "$name, $way: what was sent is in the log");
 	is(join("\n", grep { /\((?!\$1)/ && !/extract|disallow|\ballow/ } @sent), '', "$name, $way: bind parameters, always");
 	is(join(' ', grep { index($log, $token{$_}) >= 0 } grep { length $token{$_} > 20 } sort keys %token), '', "$name, $way: no token is in the log");
-	my $named = () = $log =~ /execute $backends{$name}{prepared}/g;
+	# pgbouncer has names of its own
+	my $named = () = $log =~ /execute (?:$backends{$name}{prepared}|PGBOUNCER_)/g;
 	if ($prepare eq 'off')
 	{
 		is($named, 0, "$name, $way: nothing was prepared");
