@@ -121,6 +121,7 @@ sub token
 	return $text;
 }
 
+is(sql('SHOW session_preload_libraries'), 'apitoken', 'the library is there before the first statement of a session');
 sql(q{
 	INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex'), ('closed', 'Closed');
 	INSERT INTO apitoken.users (id, name) VALUES ('alice', 'Alice'), ('bob', 'Bob'), ('carol', 'Carol');
