@@ -26,10 +26,12 @@ OBJS = \
 	src/usage.o \
 	src/limit.o \
 	src/database.o \
+	src/save.o \
 	src/flush.o \
 	src/verify.o \
 	src/json.o \
 	src/identity.o \
+	src/redact.o \
 	src/guard.o \
 	src/secret.o \
 	src/authority.o \
@@ -44,8 +46,7 @@ OBJS = \
 	src/http.o \
 	src/maintenance.o \
 	src/stats.o \
-	src/worker.o \
-	src/save.o
+	src/worker.o
 INCLUDED = src/apitoken.h src/compat.h
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and

@@ -247,7 +247,7 @@ apitoken_lock_extension(void)
 	if (!OidIsValid(extension))
 		return false;
 	LockDatabaseObject(ExtensionRelationId, extension, 0, ShareUpdateExclusiveLock);
-	if (get_extension_oid("apitoken", true) != extension || !apitoken_installed())
+	if (get_extension_oid("apitoken", true) != extension)
 		return false;
 	version = installed_version(extension);
 	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
@@ -256,7 +256,7 @@ apitoken_lock_extension(void)
 				 errmsg("extension apitoken has version %s, and its library %s",
 						version == NULL ? "none" : version, APITOKEN_VERSION),
 				 errhint("ALTER EXTENSION apitoken UPDATE; and restart the server if the library is the older one.")));
-	return true;
+	return apitoken_installed();
 }
 
 /* The role that owns the tables, and as which write.c acts. */

@@ -28,6 +28,7 @@
 
 char	   *apitoken_prefix = NULL;
 char	   *apitoken_pepper_file = NULL;
+bool		apitoken_mask_logs = true;
 
 /* A value was there when the library was loaded, and did not count. */
 bool		apitoken_pepper_file_refused = false;
@@ -409,6 +410,15 @@ apitoken_guc_init(void)
 
 	for (int i = 0; i < APITOKEN_RETENTIONS; i++)
 		retention_refused[i] = retention_configured[i] && !is_configured(retention_names[i]);
+
+	DefineCustomBoolVariable("apitoken.mask_logs",
+							 "Masks the texts of tokens in the server's log and in pg_stat_activity.",
+							 "Off, a statement that holds a token shows its secret to whoever reads the log. The id of a token stays readable either way.",
+							 &apitoken_mask_logs,
+							 true,
+							 PGC_SUSET,
+							 0,
+							 NULL, NULL, NULL);
 
 	DefineCustomStringVariable(setting_names[APITOKEN_SETTING_TOKEN],
 							   "Token to act by in this transaction.",

@@ -161,9 +161,10 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 }
 
 /*
- * A verification whose token is used: that counts against its rate limit, and
- * is recorded.  `may_write`: whether without preload it may be written in this
- * transaction.
+ * What was verified is used: that counts against the token's rate limit, which
+ * may refuse it yet, and is recorded.  (revoke_by_token() verifies only: a
+ * token can be ended that nobody may use.)  `may_write`: whether without
+ * preload the use may be written in this transaction.
  */
 void
 apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)

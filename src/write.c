@@ -321,8 +321,14 @@ execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *va
 
 	/* An error resets the user with the (sub)transaction. */
 	GetUserIdAndSecContext(&user, &context);
+
+	/*
+	 * A worker's session is a superuser's.  There the owner's own triggers may
+	 * leave nothing for the end of the transaction, when it would run as that.
+	 */
 	SetUserIdAndSecContext(apitoken_owner(),
-						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS |
+						   (MyBackendType == B_BG_WORKER ? SECURITY_RESTRICTED_OPERATION : 0));
 	PG_TRY();
 	{
 		int			result;
