@@ -3,12 +3,15 @@
 # deps.sh KIND...: see that what the tests need is there.
 #
 #   test     the distribution's PostgreSQL (or the installed one, if there is
-#            one) with its development files, a C compiler, perl's IPC::Run
+#            one) with its development files, a C compiler, perl's IPC::Run; what
+#            the examples run with: drivers, node and npm, curl, and pgbouncer,
+#            nginx and Apache with mod_auth_openidc (programs, not services)
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
 #
 # If nothing is missing, nothing is done and the network is not touched.  What
-# is missing is installed with apt when we are root; else it is named.
+# is missing is installed with apt when we are root; else it is named.  No
+# service is started, now or by the next boot.
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -16,7 +19,8 @@ clean_environment
 
 packages=()
 need() { packages+=("$@"); }
-have() { command -v "$1" >/dev/null 2>&1; }
+# a user's PATH often lacks the directories of daemons
+have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 perl_has() { PATH=/usr/bin:$PATH perl "-M$1" -e 1 >/dev/null 2>&1; }
 
 server=
@@ -28,6 +32,15 @@ for kind in "${@:-test}"; do
 			echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1 || need libc6-dev
 			have prove || need perl
 			perl_has IPC::Run || need libipc-run-perl
+			perl_has DBD::Pg || need libdbd-pg-perl
+			# Debian's python, which sees Debian's packages
+			/usr/bin/python3 -c 'import psycopg' >/dev/null 2>&1 || need python3-psycopg
+			{ have node && have npm; } || need npm
+			have curl || need curl
+			have pgbouncer || need pgbouncer
+			have nginx || need nginx-light
+			have apache2 || need apache2-bin
+			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
 			find_pg_config >/dev/null || server=missing
 			;;
 		lint)
@@ -66,11 +79,14 @@ if [ -n "$server" ]; then
 	need "postgresql-$major" "postgresql-server-dev-$major"
 fi
 
-# Debian makes and starts a database cluster when a server is installed.  We need
-# none, so tell it not to, and leave its configuration as it would have been.
+# Debian makes and starts a database cluster when a server is installed, and
+# starts services.  We need none, so tell it not to, and leave its configuration
+# as it would have been.  Two of us would restore each other's.
 conf=/etc/postgresql-common/createcluster.conf
 template=/usr/share/postgresql-common/createcluster.conf
-saved=
+policy=/usr/sbin/policy-rc.d
+mark='apitoken: no service starts while test/deps.sh installs packages'
+saved='' log=''
 restore_conf() {
 	if [ -n "$saved" ]; then
 		cat "$saved" >$conf
@@ -83,22 +99,44 @@ restore_conf() {
 		rm -f $conf
 	fi
 }
+restore_policy() {
+	! grep -qsF "$mark" $policy || rm -f $policy
+	[ ! -e $policy.apitoken-saved ] || mv $policy.apitoken-saved $policy
+}
+restore() {
+	[ -z "$server" ] || restore_conf
+	restore_policy
+	[ -z "$log" ] || rm -f "$log"
+}
+exec 7>/run/lock/apitoken-deps
+flock 7
+trap restore EXIT
+trap 'exit 130' INT TERM HUP
+restore_policy # what one of us left that was killed
 if [ -n "$server" ]; then
 	if [ -f $conf ]; then
 		saved=$(mktemp)
 		cat $conf >"$saved"
 	fi
-	trap restore_conf EXIT
 	mkdir -p ${conf%/*}
 	sed -i '/^ *create_main_cluster/d' $conf 2>/dev/null || true
 	echo 'create_main_cluster = false' >>$conf
 fi
+[ ! -e $policy ] || mv $policy $policy.apitoken-saved
+printf '#!/bin/sh\n# %s\nexit 101\n' "$mark" >$policy
+chmod 755 $policy
 
 echo "Installing ${packages[*]}"
 log=$(mktemp)
-if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$log" 2>&1; then
+if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$log" 2>&1 7>&-; then
 	cat "$log"
-	rm -f "$log"
 	die "the packages could not be installed"
 fi
-rm -f "$log"
+
+# what this brought, the next boot shall not start either
+for p in "${packages[@]}"; do
+	case $p in
+		nginx-light) update-rc.d nginx disable ;;
+		pgbouncer) update-rc.d pgbouncer disable ;;
+	esac >/dev/null 2>&1 || true
+done

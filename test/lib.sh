@@ -64,6 +64,18 @@ find_pg_config() {
 pg_version() { "$1" --version | sed 's/^PostgreSQL \([^ ]*\).*/\1/'; }
 pg_major() { pg_version "$1" | sed 's/^\([0-9]*\).*/\1/'; }
 
+# What is fetched is kept here.  The user who runs the servers must reach it, so
+# root's is not at home.
+cache_directory() {
+	if [ -n "${APITOKEN_CACHE:-}" ]; then
+		echo "$APITOKEN_CACHE"
+	elif [ "$(id -u)" = 0 ]; then
+		echo /var/cache/apitoken
+	else
+		echo "${XDG_CACHE_HOME:-$HOME/.cache}/apitoken"
+	fi
+}
+
 # ---- the workplace -----------------------------------------------------------
 
 WORK=
@@ -99,7 +111,7 @@ make_workplace() {
 	# from the project must go here too.
 	find "$WORK/src" -type f ! -name '*.o' ! -name '*.so' ! -path '*/unit/bin/*' -delete
 	tar -C "$ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
-		--exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
+		--exclude=node_modules --exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
 		--exclude='./tmp_check*' --exclude='./regression.*' -cf - . | tar -C "$WORK/src" --no-same-owner -xf -
 	chmod 700 "$WORK"
 	[ ${#RUN_AS[@]} = 0 ] || chown -R "$user:" "$WORK"
@@ -113,6 +125,61 @@ in_workplace() {
 	shift
 	cd "$WORK/src" || return
 	APITOKEN_WORK=$WORK HOME=$WORK/home TMPDIR=$WORK "${RUN_AS[@]}" bash "$script" "$@"
+}
+
+# npm_packages EXAMPLE: see that the packages of examples/EXAMPLE are in the cache
+# as its lock file has them; sets NPM_DIRECTORY, which has them in node_modules.
+# It is run by who calls us, whose npm may have a registry of its own configured.
+# No package's script is run.
+npm_packages() {
+	local from=$ROOT/examples/$1 cache key log
+	cache=$(cache_directory)/npm
+	key=$(cat "$from/package.json" "$from/package-lock.json" | sha256sum | cut -c 1-16) || return 1
+	NPM_DIRECTORY=$cache/$1-$key
+	[ ! -f "$NPM_DIRECTORY/.complete" ] || return 0
+	mkdir -p "$cache" || return 1
+	# Two runs may want the same.  An install that was interrupted leaves a
+	# directory that has another name.
+	(
+		flock 8
+		[ ! -f "$NPM_DIRECTORY/.complete" ] || exit 0
+		echo "Fetching the npm packages of examples/$1"
+		rm -rf "$NPM_DIRECTORY" "$NPM_DIRECTORY.new"
+		mkdir "$NPM_DIRECTORY.new" && cd "$NPM_DIRECTORY.new" &&
+			cp "$from/package.json" "$from/package-lock.json" . || exit 1
+		log=$cache/$1.log
+		if ! timeout -k 10 600 npm ci --ignore-scripts --no-audit --no-fund >"$log" 2>&1 </dev/null 8>&-; then
+			tail -n 40 "$log"
+			rm -rf "$NPM_DIRECTORY.new"
+			exit 1
+		fi
+		chmod -R a+rX . && touch .complete && mv "$NPM_DIRECTORY.new" "$NPM_DIRECTORY"
+	) 8>"$cache/.lock-$1"
+}
+
+# npm_for_tests TEST...: the same for each example whose variable one of these
+# TAP tests mentions: APITOKEN_NPM_X for examples/x.  Exports that variable, and
+# makes examples/x/node_modules in the workplace's copy.  What could not be
+# installed is added to APITOKEN_NPM_FAILED.
+npm_for_tests() {
+	local f example variable
+	export APITOKEN_NPM_FAILED=
+	for f in "$ROOT"/examples/*/package-lock.json; do
+		[ -f "$f" ] || continue
+		example=$(basename "${f%/*}")
+		variable=APITOKEN_NPM_$(tr a-z- A-Z_ <<<"$example")
+		unset "$variable"
+		rm -f "$WORK/src/examples/$example/node_modules"
+		if [ $# = 0 ] || ! grep -qw "$variable" "$@"; then
+			continue
+		fi
+		if npm_packages "$example"; then
+			export "$variable=$NPM_DIRECTORY"
+			ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/examples/$example/node_modules" || return 1
+		else
+			APITOKEN_NPM_FAILED="$APITOKEN_NPM_FAILED $example"
+		fi
+	done
 }
 
 # Stop every server that still runs in the workplace (an interrupted run), then

@@ -13,9 +13,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 clean_environment
 
-# The user who runs the servers must reach the cache, so root's is not at home.
-if [ "$(id -u)" = 0 ]; then cache=/var/cache/apitoken; else cache=${XDG_CACHE_HOME:-$HOME/.cache}/apitoken; fi
-cache=${APITOKEN_CACHE:-$cache}
+cache=$(cache_directory)
 
 # fetch MAJOR DIR
 fetch() {

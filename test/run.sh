@@ -45,6 +45,12 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 	[ -n "$whole" ] || args+=("${parts[@]}")
 
 	make_workplace ${workdir:+"$workdir/$(pg_major "$c")"}
+	tests=()
+	for f in "$ROOT"/test/t/*.pl; do
+		n=$(basename "$f" .pl)
+		[[ " ${parts[*]} " != *" tap "* && " ${parts[*]} " != *" tap:$n "* ]] || tests+=("$f")
+	done
+	npm_for_tests "${tests[@]}"
 	rc=0
 	rm -f "$WORK/totals"
 	PG_CONFIG=$c in_workplace test/run.sh "${args[@]}" || rc=$?
@@ -86,7 +92,7 @@ private_server "$PG_CONFIG" "$WORK/server"
 PGC=$PRIVATE_PG_CONFIG
 BIN=$("$PGC" --bindir)
 pgxs=$(cd "$(dirname "$("$PGC" --pgxs)")/../.." && pwd)
-export PATH=$BIN:/usr/local/bin:/usr/bin:/bin
+export PATH=$BIN:/usr/local/bin:/usr/bin:/bin:/usr/sbin
 variable() { make -s -C "$src" "PG_CONFIG=$PGC" "print-$1"; }
 
 # wanted PART NAME...: those names of a part that were asked for.
@@ -257,6 +263,9 @@ if asked tap; then
 	mapfile -t names < <(files test/t pl)
 	[ ${#names[@]} -gt 0 ] || [ -z "$whole" ] || fail "tap: there are no tests"
 	mapfile -t names < <(wanted tap "${names[@]}")
+	for n in ${APITOKEN_NPM_FAILED:-}; do
+		fail "npm packages of examples/$n"
+	done
 
 	# A test that upgrades finds the older server's programs here, with the
 	# extension installed, and skips itself if there are none.
