@@ -35,6 +35,7 @@ for kind in "${@:-test}"; do
 			perl_has DBD::Pg || need libdbd-pg-perl
 			# Debian's python, which sees Debian's packages
 			/usr/bin/python3 -c 'import psycopg' >/dev/null 2>&1 || need python3-psycopg
+			/usr/bin/python3 -c 'import psycopg_pool' >/dev/null 2>&1 || need python3-psycopg-pool
 			{ have node && have npm; } || need npm
 			have curl || need curl
 			have pgbouncer || need pgbouncer

@@ -1,0 +1,157 @@
+// Articles over HTTP: for programs by API token, for people who are signed in.
+//
+//     PGUSER=app_node PGDATABASE=app node server.js
+//
+// GET, POST /articles       articles of who is asking
+// GET /feed/ORGANIZATION    for tokens that may article:read there
+// POST /introspect          RFC 7662, for a gateway (INTROSPECTION_CLIENT=id:secret)
+'use strict';
+
+const crypto = require('node:crypto');
+const http = require('node:http');
+const { Pool } = require('pg');
+const tokens = require('./tokens.js');
+const { Refused } = tokens;
+
+async function body(request, type) {
+	const [sent] = (request.headers['content-type'] || '').split(';');
+	// JSON: a form on another site cannot send that with our cookie
+	if (sent.trim() !== type) throw new Refused(415, `${type} expected`);
+	let text = '';
+	request.setEncoding('utf8');
+	for await (const chunk of request) {
+		text += chunk;
+		if (text.length > 65536) throw new Refused(413, 'too long');
+	}
+	return text;
+}
+
+async function json(request) {
+	let value;
+	try {
+		value = JSON.parse(await body(request, 'application/json'));
+	} catch (error) {
+		if (error instanceof Refused) throw error;
+	}
+	if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new Refused(400, 'a JSON object is expected');
+	if (Object.values(value).some((text) => typeof text !== 'string')) throw new Refused(400, 'strings are expected');
+	return value;
+}
+
+// A parameter may be there once (RFC 6749, section 3.2).
+async function form(request) {
+	const values = new URLSearchParams(await body(request, 'application/x-www-form-urlencoded'));
+	for (const name of values.keys()) {
+		if (values.getAll(name).length > 1) throw new Refused(400, 'invalid_request');
+	}
+	return values;
+}
+
+// A gateway's own credentials, by HTTP Basic (RFC 6749, section 2.3.1).
+function requireClient(request) {
+	const [, given] = /^basic\s+(\S+)\s*$/i.exec(request.headers.authorization || '') || [];
+	const digest = (text) => crypto.createHash('sha256').update(text).digest();
+	let client;
+	try {
+		client = Buffer.from(given || '', 'base64').toString().split(':').map((part) => decodeURIComponent(part.replaceAll('+', ' ')));
+	} catch {
+		client = [];
+	}
+	const wanted = process.env.INTROSPECTION_CLIENT;
+	if (!wanted || !crypto.timingSafeEqual(digest(client.join(':')), digest(wanted))) {
+		throw new Refused(401, 'invalid_client', { 'WWW-Authenticate': 'Basic realm="introspection"' });
+	}
+}
+
+// signedInUser(request): the id of the user whom your session names, if any.
+function createServer({ pool, signedInUser = () => undefined }) {
+	// The client, as this server sees it.  Behind a proxy of yours: what that one says.
+	const address = (request) => request.socket.remoteAddress.replace(/%.*/, '');
+
+	function required(credentials) {
+		if (!credentials) throw new Refused(401, 'unauthorized', { 'WWW-Authenticate': 'Bearer' });
+		return credentials;
+	}
+
+	// A bad token is never a signed-in user.
+	function caller(request) {
+		const token = tokens.bearer(request.headers.authorization);
+		if (token !== undefined) return tokens.byToken(token, address(request));
+		return tokens.asUser(required(signedInUser(request)));
+	}
+
+	const routes = {
+		'GET /articles': async (request) => tokens.acting(pool, caller(request), async (client) => {
+			const { rows } = await client.query('SELECT id, organization_id, title FROM article ORDER BY id');
+			return [200, rows];
+		}),
+
+		'POST /articles': async (request) => {
+			const article = await json(request);
+			return tokens.acting(pool, caller(request), async (client) => {
+				const { rows } = await client.query(
+					'INSERT INTO article (organization_id, title) VALUES ($1, $2) RETURNING id, organization_id, title',
+					[article.organization_id, article.title]);
+				return [201, rows[0]];
+			});
+		},
+
+		// No transaction, no policies: one question, and the answer is ours to obey.
+		'GET /feed/:id': async (request, organizationId) => {
+			const token = required(tokens.bearer(request.headers.authorization));
+			const row = await tokens.verify(pool, token, {
+				permission: 'article:read', organizationId, clientAddress: address(request),
+			});
+			return [200, { organization_id: organizationId, label: row.label, kind: row.kind }];
+		},
+
+		'POST /introspect': async (request) => {
+			requireClient(request);
+			const values = await form(request);
+			if (!values.get('token')) throw new Refused(400, 'invalid_request');
+			const { rows } = await tokens.ask(pool, 'introspect', 'SELECT apitoken.introspect($1, $2) AS answer',
+				[values.get('token'), values.get('token_type_hint')]);
+			return [200, rows[0].answer];
+		},
+	};
+
+	async function answer(request) {
+		const [, path, id] = /^(\/[a-z]+)(?:\/([^/?]+))?(?:\?|$)/.exec(request.url) || [];
+		const route = routes[`${request.method} ${path}${id === undefined ? '' : '/:id'}`];
+		if (!route) throw new Refused(404, 'not found');
+		return route(request, id === undefined ? undefined : decodeURIComponent(id));
+	}
+
+	return http.createServer(async (request, response) => {
+		let status, value, headers = {};
+		try {
+			[status, value] = await answer(request);
+		} catch (error) {
+			if (error instanceof Refused) {
+				({ status, headers } = error);
+				value = { error: error.code };
+			} else {
+				status = error instanceof URIError ? 400 : error instanceof tokens.SetupError ? 500 : tokens.statusOf(error);
+				console.error(`${status}: ${error.message}`);
+				// what the server says is for our log: it may quote what others wrote
+				value = { error: status < 500 ? 'refused' : 'failed' };
+			}
+		}
+		response.writeHead(status, { 'Content-Type': 'application/json', 'Cache-Control': 'no-store', ...headers });
+		response.end(JSON.stringify(value));
+	});
+}
+
+// Where the database is, libpq's variables say (PGHOST, ...).
+function createPool() {
+	const pool = new Pool({ max: Number(process.env.POOL_SIZE || 4), connectionTimeoutMillis: 10000 });
+	// a connection that broke while nobody used it; the pool makes another
+	pool.on('error', (error) => console.error(error.message));
+	return pool;
+}
+
+module.exports = { createServer, createPool };
+
+if (require.main === module) {
+	createServer({ pool: createPool() }).listen(Number(process.env.PORT || 8080), '127.0.0.1');
+}

@@ -1,0 +1,140 @@
+"""Articles over HTTP, as a WSGI application: for programs by API token, for
+people who are signed in (REMOTE_USER, set by your session middleware).
+
+    PGUSER=app_psycopg PGDATABASE=app python3 app.py
+
+GET, POST /articles       articles of who is asking
+GET /feed/ORGANIZATION    for tokens that may article:read there
+POST /tokens              a new token, for people who are signed in
+"""
+
+import json
+import os
+import re
+import sys
+
+import psycopg
+import psycopg_pool
+from psycopg.rows import dict_row
+
+import tokens
+
+# Where the server is, libpq's variables say (PGHOST, ...).  autocommit: a
+# connection is in a transaction only where this program begins one.
+# PREPARE=off: for a pooler that does not know prepared statements.
+pool = psycopg_pool.ConnectionPool(
+    min_size=1,
+    max_size=int(os.environ.get("POOL_SIZE", 4)),
+    timeout=10,
+    kwargs={
+        "autocommit": True,
+        "row_factory": dict_row,
+        "prepare_threshold": None if os.environ.get("PREPARE") == "off" else 5,
+    },
+)
+
+
+def acting(connection, environ):
+    """The transaction of who is asking.  A bad token is never a signed-in user."""
+    token = tokens.bearer(environ.get("HTTP_AUTHORIZATION"))
+    if token is not None:
+        # The client, as this server sees it.  Behind a proxy of yours: what that one says.
+        return tokens.by_token(connection, token, environ.get("REMOTE_ADDR"))
+    return tokens.as_user(connection, required(environ.get("REMOTE_USER")))
+
+
+def required(credentials):
+    if not credentials:
+        raise tokens.Refused(401, "unauthorized", [("WWW-Authenticate", "Bearer")])
+    return credentials
+
+
+def body(environ):
+    # JSON only: a form on another site cannot send that with our cookie
+    if environ.get("CONTENT_TYPE", "").partition(";")[0].strip() != "application/json":
+        raise tokens.Refused(415, "application/json expected")
+    try:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        value = json.loads(environ["wsgi.input"].read(min(length, 65536)))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise tokens.Refused(400, "a JSON object is expected")
+    if any(not isinstance(text, str) for text in value.values()):
+        raise tokens.Refused(400, "strings are expected")
+    return value
+
+
+def list_articles(connection, environ):
+    with acting(connection, environ):
+        return 200, connection.execute("SELECT id, organization_id, title FROM article ORDER BY id").fetchall()
+
+
+def create_article(connection, environ):
+    article = body(environ)
+    with acting(connection, environ):
+        return 201, connection.execute(
+            "INSERT INTO article (organization_id, title) VALUES (%s, %s) RETURNING id, organization_id, title",
+            [article.get("organization_id"), article.get("title")],
+        ).fetchone()
+
+
+def feed(connection, environ, organization_id):
+    """No transaction, no policies: one question, and the answer is ours to obey."""
+    token = required(tokens.bearer(environ.get("HTTP_AUTHORIZATION")))
+    row = tokens.verify(connection, token, "article:read", organization_id, environ.get("REMOTE_ADDR"))
+    return 200, {"organization_id": organization_id, "label": row["label"], "kind": row["kind"]}
+
+
+def create_token(connection, environ):
+    wanted = body(environ)
+    with tokens.as_user(connection, required(environ.get("REMOTE_USER"))):
+        return 201, connection.execute(
+            """SELECT id::text, token, masked FROM apitoken.create_token(%s, organization_id => %s, access => %s,
+                                                                         expires_in => %s::interval)""",
+            [wanted.get("label"), wanted.get("organization_id"), wanted.get("access"), wanted.get("expires_in", "90 days")],
+        ).fetchone()
+
+
+ROUTES = [
+    ("GET", r"/articles", list_articles),
+    ("POST", r"/articles", create_article),
+    ("GET", r"/feed/([^/]+)", feed),
+    ("POST", r"/tokens", create_token),
+]
+
+
+def answer(environ):
+    for method, path, function in ROUTES:
+        match = re.fullmatch(path, environ.get("PATH_INFO", ""))
+        if match and method == environ["REQUEST_METHOD"]:
+            # back in the pool the connection is in no transaction, and nobody's
+            with pool.connection() as connection:
+                return *function(connection, environ, *match.groups()), []
+    return 404, {"error": "not found"}, []
+
+
+def application(environ, start_response):
+    try:
+        status, value, headers = answer(environ)
+    except tokens.Refused as error:
+        status, value, headers = error.status, {"error": error.code}, error.headers
+    except psycopg_pool.PoolTimeout:
+        status, value, headers = 503, {"error": "try again"}, []
+    except (psycopg.Error, tokens.SetupError) as error:
+        status = tokens.status_of(error) if isinstance(error, psycopg.Error) else 500
+        print(f"{status}: {error}", file=sys.stderr)
+        # what the server says is for our log: it may quote what others wrote
+        value, headers = {"error": "refused" if status < 500 else "failed"}, []
+    start_response(
+        f"{status} {'OK' if status < 300 else 'Refused' if status < 500 else 'Failed'}",
+        [("Content-Type", "application/json"), ("Cache-Control", "no-store"), *headers],
+    )
+    return [json.dumps(value).encode()]
+
+
+if __name__ == "__main__":
+    from wsgiref.simple_server import make_server
+
+    with make_server("127.0.0.1", int(os.environ.get("PORT", 8080)), application) as server:
+        server.serve_forever()

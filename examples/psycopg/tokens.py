@@ -1,0 +1,117 @@
+"""API tokens with psycopg 3: who is asking, and what became of it.
+
+A connection given to these functions comes from a pool, or is a thread's own.
+It must not be within a transaction: an identity lasts for one transaction, and
+what began the transaction earlier would share it.
+"""
+
+import contextlib
+import math
+import re
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+
+class Refused(Exception):
+    """The request is refused: an HTTP status, a code, and headers."""
+
+    def __init__(self, status, code, headers=()):
+        super().__init__(code)
+        self.status, self.code, self.headers = status, code, list(headers)
+
+
+class SetupError(Exception):
+    """The login lacks a capability: no fault of who is asking."""
+
+
+def refused(verdict, seconds=None):
+    """What a verdict other than valid is in HTTP (RFC 6750, RFC 6585)."""
+    if verdict == "rate_limited":
+        return Refused(429, verdict, [("Retry-After", str(max(1, math.ceil(seconds or 1))))])
+    if verdict == "network_refused":
+        return Refused(403, verdict)
+    if verdict == "permission_refused":
+        return Refused(403, "insufficient_scope", [("WWW-Authenticate", 'Bearer error="insufficient_scope"')])
+    # Malformed, unknown, revoked, expired, suspended: the log may know which.
+    return Refused(401, "invalid_token", [("WWW-Authenticate", 'Bearer error="invalid_token"')])
+
+
+def bearer(authorization):
+    """The token of an Authorization header; None if there is no such header."""
+    if authorization is None:
+        return None
+    scheme, _, token = authorization.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise Refused(401, "invalid_token", [("WWW-Authenticate", "Bearer")])
+    return token.strip()
+
+
+def verify(connection, token, permission=None, organization_id=None, client_address=None):
+    """Verify a request in one statement: a row about the token, or Refused."""
+    with _setup(), connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+        row = cursor.execute(
+            """SELECT valid, verdict, token_id, label, kind, organization_id, user_id, role, access, permissions, groups,
+                      expires_at, metadata, extract(epoch FROM retry_after)::float8 AS seconds
+               FROM apitoken.verify(%s, %s, %s, %s)""",
+            [token, permission, organization_id, client_address],
+        ).fetchone()
+    if not row["valid"]:
+        raise refused(row["verdict"], row["seconds"])
+    return row
+
+
+@contextlib.contextmanager
+def by_token(connection, token, client_address=None):
+    """A transaction in which the token acts: policies follow it."""
+    _require_idle(connection)
+    with connection.transaction():
+        try:
+            with _setup():
+                # Nobody else knows it: the connection's address is ours, or the pooler's.
+                connection.execute("SELECT set_config('apitoken.client_address', %s, true)", [client_address or ""])
+                connection.execute("SELECT FROM apitoken.authenticate(%s)", [token])
+        except psycopg.errors.InvalidAuthorizationSpecification as error:
+            verdict = re.search(r"Verdict: (\w+)", error.diag.message_detail or "")
+            seconds = re.search(r"in ([\d.]+) seconds", error.diag.message_hint or "")
+            raise refused(verdict and verdict[1], seconds and float(seconds[1])) from None
+        yield connection
+
+
+@contextlib.contextmanager
+def as_user(connection, user_id):
+    """A transaction in which a user acts whom we have signed in ourselves."""
+    _require_idle(connection)
+    with connection.transaction():
+        with _setup():
+            connection.execute("SELECT FROM apitoken.act_as(%s)", [user_id])
+        yield connection
+
+
+def status_of(error):
+    """The HTTP status of a psycopg.Error that the request's own work ended with."""
+    state = error.sqlstate
+    if state is None:  # it is not the server that says so
+        return 400 if isinstance(error, psycopg.DataError) else 503
+    known = {
+        "42501": 403,  # a policy says no
+        "25006": 403,  # the token is read-only
+        "23505": 409,
+        "40001": 503,  # try again
+        "40P01": 503,
+    }
+    classes = {"22": 400, "23": 400, "08": 503, "53": 503, "57": 503}
+    return known.get(state) or classes.get(state[:2]) or 500
+
+
+@contextlib.contextmanager
+def _setup():
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SetupError(f"{error.diag.message_primary}; {error.diag.message_hint or 'see apitoken.allow()'}") from error
+
+
+def _require_idle(connection):
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        raise SetupError("the connection is within a transaction; open the pool with autocommit=True")

@@ -1,0 +1,82 @@
+# pgbouncer in front of a test's server, in transaction pooling.
+
+package ApitokenPooler;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use IPC::Run;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+
+our @EXPORT = qw(pooler_version start_pooler stop_pooler);
+
+# APITOKEN_PGBOUNCER names another one than that on the PATH.
+sub program { return $ENV{APITOKEN_PGBOUNCER} // 'pgbouncer'; }
+
+# Its version, and whether it knows prepared statements: those of the protocol,
+# with a name, from 1.21 on.
+sub pooler_version
+{
+	my ($out, $err) = ('', '');
+
+	IPC::Run::run([ program(), '--version' ], '>', \$out, '2>', \$err) or die "pgbouncer does not run: $err";
+	my ($version, $major, $minor) = $out =~ /^PgBouncer ((\d+)\.(\d+)\S*)/m or die "what version is this: $out";
+	return ($version, $major > 1 || $minor >= 21);
+}
+
+my @running;
+
+# start_pooler NODE, users => [...], conf => settings: what to connect to, as
+# { host, port }, and its log.
+sub start_pooler
+{
+	my ($node, %how) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir_short();
+	my $pooler = { host => $dir, port => PostgreSQL::Test::Cluster::get_free_port(), log => "$dir/log" };
+	my (undef, $prepares) = pooler_version();
+
+	append_to_file("$dir/users", join('', map { "\"$_\" \"\"\n" } @{ $how{users} }));
+	append_to_file("$dir/ini", sprintf(<<'INI', $node->host, $node->port, $pooler->{port}, $dir, $dir));
+[databases]
+postgres = host=%s port=%s
+[pgbouncer]
+listen_port = %s
+unix_socket_dir = %s
+auth_type = trust
+auth_file = %s/users
+pool_mode = transaction
+log_connections = 0
+log_disconnections = 0
+INI
+	append_to_file("$dir/ini", "max_prepared_statements = 100\n") if $prepares;
+	append_to_file("$dir/ini", $how{conf} // '');
+	$pooler->{process} = IPC::Run::start([ program(), "$dir/ini" ], '<', \undef, '>', $pooler->{log}, '2>&1');
+	push @running, $pooler;
+	foreach my $try (1 .. 100)
+	{
+		return $pooler if -S "$dir/.s.PGSQL.$pooler->{port}";
+		select(undef, undef, undef, 0.1);
+	}
+	die "pgbouncer does not start: " . slurp_file($pooler->{log});
+}
+
+sub stop_pooler
+{
+	my ($pooler) = @_;
+
+	@running = grep { $_ != $pooler } @running;
+	$pooler->{process}->kill_kill(grace => 5);
+	return;
+}
+
+# whatever happens to the test
+END
+{
+	my $rc = $?;
+	stop_pooler($_) foreach @running;
+	$? = $rc;
+}
+
+1;
