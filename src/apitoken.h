@@ -602,6 +602,7 @@ typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
 	int64		retry_after;	/* with APITOKEN_RATE_LIMITED: microseconds; 0: not known */
+	TimestampTz secret_ends_at;	/* the previous secret's overlap, or as the token's expiry */
 	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */
 	ApitokenStanding standing;	/* when valid, as are: */
 	List	   *patterns;		/* effective patterns */
