@@ -144,6 +144,29 @@ sub bench
 	is_within($accepted{many}, $elapsed, 1200, 1200, 'the one with the higher limit');
 }
 
+# Four sessions in tight loops, which read and move on the same time at once: a
+# step that gets lost is a use too many, and the time is measured so closely
+# that a few show (a thousandth is for a clock that is being adjusted).
+{
+	my $limit = 60_000;
+	my $token = limited($limit);
+	my $file = $node->basedir . '/tight.sql';
+	my ($out, $err);
+
+	$node->safe_psql('postgres', 'CREATE TABLE tight (accepted int, began timestamptz, ended timestamptz); GRANT ALL ON tight TO PUBLIC');
+	append_to_file($file, qq{DO \$\$
+		DECLARE
+			began timestamptz := clock_timestamp();
+			accepted int := (SELECT count(*) FILTER (WHERE (apitoken.verify('$token')).valid) FROM generate_series(1, 25000));
+		BEGIN
+			INSERT INTO tight VALUES (accepted, began, clock_timestamp());
+		END \$\$;\n} =~ s/\n\t*/ /gr . "\n");
+	ok(IPC::Run::run([ 'pgbench', '-n', '-c', '4', '-j', '4', '-t', '1', '-f', $file, '-U', $who, $node->connstr('postgres') ], '>', \$out, '2>', \$err),
+		'4 sessions, 25000 times each') or diag($err);
+	is_within(split(/\|/, $node->safe_psql('postgres', q{SELECT sum(accepted), 1.001 * extract(epoch FROM max(ended) - min(began)) FROM tight})),
+		$limit, $limit, 'in tight loops');
+}
+
 # What is earned is given, to the last use: from a time when all was used up,
 # while many ask, to the time when the rest is asked for.
 {
