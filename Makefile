@@ -26,10 +26,12 @@ OBJS = \
 	src/usage.o \
 	src/limit.o \
 	src/database.o \
+	src/save.o \
 	src/flush.o \
 	src/verify.o \
 	src/json.o \
 	src/identity.o \
+	src/redact.o \
 	src/guard.o \
 	src/secret.o \
 	src/authority.o \
@@ -44,13 +46,12 @@ OBJS = \
 	src/http.o \
 	src/maintenance.o \
 	src/stats.o \
-	src/worker.o \
-	src/save.o
+	src/worker.o
 INCLUDED = src/apitoken.h src/compat.h
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and
 # test/run.sh fails when a file there is missing from these lists.
-REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance
+REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance pre_request introspect policies
 ISOLATION = last_used revocation regenerate label owner_deleted maintenance revoke_tokens
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl

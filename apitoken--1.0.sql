@@ -142,7 +142,7 @@ COMMENT ON COLUMN apitoken.token_records.expires_at IS 'From then on it is refus
 COMMENT ON COLUMN apitoken.token_records.suspended_at IS 'Not null: it is refused until this is null again';
 COMMENT ON COLUMN apitoken.token_records.revoked_at IS 'Not null: it is refused for good';
 COMMENT ON COLUMN apitoken.token_records.previous_expires_at IS 'Until then the secret before the last regeneration is accepted too; null: it is not';
-COMMENT ON COLUMN apitoken.token_records.rate_limit_per_minute IS 'Verifications a minute that are accepted; null: no limit';
+COMMENT ON COLUMN apitoken.token_records.rate_limit_per_minute IS 'Verifications a minute that each server accepts, as many at once after a minute''s rest; none without shared preload; null: no limit';
 COMMENT ON COLUMN apitoken.token_records.digest_scheme IS '0: SHA-256 of the token text; n: HMAC-SHA-256 of it under pepper n';
 COMMENT ON COLUMN apitoken.token_records.previous_digest_scheme IS 'As digest_scheme, for previous_digest';
 COMMENT ON COLUMN apitoken.token_records.digest IS 'Digest of the token text; granted to nobody';
@@ -171,9 +171,9 @@ CREATE TABLE apitoken.token_usage (
 );
 COMMENT ON TABLE apitoken.token_usage IS 'When each token was last used; its row is made with the token';
 COMMENT ON COLUMN apitoken.token_usage.token_id IS 'The token';
-COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When it was last accepted, to the minute without preload; null: never';
-COMMENT ON COLUMN apitoken.token_usage.accepted IS 'How often that was recorded (at most once a minute without preload)';
-COMMENT ON COLUMN apitoken.token_usage.refused IS 'Refusals recorded; not counted without preload';
+COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When it was last accepted, to the minute without shared preload; null: never';
+COMMENT ON COLUMN apitoken.token_usage.accepted IS 'How often it was accepted; without shared preload at most one a minute counts';
+COMMENT ON COLUMN apitoken.token_usage.refused IS 'How often it was refused to who had the right secret; not counted without shared preload';
 COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of that use; null: unknown';
 
 CREATE TABLE apitoken.token_usage_daily (
@@ -302,7 +302,7 @@ COMMENT ON COLUMN apitoken.verification.permissions IS 'Effective patterns: the 
 COMMENT ON COLUMN apitoken.verification.groups IS 'Visibility groups of the user; empty for an organization''s token';
 COMMENT ON COLUMN apitoken.verification.expires_at IS 'When it expires; null: never';
 COMMENT ON COLUMN apitoken.verification.metadata IS 'The application''s own JSON object';
-COMMENT ON COLUMN apitoken.verification.retry_after IS 'With rate_limited: how long to wait; null: not known';
+COMMENT ON COLUMN apitoken.verification.retry_after IS 'With rate_limited: how long to wait; null: another verdict, or without shared preload, which it needs';
 
 CREATE TYPE apitoken.issued_token AS (
 	id         uuid,
@@ -418,7 +418,7 @@ COMMENT ON COLUMN apitoken.tokens.role IS 'Name of the role that an organization
 COMMENT ON COLUMN apitoken.tokens.access IS 'read_only, full or custom: narrows what the role or the user allows';
 COMMENT ON COLUMN apitoken.tokens.permissions IS 'With access custom: the patterns (resource:action) that it is narrowed to; otherwise null';
 COMMENT ON COLUMN apitoken.tokens.allowed_networks IS 'Networks from which it is accepted; null: from everywhere';
-COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications a minute that are accepted; null: no limit';
+COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications a minute that each server accepts, as many at once after a minute''s rest; none without shared preload; null: no limit';
 COMMENT ON COLUMN apitoken.tokens.metadata IS 'A JSON object of the application''s own';
 COMMENT ON COLUMN apitoken.tokens.masked IS 'The token text without its secret: prefix, kind, id and the last four characters';
 COMMENT ON COLUMN apitoken.tokens.created_by IS 'Id of the user who made it; null: made by an organization''s token or by a database administrator';
@@ -550,7 +550,7 @@ COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'To
 
 CREATE FUNCTION apitoken.allow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_allow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory) to a database role. 42501 unless called by the tables'' owner; 22023 for an unknown capability';
+COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor) to a database role. 42501 unless called by the tables'' owner; 22023 for an unknown capability';
 
 CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -588,7 +588,7 @@ COMMENT ON COLUMN apitoken.stats.network_refused IS 'Verifications with this ver
 COMMENT ON COLUMN apitoken.stats.permission_refused IS 'Verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.flushes IS 'Batches of usage written to tables';
-COMMENT ON COLUMN apitoken.stats.dropped IS 'Uses not recorded because shared memory was full; raise apitoken.usage_slots';
+COMMENT ON COLUMN apitoken.stats.dropped IS 'Uses not recorded, and tokens with a rate limit refused, because shared memory was full: raise apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.masked IS 'Log messages in which a token text was masked';
 COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.entries IS 'Tokens with usage in shared memory now, written or not';

@@ -28,6 +28,9 @@ _PG_init(void)
 	apitoken_secret_init();
 	apitoken_guard_init();
 
+	/* last: of the hooks that both have, the one installed last runs first */
+	apitoken_redact_init();
+
 	/* pg_upgrade's servers verify nothing, and must not be written to */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{

@@ -112,7 +112,8 @@ SELECT verdict FROM apitoken.verify(:'token', 'article:read', 'acme');
 UPDATE apitoken.tokens SET label = 'two', metadata = '{"a": 2}', suspended_at = pg_catalog.now() WHERE id OPERATOR(pg_catalog.=) :'id';
 UPDATE apitoken.tokens SET suspended_at = NULL WHERE id OPERATOR(pg_catalog.=) :'id';
 SELECT token FROM apitoken.regenerate_token(:'id', '1 hour') \gset
-SELECT label, last_used, status FROM apitoken.list_tokens('w');
+-- (when the use is shown depends on preload)
+SELECT label, last_used IN ('just now', 'never') AS in_words, status FROM apitoken.list_tokens('w');
 SELECT pg_catalog.count(*) FROM apitoken.tokens;
 SELECT pg_catalog.count(*) FROM apitoken.members;
 SELECT pg_catalog.count(*) FROM apitoken.events;

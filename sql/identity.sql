@@ -425,6 +425,7 @@ BEGIN; SELECT valid FROM apitoken.verify(:'alice'); SELECT pg_current_xact_id_if
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
 BEGIN; SET LOCAL apitoken.token = :'bob'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
 RESET SESSION AUTHORIZATION;
+SELECT apitoken.flush_usage();
 UPDATE apitoken.token_usage SET last_used_at = NULL;
 SET SESSION AUTHORIZATION regress_apitoken_backend;
 -- never used, but READ ONLY or with a snapshot of its own
@@ -433,12 +434,18 @@ BEGIN READ ONLY; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT pg_current_
 BEGIN READ ONLY; SET LOCAL apitoken.token = :'alice'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
 BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT valid FROM apitoken.verify(:'bob'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
 BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
--- a setting's token is never recorded
+-- a setting's token is recorded in shared memory only
 BEGIN; SET LOCAL apitoken.token = :'dora'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
--- so one must be taken where there is something to write, or all that proved nothing
-BEGIN; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT pg_current_xact_id_if_assigned() IS NOT NULL; COMMIT;
+-- so one must be taken where there is something to write, or all that proved nothing; with shared preload
+-- there never is
 RESET SESSION AUTHORIZATION;
-SELECT label FROM apitoken.tokens WHERE last_used_at IS NOT NULL;
+SELECT preloaded FROM apitoken.stats \gset
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT pg_current_xact_id_if_assigned() IS NULL = :'preloaded' AS right; COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT apitoken.flush_usage();
+SELECT string_agg(user_id, ' ' ORDER BY user_id) = CASE WHEN :'preloaded' THEN 'alice bob dora' ELSE 'alice' END AS right
+FROM apitoken.tokens WHERE last_used_at IS NOT NULL;
 
 --
 -- Memberships, roles and suspensions are read anew by each statement; an

@@ -126,7 +126,10 @@ WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind = 'i' AND pg_catal
 SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'apitoken' AND pg_catalog.obj_description(oid, 'pg_extension') IS NULL;
 
 -- settings (apitoken.token shows nowhere but by SHOW, and then as ***)
-SELECT name, context, vartype, boot_val, short_desc <> '' AS described FROM pg_catalog.pg_settings WHERE name LIKE 'apitoken.%' ORDER BY name;
+-- usage_slots is the postmaster's where it has an effect
+SELECT name, CASE WHEN name = 'apitoken.usage_slots' AND (context = 'postmaster') = preloaded THEN '(by preload)' ELSE context END AS context,
+	vartype, boot_val, short_desc <> '' AS described
+FROM pg_catalog.pg_settings, apitoken.stats WHERE name LIKE 'apitoken.%' ORDER BY name;
 SHOW apitoken.token;
 
 --
@@ -164,10 +167,10 @@ CREATE ROLE regress_apitoken_nobody;
 CREATE ROLE regress_apitoken_some;
 SET ROLE regress_apitoken_nobody;
 SELECT public.regress_try(pg_catalog.format('TABLE apitoken.%I', r)) AS refused
-FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,token_usage_daily,events,tokens,members}'::text[]) r;
+FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,token_usage_daily,events,tokens,members,stats}'::text[]) r;
 SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.unnest(ARRAY['authenticate(NULL)', 'verify(NULL)',
 	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_secret(pg_catalog.gen_random_uuid())', 'regenerate_token(NULL)', 'revoke_token(NULL)',
-	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'list_limit(1, NULL)', 'run_maintenance()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
+	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'list_limit(1, NULL)', 'run_maintenance()', 'flush_usage()', 'read_stats()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(),
 	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed,
 	apitoken.managed_organizations('token:read'), apitoken.managed_user('token:read'), apitoken.own_organizations();
@@ -213,9 +216,24 @@ SELECT apitoken.disallow('regress_apitoken_some', 'act');
 SELECT apitoken.allow('regress_apitoken_some', 'directory');
 SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'directory');
+SELECT apitoken.allow('regress_apitoken_some', 'monitor');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+-- the view and its function, to read; nothing else
+SET ROLE regress_apitoken_some;
+SELECT count(*) FROM apitoken.stats;
+SELECT pg_catalog.left(public.regress_try(s), 5) AS refused FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.stats SET valid = 0', 'DELETE FROM apitoken.stats',
+	'SELECT apitoken.flush_usage()', 'TABLE apitoken.token_usage', 'TABLE apitoken.tokens', 'SELECT apitoken.verify(NULL)']) s;
+RESET ROLE;
+-- half of it is not enough
+REVOKE EXECUTE ON FUNCTION apitoken.read_stats() FROM regress_apitoken_some;
+SET ROLE regress_apitoken_some;
+SELECT public.regress_try('TABLE apitoken.stats') AS refused;
+RESET ROLE;
 
 -- twice is once; all together still do not reach digests, audit and usage
-SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'directory');
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'directory');
 SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
 SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <> 0 GROUP BY 1;
 SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
@@ -233,7 +251,7 @@ ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT apitoken.disallow('regress_apitoken_some', 'manage');
 SELECT privilege, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole AND object !~ 'organizations|users|memberships' ORDER BY kind, object COLLATE "C", privilege;
-SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory');
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
 
 -- what another capability needs as well stays: each pair, one of it taken back, leaves what the other grants
@@ -245,13 +263,13 @@ DECLARE
 	b text;
 	wrong bigint;
 BEGIN
-	FOREACH a IN ARRAY '{use,manage,verify,act,directory}'::text[] LOOP
+	FOREACH a IN ARRAY '{use,manage,verify,act,directory,monitor}'::text[] LOOP
 		PERFORM apitoken.allow('regress_apitoken_some', a);
 		INSERT INTO public.regress_granted SELECT a, p.* FROM public.regress_privileges p WHERE grantee = 'regress_apitoken_some'::regrole;
 		PERFORM apitoken.disallow('regress_apitoken_some', a);
 	END LOOP;
-	FOREACH a IN ARRAY '{use,manage,verify,act,directory}'::text[] LOOP
-		FOREACH b IN ARRAY '{use,manage,verify,act,directory}'::text[] LOOP
+	FOREACH a IN ARRAY '{use,manage,verify,act,directory,monitor}'::text[] LOOP
+		FOREACH b IN ARRAY '{use,manage,verify,act,directory,monitor}'::text[] LOOP
 			CONTINUE WHEN a = b;
 			PERFORM apitoken.allow('regress_apitoken_some', a, b);
 			PERFORM apitoken.disallow('regress_apitoken_some', b);
@@ -264,7 +282,7 @@ BEGIN
 			IF wrong > 0 THEN
 				RAISE INFO '% without %: % privileges differ', a, b, wrong;
 			END IF;
-			PERFORM apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory');
+			PERFORM apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
 		END LOOP;
 	END LOOP;
 END $$;

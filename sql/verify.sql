@@ -165,8 +165,13 @@ UPDATE apitoken.organizations SET suspended_at = NULL WHERE id = 'beta';
 SELECT * FROM pg_temp.bad(:'bad');
 UPDATE apitoken.token_records SET allowed_networks = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
-UPDATE apitoken.token_records SET role = 'writer' WHERE id = :'bad_id';
-SELECT * FROM pg_temp.bad(:'bad');
+-- (one use a minute: the first is accepted with shared preload, none without, where a warning says so;
+-- test/t/014_rate_limit.pl tells them apart)
+UPDATE apitoken.token_records SET role = 'writer', rate_limit_per_minute = 1 WHERE id = :'bad_id';
+SET client_min_messages = error;
+SELECT valid AS accepted_once FROM pg_temp.bad(:'bad') \gset
+SELECT valid, verdict, replace(told, ' retry_after', '') AS told FROM pg_temp.bad(:'bad');
+RESET client_min_messages;
 UPDATE apitoken.token_records SET rate_limit_per_minute = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
 -- an owner that is gone counts as suspended, should a row be left
@@ -388,72 +393,95 @@ RESET ALL;
 DROP TABLE public.regress_attempt;
 
 --
--- Last used, where nothing is preloaded: written by verify and authenticate in
--- the caller's transaction, at most once a minute, only when accepted, and
--- only in a READ COMMITTED transaction that can write.
+-- Last used.  Without shared preload it is written by verify and authenticate
+-- in the caller's transaction, at most once a minute, only when accepted, and
+-- only in a READ COMMITTED transaction that can write.  With it, each use and
+-- refusal is counted, whatever becomes of the transaction.  used() compares
+-- with what is right, first without and then with it:
+-- accepted, refused, last used, from.
 --
-SELECT id, token FROM apitoken.create_token('used', user_id => 'ann') \gset
-CREATE FUNCTION pg_temp.used(label text, OUT accepted bigint, OUT refused bigint, OUT used text, OUT used_from inet) LANGUAGE sql AS $$
-	SELECT u.accepted, u.refused, t.last_used, t.last_used_from
-	FROM apitoken.tokens t JOIN apitoken.token_usage u ON u.token_id = t.id WHERE t.label = used.label
+CREATE FUNCTION pg_temp.used(of_label text, plain text, shared text, OUT without text, OUT with_shared_preload text) LANGUAGE plpgsql AS $$
+DECLARE
+	found text;
+BEGIN
+	PERFORM apitoken.flush_usage();
+	found := (SELECT concat_ws(' ', u.accepted, u.refused, t.last_used, t.last_used_from)
+		FROM apitoken.tokens t JOIN apitoken.token_usage u ON u.token_id = t.id WHERE t.label = of_label);
+	IF (SELECT preloaded FROM apitoken.stats) THEN
+		without := plain;
+		with_shared_preload := CASE WHEN found = shared THEN found ELSE found || ', which is wrong' END;
+	ELSE
+		without := CASE WHEN found = plain THEN found ELSE found || ', which is wrong' END;
+		with_shared_preload := shared;
+	END IF;
+END
 $$;
-SELECT accepted, refused, used FROM pg_temp.used('used');
--- refused, or not allowed to write: nothing, and no transaction id
+SELECT id, token FROM apitoken.create_token('used', user_id => 'ann') \gset
+SELECT * FROM pg_temp.used('used', '0 0 never', '0 0 never');
+-- refused, or not allowed to write: nothing is written, and no transaction id is taken
 BEGIN;
 SELECT (apitoken.verify(:'token', 'token:read')).verdict, pg_current_xact_id_if_assigned();
 COMMIT;
+SELECT * FROM pg_temp.used('used', '0 0 never', '0 1 never');
 BEGIN READ ONLY;
 SELECT (apitoken.verify(:'token')).verdict;
 COMMIT;
+SELECT * FROM pg_temp.used('used', '0 0 never', '1 1 just now');
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT (apitoken.verify(:'token')).verdict;
 SELECT pg_current_xact_id_if_assigned();
 COMMIT;
+SELECT * FROM pg_temp.used('used', '0 0 never', '2 1 just now');
 BEGIN ISOLATION LEVEL SERIALIZABLE;
 SELECT verdict FROM apitoken.authenticate(:'token');
 COMMIT;
-SELECT accepted, refused, used FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '0 0 never', '3 1 just now');
+-- a wrong secret for that id is nobody's use
+SELECT (apitoken.verify(pg_temp.with_checksum(left(:'token', -8) || '00'))).verdict;
+SELECT * FROM pg_temp.used('used', '0 0 never', '3 1 just now');
 -- rolled back with its transaction
 BEGIN;
 SELECT (apitoken.verify(:'token')).verdict;
-SELECT accepted, refused, used FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '1 0 just now', '4 1 just now');
 ROLLBACK;
-SELECT accepted, refused, used FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '0 0 never', '4 1 just now');
 -- once a minute
 SELECT (apitoken.verify(:'token', NULL, NULL, '10.1.2.3')).verdict;
-SELECT * FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '1 0 just now 10.1.2.3', '5 1 just now 10.1.2.3');
 BEGIN;
 SELECT (apitoken.verify(:'token', NULL, NULL, '10.1.2.4')).verdict;
 SELECT pg_current_xact_id_if_assigned();
 COMMIT;
-SELECT * FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '1 0 just now 10.1.2.3', '6 1 just now 10.1.2.4');
 UPDATE apitoken.token_usage SET last_used_at = clock_timestamp() - '40 seconds'::interval WHERE token_id = :'id';
-SELECT verdict FROM apitoken.verify(:'token');
-SELECT accepted FROM pg_temp.used('used');
+SELECT verdict FROM apitoken.verify(:'token', NULL, NULL, '10.1.2.5');
+SELECT * FROM pg_temp.used('used', '1 0 just now 10.1.2.3', '7 1 just now 10.1.2.5');
 UPDATE apitoken.token_usage SET last_used_at = clock_timestamp() - '61 seconds'::interval WHERE token_id = :'id';
 BEGIN;
 SET LOCAL apitoken.client_address = '2001:db8::1';
 SELECT verdict FROM apitoken.authenticate(:'token');
 COMMIT;
-SELECT * FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '2 0 just now 2001:db8::1', '8 1 just now 2001:db8::1');
 -- many at once, in one statement
 UPDATE apitoken.token_usage SET last_used_at = NULL;
-SELECT count(*) FROM generate_series(1, 100), LATERAL apitoken.verify(:'token') v WHERE v.valid;
-SELECT accepted FROM pg_temp.used('used');
+SELECT count(*) FILTER (WHERE (apitoken.verify(:'token', NULL, NULL, '10.1.2.6')).valid) FROM generate_series(1, 100);
+SELECT * FROM pg_temp.used('used', '3 0 just now 10.1.2.6', '108 1 just now 10.1.2.6');
 -- a read-only token's own use is written before its transaction is READ ONLY
 SELECT token AS reading FROM apitoken.create_token('reading', user_id => 'ann', access => 'read_only') \gset
 BEGIN;
 SELECT verdict FROM apitoken.authenticate(:'reading');
 SELECT verdict FROM apitoken.verify(:'org');
 COMMIT;
-SELECT accepted, used FROM pg_temp.used('reading');
+SELECT * FROM pg_temp.used('reading', '1 0 just now', '1 0 just now');
 -- only the gateway's privileges: it may neither read nor write the table
 UPDATE apitoken.token_usage SET last_used_at = NULL;
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
-SELECT verdict FROM apitoken.verify(:'token');
+SELECT verdict FROM apitoken.verify(:'token', NULL, NULL, '10.1.2.7');
 SELECT count(*) FROM apitoken.token_usage;
+SELECT apitoken.flush_usage();
+SELECT * FROM apitoken.stats;
 RESET SESSION AUTHORIZATION;
-SELECT accepted, used FROM pg_temp.used('used');
+SELECT * FROM pg_temp.used('used', '4 0 just now 10.1.2.7', '109 1 just now 10.1.2.7');
 
 --
 -- Without the capability there is no verifying.
@@ -466,7 +494,7 @@ SELECT apitoken.revoke_by_token(NULL), apitoken.revoke_by_token(''), apitoken.re
 
 SET client_min_messages = warning;
 DROP TABLE text_vector, oddity, kind_of_token, address, happening;
-DROP FUNCTION pg_temp.told(apitoken.verification), pg_temp.with_checksum(text), pg_temp.bad(text), pg_temp.asked(text, text, text), pg_temp.seen(text, text), pg_temp.used(text);
+DROP FUNCTION pg_temp.told(apitoken.verification), pg_temp.with_checksum(text), pg_temp.bad(text), pg_temp.asked(text, text, text), pg_temp.seen(text, text), pg_temp.used(text, text, text);
 DROP EXTENSION apitoken CASCADE;
 DROP EXTENSION pgcrypto;
 DROP ROLE regress_apitoken_gateway, regress_apitoken_backend, regress_apitoken_stranger;

@@ -48,6 +48,9 @@
 /* "<prefix>_<kind>_<id>_...<last four>", without a terminating zero */
 #define APITOKEN_MASKED_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_ID_CHARS + 4 + 4)
 
+/* a text that was cut off is a secret as soon as it has this many characters of one */
+#define APITOKEN_SECRET_CUT 8
+
 typedef enum ApitokenKind
 {
 	APITOKEN_ORGANIZATION,
@@ -70,6 +73,8 @@ extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const 
 extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
 extern void apitoken_least_id(TimestampTz at, pg_uuid_t *id);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
+extern bool apitoken_holds_secret(const char *text, size_t length);
+extern bool apitoken_mask_secrets(char *text, size_t length);
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
 
@@ -147,6 +152,7 @@ extern char *apitoken_client_address_header;
 extern char *apitoken_jwt_user_claim;
 extern char *apitoken_issuer;
 extern char *apitoken_audience;
+extern bool apitoken_mask_logs;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
@@ -224,6 +230,7 @@ typedef struct ApitokenShared
 	ApitokenStripe stripes[APITOKEN_PARTITIONS];
 	pg_atomic_uint32 hasten;	/* 1: the launcher has been asked to look at once */
 	pg_atomic_uint64 tickets;	/* of flushes begun */
+	pg_atomic_uint32 saved_file;	/* 1: what was saved is here, and its file is there still */
 	slock_t		mutex;			/* protects the next */
 	Latch	   *launcher;		/* NULL: it is not there */
 } ApitokenShared;
@@ -280,11 +287,12 @@ typedef struct ApitokenDatabase
 {
 	Oid			database;
 	int			failures;		/* in a row */
+	int			missing;		/* of these the last, for want of the extension */
 	TimestampTz retry_at;		/* not before then; 0: any time */
 	TimestampTz maintained_at;	/* 0: not since it is known */
 	pg_uuid_t	usage_seen;		/* how far the maintenance under way has looked */
 	uint64		done_ticket;	/* the last that left nothing to write */
-	uint64		last_ticket;	/* the last that ended, and how: */
+	uint64		last_ticket;	/* the highest that ended, and how: */
 	ApitokenOutcome outcome;
 	TimestampTz flushed_at;		/* 0: never */
 	TimestampTz failed_at;		/* 0: never */
@@ -568,6 +576,11 @@ extern bool apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome
 extern void apitoken_database_maintained(Oid database, TimestampTz at, const pg_uuid_t *usage_seen);
 extern void apitoken_database_forget(Oid database);
 
+/* ----- save.c: what is recorded survives a restart ----- */
+
+extern void apitoken_remove_saved(void);
+extern void apitoken_save_init(void);
+
 /* ----- flush.c: recorded usage is written ----- */
 
 /* What a worker is told, in its bgw_extra; its bgw_main_arg is the database. */
@@ -589,6 +602,7 @@ typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
 	int64		retry_after;	/* with APITOKEN_RATE_LIMITED: microseconds; 0: not known */
+	TimestampTz secret_ends_at;	/* the previous secret's overlap, or as the token's expiry */
 	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */
 	ApitokenStanding standing;	/* when valid, as are: */
 	List	   *patterns;		/* effective patterns */
@@ -613,6 +627,12 @@ extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
 extern void apitoken_act_by(const ApitokenVerification *verification);
+
+/* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
+
+extern void apitoken_redact_activity(void);
+extern const char *apitoken_redacted(const char *text, int location, int length);
+extern void apitoken_redact_init(void);
 
 /* ----- guard.c: hooks that keep the identity and READ ONLY in force ----- */
 
@@ -680,9 +700,5 @@ extern bool apitoken_maintain(int batch, ApitokenMaintenance *done);
 /* ----- worker.c: the launcher and its workers ----- */
 
 extern void apitoken_worker_init(void);
-
-/* ----- save.c: what is recorded survives a restart ----- */
-
-extern void apitoken_save_init(void);
 
 #endif							/* APITOKEN_H */

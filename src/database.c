@@ -82,6 +82,7 @@ apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, co
 	{
 		news = entry->failures > 0;
 		entry->failures = 0;
+		entry->missing = 0;
 		entry->retry_at = 0;
 		entry->flushed_at = now;
 		if (outcome == APITOKEN_FLUSH_DONE)
@@ -93,11 +94,12 @@ apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, co
 
 		news = entry->failures == 0 || strncmp(entry->problem, problem, APITOKEN_PROBLEM_MAX - 1) != 0;
 		entry->failures++;
+		entry->missing = outcome == APITOKEN_FLUSH_MISSING ? entry->missing + 1 : 0;
 		entry->retry_at = now + Min((int64) apitoken_flush_interval << doublings, RETRY_MAX) * 1000;
 		entry->failed_at = now;
 		snprintf(entry->problem, APITOKEN_PROBLEM_MAX, "%s", problem);
 	}
-	if (entry != NULL)
+	if (entry != NULL && ticket >= entry->last_ticket)
 	{
 		entry->last_ticket = ticket;
 		entry->outcome = outcome;

@@ -5,9 +5,8 @@
  *
  * A flush takes what shared memory has of the database, writes it in one
  * statement, and commits.  What cannot be written goes back to where it was
- * taken from, also when the worker is told to stop in between.  More than
- * BATCH_MAX rows need another statement, if there is time; a batch that fails
- * is made smaller the next time.
+ * taken from.  More than BATCH_MAX rows need another statement, if there is
+ * time; a batch that fails is made smaller the next time.
  *
  * The extension is locked meanwhile, against being dropped and against a
  * second flush of the same database: so when one has ended, what was taken
@@ -23,7 +22,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
-#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -48,17 +46,18 @@
 static ApitokenUsageRow *in_hand = NULL;
 static int	count_in_hand = 0;
 
+/*
+ * What is in hand is written with the commit.  Otherwise, also when the worker
+ * is told to stop, it goes back: before the extension is unlocked, so that the
+ * next flush finds it there.
+ */
 static void
-put_back(void)
+transaction_ends(XactEvent event, void *arg)
 {
-	apitoken_give_back_usage(in_hand, count_in_hand);
-	count_in_hand = 0;
-}
-
-static void
-put_back_at_exit(int code, Datum arg)
-{
-	put_back();
+	if (event == XACT_EVENT_ABORT)
+		apitoken_give_back_usage(in_hand, count_in_hand);
+	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_COMMIT)
+		count_in_hand = 0;
 }
 
 static Datum
@@ -251,17 +250,14 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 	if (apitoken_database_known(MyDatabaseId, &state))
 		batch.max = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
 	in_hand = MemoryContextAlloc(TopMemoryContext, batch.max * sizeof(ApitokenUsageRow));
-	before_shmem_exit(put_back_at_exit, (Datum) 0);
+	RegisterXactCallback(transaction_ends, NULL);
+	apitoken_remove_saved();
 
 	do
 	{
 		more = apitoken_in_transaction(flush_batch, &batch, until, problem);
 		if (problem[0] != '\0')
-		{
-			put_back();
 			batch.outcome = APITOKEN_FLUSH_FAILED;
-		}
-		count_in_hand = 0;
 	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
 
 	if (batch.outcome == APITOKEN_FLUSH_MISSING)
@@ -333,9 +329,10 @@ apitoken_flush_now(void)
 		{
 			if (state.done_ticket >= ticket)
 				return;
-			if (state.last_ticket == ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
+			/* that of a later one, which found something left, is as good */
+			if (state.last_ticket >= ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
 				continue;
-			if (state.last_ticket == ticket)
+			if (state.last_ticket >= ticket)
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("could not write the usage of tokens: %s", state.problem),

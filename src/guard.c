@@ -10,6 +10,9 @@
  * large-object functions call functions directly.  Therefore READ ONLY is
  * also asserted when a portal goes on, and when a function is about to be
  * called for the first time in an expression or by the fast path.
+ *
+ * The same hooks are where redact.c looks at what the server shows of the
+ * statement, and where others (pg_stat_statements) get its text from.
  */
 #include "postgres.h"
 
@@ -51,6 +54,9 @@ before_statement(void)
 static void
 guard_start(QueryDesc *query, int eflags)
 {
+	apitoken_redact_activity();
+	query->sourceText = apitoken_redacted(query->sourceText, query->plannedstmt->stmt_location,
+										  query->plannedstmt->stmt_len);
 	before_statement();
 	if (previous_start)
 		previous_start(query, eflags);
@@ -61,6 +67,7 @@ guard_start(QueryDesc *query, int eflags)
 static void
 guard_run(APITOKEN_RUN_PARAMETERS)
 {
+	apitoken_redact_activity();
 	apitoken_enforce_read_only();
 	if (previous_run)
 		previous_run(APITOKEN_RUN_ARGUMENTS);
@@ -152,6 +159,9 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 			  QueryCompletion *completion)
 {
 	const char *writing = NULL;
+
+	apitoken_redact_activity();
+	text = apitoken_redacted(text, statement->stmt_location, statement->stmt_len);
 
 	if (!IsAbortedTransactionBlockState())
 		writing = writes_by_itself(statement->utilityStmt);

@@ -78,7 +78,11 @@ refuse_token(const ApitokenVerification *verification)
 		case APITOKEN_RATE_LIMITED:
 			{
 				/* RFC 6585 section 4, RFC 9110 section 10.2.3: whole seconds */
-				int64		seconds = Max((verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC, 1);
+				int64		seconds = (verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
+
+				if (seconds <= 0)
+					refuse(429, verdict, "the token has a rate limit, which cannot be counted here", details,
+						   "Ask whoever runs the server: it needs apitoken in shared_preload_libraries.", NULL, NULL);
 
 				refuse(429, verdict, "the token is used too often", details,
 					   psprintf("Try again in " INT64_FORMAT " seconds.", seconds),
@@ -94,6 +98,20 @@ refuse_token(const ApitokenVerification *verification)
 				   "Check the token, or get another one.",
 				   "WWW-Authenticate", "Bearer error=\"invalid_token\"");
 	}
+}
+
+/*
+ * A JWT, which PostgREST has verified, has three parts (RFC 7519, section 3,
+ * and RFC 7515, section 3.1); no token of ours has a dot.  One that is masked
+ * or cut short has others, and is refused, not taken for somebody else's.
+ */
+static bool
+looks_like_jwt(const char *text)
+{
+	const char *first = strchr(text, '.');
+	const char *second = first == NULL ? NULL : strchr(first + 1, '.');
+
+	return second != NULL && strchr(second + 1, '.') == NULL;
 }
 
 /*
@@ -129,8 +147,7 @@ token_in_value(const char *header, const char *value)
 		/* Basic, Digest, ...: has a scheme, and none of those */
 		if (!named && text[length] != '\0')
 			return NULL;
-		/* a JWT, which PostgREST has verified; no token of ours has a dot */
-		if (bearer && strchr(text, '.') != NULL)
+		if (bearer && looks_like_jwt(text))
 			return NULL;
 	}
 	return text;
@@ -224,24 +241,46 @@ joined(List *strings)
 	return result.data;
 }
 
+/*
+ * Can the token be used for anything at all?  A personal one can in some
+ * organization, maybe, also if its user has no things of their own.
+ */
+static bool
+allows_something(const ApitokenVerification *verification)
+{
+	ApitokenPrincipal principal;
+
+	if (verification->patterns != NIL)
+		return true;
+	apitoken_principal_of_token(&verification->record, &principal);
+	return principal.kind == APITOKEN_USER && apitoken_own_patterns(&principal) != NIL;
+}
+
+/*
+ * The subject is what gateways take for who is acting, by itself: never an
+ * organization's id, which may be somebody's user id as well (RFC 9068,
+ * section 5).  Where no user is behind a token, it is the client (section 2.2).
+ */
 static void
 describe_token(JsonbParseState **state, const ApitokenVerification *verification)
 {
 	const ApitokenRecord *record = &verification->record;
 	char	   *id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&record->id)));
-	const char *owner = record->kind == APITOKEN_ORGANIZATION ? record->organization_id : record->user_id;
 
 	apitoken_json_string(state, "token_type", "Bearer");
-	apitoken_json_string(state, "scope", joined(verification->patterns));
+	/* a list of scopes is never empty (RFC 6749, section 3.3) */
+	if (verification->patterns != NIL)
+		apitoken_json_string(state, "scope", joined(verification->patterns));
 	apitoken_json_string(state, "client_id", id);
 	apitoken_json_string(state, "jti", id);
-	apitoken_json_string(state, "sub", owner);
+	apitoken_json_string(state, "sub", record->kind == APITOKEN_USER ? record->user_id : id);
 	if (record->kind == APITOKEN_USER)
 		apitoken_json_string(state, "username", record->user_id);
 	apitoken_json_integer(state, "iat", unix_time(record->created_at));
 	apitoken_json_integer(state, "nbf", unix_time(record->created_at));
-	if (record->expires_at != DT_NOEND)
-		apitoken_json_integer(state, "exp", unix_time(record->expires_at));
+	/* gateways remember the answer until then: so the end of this very text */
+	if (verification->secret_ends_at != DT_NOEND)
+		apitoken_json_integer(state, "exp", unix_time(verification->secret_ends_at));
 	if (*apitoken_issuer != '\0')
 		apitoken_json_string(state, "iss", apitoken_issuer);
 	if (*apitoken_audience != '\0')
@@ -271,6 +310,8 @@ apitoken_introspect(PG_FUNCTION_ARGS)
 	bool		active;
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
+	if (verification.verdict == APITOKEN_VALID && !allows_something(&verification))
+		verification.verdict = APITOKEN_PERMISSION_REFUSED;
 	verification.record.rate_limit = 0;
 	apitoken_use(&verification, NULL, true);
 	active = verification.verdict == APITOKEN_VALID;

@@ -234,7 +234,8 @@ require_valid(const ApitokenVerification *verification)
 				 errmsg("the token is not valid"),
 				 errdetail("Verdict: %s.", apitoken_verdict_name(verification->verdict)),
 				 verification->retry_after > 0 ?
-				 errhint("Try again in %.3f seconds.", verification->retry_after / (double) USECS_PER_SEC) : 0));
+				 /* rounded up: that long is enough */
+				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
 }
 
 /* Latch what the settings say, if they say something new. */

@@ -13,8 +13,11 @@
  * million a minute is one.  Each process moves `free_at` on by compare and
  * exchange: of two at once one tries again.
  *
- * A use counts when it is verified, whatever becomes of the transaction.  The
- * limit is one server's: replicas and other servers count for themselves.
+ * A use counts when it is verified and nothing else refuses it, whatever
+ * becomes of the transaction.  When the limit is edited `free_at` stays: what
+ * was used of a minute's share is used of the new one.  The limit is one
+ * server's: replicas and other servers count for themselves, and a restart
+ * forgets what was used.
  */
 #include "postgres.h"
 

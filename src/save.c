@@ -4,9 +4,12 @@
  *
  * When the server stops no worker can be started any more, so what is still
  * in shared memory is saved to a file, by the postmaster, after its last
- * process has ended; and taken over, and the file removed, before it starts
- * the first one again.  After a crash there is no such file, or it is an
- * earlier one's that was removed.
+ * process has ended; and taken over before it starts the first one again.
+ *
+ * The file is there for as long as nothing of it has been written to tables:
+ * the launcher removes it when it starts, and so does a worker that is
+ * earlier.  So a start that fails loses nothing, and a crash has nothing
+ * counted twice.
  *
  * The file is of this server only.  One of another version, or that is
  * damaged, is put aside with a message, and removed.
@@ -15,6 +18,8 @@
 
 #include <unistd.h>
 
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "port/pg_crc32c.h"
@@ -133,13 +138,27 @@ write_file(Saving *saving)
 		saving->failed = true;
 }
 
+/* Was the server shut down in good order?  Stopped at once it was not, says the code what it will. */
+static bool
+ended_well(int code)
+{
+	bool		crc_is_right;
+	ControlFileData *control;
+
+	if (code != 0)
+		return false;
+	control = get_controlfile(DataDir, &crc_is_right);
+	return crc_is_right &&
+		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
+}
+
 static void
 save(int code, Datum arg)
 {
 	Saving		saving = {0};
 
-	/* after a crash of some process memory cannot be trusted, and is not saved */
-	if (code != 0)
+	/* memory, and its locks, are as the last process has left them */
+	if (!ended_well(code))
 		return;
 	INIT_CRC32C(saving.crc);
 	saving.file = AllocateFile(TEMPORARY_FILE, PG_BINARY_W);
@@ -222,11 +241,26 @@ restore(void)
 				 errmsg("ignoring file \"%s\": it is damaged, or of another version of apitoken", SAVED_FILE),
 				 errdetail("The usage of tokens that it holds is lost.")));
 	FreeFile(saving.file);
+	pg_atomic_write_u32(&apitoken_shared->saved_file, 1);
+}
 
-	/* kept, it would be counted twice after a crash */
-	if (durable_unlink(SAVED_FILE, LOG) != 0)
+/*
+ * What is in memory is about to be written: from then on the file, if there is
+ * still one, would be counted twice after a crash.  Of two at once both see to
+ * it that it is gone.
+ */
+void
+apitoken_remove_saved(void)
+{
+	if (pg_atomic_read_u32(&apitoken_shared->saved_file) == 0)
+		return;
+	if (unlink(SAVED_FILE) != 0 && errno != ENOENT)
 		ereport(LOG,
-				(errmsg("the usage of tokens in file \"%s\" will be counted again", SAVED_FILE)));
+				(errcode_for_file_access(),
+				 errmsg("could not remove file \"%s\": %m", SAVED_FILE),
+				 errdetail("The usage of tokens in it will be counted again.")));
+	(void) fsync_fname_ext(PGSTAT_STAT_PERMANENT_DIRECTORY, true, true, LOG);
+	pg_atomic_write_u32(&apitoken_shared->saved_file, 0);
 }
 
 static void

@@ -144,6 +144,7 @@ set_up_memory(void)
 		SpinLockInit(&apitoken_shared->mutex);
 		pg_atomic_init_u32(&apitoken_shared->hasten, 0);
 		pg_atomic_init_u64(&apitoken_shared->tickets, 0);
+		pg_atomic_init_u32(&apitoken_shared->saved_file, 0);
 		for (int i = 0; i < APITOKEN_PARTITIONS; i++)
 		{
 			for (int counter = 0; counter < APITOKEN_COUNTERS; counter++)

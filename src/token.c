@@ -1,6 +1,7 @@
 /*
  * token.c
- *		The text of a token: making it, taking it apart, masking it.
+ *		The text of a token: making it, taking it apart, masking it, and
+ *		finding it in other texts.
  *
  * A token is "<prefix>_<kind>_<id><secret><checksum>", for example "apt_org_"
  * followed by 71 base62 digits.  The checksum lets mistyped and made-up texts
@@ -23,6 +24,9 @@
 
 /* what follows the prefix always has the same length, so that finds the prefix */
 #define TAIL_CHARS (1 + KIND_CHARS + 1 + APITOKEN_BODY_CHARS)
+
+/* "_org_", "_usr_" */
+#define MARK_CHARS (1 + KIND_CHARS + 1)
 
 #define MASK "_..."
 #define MASK_SHOWN 4
@@ -374,4 +378,84 @@ apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *i
 failed:
 	explicit_bzero(text, APITOKEN_TEXT_MAX + 1);
 	return false;
+}
+
+/*
+ * Find a secret in text[*start .. length): what follows "_org_" or "_usr_", a
+ * character of a prefix before it and an id behind it, however long it is.  No
+ * checksum is asked for: a text that was cut off, mistyped or folded to lower
+ * case has most of a secret in it all the same.
+ *
+ * Looks at each character a bounded number of times, whatever the text is: no
+ * mark begins within a body.
+ */
+static bool
+next_secret(const char *text, size_t length, size_t *start, size_t *count)
+{
+	const char *end = text + length;
+	const char *at = text + *start;
+
+	while ((at = memchr(at, '_', end - at)) != NULL)
+	{
+		const char *secret = at + MARK_CHARS + APITOKEN_ID_CHARS;
+		const char *stop;
+
+		if (end - at < MARK_CHARS + APITOKEN_ID_CHARS + APITOKEN_SECRET_CUT)
+			return false;
+		if (at[MARK_CHARS - 1] != '_' || at == text ||
+			!((at[-1] >= 'a' && at[-1] <= 'z') || (at[-1] >= '0' && at[-1] <= '9')) ||
+			(memcmp(at + 1, apitoken_kind_code(APITOKEN_ORGANIZATION), KIND_CHARS) != 0 &&
+			 memcmp(at + 1, apitoken_kind_code(APITOKEN_USER), KIND_CHARS) != 0))
+		{
+			at++;
+			continue;
+		}
+
+		stop = at + MARK_CHARS;
+		while (stop < end && digit_value(*stop) >= 0)
+			stop++;
+		if (stop - secret >= APITOKEN_SECRET_CUT)
+		{
+			*start = secret - text;
+			*count = stop - secret;
+			return true;
+		}
+
+		/* the mark's end can be the beginning of one: "a_usr_org_" */
+		at += MARK_CHARS - 1;
+	}
+	return false;
+}
+
+bool
+apitoken_holds_secret(const char *text, size_t length)
+{
+	size_t		start = 0;
+	size_t		count;
+
+	return next_secret(text, length, &start, &count);
+}
+
+/*
+ * Overwrite each secret in a text, without changing its length: positions in
+ * it stay right.  True if there was one.  A masked text holds none.
+ */
+bool
+apitoken_mask_secrets(char *text, size_t length)
+{
+	size_t		start = 0;
+	size_t		count;
+	bool		found = false;
+
+	while (next_secret(text, length, &start, &count))
+	{
+		memset(text + start, '*', count);
+		start += count;
+
+		/* in a comment of a statement, which others scan, "*" and "/" would be its end */
+		if (start < length && text[start] == '/')
+			text[start - 1] = '_';
+		found = true;
+	}
+	return found;
 }

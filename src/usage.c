@@ -6,9 +6,10 @@
  * locking rules), at once and whatever becomes of the caller's transaction,
  * and written from there by a worker (flush.c).  An entry is of one token on
  * one day, which the counts by day need.  Taking what is to be written leaves
- * the entry with counts of zero; one that is still so when the launcher looks
- * again is removed.  When there is no room for an entry, the use is not
- * recorded, but counted as dropped, and the launcher hastened.
+ * the entry with counts of zero; those that are so still are removed by the
+ * launcher, when it has had everything written.  When there is no room for an
+ * entry, the use is not recorded, but counted as dropped, and the launcher
+ * hastened.
  *
  * Refusals are recorded of those who had the right secret only: others cannot
  * be told from guesses, and the time that it takes would tell which ids exist.

@@ -69,11 +69,15 @@ digest_matches(const char *text, size_t length, int16 scheme, const uint8 *store
 	return matches;
 }
 
+/* Is this the token's secret, or the one before, and until when? */
 static bool
-secret_is_right(const char *text, size_t length, const ApitokenRecord *record, TimestampTz now)
+secret_is_right(const char *text, size_t length, const ApitokenRecord *record, TimestampTz now,
+				TimestampTz *ends_at)
 {
+	*ends_at = record->expires_at;
 	if (digest_matches(text, length, record->digest_scheme, record->digest))
 		return true;
+	*ends_at = Min(record->expires_at, record->previous_expires_at);
 	return record->previous_expires_at > now &&
 		digest_matches(text, length, record->previous_digest_scheme, record->previous_digest);
 }
@@ -129,7 +133,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	verification->verdict = APITOKEN_UNKNOWN;
 	if (!apitoken_fetch_token(snapshot, &parts.id, &verification->record))
 		apitoken_decoy_digest(text, length);
-	else if (secret_is_right(text, length, &verification->record, now))
+	else if (secret_is_right(text, length, &verification->record, now, &verification->secret_ends_at))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
 									   snapshot, now, &verification->standing,
 									   &verification->patterns);
@@ -157,9 +161,10 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 }
 
 /*
- * A verification whose token is used: that counts against its rate limit, and
- * is recorded.  `may_write`: whether without preload it may be written in this
- * transaction.
+ * What was verified is used: that counts against the token's rate limit, which
+ * may refuse it yet, and is recorded.  (revoke_by_token() verifies only: a
+ * token can be ended that nobody may use.)  `may_write`: whether without
+ * preload the use may be written in this transaction.
  */
 void
 apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)

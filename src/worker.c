@@ -55,8 +55,8 @@
 /* Databases looked at in one round; others are in the next. */
 #define DATABASES_MAX 512
 
-/* A database without the extension may be about to get it: so many failures. */
-#define FAILURES_UNTIL_GONE 5
+/* A database without the extension may be about to get it: looked for so often. */
+#define LOOKS_UNTIL_GONE 5
 
 PGDLLEXPORT void apitoken_launcher_main(Datum arg);
 PGDLLEXPORT void apitoken_worker_main(Datum arg);
@@ -73,6 +73,7 @@ static const char *const worker_settings[][2] = {
 	{"row_security", "on"},
 	{"jit", "off"},
 	{"lock_timeout", LOCK_TIMEOUT},
+	{"transaction_timeout", "0"},	/* from PostgreSQL 17 on */
 	/* on disk here: a standby that does not answer must not hold up a worker */
 	{"synchronous_commit", "local"},
 };
@@ -120,7 +121,10 @@ apitoken_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	until = GetCurrentTimestamp() + WORK_TIME;
 	for (int i = 0; i < lengthof(worker_settings); i++)
-		SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	{
+		if (GetConfigOption(worker_settings[i][0], true, false) != NULL)
+			SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
 
 	if (apitoken_flush(job.ticket, until) == APITOKEN_FLUSH_DONE && job.maintain)
 		maintain(until);
@@ -255,7 +259,6 @@ look_around(void)
 	int			count;
 
 	apitoken_forget_limits();
-	apitoken_forget_written();
 	if (RecoveryInProgress())
 		return false;
 
@@ -283,7 +286,7 @@ look_around(void)
 			case DATABASE_OPEN:
 				break;
 		}
-		if (state.outcome == APITOKEN_FLUSH_MISSING && state.failures >= FAILURES_UNTIL_GONE)
+		if (state.missing >= LOOKS_UNTIL_GONE)
 		{
 			discard(databases[i]);
 			continue;
@@ -291,6 +294,7 @@ look_around(void)
 		if (serve(databases[i], due))
 			return true;
 	}
+	apitoken_forget_written();
 	return false;
 }
 
@@ -310,6 +314,7 @@ apitoken_launcher_main(Datum arg)
 	/* no database, but the catalogs that all share */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("apitoken launcher");
+	apitoken_remove_saved();
 
 	while (!stop)
 	{

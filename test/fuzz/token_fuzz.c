@@ -1,6 +1,7 @@
 /*
  * token_fuzz.c
- *		libFuzzer target for the parser of token texts.
+ *		libFuzzer target for the parser of token texts, and for masking them
+ *		within other texts.
  *
  * From the top of the repository:
  *
@@ -14,6 +15,7 @@
  *
  * A fuzzer does not guess checksums.  So each input is parsed as it is, and
  * once more with the checksum put right, which lets it reach what lies behind.
+ * (For masking, take away -max_len=200.)
  */
 #include "postgres.h"
 
@@ -76,6 +78,22 @@ check_accepted(const char *text, size_t length, const ApitokenParts *parts)
 	require(!apitoken_parse_text(parts->masked, strlen(parts->masked), &same));
 }
 
+/* Only what is masked changes, and there is nothing left to mask. */
+static void
+check_masking(const char *text, size_t size)
+{
+	char	   *copy = malloc(size + 1);
+	bool		held = apitoken_holds_secret(text, size);
+
+	memcpy(copy, text, size);
+	require(apitoken_mask_secrets(copy, size) == held);
+	require(held == (memcmp(copy, text, size) != 0));
+	require(!apitoken_holds_secret(copy, size));
+	for (size_t i = 0; i < size; i++)
+		require(copy[i] == text[i] || (strchr(digits, text[i]) != NULL && (copy[i] == '*' || copy[i] == '_')));
+	free(copy);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -96,8 +114,12 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 	}
 
+	check_masking(text, size);
 	if (apitoken_parse_text(text, size, &parts))
+	{
 		check_accepted(text, size, &parts);
+		require(apitoken_holds_secret(text, size));
+	}
 
 	if (size < APITOKEN_CHECKSUM_CHARS || size > APITOKEN_TEXT_MAX)
 		return 0;

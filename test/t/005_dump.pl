@@ -41,6 +41,7 @@ $old->safe_psql('app', q{
 	UPDATE apitoken.roles SET description = 'narrowed', permissions = '{article:*,token:read}' WHERE name = 'admin';
 	INSERT INTO apitoken.roles VALUES ('editor', 'Edits', '{article:write}', NULL), ('auditor', NULL, '{*:read}', 'regress_apitoken_people');
 	UPDATE apitoken.users SET role = 'editor' WHERE id = 'v';
+	UPDATE apitoken.organizations SET idle_timeout = '1 mon 2 days 03:04:05', resumed_at = '2020-02-29 12:00+00' WHERE id = 'acme';
 	INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'admin'), ('acme', 'v', 'editor'), ('idle', 'u', 'auditor');
 	SELECT apitoken.allow('regress_apitoken_backend', 'act', 'verify', 'manage');
 	SELECT apitoken.allow('regress_apitoken_people', 'use');
@@ -50,6 +51,7 @@ $old->safe_psql('app', q{
 	GRANT SELECT (id, label), UPDATE (label) ON apitoken.token_records TO regress_apitoken_partial;
 	REVOKE EXECUTE ON FUNCTION apitoken.whoami() FROM PUBLIC;
 	GRANT EXECUTE ON FUNCTION apitoken.whoami() TO regress_apitoken_people WITH GRANT OPTION;
+	GRANT EXECUTE ON FUNCTION apitoken.run_maintenance() TO regress_apitoken_job;
 
 	CREATE SCHEMA app;
 	CREATE TABLE app.article (id int PRIMARY KEY, organization_id text);
@@ -91,6 +93,8 @@ $old->safe_psql('app', qq{
 	SELECT apitoken.create_token('revoked', organization_id => 'acme');	-- the label is free again
 	DELETE FROM apitoken.users WHERE id = 'gone';
 	SELECT apitoken.verify('$token{used}', client_address => '192.0.2.7');
+	INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused)
+		SELECT id, '2020-02-29'::date + i, 10 * i, i FROM apitoken.tokens, generate_series(0, 2) i WHERE label IN ('used', 'personal');
 	-- as time would
 	ALTER TABLE apitoken.token_records DISABLE TRIGGER USER;
 	UPDATE apitoken.token_records SET expires_at = now() - interval '1 day', created_at = now() - interval '9 days' WHERE label = 'expired';
@@ -102,7 +106,7 @@ $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 # What must be the same afterwards, line by line.
 my %same = (
 	(map { ("rows of $_" => "SELECT r::text FROM apitoken.$_ r ORDER BY 1") }
-		qw(organizations users roles memberships token_records token_usage events)),
+		qw(organizations users roles memberships token_records token_usage token_usage_daily events)),
 	'privileges' => q{
 		SELECT o.name || ' ' || pg_catalog.pg_get_userbyid(a.grantor) || ' ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END
 			|| ' ' || a.privilege_type || ' ' || a.is_grantable
@@ -168,6 +172,10 @@ sub check
 	like($err, qr/ERROR:  23505/, "$what: labels are in use");
 	($rc, $out, $err) = $node->psql($db, q{DELETE FROM apitoken.events}, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 	like($err, qr/ERROR:  42501/, "$what: events stay");
+
+	# housekeeping finds what there is to do, and the setting that goes with the database
+	is($node->safe_psql($db, q{SELECT digests_cleared, events_removed, tokens_removed, usage_removed FROM apitoken.run_maintenance()}),
+		'1|0|0|6', "$what: housekeeping");
 }
 sub database { my ($name, $sql) = @_; $new->safe_psql('postgres', "CREATE DATABASE $name"); $new->safe_psql($name, $sql) if $sql; }
 my $from = $old->connstr('app');
@@ -240,13 +248,13 @@ check($new, 'backup', 'by a backup role', settings => 1, going_on => 1);
 
 # the tables' owner, who is no superuser
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO regress_apitoken_owner', 'ALTER SCHEMA app OWNER TO regress_apitoken_owner',
-	map { "ALTER TABLE apitoken.$_ OWNER TO regress_apitoken_owner" } qw(organizations users roles memberships token_records token_usage events));
+	map { "ALTER TABLE apitoken.$_ OWNER TO regress_apitoken_owner" } qw(organizations users roles memberships token_records token_usage token_usage_daily events));
 command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_owner', '-Fc', '-f', "$place/owner" ], "pg_dump by the tables' owner");
 database('owner');
 command_ok([ 'pg_restore', '--exit-on-error', '--no-owner', '-d', $to->('owner'), "$place/owner" ], 'restored');
 check($new, 'owner', 'by the owner', settings => 1, privileges => 1, 'column privileges' => 1, going_on => 1);
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO CURRENT_USER', 'ALTER SCHEMA app OWNER TO CURRENT_USER',
-	map { "ALTER TABLE apitoken.$_ OWNER TO CURRENT_USER" } qw(organizations users roles memberships token_records token_usage events));
+	map { "ALTER TABLE apitoken.$_ OWNER TO CURRENT_USER" } qw(organizations users roles memberships token_records token_usage token_usage_daily events));
 
 # a role that may read but is under the policies: an error, not a dump without tokens
 $old->safe_psql('postgres', 'ALTER ROLE regress_apitoken_backup NOBYPASSRLS');

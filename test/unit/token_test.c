@@ -559,6 +559,231 @@ garbage(void)
 	ok(refused, "garbage of every length is refused");
 }
 
+/* ----- masking within other texts ----- */
+
+#define ID "0123456789abcdefABCDEF"	/* 22 characters */
+#define SECRET "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0iL3oR6uX9bD2e123456"	/* 49 */
+#define STARS "*************************************************"
+
+/* Mask a text that lies in memory of its own size, with nothing behind it. */
+static bool
+masks(const char *text, size_t length, char *result)
+{
+	char	   *exact = malloc(length > 0 ? length : 1);
+	bool		held;
+	bool		masked;
+
+	memcpy(exact, text, length);
+	held = apitoken_holds_secret(exact, length);
+	masked = apitoken_mask_secrets(exact, length);
+	memcpy(result, exact, length);
+	result[length] = '\0';
+
+	/* both say the same, and nothing is left to mask */
+	if (held != masked || apitoken_holds_secret(exact, length))
+		printf("# not told alike: %.200s\n", text), failures++;
+	free(exact);
+	return masked;
+}
+
+static void
+masked_texts(void)
+{
+	static const struct
+	{
+		const char *text;
+		const char *expected;	/* NULL: stays as it is */
+	}			cases[] =
+	{
+		{"", NULL},
+		{"_", NULL},
+		{"_org_", NULL},
+		{"apt_org_" ID SECRET, "apt_org_" ID STARS},
+		{"apt_usr_" ID SECRET, "apt_usr_" ID STARS},
+		{"x9_usr_" ID SECRET, "x9_usr_" ID STARS},
+		{"SELECT 'apt_org_" ID SECRET "'", "SELECT 'apt_org_" ID STARS "'"},
+		{"\xc3\xa9apt_org_" ID SECRET "\xc3\xa9", "\xc3\xa9apt_org_" ID STARS "\xc3\xa9"},
+		/* shorter: from eight characters of the secret on */
+		{"apt_org_" ID "aB3dE6gH", "apt_org_" ID "********"},
+		{"apt_org_" ID "aB3dE6gH...", "apt_org_" ID "********..."},
+		{"apt_org_" ID "aB3dE6g", NULL},
+		{"apt_org_" ID "aB3dE6g-" SECRET, NULL},
+		{"apt_org_" ID, NULL},
+		{"apt_org_" ID "_..." "3456", NULL},
+		/* longer */
+		{"apt_org_" ID SECRET SECRET, "apt_org_" ID STARS STARS},
+		/* several, one after the other */
+		{"apt_org_" ID SECRET ",ab_usr_" ID SECRET, "apt_org_" ID STARS ",ab_usr_" ID STARS},
+		{"apt_org_" ID "aB3dE6g apt_org_" ID SECRET, "apt_org_" ID "aB3dE6g apt_org_" ID STARS},
+		/* a mark in what looks like another one */
+		{"a_org_a_org_apt_org_" ID SECRET, "a_org_a_org_apt_org_" ID STARS},
+		{"a_org_org_" ID SECRET, "a_org_org_" ID STARS},
+		{"__org_apt__usr_x_usr_" ID SECRET, "__org_apt__usr_x_usr_" ID STARS},
+		{"a_usr_org_" ID SECRET, "a_usr_org_" ID STARS},
+		{"apt_org_org_usr_" ID SECRET, "apt_org_org_usr_" ID STARS},
+		/* none: no prefix, another kind, another case */
+		{"_org_" ID SECRET, NULL},
+		{" _org_" ID SECRET, NULL},
+		{"A_org_" ID SECRET, NULL},
+		{"apt_ORG_" ID SECRET, NULL},
+		{"apt_app_" ID SECRET, NULL},
+		{"apt_org-" ID SECRET, NULL},
+		{"apt-org_" ID SECRET, NULL},
+		{ID SECRET, NULL},
+		/* the end of a comment is not to be made */
+		{"/* apt_org_" ID "aB3dE6gH/ */", "/* apt_org_" ID "*******_/ */"},
+		{"apt_org_" ID "aB3dE6gH/", "apt_org_" ID "*******_/"},
+	};
+	bool		right = true;
+
+	for (int i = 0; i < lengthof(cases); i++)
+	{
+		char		result[1024];
+		bool		masked = masks(cases[i].text, strlen(cases[i].text), result);
+		const char *expected = cases[i].expected ? cases[i].expected : cases[i].text;
+
+		if (masked != (cases[i].expected != NULL) || strcmp(result, expected) != 0)
+		{
+			right = false;
+			printf("# %s: became %s\n", cases[i].text, result);
+		}
+	}
+	ok(right, "secrets within texts are masked, and nothing else");
+}
+
+/* Each token that is made, wherever it is cut off. */
+static void
+masked_tokens(void)
+{
+	bool		right = true;
+
+	for (int i = 0; i < 2000; i++)
+	{
+		pg_uuid_t	id;
+		char		text[APITOKEN_TEXT_MAX + 1];
+		char		result[APITOKEN_TEXT_MAX + 1];
+		ApitokenParts parts;
+		size_t		shown;
+
+		apitoken_generate_id(&id);
+		apitoken_generate_text(i % 3 ? "apt" : "abcdefghijkl",
+							   i % 2 ? APITOKEN_USER : APITOKEN_ORGANIZATION, &id, text, &parts);
+		shown = strlen(text) - APITOKEN_SECRET_CHARS - APITOKEN_CHECKSUM_CHARS;
+		for (size_t length = 0; length <= strlen(text); length++)
+		{
+			bool		secret = length >= shown + APITOKEN_SECRET_CUT;
+
+			right &= masks(text, length, result) == secret;
+			right &= memcmp(result, text, Min(length, shown)) == 0;
+			right &= !secret || strspn(result + shown, "*") == length - shown;
+		}
+		right &= !masks(parts.masked, strlen(parts.masked), result);
+	}
+	ok(right, "tokens are masked, however they are cut off");
+}
+
+/*
+ * The same rule in the plainest words: at each position, is there a mark with
+ * a character of a prefix before it, and an id and more behind it?  (What has
+ * been masked is no prefix.)
+ */
+static bool
+mask_plainly(const char *text, size_t length, char *result)
+{
+	bool		found = false;
+
+	memcpy(result, text, length);
+	for (size_t at = 1; at < length; at++)
+	{
+		size_t		body = at + 5;
+		size_t		end = body;
+
+		if (body > length ||
+			(memcmp(text + at, "_org_", 5) != 0 && memcmp(text + at, "_usr_", 5) != 0) ||
+			result[at - 1] == '\0' ||
+			strchr("abcdefghijklmnopqrstuvwxyz0123456789", result[at - 1]) == NULL)
+			continue;
+		while (end < length && text[end] != '\0' && strchr(digits, text[end]) != NULL)
+			end++;
+		if (end < body + APITOKEN_ID_CHARS + APITOKEN_SECRET_CUT)
+			continue;
+		memset(result + body + APITOKEN_ID_CHARS, '*', end - body - APITOKEN_ID_CHARS);
+		if (end < length && text[end] == '/')
+			result[end - 1] = '_';
+		found = true;
+	}
+	return found;
+}
+
+/* Texts made of the pieces of tokens, in any order. */
+static void
+masked_garbage(void)
+{
+	static const char *const pieces[] = {"_", "_org_", "_usr_", "a_org_", "9_usr_", "org", "_or", "/", "*", "z", "A",
+		" ", "\x80", "\xff", ID, ID, SECRET, SECRET, "aB3dE6gH", "aB3dE6g", "apt_org_" ID SECRET
+	};
+	char		text[4096];
+	char		expected[4096];
+	char		result[4096];
+	int			with = 0;
+	bool		right = true;
+
+	for (int round = 0; round < 100000 && right; round++)
+	{
+		uint8		random[24];
+		size_t		length = 0;
+		bool		found;
+
+		pg_strong_random(random, sizeof(random));
+		for (int i = 0; i < random[0] % sizeof(random); i++)
+		{
+			const char *piece = pieces[random[i] % lengthof(pieces)];
+
+			memcpy(text + length, piece, strlen(piece));
+			length += strlen(piece);
+		}
+		/* cut anywhere */
+		length -= Min(length, random[1] % 16);
+		text[length] = '\0';
+
+		found = mask_plainly(text, length, expected);
+		right = masks(text, length, result) == found && memcmp(result, expected, length) == 0;
+		with += found;
+		if (!right)
+			printf("# differs: %s\n", text);
+	}
+	ok(right && with > 1000, "texts made of pieces of tokens are masked by the plain rule");
+}
+
+/*
+ * Long and hostile: were the time quadratic, this would not end.
+ */
+static void
+masked_long(void)
+{
+	static const char *const units[] = {"_", "a_org_", "a_usr_" ID, "a_org_" ID "aB3dE6", "a", "_org_", "a_org_" ID "aB3dE6gH_"};
+	size_t		size = 8 * 1024 * 1024;
+	char	   *text = malloc(size);
+	bool		right = true;
+
+	for (int i = 0; i < lengthof(units); i++)
+	{
+		size_t		unit = strlen(units[i]);
+
+		for (size_t at = 0; at < size; at++)
+			text[at] = units[i][at % unit];
+		right &= apitoken_mask_secrets(text, size) == (i == lengthof(units) - 1);
+	}
+
+	/* one token of all digits */
+	memcpy(text, "apt_org_", 8);
+	memset(text + 8, '7', size - 8);
+	right &= apitoken_mask_secrets(text, size);
+	right &= text[8 + APITOKEN_ID_CHARS - 1] == '7' && text[8 + APITOKEN_ID_CHARS] == '*' && text[size - 1] == '*';
+	free(text);
+	ok(right, "long hostile texts");
+}
+
 int
 main(int argc, char **argv)
 {
@@ -576,6 +801,10 @@ main(int argc, char **argv)
 	odd_clocks();
 	single_changes();
 	garbage();
+	masked_texts();
+	masked_tokens();
+	masked_garbage();
+	masked_long();
 	printf("1..%d\n", tests);
 	return failures > 0;
 }
