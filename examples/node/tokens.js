@@ -18,7 +18,8 @@ class SetupError extends Error {}
 function refused(verdict, seconds) {
 	switch (verdict) {
 		case 'rate_limited':
-			return new Refused(429, verdict, { 'Retry-After': String(Math.max(1, Math.ceil(seconds || 1))) });
+			// not known where the server cannot count (without shared_preload_libraries)
+			return new Refused(429, verdict, seconds ? { 'Retry-After': String(Math.ceil(seconds)) } : {});
 		case 'network_refused':
 			return new Refused(403, verdict);
 		case 'permission_refused':

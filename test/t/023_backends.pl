@@ -81,6 +81,8 @@ my %backends = (
 my $node = start_node('backends', preload => 'shared', conf => q{
 	log_statement = 'all'
 	max_connections = 60
+	# that no token gets there is not for this to do
+	apitoken.mask_logs = off
 });
 $node->safe_psql('postgres', slurp_file('examples/articles.sql'));
 
