@@ -145,8 +145,11 @@ function createServer({ pool, signedInUser = () => undefined }) {
 // Where the database is, libpq's variables say (PGHOST, ...).
 function createPool() {
 	const pool = new Pool({ max: Number(process.env.POOL_SIZE || 4), connectionTimeoutMillis: 10000 });
-	// a connection that broke while nobody used it; the pool makes another
+	// An 'error' event that nobody hears ends the process.  A connection may break
+	// while nobody uses it (the pool hears that, and makes another), and at any
+	// other moment; then its queries say so as well.
 	pool.on('error', (error) => console.error(error.message));
+	pool.on('connect', (client) => client.on('error', () => {}));
 	return pool;
 }
 

@@ -1,6 +1,8 @@
 // API tokens with node-postgres: who is asking, and what became of it.
 'use strict';
 
+const { DatabaseError } = require('pg');
+
 // The request is refused: an HTTP status, a code, and headers.
 class Refused extends Error {
 	constructor(status, code, headers = {}) {
@@ -16,7 +18,8 @@ class SetupError extends Error {}
 function refused(verdict, seconds) {
 	switch (verdict) {
 		case 'rate_limited':
-			return new Refused(429, verdict, { 'Retry-After': String(Math.max(1, Math.ceil(seconds || 1))) });
+			// not known where the server cannot count (without shared_preload_libraries)
+			return new Refused(429, verdict, seconds ? { 'Retry-After': String(Math.ceil(seconds)) } : {});
 		case 'network_refused':
 			return new Refused(403, verdict);
 		case 'permission_refused':
@@ -109,9 +112,9 @@ function statusOf(error) {
 		'40P01': 503,
 	};
 	const classes = { 22: 400, 23: 400, '08': 503, 53: 503, 57: 503 };
-	const state = String(error.code || '');
-	if (!/^[0-9A-Z]{5}$/.test(state)) return error.syscall || /connect/i.test(error.message) ? 503 : 500;
-	return known[state] || classes[state.slice(0, 2)] || 500;
+	// not the server's word: EPIPE is no SQLSTATE, though it looks like one
+	if (!(error instanceof DatabaseError)) return error.syscall || /connect/i.test(error.message) ? 503 : 500;
+	return known[error.code] || classes[error.code.slice(0, 2)] || 500;
 }
 
 module.exports = { Refused, SetupError, bearer, verify, acting, byToken, asUser, ask, statusOf };

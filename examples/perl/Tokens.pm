@@ -20,8 +20,8 @@ sub refuse_verdict
 {
 	my ($verdict, $seconds) = @_;
 
-	refuse(429, $verdict, headers => [ 'Retry-After' => ceil($seconds && $seconds > 1 ? $seconds : 1) ])
-	  if $verdict eq 'rate_limited';
+	# when is not known where the server cannot count (without shared_preload_libraries)
+	refuse(429, $verdict, headers => $seconds ? [ 'Retry-After' => ceil($seconds) ] : []) if $verdict eq 'rate_limited';
 	refuse(403, $verdict) if $verdict eq 'network_refused';
 	refuse(403, 'insufficient_scope', headers => [ 'WWW-Authenticate' => 'Bearer error="insufficient_scope"' ])
 	  if $verdict eq 'permission_refused';

@@ -28,7 +28,8 @@ class SetupError(Exception):
 def refused(verdict, seconds=None):
     """What a verdict other than valid is in HTTP (RFC 6750, RFC 6585)."""
     if verdict == "rate_limited":
-        return Refused(429, verdict, [("Retry-After", str(max(1, math.ceil(seconds or 1))))])
+        # not known where the server cannot count (without shared_preload_libraries)
+        return Refused(429, verdict, [("Retry-After", str(math.ceil(seconds)))] if seconds else [])
     if verdict == "network_refused":
         return Refused(403, verdict)
     if verdict == "permission_refused":

@@ -81,6 +81,8 @@ my %backends = (
 my $node = start_node('backends', preload => 'shared', conf => q{
 	log_statement = 'all'
 	max_connections = 60
+	# that no token gets there is not for this to do
+	apitoken.mask_logs = off
 });
 $node->safe_psql('postgres', slurp_file('examples/articles.sql'));
 
@@ -337,7 +339,16 @@ sub check
 	is($after[-1], '200 Anvils', "$name, $way: it has new ones");
 
 	# many at once, of one pool
-	is(crowd(), '', "$name, $way: many at once, each as who it was");
+	is(crowd(qr/(?!)/), '', "$name, $way: many at once, each as who it was");
+	is(crowd(qr/^503 failed$/, sub {
+		foreach my $n (1 .. 20)
+		{
+			ask($superuser, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '$login'");
+			select(undef, undef, undef, 0.02);
+		}
+	}), '', "$name, $way: many at once, while sessions end");
+	@after = map { get('GET', '/articles', token => $token{acme}) } 1 .. 12;
+	is($after[-1], '200 Anvils', "$name, $way: that is over");
 	is(ask($superuser, "SELECT count(*) FROM pg_stat_activity WHERE usename = '$login' AND state <> 'idle'"), '0',
 		"$name, $way: no connection is left in a transaction");
 
@@ -363,9 +374,11 @@ sub check
 
 sub encode_base64 { require MIME::Base64; return MIME::Base64::encode_base64($_[0], ''); }
 
-# Five clients at once, 40 requests each, of whoever there is.  What was wrong.
+# crowd FORGIVEN, MEANWHILE: five clients at once, 40 requests each, of whoever
+# there is.  What was wrong.
 sub crowd
 {
+	my ($forgiven, $meanwhile) = @_;
 	my @ways = (
 		[ [ token => $token{acme} ], '200 Anvils' ],
 		[ [ token => $token{globex} ], '200 Doomsday devices' ],
@@ -390,7 +403,7 @@ sub crowd
 			{
 				my ($with, $expected) = @{ $ways[ rand @ways ] };
 				my $got = get('GET', '/articles', @$with);
-				print $write "$client/$n: $got, not $expected; " if $got ne $expected;
+				print $write "$client/$n: $got, not $expected; " if $got ne $expected && $got !~ $forgiven;
 			}
 			print $write "done\n";
 			close $write;
@@ -400,6 +413,7 @@ sub crowd
 		close $write;
 		push @pipes, [ $read, $pid ];
 	}
+	$meanwhile->() if $meanwhile;
 	my $wrong = '';
 	foreach (@pipes)
 	{
@@ -420,11 +434,17 @@ foreach my $name (sort keys %backends)
 	check($name, $direct, 'on', 'direct');
 	check($name, $pooler, 'off', 'pgbouncer, not prepared');
 }
-SKIP:
+# psycopg before 3.2 sends DEALLOCATE ALL, of which pgbouncer may not hear.
+foreach my $name (sort keys %backends)
 {
-	skip "pgbouncer $pooler_version knows no prepared statements with a name, 1.21 does: drivers were tested without", scalar keys %backends
-	  unless $pooler_prepares;
-	check($_, $pooler, 'on', 'pgbouncer, prepared') foreach sort keys %backends;
+	SKIP:
+	{
+		skip "pgbouncer $pooler_version knows no prepared statements with a name, 1.21 does: $name was tested without", 1
+		  unless $pooler_prepares;
+		skip "this psycopg cannot close prepared statements, 3.2 with libpq 17 can: it was tested without", 1
+		  if $name eq 'psycopg' && system('/usr/bin/python3', '-c', 'import sys, psycopg; sys.exit(not psycopg.capabilities.has_send_close_prepared())') != 0;
+		check($name, $pooler, 'on', 'pgbouncer, prepared');
+	}
 }
 
 stop_pooler($pooler);
