@@ -118,6 +118,11 @@ FROM (VALUES
      LATERAL apitoken.verify(q.token, q.permission, q.organization) v
 ORDER BY q.n;
 
+-- so that the lists below tell of what was just verified; section 6 explains
+RESET SESSION AUTHORIZATION;
+SELECT apitoken.flush_usage() \g /dev/null
+SET SESSION AUTHORIZATION demo_backend;
+
 \echo
 \echo '=== 4. Who sees which token ==='
 \echo
@@ -183,7 +188,56 @@ SELECT count(*) FROM articles;
 \set ECHO none
 
 \echo
-\echo '=== 6. Edit, suspend ==='
+\echo '=== 6. Last used, and rate limits ==='
+\echo
+RESET SESSION AUTHORIZATION;
+SELECT preloaded FROM apitoken.stats \gset
+\if :preloaded
+\echo 'The server preloads apitoken.  So each use above was recorded in shared memory, also those in'
+\echo 'READ ONLY transactions, and is written in the background.  To see it now:'
+\echo
+\set ECHO queries
+\o /dev/null
+SELECT apitoken.flush_usage();
+\o
+SELECT t.label, t.last_used, u.accepted, u.refused
+FROM apitoken.tokens t JOIN apitoken.token_usage u ON u.token_id = t.id ORDER BY t.created_at;
+\set ECHO none
+\else
+\echo 'Without shared_preload_libraries a use is written in its own transaction, once a minute at most:'
+\echo
+\set ECHO queries
+SELECT label, last_used FROM apitoken.tokens ORDER BY created_at;
+\set ECHO none
+\endif
+SET SESSION AUTHORIZATION demo_backend;
+\if :preloaded
+\echo 'As Alice, a token that may be used three times a minute:'
+\echo
+BEGIN;
+SELECT apitoken.act_as('alice') \g /dev/null
+\set ECHO queries
+SELECT token FROM apitoken.create_token('probe', rate_limit_per_minute => 3)\; \gset probe_
+\set ECHO none
+COMMIT;
+SELECT :'probe_token' AS token;
+\set ECHO queries
+SELECT n, (apitoken.verify(
+  :'probe_token')).verdict
+FROM generate_series(1, 4) n;
+SELECT verdict, date_trunc('second', retry_after) AS retry_after FROM apitoken.verify(
+  :'probe_token');
+\set ECHO none
+BEGIN;
+SELECT apitoken.act_as('alice') \g /dev/null
+SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'probe' \g /dev/null
+COMMIT;
+\else
+\echo '(Rate limits are counted in shared memory only: not shown here.)'
+\endif
+
+\echo
+\echo '=== 7. Edit, suspend ==='
 \echo
 \echo 'As Alice:'
 \echo
@@ -203,7 +257,7 @@ UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'Website 2' RETURNI
 COMMIT;
 
 \echo
-\echo '=== 7. Regenerate: a new secret for the same token ==='
+\echo '=== 8. Regenerate: a new secret for the same token ==='
 \echo
 \echo 'As Alice.  The old secret goes on working for an hour, so that nothing breaks meanwhile:'
 \echo
@@ -228,7 +282,7 @@ SELECT (apitoken.verify(:'website_token')).verdict AS "first secret",
        (apitoken.verify(:'third_token')).verdict AS "third secret";
 
 \echo
-\echo '=== 8. Revoke ==='
+\echo '=== 9. Revoke ==='
 \echo
 \echo 'As Alice.  An organization''s token may be in use in many places: its label has to be typed.'
 \echo
@@ -261,7 +315,7 @@ SELECT apitoken.revoke_by_token(
 \set ECHO none
 
 \echo
-\echo '=== 9. What happened ==='
+\echo '=== 10. What happened ==='
 \echo
 \echo 'Each change left an event, which nobody can change or delete.  As Alice:'
 \echo

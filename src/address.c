@@ -60,6 +60,15 @@ unmapped(inet *address)
 	return plain;
 }
 
+/* Nothing, or a colon and a port. */
+static bool
+is_port(const char *text)
+{
+	if (*text == '\0')
+		return true;
+	return *text == ':' && text[1] != '\0' && text[1 + strspn(text + 1, "0123456789")] == '\0';
+}
+
 /*
  * An address as proxies write it: alone, or as IPv4:port, [IPv6] or
  * [IPv6]:port.  NULL: it is none.
@@ -75,12 +84,16 @@ parse_address(const char *text)
 	if (*address == '[')
 	{
 		end = strchr(++address, ']');
-		if (end == NULL)
+		if (end == NULL || !is_port(end + 1))
 			return NULL;
 		*end = '\0';
 	}
 	else if ((end = strchr(address, ':')) != NULL && strchr(end + 1, ':') == NULL)
+	{
+		if (!is_port(end))
+			return NULL;
 		*end = '\0';
+	}
 	family = strchr(address, ':') != NULL ? PGSQL_AF_INET6 : PGSQL_AF_INET;
 	if (strchr(address, '/') != NULL || pg_inet_net_pton(family, address, bytes, -1) < 0)
 		return NULL;
@@ -107,7 +120,9 @@ address_in_header(List *headers)
 	last = strrchr(field->value, ',');
 	last = last == NULL ? field->value : last + 1;
 	last += strspn(last, " \t");
-	length = strcspn(last, " \t");
+	length = strlen(last);
+	while (length > 0 && strchr(" \t", last[length - 1]) != NULL)
+		length--;
 	return parse_address(pnstrdup(last, length));
 }
 

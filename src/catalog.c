@@ -43,6 +43,7 @@ static const char *const table_names[APITOKEN_TABLES] = {
 
 static Oid	tables[APITOKEN_TABLES];
 static bool tables_valid = false;
+static bool columns_checked[APITOKEN_TABLES];
 static uint64 invalidations = 0;	/* seen so far */
 static Oid	act_as_function = InvalidOid;
 static Oid	verify_function = InvalidOid;
@@ -111,13 +112,8 @@ static const Column columns[APITOKEN_TABLES][TABLE_COLUMNS_MAX] = {
 };
 
 static void
-check_columns(ApitokenTable table, Oid relid)
+check_columns(ApitokenTable table, Relation relation)
 {
-	Relation	relation = try_relation_open(relid, AccessShareLock);
-
-	/* dropped this very moment: whoever opens it will see */
-	if (relation == NULL)
-		return;
 	for (int i = 0; i < TABLE_COLUMNS_MAX && OidIsValid(columns[table][i].type); i++)
 	{
 		TupleDesc	descriptor = RelationGetDescr(relation);
@@ -131,7 +127,7 @@ check_columns(ApitokenTable table, Oid relid)
 				 errmsg("table apitoken.%s has not the columns that this library knows", table_names[table]),
 				 errhint("ALTER EXTENSION apitoken UPDATE; and do not alter the extension's columns.")));
 	}
-	relation_close(relation, AccessShareLock);
+	columns_checked[table] = true;
 }
 
 /*
@@ -162,9 +158,9 @@ apitoken_installed(void)
 		if (!OidIsValid(found[i]) ||
 			getExtensionOfObject(RelationRelationId, found[i]) != extension)
 			return false;
-		check_columns(i, found[i]);
 	}
 	memcpy(tables, found, sizeof(tables));
+	memset(columns_checked, false, sizeof(columns_checked));
 	tables_valid = before == invalidations;
 	return true;
 }
@@ -179,14 +175,11 @@ require_installed(void)
 				 errhint("CREATE EXTENSION apitoken CASCADE;")));
 }
 
-Oid
-apitoken_table(ApitokenTable table)
-{
-	require_installed();
-	return tables[table];
-}
-
-/* A table of the extension, with AccessShareLock. */
+/*
+ * A table of the extension, with AccessShareLock.  Its columns are checked
+ * here, and not when the extension is looked for: nobody is to wait for the
+ * lock on a table that they do not read.
+ */
 Relation
 apitoken_open_table(ApitokenTable table)
 {
@@ -198,13 +191,27 @@ apitoken_open_table(ApitokenTable table)
 		require_installed();
 		relation = try_relation_open(tables[table], AccessShareLock);
 		if (relation != NULL)
+		{
+			if (!tables_valid || !columns_checked[table])
+				check_columns(table, relation);
 			return relation;
+		}
 		tables_valid = false;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_TABLE),
 			 errmsg("table apitoken.%s does not exist", table_names[table])));
 	return NULL;				/* keep the compiler quiet */
+}
+
+/* Its OID, for who has it open: with columns as they should be. */
+Oid
+apitoken_table(ApitokenTable table)
+{
+	require_installed();
+	if (!columns_checked[table])
+		relation_close(apitoken_open_table(table), AccessShareLock);
+	return tables[table];
 }
 
 /* The version in which the extension is installed. */

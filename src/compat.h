@@ -115,7 +115,8 @@ compat_find_setting(const char *name)
 
 	for (int i = 0; i < count; i++)
 	{
-		if (strcmp(settings[i]->name, name) == 0)
+		/* it has the name that it was first set by, in whatever case */
+		if (pg_strcasecmp(settings[i]->name, name) == 0)
 			return settings[i];
 	}
 	return NULL;

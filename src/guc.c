@@ -160,14 +160,22 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	List	   *names;
 	ListCell   *lc;
 	bool		good = SplitGUCList(copy, ',', &names);
+	bool		twice = false;
 
 	foreach(lc, names)
+	{
 		good = good && valid_header(lfirst(lc));
+		/* each request would seem to have several tokens */
+		for (int i = 0; i < foreach_current_index(lc); i++)
+			twice = twice || pg_strcasecmp(list_nth(names, i), lfirst(lc)) == 0;
+	}
 	list_free(names);
 	pfree(copy);
 	if (!good)
 		GUC_check_errdetail("It is not a list of names of HTTP headers.");
-	return good;
+	else if (twice)
+		GUC_check_errdetail("A header is named twice.");
+	return good && !twice;
 }
 
 /*
@@ -450,7 +458,7 @@ apitoken_guc_init(void)
 	/* without shared preload it has no effect, and is no error in a configuration file */
 	DefineCustomIntVariable("apitoken.usage_slots",
 							"Tokens whose use can be kept in shared memory at a time.",
-							"Enough for the tokens used in one apitoken.flush_interval; as many again with rate limits, used in the last minute. About 150 bytes each. What does not fit is not recorded, and counted as dropped.",
+							"Enough for the tokens used in one apitoken.flush_interval; as many again with rate limits, used in the last minute. About 160 bytes each, for both. A use that does not fit is not recorded, a token with a limit that does not is refused; both are counted as dropped.",
 							&apitoken_usage_slots,
 							65536, 64, 64 * 1024 * 1024,
 							process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,

@@ -78,7 +78,11 @@ refuse_token(const ApitokenVerification *verification)
 		case APITOKEN_RATE_LIMITED:
 			{
 				/* RFC 6585 section 4, RFC 9110 section 10.2.3: whole seconds */
-				int64		seconds = Max((verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC, 1);
+				int64		seconds = (verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
+
+				if (seconds <= 0)
+					refuse(429, verdict, "the token has a rate limit, which cannot be counted here", details,
+						   "Ask whoever runs the server: it needs apitoken in shared_preload_libraries.", NULL, NULL);
 
 				refuse(429, verdict, "the token is used too often", details,
 					   psprintf("Try again in " INT64_FORMAT " seconds.", seconds),
@@ -94,6 +98,20 @@ refuse_token(const ApitokenVerification *verification)
 				   "Check the token, or get another one.",
 				   "WWW-Authenticate", "Bearer error=\"invalid_token\"");
 	}
+}
+
+/*
+ * A JWT, which PostgREST has verified, has three parts (RFC 7519, section 3,
+ * and RFC 7515, section 3.1); no token of ours has a dot.  One that is masked
+ * or cut short has others, and is refused, not taken for somebody else's.
+ */
+static bool
+looks_like_jwt(const char *text)
+{
+	const char *first = strchr(text, '.');
+	const char *second = first == NULL ? NULL : strchr(first + 1, '.');
+
+	return second != NULL && strchr(second + 1, '.') == NULL;
 }
 
 /*
@@ -129,8 +147,7 @@ token_in_value(const char *header, const char *value)
 		/* Basic, Digest, ...: has a scheme, and none of those */
 		if (!named && text[length] != '\0')
 			return NULL;
-		/* a JWT, which PostgREST has verified; no token of ours has a dot */
-		if (bearer && strchr(text, '.') != NULL)
+		if (bearer && looks_like_jwt(text))
 			return NULL;
 	}
 	return text;

@@ -52,8 +52,9 @@
 /* in place of a statement that cannot be copied */
 #define WITHHELD "(statement withheld: it holds a token, and there is no memory for a masked copy)"
 
-/* pieces from this length on that follow "..." are taken for the end of a token */
-#define PIECE_CHARS 12
+/* how long a word must be to be taken for the rest of a token without its beginning */
+#define PIECE_AFTER_DOTS 12
+#define PIECE_AFTER_LINE 24
 
 /* How many masked statements a process without messages keeps. */
 #define STATEMENTS_KEPT 8
@@ -75,25 +76,47 @@ mask_field(char *field)
 }
 
 /*
- * An error in a JSON text is reported with the fifty characters before it, and
- * that can be a token without its beginning: "JSON data, line 1: ...3kV9x".
- * Whatever long word follows the dots is overwritten; if it is none of a
- * token, little is lost.
+ * Two kinds of errors quote what is before them, and that can be a token that
+ * lacks its beginning, so that nothing tells it from another word:
+ *
+ * - JSON: fifty characters, in the context: "JSON data, line 1: ...3kV9x".
+ *   Whatever long word follows the dots is overwritten.
+ * - XML: eighty characters, as a line of their own in the detail.  Lines of
+ *   details begin with other things as well (statements have many lines), so
+ *   that the word must be longer, and of capitals, small letters and digits.
+ *
+ * If the word is none of a token, little is lost.
  */
 static bool
-mask_cut_piece(char *context)
+mask_pieces(char *field, const char *after, size_t least, bool mixed)
 {
 	bool		found = false;
+	char	   *piece = field;
 
-	for (char *piece = context; piece != NULL && (piece = strstr(piece, "...")) != NULL;)
+	while (piece != NULL && (piece = strstr(piece, after)) != NULL)
 	{
 		size_t		length;
+		bool		digit = false;
+		bool		upper = false;
+		bool		lower = false;
 
-		piece += 3;
-		length = strspn(piece, "_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz");
+		piece += strlen(after);
+		for (length = 0;; length++)
+		{
+			char		c = piece[length];
+
+			if (c >= '0' && c <= '9')
+				digit = true;
+			else if (c >= 'A' && c <= 'Z')
+				upper = true;
+			else if (c >= 'a' && c <= 'z')
+				lower = true;
+			else if (c != '_')
+				break;
+		}
 
 		/* with a mask behind it, it is a token's head */
-		if (length >= PIECE_CHARS && piece[length] != '*')
+		if (length >= least && piece[length] != '*' && (!mixed || (digit && upper && lower)))
 		{
 			memset(piece, '*', length);
 			found = true;
@@ -165,7 +188,8 @@ redact_message(ErrorData *edata)
 		masked |= mask_field(edata->detail_log);
 		masked |= mask_field(edata->hint);
 		masked |= mask_field(edata->context);
-		masked |= mask_cut_piece(edata->context);
+		masked |= mask_pieces(edata->context, "...", PIECE_AFTER_DOTS, false);
+		masked |= mask_pieces(edata->detail, "\n", PIECE_AFTER_LINE, true);
 		masked |= mask_field(edata->internalquery);
 		masked |= mask_statement();
 		if (masked)

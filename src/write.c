@@ -248,7 +248,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT u.token_id FROM apitoken.token_usage u WHERE u.token_id OPERATOR(pg_catalog.>) $1"
 		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2)"
 		" AND EXISTS (SELECT FROM apitoken.token_records)"
-		" AND NOT EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id)"
+		" AND NOT EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id"
+		" AND r.id OPERATOR(pg_catalog.>) $1 AND ($2 IS NULL OR r.id OPERATOR(pg_catalog.<=) $2))"
 		" FOR UPDATE OF u SKIP LOCKED)) RETURNING token_id),"
 		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT d.ctid FROM gone g, apitoken.token_usage_daily d"
@@ -256,6 +257,23 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" SELECT token_id FROM gone UNION ALL SELECT token_id FROM daily",
 		2, {UUIDOID, UUIDOID}
 	},
+};
+
+/*
+ * Planned for each execution: what may meet very many rows must not go by how
+ * few there were when the session began.
+ */
+static const bool planned_anew[APITOKEN_STATEMENTS] = {
+	[APITOKEN_REVOKE_MATCHING] = true,
+	[APITOKEN_FORGET_USAGE] = true,
+	[APITOKEN_REVOKE_IDLE] = true,
+	[APITOKEN_CLEAR_PREVIOUS] = true,
+	[APITOKEN_REMOVE_EVENTS] = true,
+	[APITOKEN_REMOVE_REVOKED] = true,
+	[APITOKEN_REMOVE_EXPIRED] = true,
+	[APITOKEN_REMOVE_DAYS] = true,
+	[APITOKEN_NEXT_USAGE] = true,
+	[APITOKEN_REMOVE_ORPHANS] = true,
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];
@@ -286,7 +304,8 @@ saved_plan(ApitokenStatement statement)
 	}
 	for (int i = 0; i < statements[statement].nargs; i++)
 		args[i] = statements[statement].args[i] == RECORDTYPE ? record_type : statements[statement].args[i];
-	plan = SPI_prepare(statements[statement].sql, statements[statement].nargs, args);
+	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args,
+							  planned_anew[statement] ? CURSOR_OPT_CUSTOM_PLAN : 0);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);

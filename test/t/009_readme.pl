@@ -242,7 +242,7 @@ foreach my $file (@files)
 	}
 	is(join("\n", @unclear), '', 'the table of privileges is well formed, and says nothing twice');
 
-	my @capabilities = qw(use manage verify act directory);
+	my @capabilities = qw(use manage verify act directory monitor);
 	$node->safe_psql('postgres', 'CREATE DATABASE privileges');
 	$node->safe_psql('privileges', 'CREATE EXTENSION apitoken CASCADE');
 	$node->safe_psql('privileges', "CREATE ROLE regress_apitoken_$_; SELECT apitoken.allow('regress_apitoken_$_', '$_')") foreach @capabilities;

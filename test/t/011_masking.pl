@@ -208,7 +208,7 @@ sub without
 {
 	my ($text, $token) = @_;
 
-	return $text =~ s/\Q$token->{head}\E(\*+_?|[0-9A-Za-z]*)/TOKEN/gir =~ s/\.\.\.[*\w]{12,}/...PIECE/gr;
+	return $text =~ s/\Q$token->{head}\E(\*+_?|[0-9A-Za-z]*)/TOKEN/gir =~ s/(\.\.\.|\n)[*\w]{12,}/$1PIECE/gr;
 }
 
 my @logs = map { $node->data_dir . "/log/server.$_" } 'log', 'csv', 'json';
@@ -306,6 +306,8 @@ my @cases = (
 	{ name => 'a parameter that is no uuid', set => { log_parameter_max_length_on_error => 55 }, sql => 'SELECT * FROM apitoken.tokens WHERE id = ?', by => [ 'bind', 'named' ], client => 1 },
 	{ name => 'JSON with a token before the error', set => {%log_parameters}, sql => 'SELECT ?::text::json', around => '{"t":"?",x}', client => 1 },
 	{ name => 'JSON with a token cut off', set => {}, sql => 'SELECT to_number(?::json->>0)', around => '{"filling":"so that it is long enough","token":"?" oops}', by => [ 'bind', 'named' ], client => 1, piece => 1 },
+	{ name => 'XML with a token cut off', set => {%log_parameters}, sql => 'SELECT ?::text::xml', around => '<a t="?"></b>', client => 1 },
+	{ name => 'XML with a token cut off, in its second line', set => {%log_parameters}, sql => 'SELECT ?::text::xml', around => qq{<a>\n<?x ?></b>}, client => 1 },
 	{ name => 'division by zero', set => {%log_parameters}, sql => 'SELECT length(?::text) / 0' },
 	{ name => 'a key that is there', sql => q{INSERT INTO things SELECT ?::text, 1 FROM numbers}, client => 1, set => {%log_parameters} },
 	{ name => 'a failing row', sql => q{INSERT INTO things SELECT ?::text, NULL}, client => 1, set => {%log_parameters} },

@@ -617,7 +617,7 @@ masked_texts(void)
 		{"apt_org_" ID "aB3dE6g apt_org_" ID SECRET, "apt_org_" ID "aB3dE6g apt_org_" ID STARS},
 		/* a mark in what looks like another one */
 		{"a_org_a_org_apt_org_" ID SECRET, "a_org_a_org_apt_org_" ID STARS},
-		{"a_org_org_" ID SECRET, NULL},
+		{"a_org_org_" ID SECRET, "a_org_org_" ID STARS},
 		{"__org_apt__usr_x_usr_" ID SECRET, "__org_apt__usr_x_usr_" ID STARS},
 		{"a_usr_org_" ID SECRET, "a_usr_org_" ID STARS},
 		{"apt_org_org_usr_" ID SECRET, "apt_org_org_usr_" ID STARS},

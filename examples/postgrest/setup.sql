@@ -1,0 +1,80 @@
+-- What PostgREST needs in the database, for examples/postgrest/postgrest.conf.
+-- Run it once, as superuser, in the database of the application:
+--
+--     psql -d app -v ON_ERROR_STOP=1 -1 -f setup.sql
+
+CREATE EXTENSION IF NOT EXISTS apitoken CASCADE;
+
+-- PostgREST's three roles.  It connects as the first (give it a password, or an
+-- entry in pg_hba.conf), and becomes one of the others for each request.
+CREATE ROLE authenticator LOGIN NOINHERIT;
+CREATE ROLE anon NOLOGIN;
+CREATE ROLE web_user NOLOGIN;
+GRANT anon, web_user TO authenticator;
+
+-- It is believed whom a JWT names, and where a client is.
+SELECT apitoken.allow('authenticator', 'act');
+-- A request comes as anon until its token is verified, and with a token stays
+-- anon for PostgREST; a JWT says {"role": "web_user", "sub": "<id of the user>"}.
+SELECT apitoken.allow('anon', 'use');
+SELECT apitoken.allow('web_user', 'manage');
+
+ALTER ROLE authenticator SET session_preload_libraries = 'apitoken';
+ALTER ROLE authenticator SET apitoken.jwt_user_claim = 'sub';
+-- Only behind a proxy that always sets this header itself (examples/nginx), and
+-- where nothing else reaches PostgREST.  Otherwise leave it out.
+ALTER ROLE authenticator SET apitoken.client_address_header = 'x-real-ip';
+-- PostgREST passes each request's headers, tokens too, as parameters.
+ALTER ROLE authenticator SET log_parameter_max_length = 0;
+ALTER ROLE authenticator SET log_parameter_max_length_on_error = 0;
+
+-- What runs before each request.  apitoken.pre_request() alone would do; this
+-- lets a request with a good token do what a signed-in user's may, so that anon
+-- needs no privileges.  It cannot be SECURITY DEFINER: there the server allows
+-- no other role.
+CREATE SCHEMA api_private;
+GRANT USAGE ON SCHEMA api_private TO anon, web_user;
+CREATE FUNCTION api_private.pre_request() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM apitoken.pre_request();
+	IF current_user = 'anon' AND apitoken.current_token_id() IS NOT NULL THEN
+		PERFORM pg_catalog.set_config('role', 'web_user', true);
+	END IF;
+END
+$$;
+
+-- A role of the database for tokens of one kind: services that ask whether
+-- tokens are valid (/rpc/introspect) or end them (/rpc/revoke_by_token).
+CREATE ROLE gateway NOLOGIN;
+GRANT gateway TO authenticator;
+SELECT apitoken.allow('gateway', 'use', 'verify');
+GRANT USAGE ON SCHEMA api_private TO gateway;
+INSERT INTO apitoken.roles (name, description, permissions, database_role)
+VALUES ('gateway', 'Asks about tokens, and may do nothing else', '{}', 'gateway');
+
+-- The application's own API: privileges say what is published, policies say
+-- which rows.
+CREATE SCHEMA api;
+GRANT USAGE ON SCHEMA api TO anon, web_user;
+CREATE TABLE api.articles (
+	id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	organization_id text NOT NULL,
+	title           text NOT NULL
+);
+CREATE INDEX ON api.articles (organization_id);
+GRANT SELECT, INSERT, UPDATE, DELETE ON api.articles TO web_user;
+ALTER TABLE api.articles ENABLE ROW LEVEL SECURITY;
+CREATE POLICY articles_read ON api.articles FOR SELECT
+	USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+CREATE POLICY articles_create ON api.articles FOR INSERT
+	WITH CHECK (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:create'))));
+CREATE POLICY articles_update ON api.articles FOR UPDATE
+	USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:update'))));
+CREATE POLICY articles_delete ON api.articles FOR DELETE
+	USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:delete'))));
+
+-- apitoken.can() takes an organization's id of any type, which PostgREST cannot pass.
+CREATE FUNCTION api.can(permission text, organization_id text DEFAULT NULL) RETURNS boolean
+	LANGUAGE sql STABLE
+	RETURN apitoken.can(can.permission, can.organization_id);
+COMMENT ON FUNCTION api.can(text, text) IS 'May who is asking do this (resource:action) in this organization?';

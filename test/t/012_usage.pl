@@ -1,0 +1,675 @@
+# Usage in shared memory: what is recorded, of whom and from where, whatever
+# becomes of the transaction; that no count is lost or told twice by many
+# clients, by full memory, by a stop, by a crash; and what flush_usage()
+# promises.  (Workers that fail are in 013, standbys in 004.)
+
+use strict;
+use warnings;
+
+use IPC::Run ();
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('usage');
+$node->init;
+# written only when the test says so
+$node->append_conf('postgresql.conf', q{
+shared_preload_libraries = 'apitoken'
+apitoken.flush_interval = '1h'
+max_prepared_transactions = 2
+max_worker_processes = 16
+restart_after_crash = on
+log_statement = none
+log_min_duration_statement = -1
+});
+$node->start;
+my $saved = $node->data_dir . '/pg_stat/apitoken.usage';
+
+my $setup = q{
+	CREATE EXTENSION apitoken CASCADE;
+	INSERT INTO apitoken.organizations (id) VALUES ('acme');
+	SELECT apitoken.allow('regress_apitoken_backend', 'use', 'manage', 'verify', 'act', 'directory');
+	SELECT apitoken.allow('regress_apitoken_client', 'use');
+	GRANT EXECUTE ON FUNCTION apitoken.flush_usage() TO regress_apitoken_flusher;
+	-- label, accepted, refused
+	CREATE VIEW used AS SELECT r.label, u.accepted, u.refused, u.last_used_at, u.last_used_from
+		FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id;
+};
+$node->safe_psql('postgres', q{
+	CREATE ROLE regress_apitoken_backend LOGIN;
+	CREATE ROLE regress_apitoken_client LOGIN;
+	CREATE ROLE regress_apitoken_flusher LOGIN;
+	CREATE ROLE regress_apitoken_reader LOGIN;
+});
+$node->safe_psql('postgres', $setup);
+
+my %token;
+
+sub create
+{
+	my ($label, $arguments, $on, $database) = @_;
+	$token{$label} = ($on // $node)->safe_psql($database // 'postgres',
+		"SELECT token FROM apitoken.create_token('$label', " . ($arguments // "user_id => 'u'") . ')');
+	return $token{$label};
+}
+sub verify { my ($label, $arguments) = @_; return "apitoken.verify('$token{$label}'" . ($arguments // '') . ')'; }
+sub verdict { return 'SELECT verdict FROM ' . verify(@_) . ';'; }
+sub flush { my ($on, $database) = @_; ($on // $node)->safe_psql($database // 'postgres', 'SELECT apitoken.flush_usage()'); return; }
+
+# What is written of a token: accepted, refused, address.
+sub written
+{
+	my ($label, $on, $database) = @_;
+	return ($on // $node)->safe_psql($database // 'postgres',
+		"SELECT concat_ws(' ', accepted, refused, CASE WHEN last_used_at IS NULL THEN 'never' END, host(last_used_from)) FROM used WHERE label = '$label'");
+}
+sub stat_of { my ($columns, $on) = @_; return ($on // $node)->safe_psql('postgres', "SELECT $columns FROM apitoken.stats"); }
+
+# Run SQL that may fail: its output and its errors by SQLSTATE, in one line.
+sub run
+{
+	my ($sql, %more) = @_;
+	my ($rc, $out, $err) = ($more{on} // $node)->psql($more{database} // 'postgres', $sql, on_error_stop => 0,
+		extra_params => [ '-v', 'VERBOSITY=sqlstate', $more{user} ? ('-U', $more{user}) : () ]);
+	$err =~ s/^psql:<stdin>:\d+: //mg;
+	return join ' ', grep { length } split /\s*\n/, "$out\n$err";
+}
+# How often the log has it, since a place in it.
+sub in_log { my ($pattern, $since, $on) = @_; my $log = substr slurp_file(($on // $node)->logfile), $since // 0; return scalar(() = $log =~ /$pattern/g); }
+sub log_end { return -s ($_[0] // $node)->logfile; }
+
+# The counts of each day add up to the whole, and the days are UTC's, whoever asks.
+sub days_agree
+{
+	my ($name, $on, $database) = @_;
+	is(($on // $node)->safe_psql($database // 'postgres', q{
+		SET timezone = 'Pacific/Kiritimati';
+		SELECT count(*) FROM apitoken.token_usage u FULL JOIN (SELECT token_id, sum(accepted) AS accepted, sum(refused) AS refused, max(day) AS day
+			FROM apitoken.token_usage_daily GROUP BY 1) d USING (token_id)
+		WHERE (coalesce(u.accepted, 0), coalesce(u.refused, 0)) IS DISTINCT FROM (coalesce(d.accepted, 0), coalesce(d.refused, 0))
+			OR d.day < (u.last_used_at AT TIME ZONE 'UTC')::date}), '0', $name);
+}
+
+# ----- whatever becomes of the transaction -------------------------------------
+
+# One use each; each in a session of its own, with what that answers.
+my %ways = (
+	'a statement' => [ 'V', 'valid' ],
+	'COMMIT' => [ 'BEGIN; V COMMIT;', 'valid' ],
+	'ROLLBACK' => [ 'BEGIN; V ROLLBACK;', 'valid' ],
+	'ROLLBACK TO' => [ 'BEGIN; SAVEPOINT s; V ROLLBACK TO s; COMMIT;', 'valid' ],
+	'READ ONLY' => [ 'BEGIN READ ONLY; V COMMIT;', 'valid' ],
+	'READ ONLY rolled back' => [ 'BEGIN READ ONLY; V ROLLBACK;', 'valid' ],
+	'REPEATABLE READ' => [ 'BEGIN ISOLATION LEVEL REPEATABLE READ; V COMMIT;', 'valid' ],
+	'SERIALIZABLE' => [ 'BEGIN ISOLATION LEVEL SERIALIZABLE; V COMMIT;', 'valid' ],
+	'DEFERRABLE' => [ 'BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE; V COMMIT;', 'valid' ],
+	'prepared, rolled back' => [ "BEGIN; V PREPARE TRANSACTION 'x'; ROLLBACK PREPARED 'x';", 'valid' ],
+	'an error of the statement' => [ 'SELECT 1 / (length(F.verdict) - 5) FROM F;', 'ERROR: 22012' ],
+	'an error after it' => [ 'BEGIN; V SELECT 1/0; COMMIT;', 'valid ERROR: 22012' ],
+	'an error caught' => [ q{DO $$BEGIN PERFORM * FROM F; RAISE 'x'; EXCEPTION WHEN raise_exception THEN NULL; END$$;}, '' ],
+	'an error at COMMIT' => [ 'CREATE TEMP TABLE t (n int UNIQUE DEFERRABLE INITIALLY DEFERRED); BEGIN; INSERT INTO t VALUES (1), (1); V COMMIT;', 'valid ERROR: 23505' ],
+	'authenticate()' => [ 'BEGIN; SELECT valid FROM A; COMMIT;', 't' ],
+	'authenticate(), rolled back' => [ 'BEGIN; SELECT valid FROM A; ROLLBACK;', 't' ],
+	'authenticate() in READ ONLY' => [ 'BEGIN READ ONLY; SELECT valid FROM A; SELECT apitoken.current_user_id(); COMMIT;', 't u' ],
+	# one transaction by the setting is one use, however many statements ask
+	'the setting' => [ "BEGIN; SET LOCAL apitoken.token = 'T'; SELECT apitoken.current_user_id(); SELECT apitoken.can('a:b'); SELECT 1; COMMIT;", 'u t 1' ],
+	'the setting, rolled back' => [ "BEGIN READ ONLY; SET LOCAL apitoken.token = 'T'; SELECT apitoken.current_user_id(); ROLLBACK;", 'u' ],
+	'a connection that ends' => [ 'BEGIN; V', 'valid' ],
+);
+foreach my $way (sort keys %ways)
+{
+	my ($sql, $answer) = @{ $ways{$way} };
+	create($way);
+	my ($v, $f) = (verdict($way), verify($way));
+	$sql =~ s/\bV\b/$v/g;
+	$sql =~ s/FROM F\b/FROM $f AS f/g;
+	$sql =~ s/F\.verdict/f.verdict/g;
+	$sql =~ s/FROM A\b/FROM apitoken.authenticate('$token{$way}')/g;
+	$sql =~ s/'T'/'$token{$way}'/g;
+	is(run($sql, user => 'regress_apitoken_backend') =~ s/ERROR: +/ERROR: /gr, $answer, "$way: used");
+}
+# by one whose connection is cut in the transaction
+{
+	create('cut off');
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query('SELECT pg_backend_pid()');
+	$session->query('BEGIN; ' . verdict('cut off'));
+	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 60000)");
+	$ways{'cut off'} = 1;
+	eval { $session->quit; };
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM used WHERE accepted <> 0 OR refused <> 0 OR last_used_at IS NOT NULL'), '0',
+	'none of them wrote it in its own transaction');
+flush();
+is(written($_), '1 0', "recorded, once: $_") foreach sort keys %ways;
+is($node->safe_psql('postgres', 'SELECT count(*) FROM used WHERE last_used_at NOT BETWEEN pg_postmaster_start_time() AND clock_timestamp()'), '0', 'with the time');
+days_agree('and by day');
+
+# ----- refused -----------------------------------------------------------------
+
+my %refused = (
+	revoked => [ "organization_id => 'acme'", '', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked'} ],
+	suspended => [ "user_id => 'u'", '', q{UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended'} ],
+	expired => [ "user_id => 'u', expires_in => '30 days'", '', q{ALTER TABLE apitoken.token_records DISABLE TRIGGER USER;
+		UPDATE apitoken.token_records SET expires_at = now() - interval '1 s' WHERE label = 'expired'; ALTER TABLE apitoken.token_records ENABLE TRIGGER USER} ],
+	network_refused => [ "user_id => 'u', allowed_networks => '{10.0.0.0/8}'", ", client_address => '192.0.2.1'", '' ],
+	permission_refused => [ "organization_id => 'acme'", ", 'token:create', 'acme'", '' ],
+);
+create($_, $refused{$_}[0]) foreach sort keys %refused;
+create('rate_limited', "user_id => 'u', rate_limit_per_minute => 1");
+create('regenerated');
+create('accepted');
+foreach my $label (sort keys %refused)
+{
+	$node->safe_psql('postgres', $refused{$label}[2]) if $refused{$label}[2];
+	is(run(verdict($label, $refused{$label}[1]) x 2, user => 'regress_apitoken_backend'), "$label $label", "refused: $label");
+}
+is(run(verdict('rate_limited', ", client_address => '192.0.2.3'") . verdict('rate_limited', ", client_address => '192.0.2.4'"), user => 'regress_apitoken_backend'),
+	'valid rate_limited', 'refused: rate_limited');
+
+# A wrong secret, an id that there is not, no token at all: recorded of nobody.
+my $entries = stat_of('entries');
+my $before = stat_of('unknown, malformed');
+my $old = $token{regenerated};
+$node->safe_psql('postgres', q{SELECT apitoken.regenerate_token(id) IS NULL FROM apitoken.tokens WHERE label = 'regenerated'});
+$token{unknown} = $node->safe_psql('postgres', q{SELECT apitoken.generate('usr')});
+is(run("SELECT verdict FROM apitoken.verify('$old'); " . verdict('unknown') . "SELECT verdict FROM apitoken.verify('garbage'); SELECT verdict FROM apitoken.verify(NULL)"),
+	'unknown unknown malformed malformed', 'refused: a wrong secret, an unknown id, garbage, nothing');
+is(stat_of('entries'), $entries, 'of which no entry is made');
+my ($unknown, $malformed) = split /\|/, $before;
+is(stat_of('unknown, malformed'), join('|', $unknown + 2, $malformed + 2), 'but the server counts them');
+# and who may not ask at all is not counted
+is(run(verdict('accepted'), user => 'regress_apitoken_reader') =~ s/ +/ /r, 'ERROR: 42501', 'who may not verify');
+flush();
+is(written($_), '0 2 never', "recorded: $_") foreach sort keys %refused;
+is(written('rate_limited'), '1 1 192.0.2.3', 'recorded: rate_limited, with the address that was accepted');
+is(written($_), '0 0 never', "recorded: nothing of $_") foreach 'regenerated', 'accepted';
+days_agree('and by day');
+
+# stats counts each verdict once
+is(run(q{CREATE TEMP TABLE before AS SELECT * FROM apitoken.stats; } . join('', map { 'SELECT FROM ' . verify($_, $refused{$_}[1] // '') . ';' } 'accepted', sort(keys %refused), 'rate_limited', 'unknown')
+		. q{SELECT concat_ws(' ', n.valid - b.valid, n.malformed - b.malformed, n.unknown - b.unknown, n.revoked - b.revoked, n.expired - b.expired, n.suspended - b.suspended,
+			n.network_refused - b.network_refused, n.permission_refused - b.permission_refused, n.rate_limited - b.rate_limited, n.dropped - b.dropped, n.flushes - b.flushes)
+			FROM apitoken.stats n, before b}), '1 0 1 1 1 1 1 1 1 0 0', 'stats counts each verdict');
+my $flushes = stat_of('flushes');
+flush();
+flush();
+is(stat_of('flushes'), $flushes + 1, 'and a flush that writes something');
+is(stat_of(q{last_flush_at IS NOT NULL, last_flush_error, last_flush_error_at, dropped, preloaded}), 't|||0|t', 'and tells how flushes go');
+
+# ----- from where --------------------------------------------------------------
+
+my @from = (
+	[ 'argument', ", client_address => '192.0.2.7'", '192.0.2.7' ],
+	[ 'ipv6', ", client_address => '2001:db8::7'", '2001:db8::7' ],
+	[ 'mapped', ", client_address => '::ffff:192.0.2.8'", '192.0.2.8' ],
+	[ 'socket', '', '' ],
+);
+foreach my $from (@from)
+{
+	create($from->[0]);
+	run(verdict($from->[0], $from->[1]), user => 'regress_apitoken_backend');
+}
+create($_) foreach 'by setting', 'not vouched for';
+run("BEGIN; SET LOCAL apitoken.client_address = '192.0.2.9'; " . verdict('by setting') . 'ROLLBACK', user => 'regress_apitoken_backend');
+run("BEGIN; SET LOCAL apitoken.client_address = '192.0.2.10'; SELECT FROM apitoken.authenticate('$token{'not vouched for'}'); COMMIT", user => 'regress_apitoken_client');
+flush();
+is(written($_->[0]), join(' ', '1 0', grep { length } $_->[2]), "address: $_->[0]") foreach @from;
+is(written('by setting'), '1 0 192.0.2.9', 'address: by the setting');
+is(written('not vouched for'), '1 0', 'address: whom nobody trusts is not asked');
+
+# ----- the greatest time wins, counts add --------------------------------------
+
+sub use_at_once { my ($label, $address) = @_; run(verdict($label, $address ? ", client_address => '$address'" : ''), user => 'regress_apitoken_backend'); return; }
+create('time');
+use_at_once('time', '192.0.2.1');
+flush();
+# a later time than any use: of another server, say, that wrote it before
+$node->safe_psql('postgres', q{UPDATE apitoken.token_usage SET last_used_at = '2100-01-01 UTC', last_used_from = '198.51.100.1'
+	WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
+use_at_once('time', '192.0.2.2');
+run(verdict('time', ", 'a:b', 'acme'"), user => 'regress_apitoken_backend');
+flush();
+is(written('time'), '2 1 198.51.100.1', 'a later time stays, with its address, and the counts add');
+is($node->safe_psql('postgres', q{SELECT last_used_at = '2100-01-01 UTC' FROM used WHERE label = 'time'}), 't', 'that time');
+# an earlier one does not, nor its address
+$node->safe_psql('postgres', q{UPDATE apitoken.token_usage SET last_used_at = '2020-01-01 UTC' WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
+use_at_once('time', '192.0.2.3');
+use_at_once('time', '192.0.2.4');
+flush();
+is(written('time'), '4 1 192.0.2.4', 'an earlier time gives way to the last of several uses');
+# refusals alone leave both
+my $at = $node->safe_psql('postgres', q{SELECT last_used_at FROM used WHERE label = 'time'});
+$node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'time'});
+use_at_once('time', '192.0.2.5');
+flush();
+is(written('time'), '4 2 192.0.2.4', 'a refusal counts, and leaves the address');
+is($node->safe_psql('postgres', q{SELECT last_used_at FROM used WHERE label = 'time'}), $at, 'and the time');
+$node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'time'});
+use_at_once('time');
+flush();
+is(written('time'), '5 2', 'the address is that of the last use, known or not');
+# a token without a row of usage, of a partial restore say, gets one
+$node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time');
+	DELETE FROM apitoken.token_usage_daily WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
+use_at_once('time', '192.0.2.6');
+flush();
+is(written('time'), '1 0 192.0.2.6', 'a row that was missing is made');
+
+# ----- flush_usage() -----------------------------------------------------------
+
+create('flushed');
+my $uses = 0;
+foreach my $how ('BEGIN READ ONLY; F COMMIT;', 'BEGIN; F ROLLBACK;', 'BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; F ROLLBACK;', 'BEGIN; SAVEPOINT s; F ROLLBACK TO s; COMMIT;',
+	'SET default_transaction_read_only = on; F', 'F F', 'BEGIN; F F ROLLBACK;', 'SELECT apitoken.flush_usage() FROM generate_series(1, 3);')
+{
+	use_at_once('flushed');
+	run($how =~ s/F\b/SELECT apitoken.flush_usage();/gr);
+	is(written('flushed'), ++$uses . ' 0', "written: $how");
+}
+is(run(verdict('flushed') . q{SELECT apitoken.flush_usage() IS NULL; SELECT accepted FROM used WHERE label = 'flushed'}), 'valid f ' . ++$uses, 'the caller sees it');
+is(run('SELECT apitoken.flush_usage()'), '', 'with nothing to write');
+
+# by whom
+create('by whom');
+use_at_once('by whom');
+foreach my $role ('regress_apitoken_reader', 'regress_apitoken_client', 'regress_apitoken_backend')
+{
+	is(run('SELECT apitoken.flush_usage()', user => $role) =~ s/ +/ /r, 'ERROR: 42501', "not by $role");
+}
+is(written('by whom'), '0 0 never', 'and nothing is written');
+is(run('SELECT apitoken.flush_usage()', user => 'regress_apitoken_flusher'), '', 'by who was granted it');
+is(written('by whom'), '1 0', 'it is');
+
+# Another transaction has the table: the caller is told, nothing is lost, and
+# whoever does not want to wait need not.
+create('locked');
+use_at_once('locked');
+my $blocker = $node->background_psql('postgres', on_error_stop => 0);
+$blocker->query('BEGIN; LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE');
+is(run('SELECT apitoken.flush_usage()') =~ s/ +/ /r, 'ERROR: 55000', 'the table is locked');
+is(run(q{SELECT last_flush_error ~ 'lock timeout', last_flush_error_at IS NOT NULL FROM apitoken.stats}), 't|t', 'which stats tells');
+is(run(q{SET statement_timeout = '50ms'; SELECT apitoken.flush_usage()}) =~ s/ +/ /r, 'ERROR: 57014', 'statement_timeout while it waits');
+is(run(verdict('locked')), 'valid', 'a verification does not wait meanwhile');
+{
+	my $waiting = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $waiting->query('SELECT pg_backend_pid()');
+	$waiting->query_until(qr/asked/, "\\echo asked\nSELECT apitoken.flush_usage();\n");
+	$node->poll_query_until('postgres', "SELECT wait_event ILIKE 'BgworkerShutdown' FROM pg_stat_activity WHERE pid = $pid");
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
+	$waiting->query('SELECT 1');
+	like($waiting->{stderr}, qr/canceling statement due to user request/, 'cancelled while it waits');
+	$waiting->{stderr} = '';
+	is($waiting->query(q{SELECT 'usable'}), 'usable', 'after which the session goes on');
+	$waiting->quit;
+}
+$blocker->query('COMMIT');
+flush();
+is(written('locked'), '2 0', 'and nothing is lost or counted twice');
+is(run('SELECT last_flush_error IS NULL FROM apitoken.stats'), 't', 'stats has no error then');
+# who holds the lock oneself is told as well
+use_at_once('locked');
+is(run('BEGIN; LOCK TABLE apitoken.token_usage; SELECT apitoken.flush_usage(); ROLLBACK') =~ s/ +/ /r, 'ERROR: 55000', 'the caller has it locked');
+flush();
+is(written('locked'), '3 0', 'and nothing is lost');
+
+# durable when it returns
+create('durable');
+use_at_once('durable', '192.0.2.1');
+run('BEGIN; SELECT apitoken.flush_usage(); ROLLBACK');
+$node->stop('immediate');
+$blocker->{run}->kill_kill;
+$node->start;
+is(written('durable'), '1 0 192.0.2.1', 'what flush_usage() wrote has outlived a crash');
+
+# ----- tokens that come and go -------------------------------------------------
+
+create($_) foreach 'deleted', 'beside it';
+use_at_once($_) foreach 'deleted', 'beside it';
+my $id = $node->safe_psql('postgres', q{SELECT id FROM apitoken.tokens WHERE label = 'deleted'});
+# as nobody does, but the owner can
+$node->safe_psql('postgres', q{DELETE FROM apitoken.token_records WHERE label = 'deleted'});
+flush();
+is(written('beside it'), '1 0', 'a token that is gone takes nothing along');
+is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usage WHERE token_id = '$id') + (SELECT count(*) FROM apitoken.token_usage_daily WHERE token_id = '$id')"),
+	'0', 'and leaves nothing behind');
+
+# made and used in a transaction that others do not see the end of
+my $maker = $node->background_psql('postgres', on_error_stop => 0);
+$maker->query('BEGIN');
+$token{'in the making'} = $maker->query(q{SELECT token FROM apitoken.create_token('in the making', user_id => 'u')});
+is($maker->query(verdict('in the making', ", client_address => '192.0.2.20'")), 'valid', 'a token is used before it is committed');
+use_at_once('beside it');
+flush();
+is(written('beside it'), '2 0', 'others are flushed meanwhile');
+$maker->query('COMMIT');
+flush();
+is(written('in the making'), '1 0 192.0.2.20', 'its use is written once it is there');
+$maker->query('BEGIN');
+$token{'never made'} = $maker->query(q{SELECT token FROM apitoken.create_token('never made', user_id => 'u')});
+$maker->query(verdict('never made'));
+$maker->query('ROLLBACK');
+use_at_once('beside it');
+flush();
+is(written('beside it'), '3 0', 'one that is rolled back is in nobody\'s way');
+$maker->quit;
+
+# ----- two databases, the same tokens ------------------------------------------
+
+create('copied');
+use_at_once('copied');
+$node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
+$node->safe_psql('copy', verdict('copied') x 3);
+flush(undef, 'copy');
+is(written('copied', undef, 'copy'), '3 0', 'in the copy, its own uses');
+is(written('copied'), '0 0 never', 'of which the first knows nothing');
+flush();
+is(written('copied'), '1 0', 'nor the copy of its');
+days_agree('by day', undef, 'copy');
+
+# ----- many clients, while it is flushed all the time --------------------------
+
+my $clients_since = log_end();
+$node->safe_psql('postgres', q{ALTER SYSTEM SET apitoken.flush_interval = '100ms'});
+$node->reload;
+create("shared $_") foreach 1 .. 10;
+my $list = join ',', map { "('" . $token{"shared $_"} . "')" } 1 .. 10;
+$node->safe_psql('postgres', "CREATE TABLE texts (t text, n int GENERATED ALWAYS AS IDENTITY); INSERT INTO texts VALUES $list");
+my ($flushed_before, $dropped_before) = split /\|/, stat_of('flushes, dropped');
+my $flusher;
+{
+	# flush_usage() at the same time, which may find no worker free
+	my $file = "$PostgreSQL::Test::Utils::tmp_check/flush.sql";
+	append_to_file($file, q{DO $$BEGIN PERFORM apitoken.flush_usage(); EXCEPTION WHEN insufficient_resources THEN NULL; END$$;} . "\n");
+	$flusher = IPC::Run::start([ 'pgbench', '-n', '-c', '2', '-t', '60', '-f', $file, '-h', $node->host, '-p', $node->port, 'postgres' ], '>', \my $out, '2>', \my $err);
+}
+foreach my $mode ('simple', 'prepared')
+{
+	$node->pgbench("-n -c 8 -t 300 -M $mode", 0, [qr{2400/2400}], [qr{^}], "8 clients, $mode", {
+		"verify_$mode" => q{
+			\set n random(1, 10)
+			SELECT 1 / (v.valid::int) FROM texts, apitoken.verify(t) v WHERE n = :n;
+		} });
+}
+ok($flusher->finish, 'and flush_usage() beside them') or diag('pgbench failed');
+flush();
+is($node->safe_psql('postgres', q{SELECT sum(accepted), sum(refused) FROM used WHERE label LIKE 'shared %'}), '4800|0', 'each use is counted once');
+days_agree('and by day');
+is(stat_of('dropped'), $dropped_before, 'none was dropped');
+cmp_ok(stat_of('flushes'), '>', $flushed_before + 1, 'there were flushes meanwhile');
+# without being asked for
+use_at_once('shared 1');
+ok($node->poll_query_until('postgres', q{SELECT sum(accepted) = 4801 FROM used WHERE label LIKE 'shared %'}), 'the launcher has the rest written');
+# but for the token that was rolled back, which could still come, for a minute
+ok($node->poll_query_until('postgres', 'SELECT entries <= 1 FROM apitoken.stats'), 'and the memory is free again');
+is(in_log(qr/could not write|ended before/, $clients_since), 0, 'and no flush failed, or was taken for one that did');
+$node->safe_psql('postgres', q{ALTER SYSTEM RESET apitoken.flush_interval});
+$node->reload;
+
+# ----- clean restarts ----------------------------------------------------------
+
+create('kept');
+my $kept = 0;
+sub gone_after_start { ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_ls_dir('pg_stat') f WHERE f LIKE 'apitoken%'}), "$_[0]: the file is gone"); return; }
+foreach my $mode ('fast', 'smart')
+{
+	use_at_once('kept', '192.0.2.30') foreach 1 .. 3;
+	$kept += 3;
+	$node->stop($mode);
+	ok(-e $saved, "$mode: usage is saved");
+	ok(!-e "$saved.tmp", "$mode: under its name");
+	is((stat $saved)[2] & 0777, 0600, "$mode: for the server alone");
+	$node->start;
+	gone_after_start($mode);
+	# restarted again and again, with uses added to what was saved
+	foreach my $again (1, 2)
+	{
+		use_at_once('kept', '192.0.2.31');
+		$kept++;
+		$node->restart($again == 1 ? 'fast' : 'smart');
+	}
+	gone_after_start("$mode, again");
+	flush();
+	is(written('kept'), "$kept 0 192.0.2.31", "$mode: nothing is lost or counted twice, over several restarts");
+	$node->restart;
+	flush();
+	is(written('kept'), "$kept 0 192.0.2.31", "$mode: nor after it was written");
+}
+days_agree('and by day');
+
+# A server that does not start for something else has not lost it.
+use_at_once('kept', '192.0.2.32');
+$kept++;
+$node->stop;
+my $hba = slurp_file($node->data_dir . '/pg_hba.conf');
+append_to_file($node->data_dir . '/pg_hba.conf', "nonsense\n");
+ok(!$node->start(fail_ok => 1), 'a start that fails');
+unlink $node->data_dir . '/pg_hba.conf';
+append_to_file($node->data_dir . '/pg_hba.conf', $hba);
+$node->start;
+flush();
+is(written('kept'), "$kept 0 192.0.2.32", 'loses nothing');
+
+# Nor has one that is started for pg_upgrade, which verifies nothing.
+use_at_once('kept', '192.0.2.33');
+$kept++;
+$node->stop;
+{
+	# by pg_upgrade's own option, which $node->start has no way to give.  (A use
+	# there would be written by the caller, but for the one of a moment ago.)
+	my $log_before = log_end();
+	command_ok([ 'pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile, '-o', '-b', 'start' ], 'started in binary-upgrade mode');
+	is(run(q{SELECT preloaded FROM apitoken.stats; SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'apitoken%';
+		SELECT count(*) FROM pg_shmem_allocations WHERE name LIKE 'apitoken%'; SELECT apitoken.flush_usage(); } . verdict('kept')),
+		'f 0 0 valid', 'where no memory, launcher or worker is');
+	ok(-e $saved, 'and the file is left alone');
+	command_ok([ 'pg_ctl', '-w', '-D', $node->data_dir, 'stop' ], 'stopped');
+	unlike(substr(slurp_file($node->logfile), $log_before), qr/apitoken launcher/, 'no launcher was started');
+}
+$node->start;
+flush();
+is(written('kept') =~ s/ 0 .*//r, $kept, 'what was saved before is written after');
+
+# ----- files that are none -----------------------------------------------------
+
+use_at_once('kept');
+$node->stop;
+my $good = slurp_file($saved);
+my %files = (
+	'no bytes' => '',
+	'a part' => substr($good, 0, 30),
+	'no end' => substr($good, 0, length($good) - 4),
+	'no rows' => substr($good, 0, 56),
+	'somebody else\'s' => "some other file\n" x 100,
+	'another version\'s' => substr($good, 0, 16) . pack('a16', '0.1') . substr($good, 32),
+	'a row changed' => substr($good, 0, 80) . "\x07" . substr($good, 81),
+	'a count of rows changed' => substr($good, 0, 40) . pack('q<', 1 << 40) . substr($good, 48),
+	'a negative count' => substr($good, 0, 40) . pack('q<', -1) . substr($good, 48));
+foreach my $kind (sort keys %files)
+{
+	unlink $saved;
+	append_to_file($saved, $files{$kind});
+	my $since = log_end();
+	ok($node->start(fail_ok => 1), "a file with $kind: the server starts");
+	gone_after_start("a file with $kind");
+	flush();
+	is(written('kept') =~ s/ 0.*//r, $kept, "a file with $kind: nothing of it is counted");
+	is(in_log(qr/LOG:  ignoring file "pg_stat\/apitoken\.usage"/, $since), 1, "a file with $kind: told once");
+	$node->stop;
+}
+# what a stop that broke off left under the temporary name is not read
+unlink $saved;
+append_to_file("$saved.tmp", $good);
+$node->start;
+flush();
+is(written('kept') =~ s/ 0.*//r, $kept, 'a temporary file is not read');
+
+# ----- days, and more tokens than there is room --------------------------------
+
+# The clock cannot be set here.  What is saved can: a row of yesterday beside
+# today's, of the same token.
+sub crc32c
+{
+	my ($data) = @_;
+	my $crc = 0xffffffff;
+	foreach my $byte (unpack 'C*', $data)
+	{
+		$crc ^= $byte;
+		$crc = $crc & 1 ? ($crc >> 1) ^ 0x82f63b78 : $crc >> 1 foreach 1 .. 8;
+	}
+	return pack 'L<', $crc ^ 0xffffffff;
+}
+create('days');
+flush();
+$node->restart;
+use_at_once('days', '192.0.2.40');
+$node->stop;
+$good = slurp_file($saved);
+my ($row_size, $rows) = unpack 'x32 l< x4 q<', $good;
+is($rows, 1, 'one row is saved');
+my $row = substr $good, 56, $row_size;
+my ($day, $time) = unpack 'x4 l< x16 x16 q<', $row;
+# yesterday's: 5 accepted, 2 refused, from elsewhere
+my $yesterday = substr($row, 0, 4) . pack('l<', $day - 1) . substr($row, 8, 16) . pack('Q< Q< q<', 5, 2, $time - 86_400_000_000) . substr($row, 48);
+substr($yesterday, 50, 4) = pack 'C4', 198, 51, 100, 7;
+my $two_days = 0;
+my $rest = substr $good, 56 + $row_size, length($good) - 56 - $row_size - 4;
+# in either order
+foreach my $order ([ $row, $yesterday ], [ $yesterday, $row ])
+{
+	my $file = substr($good, 0, 40) . pack('q<', 2) . substr($good, 48, 8) . join('', @$order) . $rest;
+	unlink $saved;
+	append_to_file($saved, $file . crc32c($file));
+	$node->start;
+	flush();
+	my $times = ++$two_days;
+	is(written('days'), join(' ', 6 * $times, 2 * $times, '192.0.2.40'), 'two days: the counts add, the greatest time wins');
+	is($node->safe_psql('postgres', q{SET timezone = 'Pacific/Kiritimati';
+		SELECT string_agg(concat_ws(' ', d.accepted, d.refused, d.day - (u.last_used_at AT TIME ZONE 'UTC')::date), ', ' ORDER BY d.day)
+		FROM apitoken.token_usage_daily d JOIN used u ON d.token_id = (SELECT id FROM apitoken.tokens WHERE label = u.label) WHERE u.label = 'days'}),
+		join(', ', 5 * $times . ' ' . 2 * $times . ' -1', "$times 0 0"), 'and each day has its own');
+	$node->stop;
+}
+
+# ----- crashes -----------------------------------------------------------------
+
+unlink $saved;
+$node->start;
+create('crash');
+foreach my $crash ('immediate stop', 'kill -9 of a backend')
+{
+	my $flushed = written('crash') =~ s/ .*//r;
+	use_at_once('crash') foreach 1 .. 2;
+	flush();
+	use_at_once('crash') foreach 1 .. 3;
+	if ($crash eq 'immediate stop')
+	{
+		$node->stop('immediate');
+		# memory is as its processes left it when they were killed
+		ok(!-e $saved, "$crash: nothing is saved");
+		$node->start;
+	}
+	else
+	{
+		my $since = log_end();
+		my $victim = $node->background_psql('postgres', on_error_stop => 0);
+		my $pid = $victim->query('SELECT pg_backend_pid()');
+		kill 'KILL', $pid;
+		$node->wait_for_log(qr/database system is ready to accept connections/, $since);
+		eval { $victim->quit; };
+		is(run(q{SELECT valid, entries FROM apitoken.stats}), '0|0', "$crash: the server goes on, and counts anew");
+	}
+	flush();
+	is(written('crash'), $flushed + 2 . ' 0', "$crash: what was flushed is there, once");
+	use_at_once('crash');
+	flush();
+	is(written('crash'), $flushed + 3 . ' 0', "$crash: and it goes on");
+}
+# What was saved, and is written, is not read a second time after a crash.
+my $flushed = written('crash') =~ s/ .*//r;
+use_at_once('crash') foreach 1 .. 2;
+$node->restart;
+flush();
+$node->stop('immediate');
+$node->start;
+flush();
+is(written('crash'), $flushed + 2 . ' 0', 'a crash after a restart counts nothing twice');
+$node->stop;
+
+# ----- memory that is full -----------------------------------------------------
+
+my $full = PostgreSQL::Test::Cluster->new('full');
+$full->init;
+$full->append_conf('postgresql.conf', q{
+shared_preload_libraries = 'apitoken'
+apitoken.usage_slots = 64
+apitoken.flush_interval = '1h'
+log_statement = none
+});
+$full->start;
+$full->safe_psql('postgres', 'CREATE ROLE regress_apitoken_backend LOGIN; CREATE ROLE regress_apitoken_client LOGIN; CREATE ROLE regress_apitoken_flusher LOGIN;');
+$full->safe_psql('postgres', $setup);
+$full->safe_psql('postgres', q{
+	CREATE TABLE texts AS SELECT n, (apitoken.create_token('t' || n, user_id => 'u')).token AS t FROM generate_series(1, 400) n;
+});
+my $all = q{SELECT count(*) FROM texts, apitoken.verify(t) v WHERE v.valid};
+
+# nothing can be written: nobody waits
+$blocker = $full->background_psql('postgres', on_error_stop => 0);
+$blocker->query('BEGIN; LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE');
+is($full->safe_psql('postgres', $all), '400', 'full: every token is verified');
+is($full->safe_psql('postgres', $all), '400', 'full: and again');
+my ($entries_full, $dropped) = split /\|/, stat_of('entries, dropped', $full);
+cmp_ok($entries_full, '>', 48, 'full: there is room for some');
+cmp_ok($entries_full, '<=', 64, 'full: and for no more than was said');
+is($dropped, 800 - 2 * $entries_full, 'full: the others are counted as dropped');
+$blocker->query('COMMIT');
+$blocker->quit;
+
+# The interval is an hour: what is written now is, because the memory is full.
+# (The launcher may be waiting after a failure on the locked table.)
+flush($full);
+is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used'), 2 * $entries_full, 'full: what is recorded is written');
+$full->restart;
+is($full->safe_psql('postgres', $all), '400', 'full: once more, with the table free');
+ok($full->poll_query_until('postgres', 'SELECT sum(accepted) > ' . 2 * $entries_full . ' FROM used'), 'full: the flush is hastened');
+ok($full->poll_query_until('postgres', 'SELECT entries = 0 FROM apitoken.stats'), 'full: there is room again');
+$dropped = stat_of('dropped', $full);
+is($full->safe_psql('postgres', 'SELECT sum(accepted) + ' . ($dropped - 400 - 2 * $entries_full) . ' FROM used'), '0', 'full: written and dropped make the whole');
+$full->safe_psql('postgres', "$all AND n <= 3");
+is(stat_of('dropped', $full), $dropped, 'full: of few tokens none is dropped');
+flush($full);
+is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used'), 3 + 400 - $dropped + 2 * $entries_full, 'full: they are written');
+
+# Under constant load of more tokens than there is room for, what is written and
+# what is dropped make up all that was verified.
+my $verified = $full->safe_psql('postgres', 'SELECT valid FROM apitoken.stats');
+my $was = $full->safe_psql('postgres', 'SELECT sum(accepted) FROM used');
+$full->pgbench('-n -c 4 -t 100', 0, [qr{400/400}], [qr{^}], 'full: 4 clients', {
+	'verify_full' => q{
+		\set n random(1, 380)
+		SELECT 1 / (v.valid::int) FROM texts, apitoken.verify(t) v WHERE n BETWEEN :n AND :n + 20;
+	} });
+flush($full);
+is(stat_of('valid', $full) - $verified, 8400, 'full: nobody failed');
+is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used') - $was + stat_of('dropped', $full) - $dropped, 8400, 'full: each is written or dropped');
+
+# A smaller memory than that which was saved: counted as dropped as well.
+$full->append_conf('postgresql.conf', 'apitoken.usage_slots = 10000');
+$full->restart;
+$was = $full->safe_psql('postgres', 'SELECT sum(accepted) FROM used');
+$full->safe_psql('postgres', $all);
+is(stat_of('entries, dropped', $full), '400|0', 'enough room for all');
+$full->append_conf('postgresql.conf', 'apitoken.usage_slots = 64');
+$full->restart;
+$dropped = stat_of('dropped', $full);
+cmp_ok($dropped, '>=', 336, 'with less room than was saved');
+flush($full);
+is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used') - $was, 400 - $dropped, 'what there is room for is written');
+days_agree('by day', $full);
+$full->stop;
+
+unlike(slurp_file($_->logfile), qr/terminated by signal (?!9:)|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
+  foreach $node, $full;
+done_testing();

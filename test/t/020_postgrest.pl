@@ -1,0 +1,414 @@
+# PostgREST in front of the database, as examples/postgrest sets it up: who each
+# request is, the management of tokens over HTTP, refusals as HTTP statuses, and
+# nobody left behind in a pooled connection.
+#
+# The requests are replayed, statement by statement (ApitokenPostgREST.pm); the
+# same ones go through a real postgrest where there is one on the PATH.
+
+use strict;
+use warnings;
+
+use ApitokenPostgREST;
+use ApitokenTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $secret = 'a secret that only this test knows, 32 bytes or more';
+my $conf = 'examples/postgrest/postgrest.conf';
+my %profile = ('Accept-Profile' => 'apitoken', 'Content-Profile' => 'apitoken');
+my $api;
+
+sub signed_in { my ($user) = @_; return (Authorization => 'Bearer ' . ApitokenPostgREST::jwt($secret, role => 'web_user', sub => $user)); }
+sub ask_api { my ($method, $target, $body, %headers) = @_; return $api->request($method, $target, headers => \%headers, body => $body); }
+
+# manage METHOD, TARGET, BODY, HEADERS: the same in the schema apitoken
+sub manage { my ($method, $target, $body, %headers) = @_; return ask_api($method, $target, $body, %profile, %headers); }
+sub whoami { return manage('GET', '/rpc/whoami', undef, @_)->{body}; }
+
+# Who a request is, in words.
+sub who
+{
+	my $who = whoami(@_);
+
+	return join ' ', map { $_ // '-' } @$who{qw(source user_id organization_id database_user)} if defined $who->{source};
+	return $who->{code};
+}
+
+sub refused_with
+{
+	my ($answer, $status, $code, $what) = @_;
+
+	is("$answer->{status} " . (ref $answer->{body} eq 'HASH' ? $answer->{body}{code} : '?'), "$status $code", $what);
+}
+sub lines { my ($key, $rows) = @_; return join ' ', map { $_->{$key} } @$rows; }
+
+# The database of an application, by the example's own file.
+sub set_up
+{
+	my ($node) = @_;
+
+	foreach my $role (split /\n/, $node->safe_psql('postgres', 'SELECT quote_ident(rolname) FROM pg_roles WHERE oid >= 16384'))
+	{
+		$node->safe_psql('postgres', "DROP ROLE $role");
+	}
+	$node->safe_psql('postgres', 'CREATE DATABASE app');
+	my ($out, $err) = ('', '');
+	my $ok = run_log([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-1', '-d', $node->connstr('app'), '-f', 'examples/postgrest/setup.sql' ], '>', \$out, '2>', \$err);
+	ok($ok && $err eq '' || $err =~ /^psql:\S+ NOTICE:  installing required extension "pgcrypto"\s*\z/, 'setup.sql runs') or diag($err);
+	$node->safe_psql('app', q{
+		INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex');
+		INSERT INTO apitoken.users (id, name) VALUES ('ada', 'Ada'), ('bob', 'Bob'), ('gina', 'Gina');
+		INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'bob', 'developer'), ('globex', 'gina', 'admin');
+		INSERT INTO api.articles (organization_id, title) VALUES ('acme', 'One'), ('acme', 'Two'), ('globex', 'Three')});
+}
+
+# A token made over HTTP by a signed-in user.
+sub create
+{
+	my ($user, %arguments) = @_;
+	my $answer = manage('POST', '/rpc/create_token', \%arguments, signed_in($user));
+
+	is($answer->{status}, 200, "$user creates \"$arguments{label}\"") or diag(explain($answer));
+	return $answer->{body};
+}
+
+sub api_tests
+{
+	my ($node, $preloaded) = @_;
+	my $answer;
+
+	# ---- anonymous: nothing, and that is 401
+
+	is(who(), 'none - - anon', 'without anything a request is anonymous');
+	refused_with(ask_api('GET', '/articles'), 401, '42501', 'anonymous reads nothing');
+	is(ask_api('GET', '/articles')->{headers}{'www-authenticate'}, 'Bearer', 'and is asked to say who it is');
+	refused_with(manage('GET', '/tokens'), 401, '42501', 'nor tokens');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'x' }), 401, '42501', 'nor makes one');
+	refused_with(manage('POST', '/rpc/introspect', { token => 'x' }), 401, '42501', 'nor asks about one');
+	refused_with(manage('POST', '/rpc/act_as', { user_id => 'ada' }), 401, '42501', 'nor calls itself somebody');
+	is(manage('POST', '/rpc/can', { permission => 'article:read' })->{body}, 0, 'nor may do anything');
+	is(who(Authorization => 'Basic YWRhOmFkYQ=='), 'none - - anon', 'other credentials are not ours');
+
+	# ---- a signed-in user, and the management of tokens
+
+	my @ada = signed_in('ada');
+	my @bob = signed_in('bob');
+	is(who(@ada), 'jwt ada - web_user', 'a JWT names the user');
+	is(who(Authorization => 'Bearer ' . ApitokenPostgREST::jwt($secret, role => 'web_user')), 'none - - web_user', 'one without the claim names nobody');
+	is(lines('title', ask_api('GET', '/articles?order=title.asc', undef, @ada)->{body}), 'One Two', 'she reads the articles of her organization');
+	is(manage('GET', '/rpc/can?permission=token%3Acreate', undef, @ada)->{body}, 1, 'can, by GET: her own things');
+	is(ask_api('GET', '/rpc/can?permission=token%3Acreate&organization_id=acme', undef, @ada)->{body}, 1, 'can, in an organization, by the function of setup.sql');
+	is(ask_api('POST', '/rpc/can', { permission => 'token:create', organization_id => 'globex' }, @ada)->{body}, 0, 'but not in another');
+	is(join(' ', @{ manage('GET', '/rpc/organizations_allowed?permission=article:read', undef, @ada)->{body} }), 'acme', 'organizations_allowed');
+
+	my $deploy = create('ada', label => 'deploy', organization_id => 'acme', permissions => [ 'article:read', 'article:create' ],
+		expires_in => '90 days', allowed_networks => ['192.0.2.0/24'], metadata => { ticket => 4711 });
+	is(join(' ', sort keys %$deploy), 'expires_at id masked token', 'its text is in the answer, this once');
+	like($deploy->{token}, qr/^apt_org_\w{71}$/, 'it is a token');
+	my $mine = create('ada', label => 'laptop');
+	like($mine->{token}, qr/^apt_usr_/, 'without an organization it is her own');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'x', organization_id => 'acme' }, @bob), 403, '42501', 'Bob may not make one there');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'laptop' }, @ada), 409, '23505', 'a label in use');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'y', organization_id => 'acme', role => 'nosuch' }, @ada), 409, '23503', 'an unknown role');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'y', expires_in => '30' }, @ada), 400, '22023', 'a bad duration');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'y', expires_in => 'soon' }, @ada), 400, '22007', 'no duration');
+	refused_with(manage('POST', '/rpc/create_token', {}, @ada), 404, 'PGRST202', 'without a label there is no such function');
+	refused_with(manage('GET', '/rpc/create_token?label=z', undef, @ada), 405, '25006', 'creating by GET');
+
+	is(lines('label', manage('GET', '/tokens?select=label,status&order=label.asc', undef, @ada)->{body}), 'deploy laptop', 'GET /tokens');
+	is(lines('label', manage('GET', '/tokens?status=eq.active&organization_id=eq.acme', undef, @ada)->{body}), 'deploy', 'GET /tokens with filters');
+	is(lines('label', manage('GET', '/tokens', undef, @bob)->{body}), '', 'Bob sees none of them');
+	is(lines('label', manage('GET', '/rpc/list_tokens?label=LAP', undef, @ada)->{body}), 'laptop', 'GET /rpc/list_tokens');
+	is(lines('label', manage('POST', '/rpc/list_tokens', { organization_id => 'acme', page_size => 1 }, @ada)->{body}), 'deploy', 'POST /rpc/list_tokens');
+	refused_with(manage('GET', '/rpc/list_tokens?status=nosuch', undef, @ada), 400, '22023', 'with an unknown status');
+	my ($row) = @{ manage('GET', "/tokens?id=eq.$deploy->{id}", undef, @ada)->{body} };
+	is(join(' ', grep { /digest|secret|token$/ } sort keys %$row), '', 'no digest among its columns');
+	is($row->{metadata}{ticket}, 4711, 'what was given is there');
+	refused_with(manage('GET', '/token_records', undef, @ada), 403, '42501', 'the table beneath is not for reading');
+	refused_with(manage('GET', '/token_records?select=digest', undef, @ada), 403, '42501', 'its digests least of all');
+
+	$answer = manage('POST', '/tokens', { label => 'by post', organization_id => 'acme', access => 'read_only' }, @ada, Prefer => 'return=representation');
+	is($answer->{status} . ' ' . lines('label', $answer->{body}) . ' ' . lines('created_by_name', $answer->{body}), '201 by post Ada', 'POST /tokens, return=representation');
+	unlike(JSON::PP->new->encode($answer->{body}), qr/apt_org_\w{71}/, 'and no text is in that');
+	$answer = manage('POST', '/tokens', [ { label => 'bulk 1' }, { label => 'bulk 2' } ], @ada, Prefer => 'return=representation');
+	is($answer->{status} . ' ' . lines('label', $answer->{body}), '201 bulk 1 bulk 2', 'several at once');
+	is(manage('POST', '/tokens', { label => 'minimal' }, @ada)->{status}, 201, 'POST /tokens without');
+	refused_with(manage('POST', '/tokens', { label => 'x', organization_id => 'globex' }, @ada), 403, '42501', 'nor for another organization');
+	refused_with(manage('POST', '/tokens', { label => 'x', organization_id => 'nosuch' }, @ada), 403, '42501', 'nor for one that is not there: the same');
+	refused_with(manage('POST', '/tokens', { label => 'x', masked => 'x' }, @ada), 403, '42501', 'nor with columns of the extension');
+
+	$answer = manage('PATCH', "/tokens?id=eq.$mine->{id}", { label => 'notebook', description => 'hers' }, @ada, Prefer => 'return=representation');
+	is($answer->{status} . ' ' . lines('label', $answer->{body}), '200 notebook', 'PATCH /tokens, return=representation');
+	is(manage('PATCH', "/tokens?id=eq.$mine->{id}", { suspended_at => '2026-01-01' }, @ada)->{status}, 204, 'PATCH /tokens without: suspended');
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $mine->{token}), 401, 'invalid_token', 'it is refused');
+	is(manage('PATCH', "/tokens?id=eq.$mine->{id}", { suspended_at => undef }, @ada)->{status}, 204, 'and resumed');
+	is(who('X-API-Key' => $mine->{token}), 'token ada - web_user', 'and good again');
+	$answer = manage('PATCH', "/tokens?id=eq.$mine->{id}", { label => 'his' }, @bob, Prefer => 'return=representation');
+	is($answer->{status} . ' ' . @{ $answer->{body} }, '200 0', 'Bob changes nothing');
+	refused_with(manage('PATCH', "/tokens?id=eq.$mine->{id}", { masked => 'x' }, @ada), 403, '42501', 'a column that cannot change');
+	refused_with(manage('DELETE', "/tokens?id=eq.$mine->{id}", undef, @ada), 400, '0A000', 'DELETE is refused');
+
+	my $again = manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @ada);
+	is($again->{status}, 200, 'regenerated');
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $mine->{token}), 401, 'invalid_token', 'the old text is refused');
+	is(who('X-API-Key' => $again->{body}{token}), 'token ada - web_user', 'the new one is good');
+	refused_with(manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @bob), 403, '42501', 'not by Bob');
+
+	# ---- tokens of all kinds
+
+	my $org = create('ada', label => 'org', organization_id => 'acme');
+	my $read_only = create('ada', label => 'read only', organization_id => 'acme', access => 'read_only');
+	my $reader = create('ada', label => 'reader', organization_id => 'acme', permissions => ['article:read']);
+	my $admin = create('ada', label => 'admin', organization_id => 'acme', role => 'admin');
+	my $gateway = create('ada', label => 'gateway', organization_id => 'acme', role => 'gateway');
+	my $own = $again->{body};
+	my $own_read_only = create('ada', label => 'own read only', access => 'read_only');
+	my $keeper = create('ada', label => 'keeper', permissions => [ 'token:read', 'token:delete' ]);
+
+	is(who('X-API-Key' => $org->{token}), 'token - acme web_user', 'an organization\'s token, in X-API-Key');
+	is(who(Authorization => "Token $org->{token}"), 'token - acme web_user', 'in Authorization: Token');
+	is(who(Authorization => "apikey $org->{token}"), 'token - acme web_user', 'in Authorization: ApiKey');
+	is(who(Authorization => $org->{token}), 'token - acme web_user', 'in Authorization, alone');
+	refused_with(manage('GET', '/rpc/whoami', undef, Authorization => "Bearer $org->{token}"), 401, 'PGRST301', 'in Authorization: Bearer it does not reach SQL');
+	is(who('X-API-Key' => $gateway->{token}), 'token - acme gateway', 'its role\'s database_role');
+	is(who('X-API-Key' => $org->{token}, signed_in('gina')), 'token - acme web_user', 'a token goes before a JWT');
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => 'garbage', @ada), 401, 'invalid_token', 'a bad one too');
+
+	foreach my $kind ([ 'an organization\'s', $org ], [ 'a personal', $own ])
+	{
+		my ($what, $token) = @$kind;
+		my @key = ('X-API-Key' => $token->{token});
+		is(lines('title', ask_api('GET', '/articles?organization_id=eq.acme&order=title.asc', undef, @key)->{body}), 'One Two', "$what token reads");
+		is(ask_api('GET', '/articles?organization_id=eq.globex', undef, @key)->{status}, 200, "$what token looks elsewhere");
+		is(@{ ask_api('GET', '/articles?organization_id=eq.globex', undef, @key)->{body} }, 0, 'and sees nothing there');
+		$answer = ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key, Prefer => 'return=representation');
+		is($answer->{status} . ' ' . lines('title', $answer->{body}), '201 New', 'inserts');
+		my $id = $answer->{body}[0]{id};
+		$answer = ask_api('PATCH', "/articles?id=eq.$id", { title => 'Newer' }, @key, Prefer => 'return=representation');
+		is($answer->{status} . ' ' . lines('title', $answer->{body}), '200 Newer', 'updates');
+		is(ask_api('DELETE', "/articles?id=eq.$id", undef, @key)->{status}, 204, 'deletes');
+		refused_with(ask_api('POST', '/articles', { organization_id => 'globex', title => 'New' }, @key), 401, '42501', 'not elsewhere');
+		is(lines('label', manage('GET', '/tokens', undef, @key)->{body}), '', 'and manages no tokens');
+		refused_with(manage('POST', '/rpc/create_token', { label => 'successor' }, @key), 401, '42501', 'and makes itself no successor');
+	}
+	foreach my $kind ([ 'read-only', $read_only ], [ 'personal read-only', $own_read_only ])
+	{
+		my ($what, $token) = @$kind;
+		my @key = ('X-API-Key' => $token->{token});
+		is(whoami(@key)->{read_only}, 1, "a $what token");
+		is(ask_api('GET', '/articles', undef, @key)->{status}, 200, 'reads');
+		refused_with(ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key), 405, '25006', 'POST is 405');
+		refused_with(ask_api('PATCH', '/articles?title=eq.One', { title => 'New' }, @key), 405, '25006', 'PATCH is 405');
+		refused_with(ask_api('DELETE', '/articles?title=eq.One', undef, @key), 405, '25006', 'DELETE is 405');
+		refused_with(manage('POST', '/rpc/revoke_token', { id => $mine->{id} }, @key), 401, '42501', 'and ends no token');
+	}
+	{
+		my @key = ('X-API-Key' => $reader->{token});
+		is(@{ ask_api('GET', '/articles', undef, @key)->{body} }, 2, 'a token with permissions of its own reads');
+		refused_with(ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key), 401, '42501', 'and does not write: 401, as PostgREST says it of its anonymous role');
+		is(@{ ask_api('PATCH', '/articles?title=eq.One', { title => 'New' }, @key, Prefer => 'return=representation')->{body} }, 0, 'nor change');
+	}
+	{
+		my @key = ('X-API-Key' => $admin->{token});
+		like(lines('label', manage('GET', '/tokens?order=label.asc', undef, @key)->{body}), qr/^admin by post deploy /, 'an administrating token sees its organization\'s tokens');
+		unlike(lines('label', manage('GET', '/tokens', undef, @key)->{body}), qr/notebook|keeper/, 'and no personal ones');
+		$answer = manage('POST', '/rpc/create_token', { label => 'by a token', organization_id => 'acme' }, @key);
+		is($answer->{status}, 200, 'it makes another');
+		is(manage('GET', "/tokens?id=eq.$answer->{body}{id}", undef, @ada)->{body}[0]{created_by}, undef, 'which no user made');
+		is(manage('POST', '/rpc/revoke_token', { id => $answer->{body}{id}, confirm_label => 'by a token' }, @key)->{body}, 1, 'and ends it');
+		like(lines('label', manage('GET', '/tokens?order=label.asc', undef, 'X-API-Key' => $keeper->{token})->{body}),
+			qr/^admin .*\bkeeper minimal notebook org own read only\b/, 'a personal token that names token:read sees what its user sees');
+	}
+
+	# ---- gateways: RFC 7662 and RFC 7009, with a form body
+
+	{
+		my @key = ('X-API-Key' => $gateway->{token}, 'Content-Type' => 'application/x-www-form-urlencoded');
+		my $victim = create('ada', label => 'victim');
+		$answer = manage('POST', '/rpc/introspect', "token=$victim->{token}&token_type_hint=access_token", @key);
+		is(join(' ', $answer->{status}, @{ $answer->{body} }{qw(active sub jti)}), "200 1 ada $victim->{id}", 'introspect');
+		is_deeply(manage('POST', '/rpc/introspect', 'token=x%2By+z', @key)->{body}, { active => JSON::PP::false() }, 'of a bad one nothing but that');
+		is(manage('POST', '/rpc/introspect', { token => $victim->{token} }, 'X-API-Key' => $gateway->{token})->{body}{active}, 1, 'with a JSON body too');
+		refused_with(manage('GET', '/rpc/introspect', undef, 'X-API-Key' => $gateway->{token}), 404, 'PGRST202', 'not without a token');
+		is(manage('POST', '/rpc/revoke_by_token', "token=$victim->{token}", @key)->{body}, 1, 'revoke_by_token');
+		is(manage('POST', '/rpc/revoke_by_token', "token=$victim->{token}&token_type_hint=access_token", @key)->{body}, 0, 'once');
+		is_deeply(manage('POST', '/rpc/introspect', "token=$victim->{token}", @key)->{body}, { active => JSON::PP::false() }, 'it is ended');
+		refused_with(manage('GET', '/tokens', undef, 'X-API-Key' => $gateway->{token}), 401, '42501', 'a gateway manages no tokens');
+		refused_with(manage('POST', '/rpc/introspect', "token=$victim->{token}", 'X-API-Key' => $own->{token}, 'Content-Type' => 'application/x-www-form-urlencoded'), 401, '42501', 'and others are no gateway');
+	}
+
+	# ---- refusals
+
+	foreach my $bad ('', 'garbage', substr($org->{token}, 0, -1), $deploy->{masked}, 'x' x 8192)
+	{
+		$answer = manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $bad);
+		refused_with($answer, 401, 'invalid_token', 'a bad token: ' . substr($bad, 0, 20));
+		is($answer->{headers}{'www-authenticate'}, 'Bearer error="invalid_token"', 'and says so as RFC 6750 does');
+	}
+	$answer = manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $org->{token}, Authorization => "Token $own->{token}");
+	refused_with($answer, 400, 'invalid_request', 'two tokens');
+	is($answer->{headers}{'www-authenticate'}, 'Bearer error="invalid_request"', 'likewise');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'x' }, 'X-API-Key' => 'garbage', @ada), 401, 'invalid_token', 'by POST, with a JWT beside it');
+
+	# where the client is: the header that the proxy sets, and nothing else
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $deploy->{token}), 403, 'network_refused', 'from nowhere');
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $deploy->{token}, 'X-Real-IP' => '203.0.113.7'), 403, 'network_refused', 'from elsewhere');
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $deploy->{token}, 'X-Forwarded-For' => '192.0.2.7'), 403, 'network_refused', 'by another header');
+	is(who('X-API-Key' => $deploy->{token}, 'X-Real-IP' => '192.0.2.7'), 'token - acme web_user', 'from its network');
+
+	# revoked: at the next request, on the same connection
+	my $ended = create('ada', label => 'ended', organization_id => 'acme');
+	is(who('X-API-Key' => $ended->{token}), 'token - acme web_user', 'a token');
+	refused_with(manage('POST', '/rpc/revoke_token', { id => $ended->{id}, confirm_label => 'Ended' }, @ada), 400, '22023', 'the label is typed wrong');
+	refused_with(manage('POST', '/rpc/revoke_token', { id => $ended->{id}, confirm_label => 'ended' }, @bob), 403, '42501', 'by who may not');
+	refused_with(manage('POST', '/rpc/revoke_token', { id => '00000000-0000-7000-8000-000000000000' }, @ada), 403, '42501', 'one that is not there');
+	is(manage('POST', '/rpc/revoke_token', { id => $ended->{id}, confirm_label => 'ended', reason => 'test' }, @ada)->{body}, 1, 'revoked');
+	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $ended->{token}), 401, 'invalid_token', 'is refused at the next request');
+	refused_with(manage('POST', '/rpc/regenerate_token', { id => $ended->{id} }, @ada), 500, '55000', 'and is regenerated no more: PostgREST makes 500 of that');
+
+	# the request is taken back by Prefer: tx=rollback, and with it what it made
+	is(manage('POST', '/rpc/create_token', { label => 'trial' }, @ada, Prefer => 'tx=rollback')->{status}, 200, 'a trial');
+	is(@{ manage('GET', '/tokens?label=eq.trial', undef, @ada)->{body} }, 0, 'leaves nothing');
+
+	# ---- one request after the other: nobody stays
+
+	my %visitors = (
+		'none - - anon' => [],
+		'jwt ada - web_user' => [@ada],
+		'jwt bob - web_user' => [@bob],
+		'token - acme web_user' => [ 'X-API-Key' => $org->{token} ],
+		'token - acme gateway' => [ Authorization => "Token $gateway->{token}" ],
+		'token ada - web_user' => [ 'X-API-Key' => $own_read_only->{token} ],
+		'invalid_token' => [ 'X-API-Key' => 'garbage' ],
+		'invalid_request' => [ 'X-API-Key' => $org->{token}, Authorization => 'Token x' ],
+	);
+	my @names = sort keys %visitors;
+	my @wrong;
+	srand(4);
+	for (1 .. 400)
+	{
+		my $name = $names[ int rand @names ];
+		# now and then something that fails in the main query, or is taken back
+		ask_api('POST', '/articles', { organization_id => 'globex', title => 'x' }, @{ $visitors{$name} }) if rand() < 0.1;
+		manage('POST', '/rpc/create_token', { label => "rolled back $_" }, @{ $visitors{$name} }, Prefer => 'tx=rollback') if rand() < 0.1;
+		my $got = who(@{ $visitors{$name} });
+		push @wrong, "$got instead of $name" if $got ne $name;
+	}
+	is("@wrong", '', '400 requests on one connection are each who they are');
+	is(ask_api('POST', '/articles', { organization_id => 'acme', title => 'After' }, 'X-API-Key' => $org->{token})->{status}, 201, 'nothing stays READ ONLY');
+	$node->safe_psql('app', q{DELETE FROM api.articles WHERE title = 'After'});
+
+	# ---- rate limits
+
+	return if !$preloaded;
+	my $slow = create('ada', label => 'slow', rate_limit_per_minute => 2);
+	is(join(' ', map { manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $slow->{token})->{status} } 1 .. 2), '200 200', 'within the limit');
+	$answer = manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $slow->{token});
+	refused_with($answer, 429, 'rate_limited', 'over it');
+	like($answer->{headers}{'retry-after'}, qr/^([1-9]|[12]\d|30)$/, 'Retry-After is in seconds');
+	like($answer->{body}{hint}, qr/^Try again in \d+ seconds\.$/, 'and in words');
+
+	# ---- the use is recorded, with the client's address, also of READ ONLY requests
+	$node->safe_psql('app', 'SELECT apitoken.flush_usage()');
+	($row) = @{ manage('GET', "/tokens?id=eq.$deploy->{id}", undef, @ada)->{body} };
+	is("$row->{last_used} $row->{last_used_from}", 'just now 192.0.2.7', 'used just now, from there');
+}
+
+# What is left in a pooled connection between two requests.
+sub connection_tests
+{
+	my ($user) = $api->statement('SELECT current_user::text, session_user::text, current_setting($1), apitoken.whoami()->>$2', [ 705, 'request.headers' ], [ 705, 'source' ]);
+
+	is(join('|', @{ $user->[0] }), 'authenticator|authenticator||none', 'between requests the connection is nobody\'s');
+
+	# what was sent for one request is PostgREST's sequence
+	@{ $api->{statements} } = ();
+	ask_api('GET', '/rpc/can?permission=article:read');
+	is(join("\n", map { s/^(.{60}).*/$1/r } @{ $api->{statements} }), join("\n", 'BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY',
+		q{select set_config('search_path', $1, true), set_config('role', $2, }  =~ s/^(.{60}).*/$1/r,
+		'select "api_private"."pre_request"()', 'WITH pgrst_source AS (SELECT pgrst_call.pgrst_scalar FROM (SELECT "api"."can"(' =~ s/^(.{60}).*/$1/r, 'COMMIT'),
+		'the statements of a request');
+	cmp_ok(scalar(keys %{ $api->{prepared} }), '>', 10, 'they are prepared');
+}
+
+# Functions that PostgREST publishes: what it asks of them.
+sub function_tests
+{
+	my ($node) = @_;
+	my $functions = q{
+		SELECT p.* FROM pg_proc p
+		WHERE p.pronamespace = 'apitoken'::regnamespace AND p.prorettype <> 'trigger'::regtype};
+	my %volatility = (
+		# reads, by GET
+		(map { $_ => 's' } qw(list_tokens whoami can organizations_allowed current_user_id current_organization_id current_token_id current_role_name current_groups)),
+		# writes; and what takes the text of a token, which must not stand in a URL
+		(map { $_ => 'v' } qw(create_token regenerate_token revoke_token revoke_tokens revoke_by_token introspect verify authenticate pre_request)));
+	my %found = map { split /\|/ } split /\n/, $node->safe_psql('app', "SELECT proname, provolatile FROM ($functions) f WHERE proname IN (" . join(', ', map { "'$_'" } sort keys %volatility) . ')');
+
+	is_deeply(\%found, \%volatility, 'functions meant for HTTP have the volatility that their method needs');
+	is($node->safe_psql('app', "SELECT string_agg(DISTINCT proname, ' ') FROM ($functions) f WHERE prokind <> 'f' OR cardinality(proargnames) < pronargs OR proargnames IS NULL AND pronargs > 0 OR '' = ANY (proargnames)"),
+		'', 'all arguments have names');
+	is($node->safe_psql('app', "SELECT string_agg(proname, ' ') FROM (SELECT proname FROM ($functions) f GROUP BY 1 HAVING count(*) > 1) f"), '', 'no function has two forms');
+	is($node->safe_psql('app', "SELECT string_agg(DISTINCT proname || '.' || a, ' ') FROM ($functions) f, unnest(proargnames) a WHERE a IN ('select', 'order', 'limit', 'offset', 'and', 'or', 'not', 'columns', 'on_conflict')"),
+		'', 'no argument has the name of a parameter of PostgREST');
+	# json_to_record() and a cast need a type that a column can have
+	is($node->safe_psql('app', "SELECT string_agg(DISTINCT proname, ' ') FROM ($functions) f, unnest(proargtypes) a JOIN pg_type t ON t.oid = a WHERE typtype = 'p'"),
+		'can', 'can() alone has an argument that PostgREST cannot pass, for which setup.sql has a function');
+	is($node->safe_psql('app', "SELECT string_agg(proname, ' ') FROM ($functions) f WHERE proname IN (" . join(', ', map { "'$_'" } sort keys %volatility) . ") AND coalesce(obj_description(f.oid, 'pg_proc') !~ '^[A-Z].{20,}' OR obj_description(f.oid, 'pg_proc') ~ '\\n', true)"),
+		'', 'each has a comment of one line, its summary in the OpenAPI output');
+	# the token's text is never an argument of what can be asked by GET
+	is($node->safe_psql('app', "SELECT string_agg(proname, ' ') FROM ($functions) f WHERE 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v'"), '', 'what takes a token is volatile');
+}
+
+# The documentation's table says of each SQLSTATE what PostgREST makes of it.
+sub errors_tests
+{
+	my @rows = slurp_file('docs/errors.md') =~ /^\| `(\w{5})` \|[^|]*\|[^|]*\| ([\d, or]+) \|/mg;
+	my @wrong;
+
+	while (my ($sqlstate, $statuses) = splice @rows, 0, 2)
+	{
+		my %said = map { $_ => 1 } $statuses =~ /\d+/g;
+		next if $sqlstate eq 'PGRST';
+		my %is = map { ApitokenPostgREST::http_status($sqlstate, '', undef, $_) => 1 } 0, 1;
+		push @wrong, "$sqlstate: $statuses" if join(' ', sort keys %said) ne join(' ', sort keys %is);
+	}
+	is("@wrong", '', 'docs/errors.md has PostgREST\'s statuses');
+	cmp_ok(scalar(() = slurp_file('docs/errors.md') =~ /^\| `\w{5}` \|/mg), '>', 12, 'of many');
+}
+
+foreach my $preload (undef, 'shared')
+{
+	my $label = $preload // 'session';
+	my $node = start_node("postgrest_$label", preload => $preload, conf => "timezone = 'UTC'\n");
+	my %how = (database => 'app', conf => $conf, secret => $secret);
+
+	note("replayed, preloaded: $label");
+	set_up($node);
+	$api = ApitokenPostgREST->replay($node, %how);
+	api_tests($node, $preload);
+	connection_tests();
+	function_tests($node);
+	$api->quit;
+
+	if ($preload)
+	{
+		SKIP: {
+			skip 'no postgrest on the PATH: its requests were replayed, not made', 1 unless grep { -x "$_/postgrest" } split /:/, $ENV{PATH};
+			note('through a real postgrest');
+			$node->safe_psql('postgres', 'DROP DATABASE app');
+			set_up($node);
+			$api = ApitokenPostgREST->real($node, %how);
+			api_tests($node, $preload);
+			$api->quit;
+		}
+	}
+	unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC|TRAP/, "no server process crashed, $label");
+	$node->stop;
+}
+errors_tests();
+
+# What the documentation shows is the file.
+my ($shown) = slurp_file('docs/postgrest.md') =~ /^```conf\n(.*?)^```$/ms;
+is($shown, slurp_file($conf), 'docs/postgrest.md shows the configuration file to the letter');
+done_testing();

@@ -1,0 +1,198 @@
+# examples/nginx: a token in "Authorization: Bearer" arrives as X-API-Key, JWTs
+# arrive as they are, and the client's address is what nginx says.
+#
+# Debian's nginx with the example's files, in front of a server that answers with
+# the request that it got.
+
+use strict;
+use warnings;
+
+use Cwd;
+use IO::Socket::INET;
+use POSIX ();
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my ($nginx) = grep { -x } map { "$_/nginx" } split(/:/, $ENV{PATH}), '/usr/sbin';
+plan skip_all => 'no nginx' unless defined $nginx;
+
+my $directory = "$PostgreSQL::Test::Utils::tmp_check/nginx";
+my $examples = getcwd() . "/examples/nginx";
+my $parent = $$;
+my ($backend_pid, $nginx_pid);
+
+# Ours alone, by their ids, however this ends.
+$SIG{$_} = sub { exit 1 } foreach qw(INT TERM HUP);
+END
+{
+	if ($parent == $$)
+	{
+		local $?;
+		foreach my $pid (grep { defined } $nginx_pid, $backend_pid)
+		{
+			kill 'TERM', $pid;
+			waitpid $pid, 0;
+		}
+	}
+}
+
+# ---- the server behind: it answers with the head of the request
+
+my $listener = IO::Socket::INET->new(Listen => 50, LocalAddr => '127.0.0.1', ReuseAddr => 1) or die $!;
+my $backend = $listener->sockport;
+$backend_pid = fork() // die $!;
+if ($backend_pid == 0)
+{
+	$SIG{$_} = sub { POSIX::_exit(0) } foreach qw(INT TERM HUP);
+	while (my $client = $listener->accept)
+	{
+		my $head = '';
+		while (defined(my $line = <$client>))
+		{
+			last if $line =~ /^\r?\n$/;
+			$head .= $line;
+		}
+		$head = "0:\n$head";
+		print $client "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: " . length($head) . "\r\n\r\n$head";
+		close $client;
+	}
+	POSIX::_exit(0);
+}
+close $listener;
+
+# ---- nginx, as somebody who is not root
+
+mkdir $directory or die "$directory: $!";
+my $port = PostgreSQL::Test::Cluster::get_free_port();
+my $temporary = join "\n", map { "\t${_}_temp_path $directory/$_;" } qw(client_body proxy fastcgi uwsgi scgi);
+append_to_file("$directory/nginx.conf", <<"CONF");
+daemon off;
+worker_processes 1;
+pid $directory/nginx.pid;
+error_log $directory/error.log;
+events {}
+http {
+$temporary
+	access_log $directory/access.log;
+	large_client_header_buffers 4 64k;
+	include $examples/apitoken.conf;
+	server {
+		listen 127.0.0.1:$port;
+		location / {
+			proxy_pass http://127.0.0.1:$backend;
+			include $examples/apitoken-headers.conf;
+		}
+		location /own/ {
+			proxy_set_header X-Own "yes";
+			include $examples/apitoken-headers.conf;
+			proxy_pass http://127.0.0.1:$backend;
+		}
+	}
+}
+CONF
+my $log = "$directory/start.log";
+my @nginx = ($nginx, '-e', "$directory/error.log", '-p', $directory, '-c', "$directory/nginx.conf");
+is(system("'" . join("' '", @nginx, '-q', '-t') . "' >$log 2>&1"), 0, 'nginx takes the configuration') or diag(slurp_file($log));
+$nginx_pid = fork() // die $!;
+if ($nginx_pid == 0)
+{
+	open STDOUT, '>>', $log;
+	open STDERR, '>&', \*STDOUT;
+	exec(@nginx) or POSIX::_exit(1);
+}
+my $up;
+for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+{
+	last if $up = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+	select(undef, undef, undef, 0.1);
+}
+ok($up, 'nginx runs') or BAIL_OUT(slurp_file($log));
+close $up;
+
+# send TARGET, HEADER LINES: the status, and the headers that arrived behind, as lists
+sub send_request
+{
+	my ($target, @lines) = @_;
+	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) or die $!;
+	my $answer = '';
+
+	local $SIG{PIPE} = 'IGNORE';
+	print $socket join("\r\n", "GET $target HTTP/1.1", 'Host: api', 'Connection: close', @lines, '', '');
+	while (defined(my $line = <$socket>)) { $answer .= $line }
+	my ($status) = $answer =~ m{^HTTP/1\.1 (\d+)};
+	my ($head) = $answer =~ /^0:\n(.*)/ms;
+	my %arrived;
+	push @{ $arrived{lc $1} }, $2 while ($head // '') =~ /^([\w-]+): *(.*?)\r?$/mg;
+	return ($status, \%arrived);
+}
+
+# arrives LINES: "X-API-Key / Authorization" behind
+sub arrives
+{
+	my ($status, $arrived) = send_request('/articles', @_);
+
+	return $status if $status != 200;
+	return join ' / ', map { join ' AND ', @{ $arrived->{$_} // ['-'] } } 'x-api-key', 'authorization';
+}
+
+my $token = 'apt_org_0351pnJJC5Ipqomy0pHJ6zhczwAxnSpemKegL95CqvQf4hBoOmCsCBUV7QvxeWwl02vpbPP';
+my $jwt = 'eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhcHRfb3JnXyJ9.bm8gc2lnbmF0dXJl';
+
+# ---- tokens of ours, in Bearer
+
+is(arrives("Authorization: Bearer $token"), "$token / -", 'a token in Bearer becomes X-API-Key');
+is(arrives("authorization: bearer $token"), "$token / -", 'in small letters');
+is(arrives("AUTHORIZATION: BEARER \t  $token  "), "$token / -", 'in capitals, with blanks');
+foreach my $other ($token =~ s/^apt/a1/r, $token =~ s/^apt_org/mycompany123_usr/r)
+{
+	is(arrives("Authorization: Bearer $other"), "$other / -", 'of another prefix, or kind');
+}
+# what looks like one of ours goes there to be refused, with an error of ours
+foreach my $bad ('apt_org_x', $token . 'x', 'apt_org_' . 'x' x 8000, 'apt_usr_"quoted";\'%41$http_host')
+{
+	is(arrives("Authorization: Bearer $bad"), "$bad / -", 'a bad one goes there too: ' . substr($bad, 0, 30));
+}
+
+# ---- JWTs and all else arrive as they are
+
+foreach my $value ("Bearer $jwt", "bearer $jwt", 'Bearer', 'Bearer x', "Bearer $token.x.y", "Bearer x.$token.y", "Token $token", "ApiKey $token", $token, 'Basic YXB0X29yZ18=',
+	"Bearer $token $token", "Bearer Bearer $token", "Basic Bearer $token", "Bearer,$token", "Bearer a_org_x", "Bearer apt_xyz_x", "Bearer APT_org_x", "Bearer 1apt_org_x", "Bearer apt_org_", 'Bearer toolongprefix_org_x')
+{
+	is(arrives("Authorization: $value"), "- / $value", 'as it is: ' . substr($value, 0, 40));
+}
+is(arrives(), '- / -', 'without any');
+is(arrives("X-API-Key: $token"), "$token / -", 'X-API-Key as it is');
+is(arrives('X-API-Key: garbage'), 'garbage / -', 'also a bad one');
+is(arrives("x-api-key: $token", "Authorization: Bearer $jwt"), "$token / Bearer $jwt", 'beside a JWT');
+
+# ---- several: none gets lost, so that the request is refused
+
+is(arrives("X-API-Key: $token", "Authorization: Bearer $token"), "$token / Bearer $token", 'in both: both arrive');
+is(arrives('X-API-Key: garbage', "Authorization: Bearer $token"), "garbage / Bearer $token", 'in both, a bad one first');
+is(arrives('X-API-Key: |Bearer apt_org_y', "Authorization: Bearer $token"), "|Bearer apt_org_y / Bearer $token", 'in both, one of them made to confuse');
+is(arrives("X-API-Key: x|Bearer $token"), "x|Bearer $token / -", 'in X-API-Key, as Bearer');
+is(arrives("X-API-Key: |Bearer $token"), "|Bearer $token / -", 'the same');
+like(arrives("Authorization: Bearer $jwt", "Authorization: Bearer $token"), qr{^(400|- / Bearer \Q$jwt\E)$}, 'Authorization twice: refused, or one arrives');
+like(arrives("Authorization: Bearer $token", "Authorization: Bearer $jwt"), qr{^(400|\Q$token\E / -)$}, 'the other way round');
+# headers that some servers take for the same
+is(arrives("X_API_Key: $token", "X-API_Key: $token"), '- / -', 'names with _ do not arrive');
+
+# ---- the client's address
+
+foreach my $location ('/', '/own/')
+{
+	my ($status, $arrived) = send_request($location, 'X-Real-IP: 192.0.2.66', 'x-real-ip: 192.0.2.67', 'X-Forwarded-For: 192.0.2.66, 192.0.2.67', 'X-Forwarded-For: 192.0.2.68',
+		'Forwarded: for=192.0.2.66', "Authorization: Bearer $token");
+	is(join(' ', @{ $arrived->{'x-real-ip'} }), '127.0.0.1', "$location: X-Real-IP is nginx's word");
+	is(join(' ', @{ $arrived->{'x-forwarded-for'} }), '127.0.0.1', "$location: X-Forwarded-For too");
+	ok(!exists $arrived->{forwarded}, "$location: Forwarded does not arrive");
+	is(join(' ', @{ $arrived->{'x-api-key'} }), $token, "$location: the token does");
+}
+is((send_request('/own/'))[1]{'x-own'}[0], 'yes', 'a location has its own headers beside');
+
+# ---- nginx writes no token into its logs, as long as there is no error
+
+unlike(slurp_file("$directory/access.log") . slurp_file("$directory/error.log"), qr/_(org|usr)_/, 'no token in the logs');
+
+done_testing();
