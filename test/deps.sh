@@ -41,6 +41,7 @@ for kind in "${@:-test}"; do
 			have pgbouncer || need pgbouncer
 			have nginx || need nginx-light
 			have apache2 || need apache2-bin
+			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
 			find_pg_config >/dev/null || server=missing
 			;;
