@@ -19,6 +19,8 @@ use Time::HiRes qw(usleep);
 
 # ---- a client
 
+$SIG{PIPE} = 'IGNORE';
+
 package Client;
 
 sub new
@@ -32,8 +34,7 @@ sub new
 	die "no connection to $path" unless $self->{socket};
 	$self->{socket}->blocking(1);
 	syswrite($self->{socket}, pack('N', 4 + length $body) . $body);
-	$self->wait_ready;
-	return $self;
+	return $self->wait_ready ? $self : undef;
 }
 
 sub get_bytes
@@ -49,10 +50,11 @@ sub get_bytes
 	return $bytes;
 }
 
-# Read to ReadyForQuery, or to the end.  Errors and notices are kept.
+# Read to a message of that type (ReadyForQuery), or to the end.  Errors and
+# notices are kept.
 sub wait_ready
 {
-	my ($self) = @_;
+	my ($self, $until) = @_;
 
 	while (defined(my $head = $self->get_bytes(5)))
 	{
@@ -67,7 +69,7 @@ sub wait_ready
 			$self->message('d', $self->{copy});
 			$self->message('c', '');
 		}
-		return 1 if $type eq 'Z';
+		return 1 if $type eq ($until // 'Z');
 	}
 	return 0;
 }
@@ -91,6 +93,7 @@ sub send_bind
 }
 
 sub send_execute { my ($self) = @_; $self->message('E', "\0" . pack('N', 0)); }
+sub send_flush { my ($self) = @_; $self->message('H', ''); }
 sub send_sync { my ($self) = @_; $self->message('S', ''); }
 
 # As the text of a simple query, in a Parse message, or with bind parameters.
@@ -137,7 +140,6 @@ $node->append_conf('postgresql.conf', q{
 	log_connections = off
 	log_disconnections = off
 	restart_after_crash = on
-	deadlock_timeout = 100ms
 	compute_query_id = on
 	autovacuum = off
 });
@@ -449,12 +451,17 @@ sub wait_for_event
 }
 
 my $asleep = "wait_event = 'PgSleep'";
+my $locked = "wait_event_type = 'Lock'";
 
 sub check_deadlock
 {
 	my ($form, $settings) = @_;
 	my $token = new_token();
-	my @clients = map { Client->new($node, $settings) } 1, 2;
+
+	# the second one reports it, and what it says of the first one only its own hook masks
+	my @clients = (
+		Client->new($node, { 'apitoken.mask_logs' => 'off', deadlock_timeout => '1h' }),
+		Client->new($node, { %$settings, deadlock_timeout => '10ms' }));
 
 	logged();
 	foreach my $i (0, 1)
@@ -463,7 +470,7 @@ sub check_deadlock
 		$clients[$i]->query('UPDATE numbers SET n = n WHERE n = ' . ($i + 1));
 	}
 	$clients[0]->send_query("UPDATE numbers SET n = n WHERE n = 2 AND '$token->{text}' <> ''");
-	wait_for_event($clients[0], "wait_event_type = 'Lock'");
+	wait_for_event($clients[0], $locked);
 	$clients[1]->send_query("UPDATE numbers SET n = n WHERE n = 1 AND '$token->{text}' <> ''");
 	$_->wait_ready foreach reverse @clients;
 	$_->close foreach @clients;
@@ -488,8 +495,13 @@ sub check_crash
 	PostgreSQL::Test::Utils::system_log('pg_ctl', 'kill', 'KILL', $client->{pid});
 	$client->wait_ready;
 	$observer->wait_ready;
-	$node->poll_query_until('postgres', 'SELECT true');
-	$observer = Client->new($node, {});
+
+	# refused until the server has recovered
+	for (my $tries = 0; $tries < 50 * $PostgreSQL::Test::Utils::timeout_default; $tries++)
+	{
+		last if $observer = eval { Client->new($node, {}) };
+		usleep(20000);
+	}
 	return (join('', logged()), $token, 'Failed process was running');
 }
 
@@ -508,41 +520,48 @@ sub check_message
 
 # ---- pg_stat_activity, as another session sees it
 
-# Sends something, waits until it sleeps or is ready, and leaves it so.
+# What is sent, and what to wait for before looking: an event, or a message
+# (ReadyForQuery).
 my @activities = (
-	[ 'while it runs', 1, sub { $_[0]->send_query("SELECT pg_sleep(1000), '$_[1]'") } ],
-	[ 'idle after it', 0, sub { $_[0]->send_query("SELECT '$_[1]'") } ],
-	[ 'idle in transaction', 0, sub { $_[0]->query('BEGIN'); $_[0]->send_query("SELECT '$_[1]'") } ],
-	[ 'after a syntax error', 0, sub { $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
-	[ 'after a syntax error in a transaction', 0, sub { $_[0]->query('BEGIN'); $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
-	[ 'in an aborted transaction', 0, sub { $_[0]->query('BEGIN; SELECT 1 / 0'); $_[0]->send_query("SELECT '$_[1]'") } ],
-	[ 'after a syntax error that is not logged', 0, sub { $_[0]->query('SET log_min_messages = fatal'); $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
-	[ 'after nothing but a comment', 0, sub { $_[0]->send_query("-- '$_[1]'") } ],
-	[ 'several statements', 1, sub { $_[0]->send_query("SELECT 1; SELECT pg_sleep(1000); SELECT '$_[1]'; SELECT '$_[1]'") } ],
-	[ 'a utility statement', 0, sub { $_[0]->send_query("SET apitoken.token = '$_[1]'") } ],
-	[ 'DO', 1, sub { $_[0]->send_query("DO \$d\$BEGIN PERFORM pg_sleep(1000), '$_[1]'; END\$d\$") } ],
-	[ 'a long one, cut in the secret', 1, sub { $_[0]->send_query('SELECT pg_sleep(1000), /* ' . ('x' x (1023 - 26 - $_[2] - 9)) . "$_[1] */ 1") }, 9 ],
-	[ 'Parse', 0, sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_sync } ],
-	[ 'Bind', 0, sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_sync } ],
-	[ 'Execute', 1, sub { $_[0]->send_parse('s', "SELECT pg_sleep(1000), '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
-	[ 'Execute, once more', 0, sub {
+	[ 'while it runs', $asleep, sub { $_[0]->send_query("SELECT pg_sleep(1000), '$_[1]'") } ],
+	[ 'idle after it', '', sub { $_[0]->send_query("SELECT '$_[1]'") } ],
+	[ 'idle in transaction', '', sub { $_[0]->query('BEGIN'); $_[0]->send_query("SELECT '$_[1]'") } ],
+	[ 'after a syntax error', '', sub { $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
+	[ 'after a syntax error in a transaction', '', sub { $_[0]->query('BEGIN'); $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
+	[ 'in an aborted transaction', '', sub { $_[0]->query('BEGIN; SELECT 1 / 0'); $_[0]->send_query("SELECT '$_[1]'") } ],
+	[ 'after a syntax error that is not logged', '', sub { $_[0]->query('SET log_min_messages = fatal'); $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
+	[ 'after nothing but a comment', '', sub { $_[0]->send_query("-- '$_[1]'") } ],
+	[ 'several statements', $asleep, sub { $_[0]->send_query("SELECT 1; SELECT pg_sleep(1000); SELECT '$_[1]'; SELECT '$_[1]'") } ],
+	[ 'a utility statement', '', sub { $_[0]->send_query("SET apitoken.token = '$_[1]'") } ],
+	[ 'DO', $asleep, sub { $_[0]->send_query("DO \$d\$BEGIN PERFORM pg_sleep(1000), '$_[1]'; END\$d\$") } ],
+	[ 'a long one, cut in the secret', $asleep, sub { $_[0]->send_query('SELECT pg_sleep(1000), /* ' . ('x' x (1023 - 26 - $_[2] - 9)) . "$_[1] */ 1") }, 9 ],
+	[ 'Parse', '', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_sync } ],
+	[ 'Bind', '', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_sync } ],
+	[ 'in the middle of the protocol, after Bind', '2', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_flush } ],
+	[ 'Execute', $asleep, sub { $_[0]->send_parse('s', "SELECT pg_sleep(1000), '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
+	[ 'Execute, once more', '', sub {
 		$_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_sync; $_[0]->wait_ready;
 		$_[0]->query('SELECT 1');
 		$_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_execute; $_[0]->send_sync } ],
-	[ 'Execute of a utility statement', 1, sub { $_[0]->send_parse('s', "DO \$d\$BEGIN PERFORM pg_sleep(1000), '$_[1]'; END\$d\$"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
-	[ 'EXECUTE', 1, sub { $_[0]->query('PREPARE p(text) AS SELECT pg_sleep(1000), $1'); $_[0]->send_query("EXECUTE p('$_[1]')") } ],
-	[ 'a parallel query', 1, sub { $_[0]->query("SET $parallel = on"); $_[0]->send_query("SELECT safe_sleep(), '$_[1]'") } ],
+	[ 'Execute of a utility statement', $asleep, sub { $_[0]->send_parse('s', "DO \$d\$BEGIN PERFORM pg_sleep(1000), '$_[1]'; END\$d\$"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
+	[ 'Execute of a utility statement that waits', $locked, sub {
+		$_[0]->query('BEGIN');
+		$_[0]->send_parse('s', "LOCK TABLE things /* $_[1] */"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
+	[ 'EXECUTE', $asleep, sub { $_[0]->query('PREPARE p(text) AS SELECT pg_sleep(1000), $1'); $_[0]->send_query("EXECUTE p('$_[1]')") } ],
+	[ 'a parallel query', $asleep, sub { $_[0]->query("SET $parallel = on"); $_[0]->send_query("SELECT safe_sleep(), '$_[1]'") } ],
 );
 
 sub activity_of
 {
 	my ($activity, $token, $settings) = @_;
-	my ($name, $sleeps, $run) = @$activity;
+	my ($name, $until, $run) = @$activity;
+	my $holder = Client->new($node, {});
 	my $client = Client->new($node, $settings);
 
+	$holder->query('BEGIN; LOCK TABLE things');
 	$client->query('SELECT 1');
 	$run->($client, $token->{text}, length $token->{head});
-	$sleeps ? wait_for_event($client, $asleep) : $client->wait_ready;
+	length $until > 1 ? wait_for_event($client, $until) : $client->wait_ready($until || undef);
 
 	# parallel workers as well
 	my $of = "FROM pg_stat_activity WHERE $client->{pid} IN (pid, leader_pid)";
@@ -553,6 +572,7 @@ sub activity_of
 
 	$observer->query("SELECT pg_terminate_backend($client->{pid})");
 	1 while $client->wait_ready;
+	$holder->close;
 	return ($query, $rest);
 }
 

@@ -602,7 +602,7 @@ masked_texts(void)
 		{"apt_usr_" ID SECRET, "apt_usr_" ID STARS},
 		{"x9_usr_" ID SECRET, "x9_usr_" ID STARS},
 		{"SELECT 'apt_org_" ID SECRET "'", "SELECT 'apt_org_" ID STARS "'"},
-		{"\xc3\xa9apt_org_" ID SECRET "\xc3\xa9", "\xc3\xa9apt_org_" ID STARS "\xc3\xa9"},
+		{"\xc3\xa9" "apt_org_" ID SECRET "\xc3\xa9", "\xc3\xa9" "apt_org_" ID STARS "\xc3\xa9"},
 		/* shorter: from eight characters of the secret on */
 		{"apt_org_" ID "aB3dE6gH", "apt_org_" ID "********"},
 		{"apt_org_" ID "aB3dE6gH...", "apt_org_" ID "********..."},
