@@ -1,5 +1,7 @@
 # Hot standby: tokens are verified there, nothing is written, a revocation is
 # seen as soon as it is replayed; after a promotion and after a crash all goes on.
+# With shared preload usage is recorded there in memory, and written after the
+# promotion.
 
 use strict;
 use warnings;
@@ -198,7 +200,69 @@ $preloaded->start;
 $primary->wait_for_catchup($preloaded, 'replay', $primary->lsn('insert'));
 is(on($preloaded, "BEGIN; SET LOCAL apitoken.token = '$token{organization}'; $articles; COMMIT"), '1,3', 'session preload on a standby');
 is(on($preloaded, verdict('victim')), 'revoked', 'which replayed the revocation');
-$_->stop foreach $preloaded, $promoted, $primary;
+
+# ----- usage in shared memory on a standby -------------------------------------
+
+# The primary has none.  64 entries, so that they can be used up.
+$token{limited} = create(q{'limited', user_id => 'u', rate_limit_per_minute => 2});
+$primary->safe_psql('postgres', q{CREATE TABLE many AS SELECT n, (apitoken.create_token('many' || n, user_id => 'u')).token AS t FROM generate_series(1, 200) n});
+my $shared = PostgreSQL::Test::Cluster->new('shared');
+$shared->init_from_backup($primary, 'base', has_streaming => 1);
+$shared->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\napitoken.usage_slots = 64\napitoken.flush_interval = '100ms'");
+$shared->start;
+$primary->wait_for_catchup($shared, 'replay', $primary->lsn('insert'));
+my $written = q{SELECT concat_ws(' ', u.accepted, u.refused, host(u.last_used_from)) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = };
+sub stats { return $shared->safe_psql('postgres', "SELECT $_[0] FROM apitoken.stats"); }
+
+# recorded in memory, READ ONLY as everything there, and nowhere else
+is(on($shared, verdict('organization', q{, client_address => '192.0.2.1'})), 'valid', 'shared preload on a standby: verified');
+is(on($shared, 'BEGIN; ' . verdict('organization', q{, client_address => '192.0.2.2'}) . '; ROLLBACK'), 'valid', 'in a transaction rolled back');
+is(on($shared, verdict('networks')), 'network_refused', 'and one that is refused');
+is(stats('valid, network_refused, entries, dropped'), '2|1|2|0', 'which is recorded in memory');
+is($shared->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}), '1', 'a launcher waits');
+my ($refused_rc, $refused_out, $refused) = $shared->psql('postgres', 'SELECT apitoken.flush_usage()', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+like($refused, qr/ERROR:  55000: usage cannot be written during recovery\nHINT:  .*promoted/, 'flush_usage() is refused there');
+
+# rate limits are this server's own
+is(on($shared, join ';', (verdict('limited')) x 3), "valid\nvalid\nrate_limited", 'a rate limit on a standby');
+is(on($shared, "SELECT verdict, retry_after BETWEEN '1 us' AND '30 s' FROM apitoken.verify('$token{limited}')"), 'rate_limited|t', 'and how long to wait');
+
+# a clean restart of the standby loses nothing
+$shared->restart;
+is(stats('entries, dropped'), '3|0', 'kept over a restart of the standby');
+is(on($shared, verdict('organization', q{, client_address => '192.0.2.3'})), 'valid', 'and added to');
+
+# memory that is full, with nobody who could write it
+my $many = q{SELECT count(*) FROM many, apitoken.verify(t) v WHERE v.valid};
+is($shared->safe_psql('postgres', $many), '200', 'full: every token is verified');
+is($shared->safe_psql('postgres', $many), '200', 'full: and again');
+my ($entries, $dropped) = split /\|/, stats('entries, dropped');
+cmp_ok($entries, '<=', 64, 'full: there is no more room than was said');
+is($dropped, 400 - 2 * ($entries - 3), 'full: what does not fit is dropped and counted');
+is(on($shared, verdict('victim')), 'revoked', 'full: verdicts are what they are');
+$dropped = stats('dropped');
+
+# after the promotion all of it is written, without a restart
+my $old_session = $shared->background_psql('postgres', on_error_stop => 0);
+$old_session->query('SELECT apitoken.current_user_id()');
+my $began = stats('started_at');
+$shared->promote;
+ok($shared->poll_query_until('postgres', q{SELECT accepted = 3 FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = 'organization'}),
+	'promoted: written');
+is($shared->safe_psql('postgres', $written . q{'organization'}), '3 0 192.0.2.3', 'promoted: with the last address');
+is($shared->safe_psql('postgres', $written . q{'networks'}), '0 1', 'promoted: the refusal');
+is($shared->safe_psql('postgres', $written . q{'limited'}), '2 2', 'promoted: the rate limit\'s');
+is($shared->safe_psql('postgres', q{SELECT sum(accepted), max(accepted) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'many%'}),
+	2 * ($entries - 3) . '|2', 'promoted: and what there was room for');
+is(stats('started_at'), $began, 'promoted: without a restart');
+is($old_session->query("SELECT verdict FROM apitoken.verify('$token{user}'); SELECT apitoken.flush_usage() IS NULL"), "valid\nf", 'promoted: an old session has its use flushed');
+is($shared->safe_psql('postgres', $written . q{'user'}), '1 0', 'promoted: which is written');
+$old_session->quit;
+ok($shared->poll_query_until('postgres', 'SELECT entries = 0 FROM apitoken.stats'), 'promoted: there is room again');
+is($shared->safe_psql('postgres', "$many AND n <= 3"), '3', 'promoted: verified');
+is(stats('dropped'), $dropped, 'promoted: and none is dropped');
+
+$_->stop foreach $shared, $preloaded, $promoted, $primary;
 unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
-  foreach $primary, $standby, $preloaded;
+  foreach $primary, $standby, $preloaded, $shared;
 done_testing();
