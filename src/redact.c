@@ -43,6 +43,7 @@
 #include "miscadmin.h"
 #include "optimizer/planner.h"
 #include "parser/analyze.h"
+#include "tcop/pquery.h"
 #include "tcop/tcopprot.h"
 #include "utils/backend_status.h"
 #include "utils/memutils.h"
@@ -263,13 +264,22 @@ redacted_part(const char *text, int location, int length)
 /*
  * The same for a statement that was parsed before: the text that other modules
  * are to see.  A copy is made in the current memory context.
+ *
+ * If it is that of the portal which is run, the portal gets a copy of its own:
+ * the next Execute message reports that, and may come to no hook, since all
+ * there is to fetch has been computed.
  */
 const char *
 apitoken_redacted(const char *text, int location, int length)
 {
+	const char *redacted;
+
 	if (!apitoken_mask_logs || !statements_hold_tokens)
 		return text;
-	return redacted_part(text, location, length);
+	redacted = redacted_part(text, location, length);
+	if (redacted != text && ActivePortal != NULL && ActivePortal->sourceText == text)
+		ActivePortal->sourceText = MemoryContextStrdup(ActivePortal->portalContext, redacted);
+	return redacted;
 }
 
 static void

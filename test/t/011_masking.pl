@@ -92,7 +92,7 @@ sub send_bind
 		join('', map { pack('N', length $_) . $_ } @values) . pack('n', 0));
 }
 
-sub send_execute { my ($self) = @_; $self->message('E', "\0" . pack('N', 0)); }
+sub send_execute { my ($self, $rows) = @_; $self->message('E', "\0" . pack('N', $rows // 0)); }
 sub send_flush { my ($self) = @_; $self->message('H', ''); }
 sub send_sync { my ($self) = @_; $self->message('S', ''); }
 
@@ -547,6 +547,14 @@ my @activities = (
 	[ 'Execute of a utility statement that waits', $locked, sub {
 		$_[0]->query('BEGIN');
 		$_[0]->send_parse('s', "LOCK TABLE things /* $_[1] */"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
+	[ 'RETURNING, fetched row by row', '', sub {
+		$_[0]->query('BEGIN');
+		$_[0]->send_parse('s', "UPDATE numbers SET n = n RETURNING n, '$_[1]'"); $_[0]->send_bind('s');
+		$_[0]->send_execute(1); $_[0]->send_execute(1); $_[0]->send_sync } ],
+	[ 'EXPLAIN, fetched row by row', '', sub {
+		$_[0]->query('BEGIN');
+		$_[0]->send_parse('s', "EXPLAIN SELECT '$_[1]' UNION ALL SELECT ''"); $_[0]->send_bind('s');
+		$_[0]->send_execute(1); $_[0]->send_execute(1); $_[0]->send_sync } ],
 	[ 'EXECUTE', $asleep, sub { $_[0]->query('PREPARE p(text) AS SELECT pg_sleep(1000), $1'); $_[0]->send_query("EXECUTE p('$_[1]')") } ],
 	[ 'a parallel query', $asleep, sub { $_[0]->query("SET $parallel = on"); $_[0]->send_query("SELECT safe_sleep(), '$_[1]'") } ],
 );
