@@ -33,7 +33,7 @@
 /* Rows of each kind that run_maintenance() takes at once. */
 #define BATCH 10000
 
-/* Usage rows that are looked through for each one that may be removed. */
+/* Usage rows that a batch looks through, for each row of other kinds that it may take. */
 #define LOOKS 10
 
 /* Last use is known to the minute. */
@@ -69,22 +69,33 @@ work(ApitokenStatement statement, Datum *values, int batch, uint64 *counter)
 	return processed >= batch;
 }
 
-/* The usage of tokens that are gone, as far as the next rows reach. */
+/*
+ * The next rows of usage: is it of idle tokens, or of tokens that are gone?
+ * All of them are looked through once in a run, so that each batch takes as
+ * long as the others, however many tokens there are.
+ */
 static void
-remove_orphans(int batch, ApitokenMaintenance *done)
+look_through_usage(int batch, TimestampTz now, ApitokenMaintenance *done)
 {
-	Datum		values[2];
-	char		nulls[2] = {' ', ' '};
-	Datum		end;
+	Datum		next[2];
+	Datum		idle[4];
+	Datum		orphans[2];
+	char		idle_nulls[4] = {' ', ' ', ' ', ' '};
+	char		orphans_nulls[2] = {' ', ' '};
+	Datum		end = (Datum) 0;
 
-	values[0] = UUIDPGetDatum(&done->usage_seen);
-	values[1] = Int64GetDatum((int64) batch * LOOKS);
-	done->usage_done = !apitoken_execute_value(APITOKEN_NEXT_USAGE, values, NULL, &end);
+	next[0] = UUIDPGetDatum(&done->usage_seen);
+	next[1] = Int64GetDatum((int64) batch * LOOKS);
+	done->usage_done = !apitoken_execute_value(APITOKEN_NEXT_USAGE, next, NULL, &end);
 	if (done->usage_done)
-		nulls[1] = 'n';
-	else
-		values[1] = end;
-	done->usage_removed += apitoken_execute(APITOKEN_REMOVE_ORPHANS, values, nulls);
+		idle_nulls[3] = orphans_nulls[1] = 'n';
+
+	idle[0] = TimestampTzGetDatum(now);
+	idle[1] = TimestampTzGetDatum(now - USE_PRECISION);
+	idle[2] = orphans[0] = next[0];
+	idle[3] = orphans[1] = end;
+	done->tokens_revoked += apitoken_execute(APITOKEN_REVOKE_IDLE, idle, idle_nulls);
+	done->usage_removed += apitoken_execute(APITOKEN_REMOVE_ORPHANS, orphans, orphans_nulls);
 	if (!done->usage_done)
 		done->usage_seen = *DatumGetUUIDP(end);
 }
@@ -113,8 +124,6 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 
 	values[1] = Int64GetDatum(batch);
 	values[0] = TimestampTzGetDatum(now);
-	values[2] = TimestampTzGetDatum(now - USE_PRECISION);
-	more |= work(APITOKEN_REVOKE_IDLE, values, batch, &done->tokens_revoked);
 	more |= work(APITOKEN_CLEAR_PREVIOUS, values, batch, &done->digests_cleared);
 
 	if (retention_cutoff(APITOKEN_RETENTION, now, &cutoff))
@@ -135,7 +144,7 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 	/* last, when no token is removed any more that could leave some */
 	if (!more && !done->usage_done)
 	{
-		remove_orphans(batch, done);
+		look_through_usage(batch, now, done);
 		more = !done->usage_done;
 	}
 	return more;

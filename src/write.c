@@ -182,13 +182,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 
 	/*
-	 * Housekeeping, in batches of at most $2.  None of these waits for a row:
-	 * one that is locked is left to the next run.
+	 * Housekeeping, in batches.  None of these waits for a row: one that is
+	 * locked is left to the next run.
 	 *
-	 * Idle tokens: the usage row is locked as well, so that no use is recorded
+	 * Idle tokens with ids after $3 and up to $4, if that is given, as in
+	 * APITOKEN_REMOVE_ORPHANS.  The usage row is locked as well, so that no use is recorded
 	 * between the look at it and the revocation, and one that an open
 	 * transaction is recording counts.  A token without a usage row is left
-	 * alone: a restore brings the tokens first and the usage later.  $3: how
+	 * alone: a restore brings the tokens first and the usage later.  $2: how
 	 * far last use is known.  Intervals are taken off in UTC, whatever the
 	 * session's time zone.
 	 */
@@ -201,9 +202,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND (r.expires_at IS NULL OR r.expires_at OPERATOR(pg_catalog.>) $1)"
 		" AND u.token_id OPERATOR(pg_catalog.=) r.id"
 		" AND GREATEST(r.created_at, r.updated_at, o.resumed_at, u.last_used_at) OPERATOR(pg_catalog.<)"
-		" pg_catalog.timezone('UTC'::pg_catalog.text, pg_catalog.timezone('UTC'::pg_catalog.text, $3) OPERATOR(pg_catalog.-) o.idle_timeout)"
-		" LIMIT $2 FOR NO KEY UPDATE OF r, u SKIP LOCKED))",
-		3, {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
+		" pg_catalog.timezone('UTC'::pg_catalog.text, pg_catalog.timezone('UTC'::pg_catalog.text, $2) OPERATOR(pg_catalog.-) o.idle_timeout)"
+		" AND u.token_id OPERATOR(pg_catalog.>) $3 AND r.id OPERATOR(pg_catalog.>) $3"
+		" AND ($4 IS NULL OR (u.token_id OPERATOR(pg_catalog.<=) $4 AND r.id OPERATOR(pg_catalog.<=) $4))"
+		" FOR NO KEY UPDATE OF r, u SKIP LOCKED))",
+		4, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID}
 	},
 	[APITOKEN_CLEAR_PREVIOUS] = {
 		"UPDATE apitoken.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
