@@ -427,7 +427,8 @@ foreach my $mode ('fast', 'smart')
 	{
 		use_at_once('kept', '192.0.2.31');
 		$kept++;
-		$node->restart($again == 1 ? 'fast' : 'smart');
+		$node->stop($again == 1 ? 'fast' : 'smart');
+		$node->start;
 	}
 	gone_after_start("$mode, again");
 	flush();

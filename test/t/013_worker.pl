@@ -660,7 +660,7 @@ mark();
 	$blocker->query('BEGIN; LOCK TABLE apitoken.token_usage');
 	use_app(3);
 	waiting_worker();
-	$postmaster_env->(sub { $node->restart('fast') });
+	$postmaster_env->(sub { $node->restart });
 	eval { $blocker->quit; };
 }
 comes_to('app', $count{app}, 'stopped while a worker has rows in hand');
