@@ -537,6 +537,7 @@ my @activities = (
 	[ 'a long one, cut in the secret', $asleep, sub { $_[0]->send_query('SELECT pg_sleep(1000), /* ' . ('x' x (1023 - 26 - $_[2] - 9)) . "$_[1] */ 1") }, 9 ],
 	[ 'Parse', '', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_sync } ],
 	[ 'Bind', '', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_sync } ],
+	[ 'in the middle of the protocol, after Parse', '1', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_flush } ],
 	[ 'in the middle of the protocol, after Bind', '2', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_flush } ],
 	[ 'Execute', $asleep, sub { $_[0]->send_parse('s', "SELECT pg_sleep(1000), '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
 	[ 'Execute, once more', '', sub {
