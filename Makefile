@@ -114,7 +114,7 @@ endif
 export PG_CONFIG
 
 deps:
-	@test/deps.sh test
+	@test/deps.sh build test
 
 test: deps
 	@test/run.sh
@@ -123,14 +123,15 @@ unit: deps
 	@test/run.sh unit
 
 test-matrix:
-	@test/deps.sh test matrix
+	@test/deps.sh build test matrix
 	@test/matrix.sh
 
 lint:
-	@test/deps.sh test lint
+	@test/deps.sh build lint
 	@test/lint.sh
 
-demo: deps
+demo:
+	@test/deps.sh build
 	@test/demo.sh
 
 # For scripts: the value of a variable of this file.

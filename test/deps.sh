@@ -1,11 +1,13 @@
 #!/bin/bash
 #
-# deps.sh KIND...: see that what the tests need is there.
+# deps.sh [KIND...]: see that what the tests need is there (build and test, if
+# no kind is named).
 #
-#   test     the distribution's PostgreSQL (or the installed one, if there is
-#            one) with its development files, a C compiler, perl's IPC::Run; what
-#            the examples run with: drivers, node and npm, curl, and pgbouncer,
-#            nginx and Apache with mod_auth_openidc (programs, not services)
+#   build    the distribution's PostgreSQL (or the installed one, if there is
+#            one) with its development files, and a C compiler
+#   test     perl's IPC::Run; what the examples run with: drivers, node and npm,
+#            curl, and pgbouncer, nginx and Apache with mod_auth_openidc
+#            (programs, not services)
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
 #
@@ -24,12 +26,16 @@ have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 perl_has() { PATH=/usr/bin:$PATH perl "-M$1" -e 1 >/dev/null 2>&1; }
 
 server=
-for kind in "${@:-test}"; do
+[ $# -gt 0 ] || set -- build test
+for kind in "$@"; do
 	case $kind in
-		test)
+		build)
 			have gcc || have cc || need gcc
 			have make || need make
 			echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1 || need libc6-dev
+			find_pg_config >/dev/null || server=missing
+			;;
+		test)
 			have prove || need perl
 			perl_has IPC::Run || need libipc-run-perl
 			perl_has DBD::Pg || need libdbd-pg-perl
@@ -43,7 +49,6 @@ for kind in "${@:-test}"; do
 			have apache2 || need apache2-bin
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
-			find_pg_config >/dev/null || server=missing
 			;;
 		lint)
 			for p in clang cppcheck shellcheck; do have $p || need $p; done
