@@ -39,7 +39,9 @@ sub start_postgraphile
 	my $top = Cwd::getcwd();
 
 	local @ENV{ keys %environment } = values %environment;
-	local $ENV{PATH} = "$top/$example/node_modules/.bin:$ENV{PATH}";
+	# node itself is one of the packages; old versions of npm do not link it into .bin
+	local $ENV{PATH} = join(':', glob("$top/$example/node_modules/node-linux-*/bin"),
+		"$top/$example/node_modules/.bin", $ENV{PATH});
 	local @ENV{qw(GRAPHILE_ENV PORT PGHOST PGPORT PGDATABASE PGUSER PGAPPNAME)} =
 		('production', $port, $node->host, $node->port, 'example', 'graphile', 'graphile');
 	chdir $example or die $!;
