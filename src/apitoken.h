@@ -569,6 +569,9 @@ extern void apitoken_forget_limits(void);
 
 /* ----- database.c: what is known of each database with tokens in use ----- */
 
+/* The longest time until a flush that failed is tried again, in milliseconds. */
+#define APITOKEN_RETRY_MAX (5 * SECS_PER_MINUTE * 1000)
+
 extern bool apitoken_database_known(Oid database, ApitokenDatabase *state);
 extern int	apitoken_databases_known(Oid *databases, int max);
 extern bool apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome,

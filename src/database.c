@@ -13,8 +13,6 @@
 
 #include "apitoken.h"
 
-#define RETRY_MAX (5 * SECS_PER_MINUTE * 1000)	/* milliseconds */
-
 /* A copy of what is known; false: nothing is. */
 bool
 apitoken_database_known(Oid database, ApitokenDatabase *state)
@@ -95,7 +93,7 @@ apitoken_database_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, co
 		news = entry->failures == 0 || strncmp(entry->problem, problem, APITOKEN_PROBLEM_MAX - 1) != 0;
 		entry->failures++;
 		entry->missing = outcome == APITOKEN_FLUSH_MISSING ? entry->missing + 1 : 0;
-		entry->retry_at = now + Min((int64) apitoken_flush_interval << doublings, RETRY_MAX) * 1000;
+		entry->retry_at = now + Min((int64) apitoken_flush_interval << doublings, APITOKEN_RETRY_MAX) * 1000;
 		entry->failed_at = now;
 		snprintf(entry->problem, APITOKEN_PROBLEM_MAX, "%s", problem);
 	}

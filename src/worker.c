@@ -255,6 +255,16 @@ serve(Oid database, bool maintenance)
 	return false;
 }
 
+/*
+ * Is a time yet to come?  One that is further off than it ever was belongs to
+ * a clock that was set back since, and is not waited for.
+ */
+static bool
+is_to_come(TimestampTz at, TimestampTz now, int64 at_most)
+{
+	return at > now && at <= now + at_most;
+}
+
 /* One round; true: stop everything. */
 static bool
 look_around(void)
@@ -274,12 +284,12 @@ look_around(void)
 		TimestampTz now = GetCurrentTimestamp();
 		ApitokenDatabase state = {0};
 		bool		known = apitoken_database_known(databases[i], &state);
-		bool		due = state.maintained_at + MAINTENANCE_INTERVAL <= now;
+		bool		due = !is_to_come(state.maintained_at + MAINTENANCE_INTERVAL, now, MAINTENANCE_INTERVAL);
 
 		/* those known come twice if they are used, or are gone by now */
 		if (i >= used && !(known && due))
 			continue;
-		if (state.retry_at > now)
+		if (is_to_come(state.retry_at, now, APITOKEN_RETRY_MAX * (int64) 1000))
 			continue;
 		switch (database_state(databases[i]))
 		{
@@ -332,11 +342,11 @@ apitoken_launcher_main(Datum arg)
 		while (!stop)
 		{
 			bool		hasty = pg_atomic_read_u32(&apitoken_shared->hasten) != 0;
-			TimestampTz next = began + (hasty ? HASTE : apitoken_flush_interval * (int64) 1000);
+			int64		pause = hasty ? HASTE : apitoken_flush_interval * (int64) 1000;
 
-			if (GetCurrentTimestamp() >= next)
+			if (!is_to_come(began + pause, GetCurrentTimestamp(), pause))
 				break;
-			stop = rest_until(next);
+			stop = rest_until(began + pause);
 		}
 	}
 

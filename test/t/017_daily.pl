@@ -1,5 +1,6 @@
 # Housekeeping by the worker: once a day in each database that it knows, over
 # restarts as well; what it does when it fails, or a flush leaves it no time.
+# And what it and the launcher make of a clock that is set back.
 
 use strict;
 use warnings;
@@ -7,6 +8,32 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+
+# With a flag file there, the server's clock is two days behind.
+my $place = PostgreSQL::Test::Utils::tempdir_short();
+my $behind = "$place/behind";
+append_to_file("$place/clock.c", q{
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+int
+gettimeofday(struct timeval *now, void *zone)
+{
+	static int (*real) (struct timeval *, void *);
+	int			result;
+
+	if (real == NULL)
+		real = (int (*) (struct timeval *, void *)) dlsym(RTLD_NEXT, "gettimeofday");
+	result = real(now, zone);
+	if (access(getenv("APITOKEN_BEHIND"), F_OK) == 0)
+		now->tv_sec -= 2 * 86400;
+	return result;
+}
+});
+my $shimmed = system('cc', '-shared', '-fPIC', '-o', "$place/clock.so", "$place/clock.c", '-ldl') == 0;
 
 my $node = PostgreSQL::Test::Cluster->new('daily');
 $node->init;
@@ -122,6 +149,42 @@ $mark = -s $node->logfile;
 ok(use_it('slow') && is_done('slow', 'first'), 'a flush that leaves no time');
 is(state_of('slow', 'first'), $done, 'puts housekeeping off to the next worker');
 is(in_log(qr/could not/), 0, 'and not to tomorrow');
+
+# ----- a clock that is set back ------------------------------------------------------
+
+SKIP:
+{
+	skip 'no C compiler', 7 unless $shimmed;
+
+	$node->stop;
+	{
+		local $ENV{LD_PRELOAD} = "$place/clock.so";
+		local $ENV{APITOKEN_BEHIND} = $behind;
+		$node->start;
+	}
+	ok(use_it('app') && use_it('failing'), 'use is written');
+	is($node->safe_psql('app', 'SELECT now() > pg_postmaster_start_time()'), 't', 'with the clock as it is');
+
+	# a flush of one database has failed and is to be tried again
+	$node->safe_psql('failing', q{
+		CREATE FUNCTION fail_too() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$;
+		CREATE TRIGGER fail_too BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION fail_too();
+		SELECT 1 / valid::int FROM apitoken.verify('} . $token{failing} . q{');
+	});
+	$mark = 0;
+	$node->wait_for_log(qr/could not write the usage of tokens in database "failing": not now/);
+	$node->safe_psql('failing', 'DROP FUNCTION fail_too CASCADE');
+	fill('app', 'fourth');
+
+	append_to_file($behind, '');
+	is($node->safe_psql('app', 'SELECT now() < pg_postmaster_start_time()'), 't', 'set back by two days');
+	ok(use_it('app'), 'the launcher does not wait until it is that late again');
+	$uses{failing}++;
+	ok($node->poll_query_until('failing', "SELECT sum(accepted) = $uses{failing} FROM apitoken.token_usage"), 'nor does what had failed');
+	ok(is_done('app', 'fourth'), 'nor housekeeping');
+	unlink($behind);
+	ok(use_it('app'), 'and set forward again it goes on');
+}
 
 $node->stop;
 unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, 'no crash and no internal error in the log');
