@@ -255,6 +255,7 @@ typedef struct ApitokenUsage
 	ApitokenUsageKey key;		/* never changes */
 	pg_atomic_uint64 accepted;	/* not yet taken for writing */
 	pg_atomic_uint64 refused;	/* the same */
+	uint32		left_by;		/* the last flush that left it for a later one; theirs alone */
 	slock_t		mutex;			/* protects the next */
 	ApitokenLastUse last;
 } ApitokenUsage;
@@ -557,8 +558,8 @@ typedef struct ApitokenUsageRow
 
 extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, inet *address,
 								bool may_write);
-extern int	apitoken_take_usage(Oid database, ApitokenUsageRow *rows, int max);
-extern void apitoken_give_back_usage(const ApitokenUsageRow *rows, int count);
+extern int	apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max);
+extern void apitoken_give_back_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
 extern int	apitoken_databases_used(Oid *databases, int max);
 extern void apitoken_forget_written(void);
 

@@ -55,7 +55,7 @@ static void
 transaction_ends(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
-		apitoken_give_back_usage(in_hand, count_in_hand);
+		apitoken_give_back_usage(in_hand, count_in_hand, 0);
 	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_COMMIT)
 		count_in_hand = 0;
 }
@@ -123,9 +123,12 @@ may_come(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz now)
 		!apitoken_fetch_token(snapshot, &row->key.token_id, &record);
 }
 
-/* Give back what is of tokens that may yet come, and keep the rest in hand. */
+/*
+ * Give back what is of tokens that may yet come, and keep the rest in hand.
+ * This flush does not take it again: however much it is, the rest gets its turn.
+ */
 static void
-set_aside_young(void)
+set_aside_young(uint32 flush)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Snapshot	snapshot = apitoken_latest_snapshot();
@@ -140,7 +143,7 @@ set_aside_young(void)
 	for (int i = 0; i < count_in_hand; i++)
 	{
 		if (young[i])
-			apitoken_give_back_usage(&in_hand[i], 1);
+			apitoken_give_back_usage(&in_hand[i], 1, flush);
 		else
 			in_hand[kept++] = in_hand[i];
 	}
@@ -149,6 +152,7 @@ set_aside_young(void)
 
 typedef struct Batch
 {
+	uint32		flush;			/* which */
 	int			max;
 	ApitokenOutcome outcome;
 } Batch;
@@ -164,9 +168,9 @@ flush_batch(void *arg)
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
 	}
-	count_in_hand = apitoken_take_usage(MyDatabaseId, in_hand, batch->max);
+	count_in_hand = apitoken_take_usage(MyDatabaseId, batch->flush, in_hand, batch->max);
 	batch->outcome = count_in_hand < batch->max ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
-	set_aside_young();
+	set_aside_young(batch->flush);
 	if (count_in_hand > 0)
 	{
 		write_rows(in_hand, count_in_hand);
@@ -243,7 +247,7 @@ ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
 {
 	ApitokenDatabase state;
-	Batch		batch = {BATCH_MAX, APITOKEN_FLUSH_FAILED};
+	Batch		batch = {(uint32) ticket, BATCH_MAX, APITOKEN_FLUSH_FAILED};
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 

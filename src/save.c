@@ -204,7 +204,7 @@ read_file(Saving *saving, bool apply)
 		if (!get(saving, &row, sizeof(row)))
 			return false;
 		if (apply)
-			apitoken_give_back_usage(&row, 1);
+			apitoken_give_back_usage(&row, 1, 0);
 	}
 	for (int64 i = 0; i < header.databases; i++)
 	{

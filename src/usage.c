@@ -52,14 +52,19 @@ begin_usage(void *entry)
 
 	pg_atomic_init_u64(&usage->accepted, 0);
 	pg_atomic_init_u64(&usage->refused, 0);
+	usage->left_by = 0;
 	SpinLockInit(&usage->mutex);
 	memset(&usage->last, 0, sizeof(usage->last));
 	usage->last.at = DT_NOBEGIN;
 }
 
-/* Add to the entry of a key; false if it has none and there is no room. */
+/*
+ * Add to the entry of a key; false if it has none and there is no room.  If it
+ * comes from a flush that leaves it for a later one: which.  (0: it does not.)
+ */
 static bool
-add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const ApitokenLastUse *last)
+add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const ApitokenLastUse *last,
+		  uint32 left_by)
 {
 	LWLock	   *lock;
 	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, key, begin_usage, &lock);
@@ -77,6 +82,8 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 			usage->last = *last;
 		SpinLockRelease(&usage->mutex);
 	}
+	if (left_by != 0)
+		usage->left_by = left_by;
 	if (accepted > 0)
 		pg_atomic_fetch_add_u64(&usage->accepted, accepted);
 	if (refused > 0)
@@ -106,7 +113,7 @@ remember_use(const pg_uuid_t *id, bool accepted, inet *address)
 		if (client != NULL)
 			memcpy(&last.from, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(last.from)));
 	}
-	if (!add_usage(&key, accepted ? 1 : 0, accepted ? 0 : 1, &last))
+	if (!add_usage(&key, accepted ? 1 : 0, accepted ? 0 : 1, &last, 0))
 		apitoken_hasten();
 }
 
@@ -114,6 +121,7 @@ remember_use(const pg_uuid_t *id, bool accepted, inet *address)
 typedef struct Taking
 {
 	Oid			database;
+	uint32		flush;
 	ApitokenUsageRow *rows;
 	int			max;
 	int			count;
@@ -127,6 +135,8 @@ take(void *entry, void *arg)
 	ApitokenUsageRow *row = &taking->rows[taking->count];
 
 	if (usage->key.database != taking->database)
+		return true;
+	if (taking->flush != 0 && usage->left_by == taking->flush)
 		return true;
 	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
 	row->refused = pg_atomic_exchange_u64(&usage->refused, 0);
@@ -142,23 +152,24 @@ take(void *entry, void *arg)
 
 /*
  * Take what has been recorded of a database, `max` rows of it at most (one or
- * more); how many.  Fewer than `max`: it is all.
+ * more), but for what this flush has left already (0: leave nothing); how many.
+ * Fewer than `max`: it is all.
  */
 int
-apitoken_take_usage(Oid database, ApitokenUsageRow *rows, int max)
+apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max)
 {
-	Taking		taking = {database, rows, max, 0};
+	Taking		taking = {database, flush, rows, max, 0};
 
 	apitoken_map_each(apitoken_usage_map, take, &taking);
 	return taking.count;
 }
 
-/* What could not be written goes back. */
+/* What could not be written goes back; what a flush leaves (not 0) it does not take again. */
 void
-apitoken_give_back_usage(const ApitokenUsageRow *rows, int count)
+apitoken_give_back_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
 {
 	for (int i = 0; i < count; i++)
-		(void) add_usage(&rows[i].key, rows[i].accepted, rows[i].refused, &rows[i].last);
+		(void) add_usage(&rows[i].key, rows[i].accepted, rows[i].refused, &rows[i].last, flush);
 }
 
 static bool

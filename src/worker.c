@@ -181,7 +181,7 @@ discard(Oid database)
 {
 	ApitokenUsageRow rows[100];
 
-	while (apitoken_take_usage(database, rows, lengthof(rows)) == lengthof(rows))
+	while (apitoken_take_usage(database, 0, rows, lengthof(rows)) == lengthof(rows))
 		;
 	apitoken_database_forget(database);
 }

@@ -353,6 +353,29 @@ $maker->query('ROLLBACK');
 use_at_once('beside it');
 flush();
 is(written('beside it'), '3 0', 'one that is rolled back is in nobody\'s way');
+
+# nor are very many, more than a flush takes at once
+$node->safe_psql('postgres', q{
+	CREATE TABLE others AS SELECT (apitoken.create_token('other ' || i, user_id => 'u')).token FROM generate_series(1, 30) i;
+	CREATE TABLE many AS SELECT i, apitoken.generate('user') AS token FROM generate_series(1, 15000) i;
+});
+$maker->query(q{BEGIN; SET LOCAL session_replication_role = replica;
+	INSERT INTO apitoken.token_records (id, created_at, updated_at, digest_scheme, digest, user_id, label, access, masked)
+		SELECT (apitoken.parse(token)).id, now(), now(), 0, apitoken.hash(token), 'u', 'many ' || i, 'full', apitoken.mask(token) FROM many});
+is($maker->query('SELECT count(*) FROM many, apitoken.verify(token) v WHERE v.valid'), '15000', 'fifteen thousand tokens that are not committed are used');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM others, apitoken.verify(token) v WHERE v.valid'), '30', 'and thirty that are');
+flush();
+is($node->safe_psql('postgres', q{SELECT count(*) FROM used WHERE label LIKE 'other %' AND accepted = 1}), '30', 'and the latter are written');
+$maker->query('COMMIT');
+flush();
+is($node->safe_psql('postgres', q{SELECT count(*) FROM used WHERE label LIKE 'many %' AND accepted = 1}), '15000', 'the former once they are there');
+$node->safe_psql('postgres', q{
+	SET session_replication_role = replica;
+	DELETE FROM apitoken.token_usage u USING apitoken.token_records r WHERE u.token_id = r.id AND label LIKE 'many %';
+	DELETE FROM apitoken.token_usage_daily u USING apitoken.token_records r WHERE u.token_id = r.id AND label LIKE 'many %';
+	DELETE FROM apitoken.token_records WHERE label LIKE 'many %';
+	DROP TABLE others, many;
+});
 $maker->quit;
 
 # ----- two databases, the same tokens ------------------------------------------
