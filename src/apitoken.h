@@ -393,6 +393,7 @@ extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
 extern bool apitoken_role_may_act(Oid role);
 extern bool apitoken_session_may_vouch(void);
+extern TupleDesc apitoken_result_type(FunctionCallInfo fcinfo, int columns);
 extern Datum apitoken_form_row(const char *name, int count, const Oid *types,
 							   const Datum *values, const bool *nulls);
 

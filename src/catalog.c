@@ -334,6 +334,21 @@ apitoken_session_may_vouch(void)
 		role_may(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
 }
 
+/* The row that a function of the extension answers with, of so many columns. */
+TupleDesc
+apitoken_result_type(FunctionCallInfo fcinfo, int columns)
+{
+	TupleDesc	descriptor;
+
+	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != columns)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("function apitoken.%s has not the result that this library knows",
+						get_func_name(fcinfo->flinfo->fn_oid)),
+				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
+	return BlessTupleDesc(descriptor);
+}
+
 /*
  * A row of a composite type of the extension, given the columns that it has to
  * have.  Behind them there may be some that were added and dropped again.

@@ -155,16 +155,10 @@ Datum
 apitoken_run_maintenance(PG_FUNCTION_ARGS)
 {
 	ApitokenMaintenance done = {0};
-	TupleDesc	descriptor;
 	Datum		values[5];
+	TupleDesc	descriptor = apitoken_result_type(fcinfo, lengthof(values));
 	bool		nulls[5] = {false, false, false, false, false};
 
-	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE ||
-		descriptor->natts != lengthof(values))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("function apitoken.run_maintenance has not the result that this library knows"),
-				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
 	PreventCommandDuringRecovery("apitoken.run_maintenance()");
 	PreventCommandIfReadOnly("apitoken.run_maintenance()");
 	PreventCommandIfParallelMode("apitoken.run_maintenance()");
@@ -180,5 +174,5 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 	values[2] = Int64GetDatum(done.events_removed);
 	values[3] = Int64GetDatum(done.tokens_removed);
 	values[4] = Int64GetDatum(done.usage_removed);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

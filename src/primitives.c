@@ -79,9 +79,7 @@ apitoken_parse_sql(PG_FUNCTION_ARGS)
 
 	if (!parse_argument(PG_GETARG_DATUM(0), &parts))
 		PG_RETURN_NULL();
-	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	descriptor = BlessTupleDesc(descriptor);
+	descriptor = apitoken_result_type(fcinfo, lengthof(values));
 	values[0] = CStringGetTextDatum(parts.prefix);
 	values[1] = CStringGetTextDatum(apitoken_kind_code(parts.kind));
 	values[2] = UUIDPGetDatum(&parts.id);

@@ -54,15 +54,9 @@ PG_FUNCTION_INFO_V1(apitoken_read_stats);
 Datum
 apitoken_read_stats(PG_FUNCTION_ARGS)
 {
-	TupleDesc	descriptor;
+	TupleDesc	descriptor = apitoken_result_type(fcinfo, COLUMNS);
 	Datum		values[COLUMNS] = {0};
 	bool		nulls[COLUMNS];
-
-	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != COLUMNS)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("apitoken.read_stats has not the columns that this library knows"),
-				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
 
 	memset(nulls, true, sizeof(nulls));
 	set_column(values, nulls, PRELOADED, BoolGetDatum(apitoken_shared != NULL));
