@@ -2,6 +2,7 @@
 #
 #   make && make install       build, and install into the server of PG_CONFIG
 #   make test                  everything else: see test/README.md
+#   make bench                 how fast it is: see test/bench/README.md
 
 EXTENSION = apitoken
 MODULE_big = apitoken
@@ -134,8 +135,12 @@ demo:
 	@test/deps.sh build
 	@test/demo.sh
 
+bench:
+	@test/deps.sh build bench
+	@test/bench.sh
+
 # For scripts: the value of a variable of this file.
 print-%:
 	@echo $($*)
 
-.PHONY: deps test unit unit-programs test-matrix lint demo
+.PHONY: deps test unit unit-programs test-matrix lint demo bench

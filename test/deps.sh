@@ -8,6 +8,7 @@
 #   test     perl's IPC::Run; what the examples run with: drivers, node and npm,
 #            curl, and pgbouncer, nginx and Apache with mod_auth_openidc
 #            (programs, not services)
+#   bench    gnuplot, for the plot; pgbouncer, node and npm
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
 #
@@ -49,6 +50,12 @@ for kind in "$@"; do
 			have apache2 || need apache2-bin
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
+			;;
+		bench)
+			# the programs only: our plots are files
+			have gnuplot || need gnuplot-nox
+			have pgbouncer || need pgbouncer
+			{ have node && have npm; } || need npm
 			;;
 		lint)
 			for p in clang cppcheck shellcheck; do have $p || need $p; done

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 #
-# What run.sh, matrix.sh, demo.sh and lint.sh share.  Sourced, not run.
+# What run.sh, matrix.sh, demo.sh, bench.sh and lint.sh share.  Sourced, not run.
 #
 # A server refuses to run as root, and a test must not touch a server somebody
 # uses.  So each run has a workplace: a temporary directory that belongs to the
@@ -111,7 +111,7 @@ make_workplace() {
 	# from the project must go here too.
 	find "$WORK/src" -type f ! -name '*.o' ! -name '*.so' ! -path '*/unit/bin/*' -delete
 	tar -C "$ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
-		--exclude=node_modules --exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
+		--exclude=node_modules --exclude=./bench-results --exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
 		--exclude='./tmp_check*' --exclude='./regression.*' -cf - . | tar -C "$WORK/src" --no-same-owner -xf -
 	chmod 700 "$WORK"
 	[ ${#RUN_AS[@]} = 0 ] || chown -R "$user:" "$WORK"

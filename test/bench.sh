@@ -1,0 +1,40 @@
+#!/bin/bash
+#
+# bench.sh: build the extension, start a server of its own with durable
+# settings, and measure what test/bench/README.md says.  Everything is in one
+# temporary directory, which is removed at the end; the results go to OUT, by
+# default a new directory in bench-results.
+set -euo pipefail
+# shellcheck source=test/lib.sh
+. "$(dirname "$0")/lib.sh"
+clean_environment
+
+if [ -z "${APITOKEN_WORK:-}" ]; then
+	c=$(find_pg_config) || die "no complete PostgreSQL found by ${PG_CONFIG:-pg_config}; run test/deps.sh"
+	OUT=${OUT:-bench-results/$(date +%Y%m%d-%H%M%S)}
+	mkdir -p "$OUT"
+	OUT=$(cd "$OUT" && pwd)
+	# the command as it would be typed, for the report
+	APITOKEN_COMMAND='make bench'
+	for v in QUICK SIZES ROUNDS SECONDS_EACH CLIENTS ONLY; do
+		case ${!v:-} in
+			'') ;;
+			*' '*) APITOKEN_COMMAND+=" $v=\"${!v}\"" ;;
+			*) APITOKEN_COMMAND+=" $v=${!v}" ;;
+		esac
+	done
+	export APITOKEN_COMMAND
+	# shellcheck disable=SC2119
+	make_workplace
+	PG_CONFIG=$c in_workplace test/bench.sh
+	cp "$WORK"/results/* "$OUT/"
+	echo "The results are in $OUT"
+	exit
+fi
+
+WORK=$APITOKEN_WORK
+echo "Building for $("$PG_CONFIG" --version)"
+private_server "$PG_CONFIG" "$WORK/server"
+build "$WORK/src" "$PRIVATE_PG_CONFIG"
+mkdir "$WORK/results"
+exec perl -I test/bench test/bench/run.pl "$("$PRIVATE_PG_CONFIG" --bindir)" "$WORK"
