@@ -18,4 +18,4 @@ FROM (VALUES ('t', 'text'), ('i', 'uuid')) w (what, type), generate_series(1, 10
 GROUP BY what \gexec
 
 CREATE VIEW bench.batches AS SELECT * FROM bench.batch_t JOIN bench.batch_i USING (n);
-GRANT SELECT ON bench.batches TO bench;
+GRANT SELECT ON ALL TABLES IN SCHEMA bench TO bench;

@@ -6,7 +6,6 @@ CREATE EXTENSION apitoken CASCADE;
 CREATE EXTENSION pg_prewarm;
 CREATE SCHEMA bench;
 GRANT USAGE ON SCHEMA bench TO bench;
-ALTER DEFAULT PRIVILEGES IN SCHEMA bench GRANT SELECT, UPDATE ON TABLES TO bench;
 
 -- The login of pgbench: a backend's, which may read the tables besides, since
 -- that is what the yardsticks do.
