@@ -106,8 +106,8 @@ sub settings
 		max_wal_size => '64GB', checkpoint_timeout => '1h',
 		maintenance_work_mem => '512MB', work_mem => '256MB',
 		autovacuum => 'off', jit => 'off', max_parallel_workers_per_gather => 0,
-		# room for all tokens in play at once
-		'apitoken.usage_slots' => 2 * max(@{ $b->{sizes} }),
+		# room for all tokens in play at once, of which batches.sql has a million at most
+		'apitoken.usage_slots' => 2_000_000,
 		listen_addresses => '', unix_socket_directories => $b->{host},
 		log_line_prefix => '%m [%p] %q%a ',
 		%changes);
@@ -196,8 +196,9 @@ sub batch_script
 }
 
 # pgbench each => STATEMENT (a batch of it) or script => TEXT or FILE with
-# statements => NUMBER; clients =>, jobs =>, seconds =>, mode =>, define => {},
-# user =>, db =>, host =>, port =>: statements a second.
+# statements => NUMBER; clients =>, jobs =>, seconds => or transactions => (of
+# each client), mode =>, define => {}, user =>, db =>, host =>, port =>:
+# statements a second.
 sub pgbench
 {
 	my ($b, %how) = @_;
@@ -217,7 +218,7 @@ sub pgbench
 	}
 	$script = spew("$b->{dir}/script.$$.sql", $script) if $script =~ /\n/ || ! -e $script;
 	my $out = $b->command("$b->{bin}/pgbench", '-n', '-M', $how{mode} // 'prepared', '-c', $clients, '-j', $jobs,
-		'-T', $how{seconds} // $b->{seconds}, (map { ('-D', "$_=$define{$_}") } sort keys %define),
+		($how{transactions} ? ('-t', $how{transactions}) : ('-T', $how{seconds} // $b->{seconds})), (map { ('-D', "$_=$define{$_}") } sort keys %define),
 		'-f', $script, $b->connection(user => 'bench', %how), $db);
 	my ($tps) = $out =~ /^tps = ([\d.]+)/m or die "pgbench: $out";
 	die "pgbench: $out" if $out =~ /^number of failed transactions: [1-9]/m;
