@@ -33,7 +33,7 @@ sub new
 	$self->{size} = (grep { $_ == 1_000_000 } @{ $self->{sizes} }) ? 1_000_000 : $self->{sizes}[-1];
 	$self->{db} = "bench_$self->{size}";
 	$self->{rounds} ||= $self->{quick} ? 3 : 5;
-	$self->{seconds} ||= $self->{quick} ? 1 : 5;
+	$self->{seconds} ||= $self->{quick} ? 0.5 : 5;
 	$self->{clients} ||= 2;
 	$self->{host} = "$self->{work}/s";
 	$self->{port} = 5432;
@@ -176,26 +176,27 @@ sub milliseconds
 }
 
 # The script of a batch: each statement a hundred times, with the next hundred
-# tokens' texts (:t) or ids (:i), which are fetched with one statement before.
-# Batches are in random order of tokens, and are taken one after another.
+# tokens' texts (:t) or ids (:i), or what else bench.make_batches() was given as
+# one letter, which are fetched with one statement before.  Batches are in random
+# order of tokens, and are taken one after another.
 sub batch_script
 {
 	my ($b, $each) = @_;
 	my $script = "\\set k :k + 1\n\\set n (:start + :k * :clients + :client_id) % :batches\n";
 
-	foreach my $what ('t', 'i')
-	{
-		$script .= "SELECT * FROM bench.batch_$what WHERE n = :n \\gset\n" if $each =~ /:$what\b/;
-	}
+	my %letters = map { $_ => 1 } $each =~ /(?<!:):([a-z])\b/g;
+
+	$script .= "SELECT * FROM bench.batch_$_ WHERE n = :n \\gset\n" foreach sort keys %letters;
 	foreach my $number (1 .. BATCH)
 	{
-		(my $one = $each) =~ s/:([ti])\b/:$1$number/g;
+		(my $one = $each) =~ s/(?<!:):([a-z])\b/:$1$number/g;
 		$script .= "$one;\n";
 	}
 	return $script;
 }
 
-# pgbench each => STATEMENT (a batch of it) or script => TEXT or FILE with
+# pgbench each => STATEMENT (a batch of it; batches => how many there are, if it
+# is not one for each hundred tokens) or script => TEXT or FILE with
 # statements => NUMBER; clients =>, jobs =>, seconds => or transactions => (of
 # each client), mode =>, define => {}, user =>, db =>, host =>, port =>:
 # statements a second.
@@ -212,18 +213,25 @@ sub pgbench
 	if ($how{each})
 	{
 		# a run goes on where the last one ended
-		$define{batches} = $b->{batches}{$db} or die "$db has no batches";
+		$define{batches} = $how{batches} // $b->{batches}{$db} or die "$db has no batches";
 		$define{start} = $b->{next}{"$db $how{each}"} //= int(rand $define{batches});
 		$define{k} = 0;
 	}
 	$script = spew("$b->{dir}/script.$$.sql", $script) if $script =~ /\n/ || ! -e $script;
+	# pgbench knows whole seconds only: shorter is as many transactions as fit,
+	# when it is known how many that is
+	my $seconds = $how{seconds} // $b->{seconds};
+	my $known = \$b->{tps}{ join ' ', $db, $how{port} // '', $clients, $how{each} // $how{script} };
+	my $transactions = $how{transactions};
+	$transactions //= POSIX::ceil($$known * $seconds / $clients) if $$known && $seconds < 1;
 	my $out = $b->command("$b->{bin}/pgbench", '-n', '-M', $how{mode} // 'prepared', '-c', $clients, '-j', $jobs,
-		($how{transactions} ? ('-t', $how{transactions}) : ('-T', $how{seconds} // $b->{seconds})), (map { ('-D', "$_=$define{$_}") } sort keys %define),
+		($transactions ? ('-t', $transactions) : ('-T', POSIX::ceil($seconds))), (map { ('-D', "$_=$define{$_}") } sort keys %define),
 		'-f', $script, $b->connection(user => 'bench', %how), $db);
 	my ($tps) = $out =~ /^tps = ([\d.]+)/m or die "pgbench: $out";
 	die "pgbench: $out" if $out =~ /^number of failed transactions: [1-9]/m;
 	$b->{next}{"$db $how{each}"} += 1 + ($out =~ /^number of transactions actually processed: (\d+)/m ? $1 : 0)
 		if $how{each};
+	$$known = $tps;
 	return $tps * $statements;
 }
 

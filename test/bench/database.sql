@@ -40,3 +40,20 @@ BEGIN
 	RETURN extract(epoch FROM clock_timestamp() - began) * 1000;
 END
 $$;
+
+-- Texts or ids of a query (r, value) in the order of r, a hundred in a row of
+-- the table bench.batch_<letter> (n, <letter>1 ... <letter>100): so pgbench has
+-- a hundred of them by a single statement.
+CREATE FUNCTION bench.make_batches(letter text, type text, query text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	-- a hundred texts fill a page: they stay there, uncompressed
+	EXECUTE format('CREATE TABLE bench.batch_%s (n bigint PRIMARY KEY, %s) WITH (toast_tuple_target = 8160)', letter,
+		(SELECT string_agg(letter || i || ' ' || type, ', ' ORDER BY i) FROM generate_series(1, 100) i));
+	EXECUTE format('INSERT INTO bench.batch_%s SELECT n, %s FROM (
+			SELECT row_number() OVER () - 1 AS n, array_agg(value ORDER BY r) AS v
+			FROM (SELECT (row_number() OVER (ORDER BY r) - 1) / 100 AS n, r, value FROM (%s) q) o
+			GROUP BY n HAVING count(*) = 100) a', letter,
+		(SELECT string_agg(format('v[%s]', i), ', ' ORDER BY i) FROM generate_series(1, 100) i), query);
+	EXECUTE format('GRANT SELECT ON bench.batch_%s TO bench', letter);
+END
+$$;
