@@ -45,13 +45,14 @@ sub make_keys
 	return;
 }
 
-# Microseconds for each of NUMBER rows that a statement takes more than another
-# that only reads them.
+# Microseconds of a processor for each of NUMBER rows that a statement takes more
+# than another that only reads them.
 sub net
 {
 	my ($b, $number, $statement, $only_reads, %how) = @_;
 
-	return ($b->milliseconds($statement, %how) - $b->milliseconds($only_reads, %how)) * 1000 / $number;
+	my ($all, $reading) = map { $b->milliseconds($_, %how, processor => 1) } $statement, $only_reads;
+	return ($all - $reading) * 1000 / $number;
 }
 
 # How many scans of the tables that are read a statement makes.
