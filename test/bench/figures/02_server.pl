@@ -11,6 +11,7 @@ $probes_only{join_collapse_limit} = 1;
 # What verify() reads for each kind of token.
 my %kinds = (
 	organization => {
+		name => 'an organization\'s token',
 		joins => 'JOIN apitoken.organizations o ON o.id = t.organization_id JOIN apitoken.roles r ON r.name = t.role',
 		reads => 'count(t.digest), count(o.created_at), count(r.permissions)',
 		performs => q{
@@ -19,6 +20,7 @@ my %kinds = (
 			PERFORM permissions FROM apitoken.roles WHERE name = k.role;},
 		probes => 3 },
 	user => {
+		name => 'a personal token',
 		joins => 'JOIN apitoken.users u ON u.id = t.user_id',
 		reads => 'count(t.digest), count(u.groups)',
 		performs => q{
@@ -84,19 +86,19 @@ Bench::figure('2', 'the server\'s time for a verification', sub {
 
 		$b->compare(
 			figure => '2', wanted => '<= 1.2', unit => 'us',
-			what => "verify() of the token of $kind / $how->{probes} primary-key probes and sha256()",
+			what => "verify() of $how->{name} / $how->{probes} primary-key probes and sha256()",
 			ours => sub { net($b, $number, "SELECT count(apitoken.verify(token)) FROM $keys", "SELECT count(length(token)) FROM $keys") },
 			yardstick => sub {
 				net($b, $number, $yardstick, "SELECT count(length(token)), count(id) FROM $keys", set => \%probes_only);
 			});
-		$b->report(figure => '2', what => "probes of a verification, token of $kind", wanted => '<= 3', unit => 'probes',
+		$b->report(figure => '2', what => "probes of a verification of $how->{name}", wanted => '<= 3', unit => 'probes',
 			value => scans($b, "SELECT count(apitoken.verify(token)) FROM (SELECT token FROM $keys LIMIT 1000) k") / 1000);
 		next if $b->{quick};
 
 		my $loop = sub { "DO \$do\$ DECLARE k $keys; BEGIN FOR k IN SELECT * FROM $keys LOOP $_[0] END LOOP; END \$do\$" };
 		$b->compare(
 			figure => '2b', unit => 'us',
-			what => "the same, each a statement of a PL/pgSQL loop, token of $kind",
+			what => "the same, each a statement of a PL/pgSQL loop, $how->{name}",
 			ours => sub { net($b, $number, $loop->('PERFORM apitoken.verify(k.token);'), $loop->('')) },
 			yardstick => sub { net($b, $number, $loop->("$how->{performs} PERFORM sha256(k.token::bytea);"), $loop->('')) });
 	}
