@@ -316,8 +316,11 @@ reduce(List *patterns)
 	List	   *result = NIL;
 	PatternSet	set;
 	ListCell   *cell;
-	uint32		size = pg_nextpower2_32(2 * Max(list_length(patterns), 1));
+	uint32		size;
 
+	if (list_length(patterns) <= 1)
+		return patterns;
+	size = pg_nextpower2_32(2 * list_length(patterns));
 	set.slots = palloc0(size * sizeof(const char *));
 	set.mask = size - 1;
 
