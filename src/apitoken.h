@@ -109,6 +109,7 @@ extern bool apitoken_pattern_intersect(const char *a, const char *b,
 									   char result[APITOKEN_PATTERN_MAX + 1]);
 extern bool apitoken_patterns_match(List *patterns, const char *permission);
 extern const char *apitoken_patterns_uncovered(List *patterns, List *by);
+extern List *apitoken_patterns_reduce(List *patterns);
 extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own,
 									  bool personal);
 extern bool apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal,
@@ -466,6 +467,11 @@ extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
 									 TimestampTz *last_used_at);
 
+/* ----- role.c: what roles allow, remembered ----- */
+
+extern void apitoken_forget_roles(void);
+extern bool apitoken_role(const char *name, ApitokenRoleRow *row);
+
 /* ----- write.c: statements that run as the tables' owner ----- */
 
 typedef enum ApitokenStatement
@@ -553,7 +559,7 @@ extern bool apitoken_may(const ApitokenPrincipal *principal, const char *permiss
 extern List *apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions);
 extern const char *apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions);
 extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
-extern List *apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot);
+extern List *apitoken_token_patterns(const ApitokenRecord *record);
 
 /* ----- usage.c: when tokens are used ----- */
 

@@ -67,6 +67,8 @@ relation_changed(Datum arg, Oid relid)
 		if (tables[i] == relid)
 			tables_valid = false;
 	}
+	if (!tables_valid)
+		apitoken_forget_roles();
 }
 
 static void

@@ -16,8 +16,9 @@
  * The address is the client_address argument, if any: address.c says whether
  * it counts, and is asked only when it matters.
  *
- * All is read with one snapshot of the latest committed state.  Without a
- * permission that makes three probes at most: the token, its owner, a role.
+ * All is read with one snapshot of the latest committed state, or a newer one.
+ * Without a permission that makes three probes at most: the token, its owner,
+ * and a role that the session does not remember (role.c).
  */
 #include "postgres.h"
 
