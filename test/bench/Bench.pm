@@ -387,7 +387,11 @@ sub run
 			$b->psql('CHECKPOINT');
 			$figure->{run}->($b);
 			1;
-		} or $b->missing($figure->{id}, 'failed: ' . $@ =~ s/\s+/ /gr);
+		} or do {
+			print "  $@\n";
+			(my $why = $@) =~ s/^.*?(?=ERROR:)//s;
+			$b->missing($figure->{id}, 'failed: ' . substr($why =~ s/\s+/ /gr, 0, 80));
+		};
 		printf "  (%.0f s)\n", time - $began;
 	}
 	return;
