@@ -175,6 +175,38 @@ sub milliseconds
 			"SELECT bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
+# microseconds SQL, times =>, before => SQL, db =>, user =>, ...: server time of a
+# statement that is prepared, one of so many in a loop; each row is fetched.
+# What is to come before is in the same transaction, and is not counted.
+sub microseconds
+{
+	my ($b, $sql, %how) = @_;
+	my $times = $how{times} // 1;
+	my $before = defined $how{before} ? "$how{before};" : '';
+
+	# the first ones plan, and fill caches
+	return $b->psql(qq{
+		BEGIN;
+		$before
+		DO \$loop\$
+		DECLARE
+			began timestamptz;
+			each record;
+		BEGIN
+			FOR i IN -2 .. $times LOOP
+				IF i = 1 THEN
+					began := clock_timestamp();
+				END IF;
+				FOR each IN $sql LOOP
+				END LOOP;
+			END LOOP;
+			PERFORM set_config('bench.took', extract(epoch FROM clock_timestamp() - began)::text, true);
+		END
+		\$loop\$;
+		SELECT current_setting('bench.took')::float8 * 1e6 / $times;
+		COMMIT}, %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
+}
+
 # The script of a batch: each statement a hundred times, with the next hundred
 # tokens' texts (:t) or ids (:i), which are fetched with one statement before.
 # Batches are in random order of tokens, and are taken one after another.
