@@ -633,6 +633,10 @@ extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
 extern void apitoken_act_by(const ApitokenVerification *verification);
 
+/* ----- policy.c: which tokens the caller sees ----- */
+
+extern uint64 apitoken_moment;
+
 /* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
 
 extern void apitoken_redact_activity(void);
