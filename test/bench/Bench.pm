@@ -176,9 +176,9 @@ sub milliseconds
 			'SELECT ' . ($how{processor} ? 'processor' : 'clock') . " FROM bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
-# microseconds SQL, times =>, before => SQL, db =>, user =>, ...: server time of a
-# statement that is prepared, one of so many in a loop; each row is fetched.
-# What is to come before is in the same transaction, and is not counted.
+# microseconds SQL, times =>, before => SQL, db =>, user =>, ...: the processor's
+# time for a statement that is prepared, one of so many in a loop; each row is
+# fetched.  What is to come before is in the same transaction, and not counted.
 sub microseconds
 {
 	my ($b, $sql, %how) = @_;
@@ -191,20 +191,20 @@ sub microseconds
 		$before
 		DO \$loop\$
 		DECLARE
-			began timestamptz;
+			had bigint;
 			each record;
 		BEGIN
 			FOR i IN -2 .. $times LOOP
 				IF i = 1 THEN
-					began := clock_timestamp();
+					had := bench.processor_time();
 				END IF;
 				FOR each IN $sql LOOP
 				END LOOP;
 			END LOOP;
-			PERFORM set_config('bench.took', extract(epoch FROM clock_timestamp() - began)::text, true);
+			PERFORM set_config('bench.took', (bench.processor_time() - had)::text, true);
 		END
 		\$loop\$;
-		SELECT current_setting('bench.took')::float8 * 1e6 / $times;
+		SELECT current_setting('bench.took')::bigint / 1e3 / $times;
 		COMMIT}, %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 

@@ -65,7 +65,6 @@ SELECT format('CREATE TABLE bench.requests_%s WITH (toast_tuple_target = 8160) A
 	format('ALTER TABLE bench.requests_%s ADD PRIMARY KEY (n)', relation)
 FROM (VALUES ('articles', ''), ('drafts', 'NOT')) r (relation, personal) \gexec
 
-GRANT USAGE ON SCHEMA bench TO bench_authenticator;
 GRANT SELECT ON bench.requests_articles, bench.requests_drafts TO bench_authenticator;
 VACUUM ANALYZE bench_api.articles;
 VACUUM ANALYZE bench_api.drafts;

@@ -3,7 +3,6 @@
 
 CREATE ROLE bench_policies LOGIN;
 SELECT apitoken.allow('bench_policies', 'act', 'use');
-GRANT USAGE ON SCHEMA bench TO bench_policies;
 
 INSERT INTO apitoken.organizations (id) SELECT 'policy-' || i FROM generate_series(1, 3) i;
 INSERT INTO apitoken.memberships SELECT 'policy-' || i, 'policy-member', 'developer' FROM generate_series(1, 3) i;
