@@ -180,7 +180,8 @@ apitoken_manages_token(PG_FUNCTION_ARGS)
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
 	Managed    *managed = managed_by(PG_GETARG_ARRAYTYPE_P(1));
 	Snapshot	snapshot;
-	ApitokenRecord record;
+	text	   *organization_id;
+	text	   *user_id;
 
 	if (managed->asked && memcmp(id, &managed->token_id, sizeof(*id)) == 0)
 		PG_RETURN_BOOL(managed->manages_token);
@@ -190,10 +191,9 @@ apitoken_manages_token(PG_FUNCTION_ARGS)
 	if (managed->count == 0 && managed->user_id == NULL)
 		PG_RETURN_BOOL(false);
 	snapshot = apitoken_latest_snapshot();
-	if (apitoken_fetch_token(snapshot, id, &record))
-		managed->manages_token = record.kind == APITOKEN_ORGANIZATION ?
-			manages_organization(managed, cstring_to_text(record.organization_id)) :
-			manages_user(managed, cstring_to_text(record.user_id));
+	if (apitoken_fetch_owner(snapshot, id, &organization_id, &user_id))
+		managed->manages_token = organization_id != NULL ?
+			manages_organization(managed, organization_id) : manages_user(managed, user_id);
 	UnregisterSnapshot(snapshot);
 	PG_RETURN_BOOL(managed->manages_token);
 }
