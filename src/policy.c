@@ -37,6 +37,9 @@
 
 #include "apitoken.h"
 
+/* A list shows an owner's tokens in order: so many are looked up at once. */
+#define AHEAD 64
+
 /* What the caller manages by at least one of these permissions. */
 typedef struct Managed
 {
@@ -46,9 +49,15 @@ typedef struct Managed
 	Datum	   *ids;			/* the same, in order */
 	int			count;
 	text	   *user_id;		/* NULL: nobody's personal tokens */
-	bool		asked;			/* manages_token() was, about this one: */
+
+	/* what manages_token() was asked last, zero in the beginning */
 	pg_uuid_t	token_id;
 	bool		manages_token;
+
+	/* ids of managed tokens that it may be asked about next */
+	pg_uuid_t	ahead[AHEAD];
+	int			ahead_count;
+	int			lookups;		/* since there was one that it was asked about */
 } Managed;
 
 /* Advances with each statement, and when who is acting changes. */
@@ -172,29 +181,58 @@ apitoken_manages_owner(PG_FUNCTION_ARGS)
 				   (!PG_ARGISNULL(1) && manages_user(managed, PG_GETARG_TEXT_PP(1))));
 }
 
-/* The view asks about a token several times in a row, once for each column. */
+static bool
+is_ahead(Managed *managed, const pg_uuid_t *id)
+{
+	for (int i = 0; i < managed->ahead_count; i++)
+	{
+		if (memcmp(&managed->ahead[i], id, sizeof(*id)) == 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+look_up(Managed *managed, const pg_uuid_t *id)
+{
+	Snapshot	snapshot;
+	ApitokenOwner owner;
+	bool		manages;
+
+	if (managed->count == 0 && managed->user_id == NULL)
+		return false;
+	snapshot = apitoken_latest_snapshot();
+	manages = apitoken_fetch_owner(snapshot, id, &owner) &&
+		(owner.kind == APITOKEN_ORGANIZATION ? manages_organization(managed, owner.id) :
+		 manages_user(managed, owner.id));
+
+	/* not for a single one, and not again if the last time was for nothing */
+	if (manages && ++managed->lookups == 2)
+		managed->ahead_count = apitoken_fetch_older(snapshot, &owner, managed->ahead, AHEAD);
+	UnregisterSnapshot(snapshot);
+	return manages;
+}
+
+/*
+ * The view asks about a token several times in a row, once for each column.
+ * The owner of a token never changes.
+ */
 PG_FUNCTION_INFO_V1(apitoken_manages_token);
 Datum
 apitoken_manages_token(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
 	Managed    *managed = managed_by(PG_GETARG_ARRAYTYPE_P(1));
-	Snapshot	snapshot;
-	text	   *organization_id;
-	text	   *user_id;
 
-	if (managed->asked && memcmp(id, &managed->token_id, sizeof(*id)) == 0)
-		PG_RETURN_BOOL(managed->manages_token);
-	managed->asked = true;
-	managed->token_id = *id;
-	managed->manages_token = false;
-	if (managed->count == 0 && managed->user_id == NULL)
-		PG_RETURN_BOOL(false);
-	snapshot = apitoken_latest_snapshot();
-	if (apitoken_fetch_owner(snapshot, id, &organization_id, &user_id))
-		managed->manages_token = organization_id != NULL ?
-			manages_organization(managed, organization_id) : manages_user(managed, user_id);
-	UnregisterSnapshot(snapshot);
+	if (memcmp(id, &managed->token_id, sizeof(*id)) != 0)
+	{
+		bool		ahead = is_ahead(managed, id);
+
+		if (ahead)
+			managed->lookups = 1;
+		managed->manages_token = ahead || look_up(managed, id);
+		managed->token_id = *id;
+	}
 	PG_RETURN_BOOL(managed->manages_token);
 }
 

@@ -204,6 +204,21 @@ foreach my $sql ("SELECT * FROM apitoken.tokens $newest", 'SELECT * FROM apitoke
 		'', "$sql: reads no whole table");
 }
 
+# Use is seen of these tokens, of each, and of no others, in whatever order they
+# are asked about: in a list's, at random, in turn with those of others.
+$node->safe_psql('postgres', 'UPDATE apitoken.token_usage SET last_used_at = now()');
+my $own = $node->safe_psql('postgres', q{SELECT count(*) FROM apitoken.tokens WHERE organization_id IN ('org1', 'org3') OR user_id = 'user1'});
+cmp_ok($own, '>', 500, 'there are tokens to see');
+foreach my $order ('created_at DESC, id DESC', 'created_at, id', 'label', 'md5(id::text)')
+{
+	is(as_caller('user', '', "SELECT count(*), count(last_used_at) FROM (SELECT * FROM apitoken.tokens ORDER BY $order OFFSET 0) t"), "$own|$own", "use of each, by $order");
+}
+my $ids = $node->safe_psql('postgres', 'SELECT array_agg(id ORDER BY created_at DESC, id DESC) FROM apitoken.tokens');
+is(as_caller('user', '', 'SELECT count(*) FROM apitoken.token_usage'), $own, 'use of no others');
+is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id WHERE apitoken.manages_token(id, 'token:read')"), $own, 'nor in order with those of others');
+is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id (id) WHERE apitoken.manages_token(id.id, 'token:read') <> EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = id.id)"), 0, 'and each is told apart');
+is(as_caller('organization', '', 'SELECT count(*) FROM apitoken.token_usage'), 0, 'a token that manages none sees none');
+
 # ---- in parallel ----
 
 my $workers = 'SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_table_scan_size = 0;'
