@@ -33,6 +33,7 @@ OBJS = \
 	src/verify.o \
 	src/json.o \
 	src/identity.o \
+	src/policy.o \
 	src/redact.o \
 	src/guard.o \
 	src/secret.o \

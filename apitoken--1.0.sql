@@ -362,6 +362,29 @@ CREATE FUNCTION apitoken.managed_user(VARIADIC permissions text[]) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_managed_user' LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.managed_user(text[]) IS 'For policies: the user whose personal tokens who is acting may manage: the user themself, or by a custom personal token that names one of these permissions; otherwise null';
 
+CREATE FUNCTION apitoken.policy_support(internal) RETURNS internal
+	AS 'MODULE_PATHNAME', 'apitoken_policy_support' LANGUAGE C STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken.policy_support(internal) IS 'For the planner: what it should know of the functions below';
+
+CREATE FUNCTION apitoken.manages_organization(organization_id text, VARIADIC permissions text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_manages_organization' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken.policy_support;
+COMMENT ON FUNCTION apitoken.manages_organization(text, text[]) IS 'For policies: is it one of managed_organizations()?';
+
+CREATE FUNCTION apitoken.manages_user(user_id text, VARIADIC permissions text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_manages_user' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken.policy_support;
+COMMENT ON FUNCTION apitoken.manages_user(text, text[]) IS 'For policies: is it managed_user()?';
+
+CREATE FUNCTION apitoken.manages_owner(organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_manages_owner' LANGUAGE C STABLE PARALLEL RESTRICTED
+	SUPPORT apitoken.policy_support;
+COMMENT ON FUNCTION apitoken.manages_owner(text, text, text[]) IS 'For policies: manages_organization() or manages_user(), of a token, which has one owner';
+
+CREATE FUNCTION apitoken.manages_token(token_id uuid, VARIADIC permissions text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_manages_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken.manages_token(uuid, text[]) IS 'For policies: the same of a token''s owner';
+
 CREATE FUNCTION apitoken.own_organizations() RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_own_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.own_organizations() IS 'For policies: organizations that who is acting belongs to; none for anonymous and suspended users';
@@ -738,9 +761,11 @@ CREATE POLICY roles_insert ON apitoken.roles FOR INSERT WITH CHECK (true);
 CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
 CREATE POLICY roles_delete ON apitoken.roles FOR DELETE USING (true);
 
+-- The OR is for queries that name no owner, the rest for those that do: see src/policy.c.
 CREATE POLICY token_records_read ON apitoken.token_records FOR SELECT
-	USING (organization_id = ANY ((SELECT apitoken.managed_organizations('token:read', 'token:update', 'token:delete'))::text[])
-		   OR user_id = (SELECT apitoken.managed_user('token:read', 'token:update', 'token:delete')));
+	USING ((apitoken.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
+			OR apitoken.manages_user(user_id, 'token:read', 'token:update', 'token:delete'))
+		   AND apitoken.manages_owner(organization_id, user_id, 'token:read', 'token:update', 'token:delete'));
 CREATE POLICY token_records_create ON apitoken.token_records FOR INSERT
 	WITH CHECK (organization_id = ANY ((SELECT apitoken.managed_organizations('token:create'))::text[])
 				OR user_id = (SELECT apitoken.managed_user('token:create')));
@@ -749,7 +774,7 @@ CREATE POLICY token_records_update ON apitoken.token_records FOR UPDATE
 		   OR user_id = (SELECT apitoken.managed_user('token:update')));
 
 CREATE POLICY token_usage_read ON apitoken.token_usage FOR SELECT
-	USING (EXISTS (SELECT FROM apitoken.token_records r WHERE r.id = token_id));
+	USING (apitoken.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
 
 CREATE POLICY token_usage_daily_read ON apitoken.token_usage_daily FOR SELECT
 	USING (EXISTS (SELECT FROM apitoken.token_records r WHERE r.id = token_id));
@@ -797,6 +822,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.parse(text),
 	apitoken.mask(text),
 	apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb),
+	apitoken.policy_support(internal),
 	apitoken.take_secret(uuid),
 	apitoken.regenerate_token(uuid, interval, interval),
 	apitoken.revoke_token(uuid, text, text),

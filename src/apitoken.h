@@ -454,9 +454,18 @@ typedef struct ApitokenMembership
 	char	   *role;
 } ApitokenMembership;
 
+typedef struct ApitokenOwner
+{
+	ApitokenKind kind;
+	text	   *id;
+	TimestampTz since;			/* when the token was made */
+} ApitokenOwner;
+
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
+extern bool apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner);
+extern int	apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max);
 extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool row);
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
@@ -648,6 +657,10 @@ extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
 extern void apitoken_act_by(const ApitokenVerification *verification);
+
+/* ----- policy.c: which tokens the caller sees ----- */
+
+extern uint64 apitoken_moment;
 
 /* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
 

@@ -37,6 +37,7 @@ static object_access_hook_type previous_access = NULL;
 static void
 before_statement(void)
 {
+	apitoken_moment++;
 	apitoken_enforce_read_only();
 
 	/*

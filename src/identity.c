@@ -56,6 +56,7 @@ transaction_ended(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			memset(&latch, 0, sizeof(latch));
+			apitoken_moment++;
 			break;
 		default:
 			break;
@@ -81,7 +82,10 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 			ResetPlanCache();
 	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
 		memset(&latch, 0, sizeof(latch));
+		apitoken_moment++;
+	}
 }
 
 void
@@ -141,6 +145,7 @@ set_latch(const ApitokenPrincipal *principal)
 	MemoryContextSwitchTo(old);
 	latch.subtransaction = GetCurrentSubTransactionId();
 	latch.set = true;
+	apitoken_moment++;
 	apitoken_enforce_read_only();
 }
 
@@ -533,34 +538,6 @@ apitoken_organizations_allowed(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
 	}
 	return (Datum) 0;
-}
-
-PG_FUNCTION_INFO_V1(apitoken_managed_organizations);
-Datum
-apitoken_managed_organizations(PG_FUNCTION_ARGS)
-{
-	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_strings_from_array(PG_GETARG_ARRAYTYPE_P(0));
-	List	   *organizations = NIL;
-
-	if (principal != NULL && permissions != NIL)
-		organizations = apitoken_organizations_where(principal, permissions);
-	PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(organizations));
-}
-
-PG_FUNCTION_INFO_V1(apitoken_managed_user);
-Datum
-apitoken_managed_user(PG_FUNCTION_ARGS)
-{
-	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *permissions = PG_ARGISNULL(0) ? NIL : apitoken_strings_from_array(PG_GETARG_ARRAYTYPE_P(0));
-	const char *user_id = NULL;
-
-	if (principal != NULL)
-		user_id = apitoken_managed_user_of(principal, permissions);
-	if (user_id == NULL)
-		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(user_id));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_own_organizations);

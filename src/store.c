@@ -35,6 +35,8 @@ typedef enum
 	MEMBERSHIPS_OF_USER,
 	LABEL_OF_ORGANIZATION,
 	LABEL_OF_USER,
+	TOKENS_OF_ORGANIZATION,
+	TOKENS_OF_USER,
 	INDEXES
 } NamedIndex;
 
@@ -42,6 +44,8 @@ static const char *const index_names[INDEXES] = {
 	"memberships_user_id_idx",
 	"token_records_organization_label_key",
 	"token_records_user_label_key",
+	"token_records_organization_id_idx",
+	"token_records_user_id_idx",
 };
 
 /* A table being probed, and the row that was found: as many columns as asked for. */
@@ -216,6 +220,50 @@ apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *rec
 
 	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
 	return end_token_probe(&probe, record);
+}
+
+/* Whose a token is, and since when. */
+bool
+apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner)
+{
+	Probe		probe;
+	bool		found;
+
+	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
+	found = next_row(&probe, Anum_token_records_user_id);
+	if (found)
+	{
+		bool		personal = probe.nulls[Anum_token_records_organization_id - 1];
+
+		owner->kind = personal ? APITOKEN_USER : APITOKEN_ORGANIZATION;
+		owner->id = DatumGetTextPCopy(probe.values[(personal ? Anum_token_records_user_id :
+													Anum_token_records_organization_id) - 1]);
+		owner->since = timestamp_at(probe.values, probe.nulls, Anum_token_records_created_at, DT_NOBEGIN);
+	}
+	end_probe(&probe);
+	return found;
+}
+
+/* Ids of this owner's tokens that are not newer, newest first; how many. */
+int
+apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max)
+{
+	bool		personal = owner->kind == APITOKEN_USER;
+	Probe		probe;
+	ScanKeyData keys[2];
+	int			count = 0;
+
+	ScanKeyInit(&keys[0], personal ? Anum_token_records_user_id : Anum_token_records_organization_id,
+				BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(owner->id));
+	ScanKeyInit(&keys[1], Anum_token_records_created_at,
+				BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, TimestampTzGetDatum(owner->since));
+	begin_probe(&probe, APITOKEN_TOKEN_RECORDS,
+				index_names[personal ? TOKENS_OF_USER : TOKENS_OF_ORGANIZATION], snapshot, 2, keys);
+	/* without the index there is no order, and no reason to read the table */
+	while (probe.scan->irel != NULL && count < max && next_row(&probe, Anum_token_records_id))
+		ids[count++] = *DatumGetUUIDP(probe.values[Anum_token_records_id - 1]);
+	end_probe(&probe);
+	return count;
 }
 
 /*

@@ -177,6 +177,38 @@ sub milliseconds
 			'SELECT ' . ($how{processor} ? 'processor' : 'clock') . " FROM bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
+# microseconds SQL, times =>, before => SQL, db =>, user =>, ...: the processor's
+# time for a statement that is prepared, one of so many in a loop; each row is
+# fetched.  What is to come before is in the same transaction, and not counted.
+sub microseconds
+{
+	my ($b, $sql, %how) = @_;
+	my $times = $how{times} // 1;
+	my $before = defined $how{before} ? "$how{before};" : '';
+
+	# the first ones plan, and fill caches
+	return $b->psql(qq{
+		BEGIN;
+		$before
+		DO \$loop\$
+		DECLARE
+			had bigint;
+			each record;
+		BEGIN
+			FOR i IN -2 .. $times LOOP
+				IF i = 1 THEN
+					had := bench.processor_time();
+				END IF;
+				FOR each IN $sql LOOP
+				END LOOP;
+			END LOOP;
+			PERFORM set_config('bench.took', (bench.processor_time() - had)::text, true);
+		END
+		\$loop\$;
+		SELECT current_setting('bench.took')::bigint / 1e3 / $times;
+		COMMIT}, %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
+}
+
 # The script of a batch: each statement a hundred times, with the next hundred
 # tokens' texts (:t) or ids (:i), or what else bench.make_batches() was given as
 # one letter, which are fetched with one statement before.  Batches are in random

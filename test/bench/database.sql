@@ -5,7 +5,7 @@
 CREATE EXTENSION apitoken CASCADE;
 CREATE EXTENSION pg_prewarm;
 CREATE SCHEMA bench;
-GRANT USAGE ON SCHEMA bench TO bench;
+GRANT USAGE ON SCHEMA bench TO PUBLIC;
 
 -- The login of pgbench: a backend's, which may read the tables besides, since
 -- that is what the yardsticks do.
@@ -30,17 +30,21 @@ CREATE FUNCTION bench.load("from" bigint, "to" bigint) RETURNS void LANGUAGE sql
 	INSERT INTO bench.keys SELECT substr(label, 5)::bigint, id, token FROM made;
 $$;
 
--- How long a statement takes, in milliseconds: by the clock, and by what the
--- kernel says that this process had of a processor, which what else the machine
--- does hardly changes.  The rows go nowhere.
+-- What the kernel says that this process had of a processor, in nanoseconds,
+-- which what else the machine does hardly changes.
+CREATE FUNCTION bench.processor_time() RETURNS bigint LANGUAGE sql SECURITY DEFINER
+	RETURN split_part(pg_read_file('/proc/self/schedstat'), ' ', 1)::bigint;
+
+-- How long a statement takes, in milliseconds: by the clock, and of a processor.
+-- The rows go nowhere.
 CREATE FUNCTION bench.milliseconds(statement text, OUT clock double precision, OUT processor double precision)
 LANGUAGE plpgsql AS $$
 DECLARE
 	began timestamptz := clock_timestamp();
-	had bigint := split_part(pg_read_file('/proc/self/schedstat'), ' ', 1);
+	had bigint := bench.processor_time();
 BEGIN
 	EXECUTE statement;
-	processor := (split_part(pg_read_file('/proc/self/schedstat'), ' ', 1)::bigint - had) / 1e6;
+	processor := (bench.processor_time() - had) / 1e6;
 	clock := extract(epoch FROM clock_timestamp() - began) * 1000;
 END
 $$;

@@ -168,6 +168,57 @@ foreach my $case (
 	}
 }
 
+# ---- lists of tokens ----
+
+# Of an organization whose members look at its newest tokens no more than those
+# are read, whatever else there is; and nothing of one that is not theirs.
+$node->safe_psql('postgres', q{
+	INSERT INTO apitoken.tokens (organization_id, label) SELECT 'org' || 1 + n % 1000, 'listed ' || n FROM generate_series(1, 20000) n;
+	INSERT INTO apitoken.tokens (organization_id, label) SELECT o, 'more ' || n FROM unnest('{org1,org2,org9}'::text[]) o, generate_series(1, 500) n;
+	SELECT apitoken.allow('app', 'manage');
+	VACUUM ANALYZE apitoken.token_records; VACUUM ANALYZE apitoken.token_usage});
+my $newest = 'ORDER BY created_at DESC, id DESC LIMIT 50';
+my $index = 'token_records_organization_id_idx';
+
+foreach my $case (
+	[ 'its own organization', "SELECT * FROM apitoken.tokens WHERE organization_id = 'org1' $newest", 50 ],
+	[ 'by list_tokens', q{SELECT * FROM apitoken.list_tokens(organization_id => 'org1')}, 50 ],
+	[ 'where nothing may be seen', "SELECT * FROM apitoken.tokens WHERE organization_id = 'org2' $newest", 0 ],
+	[ 'of strangers', "SELECT * FROM apitoken.tokens WHERE organization_id = 'org9' $newest", 0 ])
+{
+	my ($what, $sql, $expected) = @$case;
+
+	foreach my $settings ('', 'SET LOCAL plan_cache_mode = force_generic_plan')
+	{
+		my @nodes = plan_of('user', $sql, $settings);
+		my ($scan) = grep { ($_->{'Index Name'} // '') eq $index } @nodes;
+
+		is($scan ? "$scan->{'Node Type'} $scan->{'Actual Rows'}" : 'none', "Index Scan $expected", "$what: reads those only");
+		is($scan->{'Rows Removed by Filter'} // 0, 0, "$what: and no others to be left out");
+		ok(!(grep { $_->{'Node Type'} eq 'Sort' } @nodes), "$what: in order");
+	}
+}
+foreach my $sql ("SELECT * FROM apitoken.tokens $newest", 'SELECT * FROM apitoken.list_tokens()', 'SELECT count(*) FROM apitoken.tokens')
+{
+	is(join(', ', map { "$_->{'Node Type'} on $_->{'Relation Name'}" } grep { $_->{'Node Type'} eq 'Seq Scan' } plan_of('user', $sql, '')),
+		'', "$sql: reads no whole table");
+}
+
+# Use is seen of these tokens, of each, and of no others, in whatever order they
+# are asked about: in a list's, at random, in turn with those of others.
+$node->safe_psql('postgres', 'UPDATE apitoken.token_usage SET last_used_at = now()');
+my $own = $node->safe_psql('postgres', q{SELECT count(*) FROM apitoken.tokens WHERE organization_id IN ('org1', 'org3') OR user_id = 'user1'});
+cmp_ok($own, '>', 500, 'there are tokens to see');
+foreach my $order ('created_at DESC, id DESC', 'created_at, id', 'label', 'md5(id::text)')
+{
+	is(as_caller('user', '', "SELECT count(*), count(last_used_at) FROM (SELECT * FROM apitoken.tokens ORDER BY $order OFFSET 0) t"), "$own|$own", "use of each, by $order");
+}
+my $ids = $node->safe_psql('postgres', 'SELECT array_agg(id ORDER BY created_at DESC, id DESC) FROM apitoken.tokens');
+is(as_caller('user', '', 'SELECT count(*) FROM apitoken.token_usage'), $own, 'use of no others');
+is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id WHERE apitoken.manages_token(id, 'token:read')"), $own, 'nor in order with those of others');
+is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id (id) WHERE apitoken.manages_token(id.id, 'token:read') <> EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = id.id)"), 0, 'and each is told apart');
+is(as_caller('organization', '', 'SELECT count(*) FROM apitoken.token_usage'), 0, 'a token that manages none sees none');
+
 # ---- in parallel ----
 
 my $workers = 'SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_table_scan_size = 0;'

@@ -1,0 +1,68 @@
+-- For figure 11: a table equal to token_records, with the same rows and without
+-- triggers; rows to put into it; and both ways of making many in one transaction.
+
+CREATE TABLE bench.bare_records (LIKE apitoken.token_records INCLUDING ALL);
+INSERT INTO bench.bare_records SELECT * FROM apitoken.token_records;
+VACUUM ANALYZE bench.bare_records;
+
+-- What a new organization's token's row holds besides its id, for pgbench: all
+-- but the label and the owner, which are its variables, are constants.
+CREATE FUNCTION bench.columns() RETURNS text LANGUAGE sql AS $$
+	SELECT string_agg(quote_ident(attname), ', ' ORDER BY attname <> 'id', attnum)
+	FROM pg_attribute WHERE attrelid = 'apitoken.token_records'::regclass AND attnum > 0 AND NOT attisdropped
+$$;
+CREATE FUNCTION bench.constants() RETURNS text LANGUAGE sql AS $$
+	SELECT string_agg(
+		CASE attname
+			WHEN 'label' THEN '''made '' || :label'
+			WHEN 'organization_id' THEN '''organization-'' || :owner'
+			WHEN 'created_at' THEN 'now()'
+			WHEN 'updated_at' THEN 'now()'
+			ELSE format('%L::%s', to_jsonb(r) ->> attname, format_type(atttypid, atttypmod))
+		END, ', ' ORDER BY attnum)
+	FROM pg_attribute, (SELECT * FROM apitoken.token_records WHERE organization_id IS NOT NULL LIMIT 1) r
+	WHERE attrelid = 'apitoken.token_records'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> 'id'
+$$;
+
+-- Rows to insert, with ids that ascend as a token's do.
+CREATE TABLE bench.new_rows (LIKE apitoken.token_records);
+CREATE FUNCTION bench.make_rows(number integer, run bigint) RETURNS void LANGUAGE sql AS $$
+	TRUNCATE bench.new_rows;
+	INSERT INTO bench.new_rows SELECT * FROM apitoken.token_records WHERE organization_id IS NOT NULL LIMIT number;
+	UPDATE bench.new_rows SET label = 'loop ' || run || '.' || n.i,
+		id = (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0')
+			|| lpad(to_hex(n.i), 8, '0') || substr(md5(random()::text), 1, 12))::uuid
+	FROM (SELECT ctid, row_number() OVER () AS i FROM bench.new_rows) n WHERE new_rows.ctid = n.ctid;
+$$;
+
+-- Both answer with seconds.
+CREATE SEQUENCE bench.run;
+CREATE FUNCTION bench.create_tokens(number integer) RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+	began timestamptz := clock_timestamp();
+	run bigint := nextval('bench.run');
+BEGIN
+	FOR i IN 1 .. number LOOP
+		PERFORM FROM apitoken.create_token('loop ' || run || '.' || i, organization_id => 'organization-' || i % 1000);
+	END LOOP;
+	RETURN extract(epoch FROM clock_timestamp() - began);
+END
+$$;
+CREATE FUNCTION bench.insert_rows(number integer) RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+	began timestamptz;
+	new_row bench.new_rows;
+BEGIN
+	PERFORM bench.make_rows(number, nextval('bench.run'));
+	began := clock_timestamp();
+	FOR new_row IN SELECT * FROM bench.new_rows LOOP
+		INSERT INTO bench.bare_records VALUES (new_row.*);
+	END LOOP;
+	RETURN extract(epoch FROM clock_timestamp() - began);
+END
+$$;
+
+CREATE ROLE bench_creator LOGIN;
+SELECT apitoken.allow('bench_creator', 'act', 'manage');
+INSERT INTO apitoken.organizations (id) VALUES ('creation');
+INSERT INTO apitoken.memberships VALUES ('creation', 'creator', 'admin');

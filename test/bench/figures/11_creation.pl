@@ -1,0 +1,49 @@
+# Figure 11: making tokens.
+
+use strict;
+use warnings;
+
+Bench::figure('11', 'making tokens', sub {
+	my ($b) = @_;
+	my $loop = $b->{quick} ? 2000 : 10_000;
+	my $bulk = $b->{quick} ? 20_000 : 100_000;
+	my $db = $b->{db};
+	my $began = 0;
+
+	$b->psql_file("$b->{here}/creation.sql", vars => { loop => $loop });
+
+	# a run goes on with the labels where the last one ended
+	my $pgbench = sub {
+		my ($statement, %how) = @_;
+		return $b->pgbench(%how, define => { first => 10_000_000 * ++$began },
+			script => "\\set first :first + 1\n\\set label :first * :clients + :client_id\n\\set owner random(0, 999)\n$statement\n");
+	};
+	my $columns = $b->psql('SELECT bench.columns()');
+	my $bare = "INSERT INTO bench.bare_records ($columns) VALUES (('ff' || lpad(to_hex(:label::bigint), 30, '0'))::uuid, " . $b->psql('SELECT bench.constants()') . ');';
+	my $create = q{SELECT * FROM apitoken.create_token('made ' || :label, organization_id => 'organization-' || :owner);};
+
+	$b->compare(
+		figure => '11', unit => 'tokens/s', wanted => '>= 0.5', what => 'create_token() / INSERT of the row alone, each committed',
+		ours => sub { $pgbench->($create, user => 'postgres') }, yardstick => sub { $pgbench->($bare, user => 'postgres') });
+	$b->compare(
+		figure => '11b', unit => 'tokens/s', what => 'act_as() and create_token() as a member / INSERT of the row alone, in a transaction',
+		ours => sub { $pgbench->("BEGIN;\nSELECT FROM apitoken.act_as('creator');\n" . $create =~ s/'organization-' \|\| :owner/'creation'/r . "\nEND;", user => 'bench_creator') },
+		yardstick => sub { $pgbench->("BEGIN;\n$bare\nEND;", user => 'postgres') });
+
+	my $seconds = sub { return $b->psql("SELECT bench.$_[0]($loop)") };
+	$b->compare(
+		figure => '11c', unit => 'tokens/s', what => "create_token() / INSERT of the row alone, $loop in one transaction",
+		ours => sub { $loop / $seconds->('create_tokens') }, yardstick => sub { $loop / $seconds->('insert_rows') });
+
+	my @rates = map {
+		$b->psql('CHECKPOINT');
+		my $took = $b->milliseconds(qq{INSERT INTO apitoken.tokens (label, organization_id)
+			SELECT 'bulk $_.' || i, 'organization-' || i % 1000 FROM generate_series(1, $bulk) i});
+		$bulk / $took * 1000;
+	} 1 .. $b->{rounds};
+	$b->report(figure => '11d', unit => 'tokens/s', wanted => '>= 25000', what => "INSERT ... SELECT of $bulk", value => \@rates);
+	$b->report(figure => '11e', unit => 'tokens/s', what => "the same with take_secret(), kept in a table: this benchmark's data", value => $b->{rates}{$db});
+	$b->note(figure => '11', text => 'create_token() writes three rows, each with its indexes, where the yardstick writes one.');
+});
+
+1;
