@@ -33,7 +33,7 @@ sub new
 	$self->{size} = (grep { $_ == 1_000_000 } @{ $self->{sizes} }) ? 1_000_000 : $self->{sizes}[-1];
 	$self->{db} = "bench_$self->{size}";
 	$self->{rounds} ||= $self->{quick} ? 3 : 5;
-	$self->{seconds} ||= $self->{quick} ? 1 : 5;
+	$self->{seconds} ||= $self->{quick} ? 0.5 : 5;
 	$self->{clients} ||= 2;
 	$self->{host} = "$self->{work}/s";
 	$self->{port} = 5432;
@@ -106,8 +106,8 @@ sub settings
 		max_wal_size => '64GB', checkpoint_timeout => '1h',
 		maintenance_work_mem => '512MB', work_mem => '256MB',
 		autovacuum => 'off', jit => 'off', max_parallel_workers_per_gather => 0,
-		# room for all tokens in play at once
-		'apitoken.usage_slots' => 2 * max(@{ $b->{sizes} }),
+		# room for all tokens in play at once, of which batches.sql has a million at most
+		'apitoken.usage_slots' => 2_000_000,
 		listen_addresses => '', unix_socket_directories => $b->{host},
 		log_line_prefix => '%m [%p] %q%a ',
 		%changes);
@@ -165,39 +165,42 @@ sub psql_file
 }
 
 # milliseconds SQL, set => { name => value }, before => SQL, db =>, ...: server
-# time of one statement, whose rows go nowhere.
+# time of one statement, whose rows go nowhere; with processor => 1 only what it
+# had of a processor, for what neither waits nor writes.
 sub milliseconds
 {
 	my ($b, $sql, %how) = @_;
 	my %set = %{ $how{set} // {} };
 
 	return $b->psql(join("\n", (map { "SET $_ = '$set{$_}';" } sort keys %set), ($how{before} // '') . ';',
-			"SELECT bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
+			'SELECT ' . ($how{processor} ? 'processor' : 'clock') . " FROM bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
 # The script of a batch: each statement a hundred times, with the next hundred
-# tokens' texts (:t) or ids (:i), which are fetched with one statement before.
-# Batches are in random order of tokens, and are taken one after another.
+# tokens' texts (:t) or ids (:i), or what else bench.make_batches() was given as
+# one letter, which are fetched with one statement before.  Batches are in random
+# order of tokens, and are taken one after another.
 sub batch_script
 {
 	my ($b, $each) = @_;
 	my $script = "\\set k :k + 1\n\\set n (:start + :k * :clients + :client_id) % :batches\n";
 
-	foreach my $what ('t', 'i')
-	{
-		$script .= "SELECT * FROM bench.batch_$what WHERE n = :n \\gset\n" if $each =~ /:$what\b/;
-	}
+	my %letters = map { $_ => 1 } $each =~ /(?<!:):([a-z])\b/g;
+
+	$script .= "SELECT * FROM bench.batch_$_ WHERE n = :n \\gset\n" foreach sort keys %letters;
 	foreach my $number (1 .. BATCH)
 	{
-		(my $one = $each) =~ s/:([ti])\b/:$1$number/g;
+		(my $one = $each) =~ s/(?<!:):([a-z])\b/:$1$number/g;
 		$script .= "$one;\n";
 	}
 	return $script;
 }
 
-# pgbench each => STATEMENT (a batch of it) or script => TEXT or FILE with
-# statements => NUMBER; clients =>, jobs =>, seconds =>, mode =>, define => {},
-# user =>, db =>, host =>, port =>: statements a second.
+# pgbench each => STATEMENT (a batch of it; batches => how many there are, if it
+# is not one for each hundred tokens) or script => TEXT or FILE with
+# statements => NUMBER; clients =>, jobs =>, seconds => or transactions => (of
+# each client), mode =>, define => {}, user =>, db =>, host =>, port =>:
+# statements a second.
 sub pgbench
 {
 	my ($b, %how) = @_;
@@ -211,18 +214,25 @@ sub pgbench
 	if ($how{each})
 	{
 		# a run goes on where the last one ended
-		$define{batches} = $b->{batches}{$db} or die "$db has no batches";
+		$define{batches} = $how{batches} // $b->{batches}{$db} or die "$db has no batches";
 		$define{start} = $b->{next}{"$db $how{each}"} //= int(rand $define{batches});
 		$define{k} = 0;
 	}
 	$script = spew("$b->{dir}/script.$$.sql", $script) if $script =~ /\n/ || ! -e $script;
+	# pgbench knows whole seconds only: shorter is as many transactions as fit,
+	# when it is known how many that is
+	my $seconds = $how{seconds} // $b->{seconds};
+	my $known = \$b->{tps}{ join ' ', $db, $how{port} // '', $clients, $how{each} // $how{script} };
+	my $transactions = $how{transactions};
+	$transactions //= POSIX::ceil($$known * $seconds / $clients) if $$known && $seconds < 1;
 	my $out = $b->command("$b->{bin}/pgbench", '-n', '-M', $how{mode} // 'prepared', '-c', $clients, '-j', $jobs,
-		'-T', $how{seconds} // $b->{seconds}, (map { ('-D', "$_=$define{$_}") } sort keys %define),
+		($transactions ? ('-t', $transactions) : ('-T', POSIX::ceil($seconds))), (map { ('-D', "$_=$define{$_}") } sort keys %define),
 		'-f', $script, $b->connection(user => 'bench', %how), $db);
 	my ($tps) = $out =~ /^tps = ([\d.]+)/m or die "pgbench: $out";
 	die "pgbench: $out" if $out =~ /^number of failed transactions: [1-9]/m;
 	$b->{next}{"$db $how{each}"} += 1 + ($out =~ /^number of transactions actually processed: (\d+)/m ? $1 : 0)
 		if $how{each};
+	$$known = $tps;
 	return $tps * $statements;
 }
 
@@ -272,13 +282,17 @@ sub load
 	return;
 }
 
-# Everything into shared buffers, the catalog's tables excepted.
+# What figures read into shared buffers: not the audit and the keys in plain,
+# nor indexes that only lists use, which ten million tokens leave no room for.
 sub warm
 {
 	my ($b, $db) = @_;
 
-	$b->psql(q{SELECT pg_catalog.count(public.pg_prewarm(oid)) FROM pg_catalog.pg_class
-		WHERE relnamespace IN ('apitoken'::regnamespace, 'bench'::regnamespace) AND relkind IN ('r', 'i')}, db => $db);
+	$b->psql(q{SELECT pg_catalog.count(public.pg_prewarm(c.oid))
+		FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+		WHERE c.relnamespace IN ('apitoken'::regnamespace, 'bench'::regnamespace)
+			AND (c.relkind = 'r' OR i.indisprimary)
+			AND coalesce(i.indrelid, c.oid) NOT IN ('apitoken.events'::regclass, 'bench.keys'::regclass)}, db => $db);
 	return;
 }
 
@@ -427,7 +441,7 @@ sub circumstances
 
 	return (
 		date => strftime('%Y-%m-%d %H:%M UTC', gmtime $b->{started}),
-		command => $b->{command},
+		command => $b->{command} // '',
 		machine => sprintf('%s, %d cores, %.0f GB of memory, %s %s', $model // 'unknown', $cores,
 			memory() / 1024 / 1024, @uname[ 0, 2 ]),
 		server => $b->psql('SELECT version()', db => 'postgres'),

@@ -6,7 +6,6 @@ CREATE EXTENSION apitoken CASCADE;
 CREATE EXTENSION pg_prewarm;
 CREATE SCHEMA bench;
 GRANT USAGE ON SCHEMA bench TO bench;
-ALTER DEFAULT PRIVILEGES IN SCHEMA bench GRANT SELECT, UPDATE ON TABLES TO bench;
 
 -- The login of pgbench: a backend's, which may read the tables besides, since
 -- that is what the yardsticks do.
@@ -31,13 +30,34 @@ CREATE FUNCTION bench.load("from" bigint, "to" bigint) RETURNS void LANGUAGE sql
 	INSERT INTO bench.keys SELECT substr(label, 5)::bigint, id, token FROM made;
 $$;
 
--- How long a statement takes, in milliseconds; its rows go nowhere.
-CREATE FUNCTION bench.milliseconds(statement text) RETURNS double precision LANGUAGE plpgsql AS $$
+-- How long a statement takes, in milliseconds: by the clock, and by what the
+-- kernel says that this process had of a processor, which what else the machine
+-- does hardly changes.  The rows go nowhere.
+CREATE FUNCTION bench.milliseconds(statement text, OUT clock double precision, OUT processor double precision)
+LANGUAGE plpgsql AS $$
 DECLARE
-	began timestamptz;
+	began timestamptz := clock_timestamp();
+	had bigint := split_part(pg_read_file('/proc/self/schedstat'), ' ', 1);
 BEGIN
-	began := clock_timestamp();
 	EXECUTE statement;
-	RETURN extract(epoch FROM clock_timestamp() - began) * 1000;
+	processor := (split_part(pg_read_file('/proc/self/schedstat'), ' ', 1)::bigint - had) / 1e6;
+	clock := extract(epoch FROM clock_timestamp() - began) * 1000;
+END
+$$;
+
+-- Texts or ids of a query (r, value) in the order of r, a hundred in a row of
+-- the table bench.batch_<letter> (n, <letter>1 ... <letter>100): so pgbench has
+-- a hundred of them by a single statement.
+CREATE FUNCTION bench.make_batches(letter text, type text, query text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	-- a hundred texts fill a page: they stay there, uncompressed
+	EXECUTE format('CREATE TABLE bench.batch_%s (n bigint PRIMARY KEY, %s) WITH (toast_tuple_target = 8160)', letter,
+		(SELECT string_agg(letter || i || ' ' || type, ', ' ORDER BY i) FROM generate_series(1, 100) i));
+	EXECUTE format('INSERT INTO bench.batch_%s SELECT n, %s FROM (
+			SELECT row_number() OVER () - 1 AS n, array_agg(value ORDER BY r) AS v
+			FROM (SELECT (row_number() OVER (ORDER BY r) - 1) / 100 AS n, r, value FROM (%s) q) o
+			GROUP BY n HAVING count(*) = 100) a', letter,
+		(SELECT string_agg(format('v[%s]', i), ', ' ORDER BY i) FROM generate_series(1, 100) i), query);
+	EXECUTE format('GRANT SELECT ON bench.batch_%s TO bench', letter);
 END
 $$;

@@ -12,7 +12,7 @@ my ($bin, $work) = @ARGV;
 my $here = dirname(__FILE__);
 
 # A size is a number of tokens, or an exponent of ten.
-my @sizes = map { $_ < 20 ? 10**$_ : $_ } split ' ', $ENV{SIZES} || ($ENV{QUICK} ? '3 5' : '6');
+my @sizes = map { $_ < 20 ? 10**$_ : $_ } split ' ', $ENV{SIZES} || ($ENV{QUICK} ? '5' : '6');
 my $b = Bench->new(
 	bin => $bin, work => $work, here => $here, sizes => \@sizes, quick => $ENV{QUICK} ? 1 : 0,
 	rounds => $ENV{ROUNDS}, seconds => $ENV{SECONDS_EACH}, clients => $ENV{CLIENTS},

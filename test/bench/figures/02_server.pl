@@ -1,0 +1,131 @@
+# Figures 2 and 5: the server's time for a verification, without the client.
+
+use strict;
+use warnings;
+
+# Only the yardstick's own way: nested loops over primary keys.
+my %probes_only = map { ("enable_$_" => 'off') }
+	qw(hashjoin mergejoin memoize material seqscan bitmapscan indexonlyscan);
+$probes_only{join_collapse_limit} = 1;
+
+# What verify() reads for each kind of token.
+my %kinds = (
+	organization => {
+		joins => 'JOIN apitoken.organizations o ON o.id = t.organization_id JOIN apitoken.roles r ON r.name = t.role',
+		reads => 'count(t.digest), count(o.created_at), count(r.permissions)',
+		performs => q{
+			PERFORM digest FROM apitoken.token_records WHERE id = k.id;
+			PERFORM suspended_at FROM apitoken.organizations WHERE id = k.organization_id;
+			PERFORM permissions FROM apitoken.roles WHERE name = k.role;},
+		probes => 3 },
+	user => {
+		joins => 'JOIN apitoken.users u ON u.id = t.user_id',
+		reads => 'count(t.digest), count(u.groups)',
+		performs => q{
+			PERFORM digest FROM apitoken.token_records WHERE id = k.id;
+			PERFORM groups FROM apitoken.users WHERE id = k.user_id;},
+		probes => 2 });
+
+# A table of keys in random order, by name: at least so many, each as often as
+# that takes.
+sub make_keys
+{
+	my ($b, $db, $name, $number, $condition) = @_;
+
+	$b->psql("DROP TABLE IF EXISTS bench.$name;
+		CREATE UNLOGGED TABLE bench.$name AS
+		WITH found AS MATERIALIZED (
+			SELECT k.id, k.token, t.organization_id, t.user_id, t.role
+			FROM bench.keys k JOIN apitoken.token_records t USING (id)
+			WHERE $condition ORDER BY random() LIMIT $number)
+		SELECT f.* FROM generate_series(1, ceil($number / (SELECT count(*) FROM found)::numeric)) pass, found f
+		ORDER BY pass, random() LIMIT $number;
+		VACUUM ANALYZE bench.$name", db => $db);
+	$b->warm($db);
+	return;
+}
+
+# Microseconds of a processor for each of NUMBER rows that a statement takes more
+# than another that only reads them.
+sub net
+{
+	my ($b, $number, $statement, $only_reads, %how) = @_;
+
+	my ($all, $reading) = map { $b->milliseconds($_, %how, processor => 1) } $statement, $only_reads;
+	return ($all - $reading) * 1000 / $number;
+}
+
+# How many scans of the tables that are read a statement makes.
+sub scans
+{
+	my ($b, $statement) = @_;
+	my $count = q{SELECT sum(coalesce(idx_scan, 0) + seq_scan) FROM pg_stat_user_tables
+		WHERE schemaname = 'apitoken' AND relname IN ('token_records', 'organizations', 'users', 'roles', 'memberships')};
+	my ($before, $after) = split /\n/, $b->psql("$count; SELECT FROM ($statement) s, pg_stat_force_next_flush(); $count");
+
+	return $after - $before;
+}
+
+Bench::figure('2', 'the server\'s time for a verification', sub {
+	my ($b) = @_;
+	my $number = $b->{quick} ? 20_000 : 100_000;
+
+	foreach my $kind (sort keys %kinds)
+	{
+		my $how = $kinds{$kind};
+		my $keys = "bench.random_$kind";
+		my $yardstick = "SELECT $how->{reads}, count(sha256(k.token::bytea))
+			FROM $keys k JOIN apitoken.token_records t ON t.id = k.id $how->{joins}";
+
+		make_keys($b, $b->{db}, "random_$kind", $number, "t.${kind}_id IS NOT NULL");
+		my $plan = $b->psql(join("\n", (map { "SET $_ = '$probes_only{$_}';" } sort keys %probes_only), "EXPLAIN $yardstick"));
+		my $by_key = () = $plan =~ /Index Scan using \w+_pkey/g;
+		die "not by primary keys: $plan" if $by_key != $how->{probes} || $plan =~ /Hash|Merge|Memoize|Materialize|Sort/;
+
+		$b->compare(
+			figure => '2', wanted => '<= 1.2', unit => 'us',
+			what => "verify() of the token of $kind / $how->{probes} primary-key probes and sha256()",
+			ours => sub { net($b, $number, "SELECT count(apitoken.verify(token)) FROM $keys", "SELECT count(length(token)) FROM $keys") },
+			yardstick => sub {
+				net($b, $number, $yardstick, "SELECT count(length(token)), count(id) FROM $keys", set => \%probes_only);
+			});
+		$b->report(figure => '2', what => "probes of a verification, token of $kind", wanted => '<= 3', unit => 'probes',
+			value => scans($b, "SELECT count(apitoken.verify(token)) FROM (SELECT token FROM $keys LIMIT 1000) k") / 1000);
+		next if $b->{quick};
+
+		my $loop = sub { "DO \$do\$ DECLARE k $keys; BEGIN FOR k IN SELECT * FROM $keys LOOP $_[0] END LOOP; END \$do\$" };
+		$b->compare(
+			figure => '2b', unit => 'us',
+			what => "the same, each a statement of a PL/pgSQL loop, token of $kind",
+			ours => sub { net($b, $number, $loop->('PERFORM apitoken.verify(k.token);'), $loop->('')) },
+			yardstick => sub { net($b, $number, $loop->("$how->{performs} PERFORM sha256(k.token::bytea);"), $loop->('')) });
+	}
+});
+
+Bench::figure('5', 'the server\'s time as tokens grow in number', sub {
+	my ($b) = @_;
+	my $number = $b->{quick} ? 20_000 : 200_000;
+	my @sizes = @{ $b->{sizes} };
+	my %db;
+
+	# against something, if one size is all that was asked for
+	unshift @sizes, $b->{quick} ? 1_000 : 10_000 if @sizes == 1;
+	my $small = shift @sizes;
+	foreach my $size ($small, @sizes)
+	{
+		$db{$size} = $b->database($size);
+		make_keys($b, $db{$size}, 'random_any', $number, 'true');
+	}
+	my $time = sub {
+		net($b, $number, 'SELECT count(apitoken.verify(token)) FROM bench.random_any',
+			'SELECT count(length(token)) FROM bench.random_any', db => $db{ $_[0] });
+	};
+	foreach my $size (@sizes)
+	{
+		$b->compare(
+			figure => '5', wanted => '<= 1.3', unit => 'us', what => "verify() among $size tokens / among $small",
+			ours => sub { $time->($size) }, yardstick => sub { $time->($small) });
+	}
+});
+
+1;
