@@ -95,11 +95,11 @@ INI
 
 sub postmaster { my ($b, $server) = @_; return Bench::slurp("$b->{work}/data-$server/postmaster.pid") =~ /^(\d+)/ ? $1 : die; }
 
-# Seconds of CPU time that a server's processes have had, those that ended included.
+# Seconds of CPU time that a process and its children have had, those that ended
+# included.
 sub cpu_time
 {
-	my ($b, $server) = @_;
-	my $postmaster = postmaster($b, $server);
+	my ($parent) = @_;
 	my $ticks = 0;
 
 	foreach my $file (glob '/proc/[0-9]*/stat')
@@ -107,8 +107,8 @@ sub cpu_time
 		my $stat = eval { Bench::slurp($file) } // next;
 		my ($pid) = $stat =~ /^(\d+)/;
 		my @fields = split ' ', $stat =~ s/^.*\) //sr;		# the third is the first of these
-		next unless $pid == $postmaster || $fields[1] == $postmaster;
-		$ticks += sum @fields[ 11, 12, $pid == $postmaster ? (13, 14) : () ];
+		next unless $pid == $parent || $fields[1] == $parent;
+		$ticks += sum @fields[ 11, 12, $pid == $parent ? (13, 14) : () ];
 	}
 	return $ticks / POSIX::sysconf(POSIX::_SC_CLK_TCK());
 }
@@ -181,11 +181,13 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 		my %cpu;
 		my $measure = sub {
 			my ($db, $each) = @_;
-			my @before = map { cpu_time($b, $_) } @servers;
+			my @processes = ($pooler, map { postmaster($b, $_) } @servers);
+			my @before = map { cpu_time($_) } @processes;
 			my $rate = $b->pgbench(each => $each, db => $db, port => POOLER_PORT, clients => 16, mode => 'extended');
-			my @used = map { cpu_time($b, $servers[$_]) - $before[$_] } 0 .. $#servers;
+			my ($pooling, @used) = map { (cpu_time($processes[$_]) - $before[$_]) / $rate / $b->{seconds} * 1e6 } 0 .. $#processes;
 
-			push @{ $cpu{$db} }, sum(@used) / $rate / $b->{seconds} * 1e6;
+			push @{ $cpu{pooler} }, $pooling;
+			push @{ $cpu{$db} }, sum(@used);
 			push @{ $cpu{share} }, min(@used) / sum(@used) if $db eq 'spread';
 			return $rate;
 		};
@@ -205,6 +207,7 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 		shift @$_ foreach values %cpu;
 		$b->report(figure => '15', unit => 'us', what => 'CPU time of the servers for one of these, the primary alone', value => $cpu{alone});
 		$b->report(figure => '15', unit => 'us', what => 'the same, a primary and two replicas', value => $cpu{spread});
+		$b->report(figure => '15', unit => 'us', what => 'CPU time of PgBouncer for one', value => $cpu{pooler});
 		$b->report(figure => '15', unit => '', what => 'share of the CPU time of the server that had least of it', value => $cpu{share});
 		unpin($b);
 		$b->report(figure => '15', unit => 'ms', what => 'from the commit of a revocation until a replica refuses the token',
