@@ -166,6 +166,19 @@ sub revocations
 	return \@took;
 }
 
+# The use of all tokens is written: how many of them a second, and bytes of WAL for each.
+sub flush
+{
+	my ($b) = @_;
+
+	return $b->psql(q{
+		SELECT count((apitoken.verify(token)).valid) AS used, pg_current_wal_insert_lsn() AS lsn FROM bench.keys \gset
+		SELECT clock_timestamp() AS at \gset
+		SELECT apitoken.flush_usage() \g /dev/null
+		SELECT :used / extract(epoch FROM clock_timestamp() - :'at'), pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :'lsn') / :used},
+		db => 'replicated', host => socket_of($b, 'primary'));
+}
+
 Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 	my ($b) = @_;
 	my $tokens = $b->{quick} ? 10_000 : 100_000;
@@ -180,10 +193,10 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 		my $arranged = pin($b, $pooler);
 		my %cpu;
 		my $measure = sub {
-			my ($db, $each) = @_;
+			my ($db, $each, %how) = @_;
 			my @processes = ($pooler, map { postmaster($b, $_) } @servers);
 			my @before = map { cpu_time($_) } @processes;
-			my $rate = $b->pgbench(each => $each, db => $db, port => POOLER_PORT, clients => 16, mode => 'extended');
+			my $rate = $b->pgbench(each => $each, db => $db, port => POOLER_PORT, clients => 16, mode => 'extended', %how);
 			my ($pooling, @used) = map { (cpu_time($processes[$_]) - $before[$_]) / $rate / $b->{seconds} * 1e6 } 0 .. $#processes;
 
 			push @{ $cpu{pooler} }, $pooling;
@@ -209,11 +222,21 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 		$b->report(figure => '15', unit => 'us', what => 'the same, a primary and two replicas', value => $cpu{spread});
 		$b->report(figure => '15', unit => 'us', what => 'CPU time of PgBouncer for one', value => $cpu{pooler});
 		$b->report(figure => '15', unit => '', what => 'share of the CPU time of the server that had least of it', value => $cpu{share});
+
+		$b->{batches}{replicated} = $b->{batches}{alone};
+		$measure->('replicated', 'SELECT * FROM apitoken.verify(:t)', host => socket_of($b, 'primary'), port => $b->{port},
+			mode => 'prepared') foreach 0 .. $b->{rounds};
+		$b->report(figure => '15', unit => 'us', what => 'CPU time of the primary for one, prepared, without PgBouncer',
+			value => [ @{ $cpu{replicated} }[ 1 .. $b->{rounds} ] ]);
 		unpin($b);
 		$b->report(figure => '15', unit => 'ms', what => 'from the commit of a revocation until a replica refuses the token',
 			value => revocations($b, 'replica1', 1, $count));
 		$b->report(figure => '15', unit => 'ms', what => 'the same, the primary',
 			value => revocations($b, 'primary', 1 + $count, $count));
+
+		my ($written, $bytes) = split /\|/, flush($b);
+		$b->report(figure => '15', unit => 'tokens/s', what => 'a flush writes the use of', value => $written);
+		$b->report(figure => '15', unit => 'bytes', what => 'its WAL for each of them', value => $bytes);
 		1;
 	};
 	my $failure = $@;
