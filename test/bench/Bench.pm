@@ -39,6 +39,7 @@ sub new
 	$self->{port} = 5432;
 	$self->{dir} = "$self->{work}/bench";
 	$self->{started} = time;
+	($self->{load}) = slurp('/proc/loadavg') =~ /^(\S+)/;
 	mkdir $self->{dir} or die "$self->{dir}: $!";
 	return $self;
 }
@@ -392,6 +393,15 @@ sub run
 	return;
 }
 
+# 7, 7b, 8, 10.
+sub by_number
+{
+	my ($first, $second) = @_;
+	my ($m, $n) = map { /^(\d+)/ ? $1 : 0 } $first, $second;
+
+	return $m <=> $n || $first cmp $second;
+}
+
 # Three digits that count, and no exponent.
 sub number
 {
@@ -445,12 +455,24 @@ sub circumstances
 		machine => sprintf('%s, %d cores, %.0f GB of memory, %s %s', $model // 'unknown', $cores,
 			memory() / 1024 / 1024, @uname[ 0, 2 ]),
 		server => $b->psql('SELECT version()', db => 'postgres'),
+		load => slurp('/proc/loadavg') =~ /^(\S+)/ ? "$b->{load} when it began, $1 when it ended" : '',
 		tokens => join(', ', @{ $b->{sizes} }) . "; $b->{size} where no other number is named",
 		rounds => "$b->{rounds} of $b->{seconds} s with $b->{clients} clients; the median, and the smallest and largest",
 		duration => sprintf('%.0f minutes', max(1, (time - $b->{started}) / 60)));
 }
 
-sub csv { return join(',', map { my $v = $_ // ''; $v =~ /[",\n]/ ? '"' . $v =~ s/"/""/gr . '"' : $v } @_) . "\n"; }
+# A line of the CSV; numbers with six digits, as nobody's sixteen are true.
+sub csv
+{
+	my @cells = map { $_ // '' } @_;
+
+	foreach (@cells)
+	{
+		$_ = 0 + sprintf '%.6g', $_ if /^-?[\d.]+(?:e[+-]?\d+)?$/;
+		$_ = '"' . s/"/""/gr . '"' if /[",\n]/;
+	}
+	return join(',', @cells) . "\n";
+}
 
 # For the plot: how often each ratio is as good as wanted.
 sub plot_data
@@ -463,8 +485,8 @@ sub plot_data
 		my ($less, $wanted) = $row->{wanted} =~ /^([<>])= ([\d.]+)/ or next;
 		my @as_good = map { $less eq '<' ? $wanted / $row->{$_} : $row->{$_} / $wanted } qw(median min max);
 
-		$data .= sprintf "%s\t%.4f\t%.4f\t%.4f\n", "\"$row->{figure}  $row->{what}  ($row->{wanted})\"",
-			$as_good[0], min(@as_good), max(@as_good);
+		(my $label = "$row->{figure}  $row->{what}  ($row->{wanted})") =~ s/(.{40}\S*) (?=.{20})/$1\\n/g;
+		$data .= sprintf "\"%s\"\t%.4g\t%.4g\t%.4g\n", $label, $as_good[0], min(@as_good), max(@as_good);
 	}
 	return $data;
 }
@@ -472,12 +494,15 @@ sub plot_data
 # The table, the same as CSV, and the plot, in the directory results.
 sub finish
 {
-	my ($b) = @_;
-	my $results = "$b->{work}/results";
-	my @circumstances = $b->circumstances;
-	my $text = $b->table . "\n";
+	my ($self) = @_;
+	my $results = "$self->{work}/results";
+	my @circumstances = $self->circumstances;
 
-	$text .= "$_->{figure}: $_->{text}\n" foreach @{ $b->{notes} };
+	# rows of one figure stay in the order in which they came
+	@{ $self->{$_} } = sort { by_number($a->{figure}, $b->{figure}) } @{ $self->{$_} // [] } foreach qw(rows notes);
+	my $text = $self->table . "\n";
+
+	$text .= "$_->{figure}: $_->{text}\n" foreach @{ $self->{notes} };
 	my $csv = '';
 	while (my ($name, $value) = splice @circumstances, 0, 2)
 	{
@@ -485,16 +510,16 @@ sub finish
 		$csv .= "# $name: $value\n";
 	}
 	$csv .= csv(qw(figure what wanted median min max ours yardstick unit));
-	$csv .= csv(@$_{qw(figure what wanted median min max ours yardstick unit)}) foreach @{ $b->{rows} };
+	$csv .= csv(@$_{qw(figure what wanted median min max ours yardstick unit)}) foreach @{ $self->{rows} };
 	print "\n$text\n";
 	spew("$results/performance.txt", $text);
 	spew("$results/performance.csv", $csv);
 
-	my $data = $b->plot_data;
+	my $data = $self->plot_data;
 	return unless $data ne '';
-	spew("$b->{dir}/plot.dat", $data);
+	spew("$self->{dir}/plot.dat", $data);
 	eval {
-		$b->command('gnuplot', '-e', "data='$b->{dir}/plot.dat'; png='$results/performance.png'", "$b->{here}/plot.gp");
+		$self->command('gnuplot', '-e', "data='$self->{dir}/plot.dat'; png='$results/performance.png'", "$self->{here}/plot.gp");
 		1;
 	} or print "No plot: $@";
 	return;

@@ -2,14 +2,15 @@
 # with the smallest and largest of the rounds.  Wants the variables data and png.
 
 rows = system("wc -l <" . data) + 0
-set terminal pngcairo size 1400, 120 + 28 * rows font "sans,10"
+set terminal pngcairo noenhanced size 1000, 120 + 44 * rows font "sans,10"
 set output png
 set title "Measured against wanted: right of the line is better than wanted"
-set logscale x 2
+set logscale x
 set xlabel "times as good as wanted"
-set grid xtics
+set format x "%g"
+set xrange [0.1 < * : * > 10]
+set grid xtics ytics
 set yrange [-0.7 : rows - 0.3]
-set offsets 0, 0, 0, 0
 set arrow from 1, graph 0 to 1, graph 1 nohead linewidth 2 linecolor rgb "#cc3333"
 unset key
 set datafile separator "\t"
