@@ -197,7 +197,7 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 			my @processes = ($pooler, map { postmaster($b, $_) } @servers);
 			my @before = map { cpu_time($_) } @processes;
 			my $rate = $b->pgbench(each => $each, db => $db, port => POOLER_PORT, clients => 16, mode => 'extended', %how);
-			my ($pooling, @used) = map { (cpu_time($processes[$_]) - $before[$_]) / $rate / $b->{seconds} * 1e6 } 0 .. $#processes;
+			my ($pooling, @used) = map { (cpu_time($processes[$_]) - $before[$_]) / $b->{done} * 1e6 } 0 .. $#processes;
 
 			push @{ $cpu{pooler} }, $pooling;
 			push @{ $cpu{$db} }, sum(@used);
@@ -225,7 +225,7 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 
 		$b->{batches}{replicated} = $b->{batches}{alone};
 		$measure->('replicated', 'SELECT * FROM apitoken.verify(:t)', host => socket_of($b, 'primary'), port => $b->{port},
-			mode => 'prepared') foreach 0 .. $b->{rounds};
+			clients => 2, mode => 'prepared') foreach 0 .. $b->{rounds};
 		$b->report(figure => '15', unit => 'us', what => 'CPU time of the primary for one, prepared, without PgBouncer',
 			value => [ @{ $cpu{replicated} }[ 1 .. $b->{rounds} ] ]);
 		unpin($b);
