@@ -8,7 +8,8 @@
 #   test     perl's IPC::Run; what the examples run with: drivers, node and npm,
 #            curl, and pgbouncer, nginx and Apache with mod_auth_openidc
 #            (programs, not services)
-#   bench    gnuplot, for the plot; pgbouncer, node and npm
+#   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
+#            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
 #
@@ -56,6 +57,8 @@ for kind in "$@"; do
 			have gnuplot || need gnuplot-nox
 			have pgbouncer || need pgbouncer
 			{ have node && have npm; } || need npm
+			/usr/bin/python3 -c 'import rest_framework_api_key' >/dev/null 2>&1 || need python3-djangorestframework-api-key
+			/usr/bin/python3 -c 'import psycopg2' >/dev/null 2>&1 || need python3-psycopg2
 			;;
 		lint)
 			for p in clang cppcheck shellcheck; do have $p || need $p; done

@@ -127,15 +127,17 @@ in_workplace() {
 	APITOKEN_WORK=$WORK HOME=$WORK/home TMPDIR=$WORK "${RUN_AS[@]}" bash "$script" "$@"
 }
 
-# npm_packages EXAMPLE: see that the packages of examples/EXAMPLE are in the cache
-# as its lock file has them; sets NPM_DIRECTORY, which has them in node_modules.
+# npm_packages DIRECTORY: see that the packages of that directory of the project
+# are in the cache as its lock file has them; sets NPM_DIRECTORY, which has them
+# in node_modules.
 # It is run by who calls us, whose npm may have a registry of its own configured.
 # No package's script is run.
 npm_packages() {
-	local from=$ROOT/examples/$1 cache key log
+	local from=$ROOT/$1 name cache key log
+	name=$(basename "$1")
 	cache=$(cache_directory)/npm
 	key=$(cat "$from/package.json" "$from/package-lock.json" | sha256sum | cut -c 1-16) || return 1
-	NPM_DIRECTORY=$cache/$1-$key
+	NPM_DIRECTORY=$cache/$name-$key
 	[ ! -f "$NPM_DIRECTORY/.complete" ] || return 0
 	mkdir -p "$cache" || return 1
 	# Two runs may want the same.  An install that was interrupted leaves a
@@ -143,18 +145,18 @@ npm_packages() {
 	(
 		flock 8
 		[ ! -f "$NPM_DIRECTORY/.complete" ] || exit 0
-		echo "Fetching the npm packages of examples/$1"
+		echo "Fetching the npm packages of $1"
 		rm -rf "$NPM_DIRECTORY" "$NPM_DIRECTORY.new"
 		mkdir "$NPM_DIRECTORY.new" && cd "$NPM_DIRECTORY.new" &&
 			cp "$from/package.json" "$from/package-lock.json" . || exit 1
-		log=$cache/$1.log
+		log=$cache/$name.log
 		if ! timeout -k 10 600 npm ci --ignore-scripts --no-audit --no-fund >"$log" 2>&1 </dev/null 8>&-; then
 			tail -n 40 "$log"
 			rm -rf "$NPM_DIRECTORY.new"
 			exit 1
 		fi
 		chmod -R a+rX . && touch .complete && mv "$NPM_DIRECTORY.new" "$NPM_DIRECTORY"
-	) 8>"$cache/.lock-$1"
+	) 8>"$cache/.lock-$name"
 }
 
 # npm_for_tests TEST...: the same for each example whose variable one of these
@@ -173,7 +175,7 @@ npm_for_tests() {
 		if [ $# = 0 ] || ! grep -qw "$variable" "$@"; then
 			continue
 		fi
-		if npm_packages "$example"; then
+		if npm_packages "examples/$example"; then
 			export "$variable=$NPM_DIRECTORY"
 			ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/examples/$example/node_modules" || return 1
 		else

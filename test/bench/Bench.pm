@@ -263,8 +263,10 @@ sub pgbench
 		'-f', $script, $b->connection(user => 'bench', %how), $db);
 	my ($tps) = $out =~ /^tps = ([\d.]+)/m or die "pgbench: $out";
 	die "pgbench: $out" if $out =~ /^number of failed transactions: [1-9]/m;
-	$b->{next}{"$db $how{each}"} += 1 + ($out =~ /^number of transactions actually processed: (\d+)/m ? $1 : 0)
-		if $how{each};
+	my ($done) = $out =~ /^number of transactions actually processed: (\d+)/m or die "pgbench: $out";
+	$b->{next}{"$db $how{each}"} += 1 + $done if $how{each};
+	# for who wants to divide something by it
+	$b->{done} = $done * $statements;
 	$$known = $tps;
 	return $tps * $statements;
 }
