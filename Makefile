@@ -20,6 +20,8 @@ OBJS = \
 	src/catalog.o \
 	src/store.o \
 	src/write.o \
+	src/append.o \
+	src/locked.o \
 	src/trigger.o \
 	src/address.o \
 	src/principal.o \
