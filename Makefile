@@ -19,6 +19,7 @@ OBJS = \
 	src/shared.o \
 	src/catalog.o \
 	src/store.o \
+	src/role.o \
 	src/write.o \
 	src/append.o \
 	src/locked.o \
@@ -54,7 +55,7 @@ INCLUDED = src/apitoken.h src/compat.h
 # Each test by name: a stray file in sql/ is never run unnoticed, and
 # test/run.sh fails when a file there is missing from these lists.
 REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance pre_request introspect policies
-ISOLATION = last_used revocation regenerate label owner_deleted maintenance revoke_tokens
+ISOLATION = last_used revocation regenerate role label owner_deleted maintenance revoke_tokens
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 

@@ -634,6 +634,9 @@ COMMENT ON FUNCTION apitoken.event_refuse_change() IS 'Trigger: events are only 
 CREATE FUNCTION apitoken.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.role_before_change() IS 'Trigger: patterns are well formed, built-in roles stay, a restored built-in role replaces the installed one';
+CREATE FUNCTION apitoken.role_after_change() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_role_after_change' LANGUAGE C;
+COMMENT ON FUNCTION apitoken.role_after_change() IS 'Trigger: all sessions forget what they remember of roles';
 CREATE FUNCTION apitoken.membership_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_membership_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.membership_before_change() IS 'Trigger: a membership needs its organization and its role';
@@ -663,6 +666,10 @@ CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitok
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.event_refuse_change();
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken.roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken.role_before_change();
+-- A changed role tells at once, also when replication or a restore changes it.
+CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken.roles
+	FOR EACH ROW EXECUTE FUNCTION apitoken.role_after_change();
+ALTER TABLE apitoken.roles ENABLE ALWAYS TRIGGER role_after_change;
 CREATE TRIGGER membership_before_change BEFORE INSERT OR UPDATE ON apitoken.memberships
 	FOR EACH ROW EXECUTE FUNCTION apitoken.membership_before_change();
 CREATE TRIGGER organization_before_update BEFORE UPDATE ON apitoken.organizations
@@ -686,6 +693,7 @@ COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused,
 COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
 COMMENT ON TRIGGER event_refuse_change ON apitoken.events IS 'Events are only ever added to, and removed by run_maintenance() alone';
 COMMENT ON TRIGGER role_before_change ON apitoken.roles IS 'Patterns are well formed, built-in roles stay, a restored one replaces the installed one';
+COMMENT ON TRIGGER role_after_change ON apitoken.roles IS 'All sessions forget what they remember of roles';
 COMMENT ON TRIGGER membership_before_change ON apitoken.memberships IS 'A membership needs its organization and its role';
 COMMENT ON TRIGGER organization_before_update ON apitoken.organizations IS 'An id does not change; the end of a suspension is noted';
 COMMENT ON TRIGGER organization_before_truncate ON apitoken.organizations IS 'TRUNCATE is refused: it would revoke nothing';
@@ -819,6 +827,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.token_refuse_delete(),
 	apitoken.event_refuse_change(),
 	apitoken.role_before_change(),
+	apitoken.role_after_change(),
 	apitoken.membership_before_change(),
 	apitoken.owner_before_change(),
 	apitoken.owner_after_delete()

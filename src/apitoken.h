@@ -109,6 +109,7 @@ extern bool apitoken_pattern_intersect(const char *a, const char *b,
 									   char result[APITOKEN_PATTERN_MAX + 1]);
 extern bool apitoken_patterns_match(List *patterns, const char *permission);
 extern const char *apitoken_patterns_uncovered(List *patterns, List *by);
+extern List *apitoken_patterns_reduce(List *patterns);
 extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own,
 									  bool personal);
 extern bool apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal,
@@ -398,6 +399,14 @@ typedef enum ApitokenTable
 #define Anum_events_client_address 10
 #define Anum_events_details 11
 
+/* The composite types that functions answer with. */
+typedef enum ApitokenRow
+{
+	APITOKEN_VERIFICATION_ROW,
+	APITOKEN_ISSUED_ROW,
+	APITOKEN_ROWS
+} ApitokenRow;
+
 extern void apitoken_catalog_init(void);
 extern bool apitoken_installed(void);
 extern Oid	apitoken_table(ApitokenTable table);
@@ -409,7 +418,7 @@ extern bool apitoken_bypasses_rls(void);
 extern bool apitoken_role_may_act(Oid role);
 extern bool apitoken_session_may_vouch(void);
 extern TupleDesc apitoken_result_type(FunctionCallInfo fcinfo, int columns);
-extern Datum apitoken_form_row(const char *name, int count, const Oid *types,
+extern Datum apitoken_form_row(ApitokenRow row, int count, const Oid *types,
 							   const Datum *values, const bool *nulls);
 
 /* ----- store.c: reads the tables, past privileges and row-level security ----- */
@@ -463,6 +472,7 @@ typedef struct ApitokenMembership
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
+extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool row);
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
 extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
@@ -471,6 +481,11 @@ extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organizati
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
 									 TimestampTz *last_used_at);
+
+/* ----- role.c: what roles allow, remembered ----- */
+
+extern void apitoken_forget_roles(void);
+extern bool apitoken_role(const char *name, ApitokenRoleRow *row);
 
 /* ----- write.c: statements that run as the tables' owner ----- */
 
@@ -584,7 +599,7 @@ extern bool apitoken_may(const ApitokenPrincipal *principal, const char *permiss
 extern List *apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions);
 extern const char *apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions);
 extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
-extern List *apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot);
+extern List *apitoken_token_patterns(const ApitokenRecord *record);
 
 /* ----- usage.c: when tokens are used ----- */
 
@@ -597,7 +612,7 @@ typedef struct ApitokenUsageRow
 	ApitokenLastUse last;
 } ApitokenUsageRow;
 
-extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, inet *address,
+extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at, inet *address,
 								bool may_write);
 extern int	apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max);
 extern void apitoken_give_back_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
@@ -646,6 +661,7 @@ extern void apitoken_flush_now(void);
 typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
+	TimestampTz at;				/* when; not with APITOKEN_MALFORMED */
 	int64		retry_after;	/* with APITOKEN_RATE_LIMITED: microseconds; 0: not known */
 	TimestampTz secret_ends_at;	/* the previous secret's overlap, or as the token's expiry */
 	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */

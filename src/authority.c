@@ -58,7 +58,7 @@ apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 		apitoken_standing(principal, record->organization_id, snapshot, &standing);
 		held = apitoken_effective_patterns(principal, &standing);
 	}
-	excess = apitoken_patterns_uncovered(apitoken_token_patterns(record, snapshot), held);
+	excess = apitoken_patterns_uncovered(apitoken_token_patterns(record), held);
 	if (excess != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

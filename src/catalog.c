@@ -48,6 +48,13 @@ static uint64 invalidations = 0;	/* seen so far */
 static Oid	act_as_function = InvalidOid;
 static Oid	verify_function = InvalidOid;
 
+static const char *const row_names[APITOKEN_ROWS] = {
+	"verification",
+	"issued_token",
+};
+
+static Oid	row_types[APITOKEN_ROWS];
+
 /* Any of our tables, or everything (InvalidOid), may have changed. */
 static void
 relation_changed(Datum arg, Oid relid)
@@ -60,6 +67,8 @@ relation_changed(Datum arg, Oid relid)
 		if (tables[i] == relid)
 			tables_valid = false;
 	}
+	if (!tables_valid)
+		apitoken_forget_roles();
 }
 
 static void
@@ -69,11 +78,18 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	verify_function = InvalidOid;
 }
 
+static void
+type_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	memset(row_types, 0, sizeof(row_types));
+}
+
 void
 apitoken_catalog_init(void)
 {
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
 }
 
 /*
@@ -350,18 +366,25 @@ apitoken_result_type(FunctionCallInfo fcinfo, int columns)
 	return BlessTupleDesc(descriptor);
 }
 
+static Oid
+row_type(ApitokenRow row)
+{
+	if (!OidIsValid(row_types[row]))
+		row_types[row] = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+										 CStringGetDatum(row_names[row]),
+										 ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
+	return row_types[row];
+}
+
 /*
  * A row of a composite type of the extension, given the columns that it has to
  * have.  Behind them there may be some that were added and dropped again.
  */
 Datum
-apitoken_form_row(const char *name, int count, const Oid *types,
+apitoken_form_row(ApitokenRow row, int count, const Oid *types,
 				  const Datum *values, const bool *nulls)
 {
-	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-									   CStringGetDatum(name),
-									   ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
-	TupleDesc	descriptor = lookup_rowtype_tupdesc(type, -1);
+	TupleDesc	descriptor = lookup_rowtype_tupdesc(row_type(row), -1);
 	bool		known = descriptor->natts >= count;
 	Datum	   *row_values = palloc0(descriptor->natts * sizeof(Datum));
 	bool	   *row_nulls = palloc(descriptor->natts * sizeof(bool));
@@ -377,7 +400,7 @@ apitoken_form_row(const char *name, int count, const Oid *types,
 	if (!known)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("type apitoken.%s has not the columns that this library knows", name),
+				 errmsg("type apitoken.%s has not the columns that this library knows", row_names[row]),
 				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
 	tuple = heap_form_tuple(descriptor, row_values, row_nulls);
 	ReleaseTupleDesc(descriptor);

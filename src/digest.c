@@ -25,6 +25,7 @@
 #include "common/hmac.h"
 #include "storage/fd.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 /* macOS has its own names for the times with nanoseconds */
 #ifdef __APPLE__
@@ -453,38 +454,56 @@ require_peppers(void)
 }
 
 /*
- * SHA-256; NULL, or what went wrong.  Nothing between create and free can
- * raise, and errors are told from here, so that no context is left behind.
+ * The contexts in which digests are computed are made once in a session: to
+ * make one costs more than the digest of a token.  The server frees a context
+ * together with the resource owner that it was made under, so these have one of
+ * their own.  (After an error the server itself sets CurrentResourceOwner.)
  */
+static pg_cryptohash_ctx *sha256_context = NULL;
+static pg_hmac_ctx *hmac_context = NULL;
+
+static void
+make_contexts(void)
+{
+	static ResourceOwner owner = NULL;
+	ResourceOwner caller = CurrentResourceOwner;
+	MemoryContext memory = MemoryContextSwitchTo(TopMemoryContext);
+
+	if (owner == NULL)
+		owner = ResourceOwnerCreate(NULL, "apitoken digests");
+	CurrentResourceOwner = owner;
+	if (sha256_context == NULL)
+		sha256_context = pg_cryptohash_create(PG_SHA256);
+	if (hmac_context == NULL)
+		hmac_context = pg_hmac_create(PG_SHA256);
+	CurrentResourceOwner = caller;
+	MemoryContextSwitchTo(memory);
+}
+
+/* SHA-256; NULL, or what went wrong. */
 static const char *
 sha256(const char *text, size_t length, uint8 *digest)
 {
-	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
-	const char *error = NULL;
-
-	if (context == NULL ||
-		pg_cryptohash_init(context) < 0 ||
-		pg_cryptohash_update(context, (const uint8 *) text, length) < 0 ||
-		pg_cryptohash_final(context, digest, APITOKEN_DIGEST_LENGTH) < 0)
-		error = pg_cryptohash_error(context);
-	pg_cryptohash_free(context);
-	return error;
+	if (sha256_context == NULL)
+		make_contexts();
+	if (pg_cryptohash_init(sha256_context) < 0 ||
+		pg_cryptohash_update(sha256_context, (const uint8 *) text, length) < 0 ||
+		pg_cryptohash_final(sha256_context, digest, APITOKEN_DIGEST_LENGTH) < 0)
+		return pg_cryptohash_error(sha256_context);
+	return NULL;
 }
 
 /* HMAC-SHA-256 under a pepper; NULL, or what went wrong. */
 static const char *
 hmac_sha256(const Pepper *pepper, const char *text, size_t length, uint8 *digest)
 {
-	pg_hmac_ctx *context = pg_hmac_create(PG_SHA256);
-	const char *error = NULL;
-
-	if (context == NULL ||
-		pg_hmac_init(context, pepper->key, pepper->length) < 0 ||
-		pg_hmac_update(context, (const uint8 *) text, length) < 0 ||
-		pg_hmac_final(context, digest, APITOKEN_DIGEST_LENGTH) < 0)
-		error = pg_hmac_error(context);
-	pg_hmac_free(context);
-	return error;
+	if (hmac_context == NULL)
+		make_contexts();
+	if (pg_hmac_init(hmac_context, pepper->key, pepper->length) < 0 ||
+		pg_hmac_update(hmac_context, (const uint8 *) text, length) < 0 ||
+		pg_hmac_final(hmac_context, digest, APITOKEN_DIGEST_LENGTH) < 0)
+		return pg_hmac_error(hmac_context);
+	return NULL;
 }
 
 /* The scheme for new digests.  Raises if there is a pepper file that cannot be used. */

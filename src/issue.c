@@ -354,7 +354,7 @@ apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, Tim
 	values[2] = CStringGetTextDatum(masked);
 	values[3] = TimestampTzGetDatum(expires_at);
 	nulls[3] = expires_at == DT_NOEND;
-	return apitoken_form_row("issued_token", lengthof(types), types, values, nulls);
+	return apitoken_form_row(APITOKEN_ISSUED_ROW, lengthof(types), types, values, nulls);
 }
 
 /*

@@ -309,15 +309,18 @@ covered_in_set(const PatternSet *set, const char *pattern)
 }
 
 /* Drop repetitions and what another one covers; keep the order. */
-static List *
-reduce(List *patterns)
+List *
+apitoken_patterns_reduce(List *patterns)
 {
 	List	   *distinct = NIL;
 	List	   *result = NIL;
 	PatternSet	set;
 	ListCell   *cell;
-	uint32		size = pg_nextpower2_32(2 * Max(list_length(patterns), 1));
+	uint32		size;
 
+	if (list_length(patterns) <= 1)
+		return patterns;
+	size = pg_nextpower2_32(2 * list_length(patterns));
 	set.slots = palloc0(size * sizeof(const char *));
 	set.mask = size - 1;
 
@@ -353,9 +356,10 @@ append_intersection(List *result, const char *a, const char *b)
 }
 
 /*
- * The effective patterns: those of a role or a user, narrowed by a token's
- * access and, if that is custom, by the token's own ones.  A new list of new
- * strings.
+ * The effective patterns: those of a role or a user, which are reduced, narrowed
+ * by a token's access and, if that is custom, by the token's own ones.  A new
+ * list of new strings, reduced as well: what full access leaves of each pattern
+ * is that pattern, or nothing.
  *
  * A personal token has all that its user may do, but manages tokens only where
  * its own patterns name that.  So "*" means "*:*" then, unless "token:..." is
@@ -395,7 +399,7 @@ apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool 
 				break;
 		}
 	}
-	return reduce(result);
+	return access == APITOKEN_FULL ? result : apitoken_patterns_reduce(result);
 }
 
 /*

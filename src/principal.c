@@ -67,13 +67,13 @@ apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b)
 
 /* What a role allows; NULL: no limit.  Nothing if there is no such role. */
 static List *
-patterns_of_role(const char *role, Snapshot snapshot, char **database_role)
+patterns_of_role(const char *role, char **database_role)
 {
 	ApitokenRoleRow row = {0};
 
 	if (role == NULL)
 		return everything();
-	(void) apitoken_fetch_role(snapshot, role, &row);
+	(void) apitoken_role(role, &row);
 	if (database_role != NULL)
 		*database_role = row.database_role;
 	return row.patterns;
@@ -111,7 +111,7 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 	/* it acts in its own organization only */
 	if (organization_id != NULL && strcmp(organization_id, principal->organization_id) != 0)
 		return;
-	standing->role_patterns = patterns_of_role(principal->role, snapshot, &standing->database_role);
+	standing->role_patterns = patterns_of_role(principal->role, &standing->database_role);
 }
 
 static void
@@ -135,7 +135,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 	if (organization_id == NULL)
 	{
 		standing->role = user.role;
-		standing->role_patterns = patterns_of_role(user.role, snapshot, &standing->database_role);
+		standing->role_patterns = patterns_of_role(user.role, &standing->database_role);
 		return;
 	}
 	standing->role = apitoken_fetch_membership(snapshot, organization_id, principal->user_id);
@@ -143,7 +143,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 		return;
 	if (!apitoken_fetch_organization(snapshot, organization_id, &suspended) || suspended)
 		return;
-	standing->role_patterns = patterns_of_role(standing->role, snapshot, &standing->database_role);
+	standing->role_patterns = patterns_of_role(standing->role, &standing->database_role);
 }
 
 /*
@@ -189,14 +189,14 @@ apitoken_may(const ApitokenPrincipal *principal, const char *permission, const c
 
 /* Does this role allow at least one of these permissions, or are none asked? */
 static bool
-role_counts(const ApitokenPrincipal *principal, const char *role, List *permissions, Snapshot snapshot)
+role_counts(const ApitokenPrincipal *principal, const char *role, List *permissions)
 {
 	List	   *patterns;
 	ListCell   *lc;
 
 	if (permissions == NIL)
 		return true;
-	patterns = patterns_of_role(role, snapshot, NULL);
+	patterns = patterns_of_role(role, NULL);
 	foreach(lc, permissions)
 	{
 		if (allows(principal, patterns, lfirst(lc)))
@@ -241,7 +241,7 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 		if (!contains_string(asked, membership->role))
 		{
 			asked = lappend(asked, membership->role);
-			if (role_counts(principal, membership->role, permissions, snapshot))
+			if (role_counts(principal, membership->role, permissions))
 				that_count = lappend(that_count, membership->role);
 		}
 		if (contains_string(that_count, membership->role) &&
@@ -295,12 +295,12 @@ apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions)
  * under its role; a personal token's over whatever its user may do.
  */
 List *
-apitoken_token_patterns(const ApitokenRecord *record, Snapshot snapshot)
+apitoken_token_patterns(const ApitokenRecord *record)
 {
 	ApitokenPrincipal principal;
 
 	apitoken_principal_of_token(record, &principal);
 	if (record->kind == APITOKEN_USER)
 		return apitoken_own_patterns(&principal);
-	return narrowed(&principal, patterns_of_role(record->role, snapshot, NULL));
+	return narrowed(&principal, patterns_of_role(record->role, NULL));
 }

@@ -20,6 +20,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/relscan.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -43,13 +44,13 @@ static const char *const index_names[INDEXES] = {
 	"token_records_user_label_key",
 };
 
-/* A table being probed, and the row that was found. */
+/* A table being probed, and the row that was found: as many columns as asked for. */
 typedef struct Probe
 {
 	Relation	relation;
 	SysScanDesc scan;
-	Datum	   *values;
-	bool	   *nulls;
+	const Datum *values;
+	const bool *nulls;
 } Probe;
 
 /*
@@ -67,7 +68,6 @@ begin_probe(Probe *probe, ApitokenTable table, const char *index_name,
 			Snapshot snapshot, int nkeys, ScanKey keys)
 {
 	Relation	relation = apitoken_open_table(table);
-	int			columns = RelationGetNumberOfAttributes(relation);
 	Oid			index;
 
 	if (index_name == NULL)
@@ -76,19 +76,20 @@ begin_probe(Probe *probe, ApitokenTable table, const char *index_name,
 		index = get_relname_relid(index_name, RelationGetNamespace(relation));
 
 	probe->relation = relation;
-	probe->values = palloc(columns * sizeof(Datum));
-	probe->nulls = palloc(columns * sizeof(bool));
 	probe->scan = systable_beginscan(relation, index, OidIsValid(index), snapshot, nkeys, keys);
 }
 
+/* The next row, and of it the columns up to this one. */
 static bool
-next_row(Probe *probe)
+next_row(Probe *probe, AttrNumber last)
 {
-	HeapTuple	tuple = systable_getnext(probe->scan);
+	TupleTableSlot *slot = probe->scan->slot;
 
-	if (!HeapTupleIsValid(tuple))
+	if (!HeapTupleIsValid(systable_getnext(probe->scan)))
 		return false;
-	heap_deform_tuple(tuple, RelationGetDescr(probe->relation), probe->values, probe->nulls);
+	slot_getsomeattrs(slot, last);
+	probe->values = slot->tts_values;
+	probe->nulls = slot->tts_isnull;
 	return true;
 }
 
@@ -97,8 +98,6 @@ end_probe(Probe *probe)
 {
 	systable_endscan(probe->scan);
 	relation_close(probe->relation, AccessShareLock);
-	pfree(probe->values);
-	pfree(probe->nulls);
 }
 
 static void
@@ -186,20 +185,59 @@ apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord
 	pfree(nulls);
 }
 
+/* The last column that record_from_values() reads. */
+#define RECORD_COLUMNS Anum_token_records_masked
+
+static void
+begin_token_probe(Probe *probe, StrategyNumber strategy, RegProcedure operator, Snapshot snapshot,
+				  const pg_uuid_t *id)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, Anum_token_records_id, strategy, operator, UUIDPGetDatum(id));
+	begin_probe(probe, APITOKEN_TOKEN_RECORDS, NULL, snapshot, 1, &key);
+}
+
+static bool
+end_token_probe(Probe *probe, ApitokenRecord *record)
+{
+	bool		found = next_row(probe, RECORD_COLUMNS);
+
+	if (found)
+		record_from_values(probe->values, probe->nulls, record);
+	end_probe(probe);
+	return found;
+}
+
 bool
 apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record)
 {
 	Probe		probe;
-	ScanKeyData key;
-	bool		found;
 
-	ScanKeyInit(&key, Anum_token_records_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
-	begin_probe(&probe, APITOKEN_TOKEN_RECORDS, NULL, snapshot, 1, &key);
-	found = next_row(&probe);
-	if (found)
-		record_from_values(probe.values, probe.nulls, record);
-	end_probe(&probe);
-	return found;
+	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
+	return end_token_probe(&probe, record);
+}
+
+/*
+ * The work that hides from a clock whether there is a token of an id: what has
+ * been refused looks for the next one in the index, and whoever has not read a
+ * row yet reads that one's.
+ */
+void
+apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool row)
+{
+	Probe		probe;
+	ApitokenRecord decoy;
+
+	begin_token_probe(&probe, BTGreaterEqualStrategyNumber, F_UUID_GE, snapshot, id);
+	if (row)
+		(void) end_token_probe(&probe, &decoy);
+	else
+	{
+		if (probe.scan->iscan != NULL)
+			(void) index_getnext_tid(probe.scan->iscan, ForwardScanDirection);
+		end_probe(&probe);
+	}
 }
 
 /* The token with this one's label among its owner's that are not revoked. */
@@ -221,7 +259,7 @@ apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenReco
 	/* the index has only tokens that are not revoked; without it, look */
 	do
 	{
-		found = next_row(&probe);
+		found = next_row(&probe, RECORD_COLUMNS);
 		if (found)
 			record_from_values(probe.values, probe.nulls, record);
 	} while (found && record->revoked);
@@ -238,7 +276,7 @@ apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended)
 
 	text_key(&key, Anum_organizations_id, id);
 	begin_probe(&probe, APITOKEN_ORGANIZATIONS, NULL, snapshot, 1, &key);
-	found = next_row(&probe);
+	found = next_row(&probe, Anum_organizations_suspended_at);
 	if (found)
 		*suspended = !probe.nulls[Anum_organizations_suspended_at - 1];
 	end_probe(&probe);
@@ -254,7 +292,7 @@ apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 
 	text_key(&key, Anum_users_id, id);
 	begin_probe(&probe, APITOKEN_USERS, NULL, snapshot, 1, &key);
-	found = next_row(&probe);
+	found = next_row(&probe, Anum_users_suspended_at);
 	if (found)
 	{
 		user->name = text_at(probe.values, probe.nulls, Anum_users_name);
@@ -275,7 +313,7 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 
 	text_key(&key, Anum_roles_name, name);
 	begin_probe(&probe, APITOKEN_ROLES, NULL, snapshot, 1, &key);
-	found = next_row(&probe);
+	found = next_row(&probe, Anum_roles_database_role);
 	if (found)
 	{
 		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
@@ -297,7 +335,7 @@ apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const 
 	text_key(&keys[0], Anum_memberships_organization_id, organization_id);
 	text_key(&keys[1], Anum_memberships_user_id, user_id);
 	begin_probe(&probe, APITOKEN_MEMBERSHIPS, NULL, snapshot, 2, keys);
-	if (next_row(&probe))
+	if (next_row(&probe, Anum_memberships_role))
 		role = text_at(probe.values, probe.nulls, Anum_memberships_role);
 	end_probe(&probe);
 	return role;
@@ -313,7 +351,7 @@ apitoken_fetch_memberships(Snapshot snapshot, const char *user_id)
 
 	text_key(&key, Anum_memberships_user_id, user_id);
 	begin_probe(&probe, APITOKEN_MEMBERSHIPS, index_names[MEMBERSHIPS_OF_USER], snapshot, 1, &key);
-	while (next_row(&probe))
+	while (next_row(&probe, Anum_memberships_role))
 	{
 		ApitokenMembership *membership = palloc(sizeof(ApitokenMembership));
 
@@ -335,7 +373,7 @@ apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, TimestampTz *la
 
 	ScanKeyInit(&key, Anum_token_usage_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
 	begin_probe(&probe, APITOKEN_TOKEN_USAGE, NULL, snapshot, 1, &key);
-	found = next_row(&probe);
+	found = next_row(&probe, Anum_token_usage_last_used_at);
 	if (found)
 		*last_used_at = timestamp_at(probe.values, probe.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
 	end_probe(&probe);

@@ -40,6 +40,10 @@
 /* a UUID as four 32-bit digits, most significant first */
 #define LIMBS (UUID_LEN / sizeof(uint32))
 
+/* as many base62 digits as a limb can hold, and how many values they have */
+#define GROUP_DIGITS 5
+#define GROUP_BASE UINT64CONST(916132832)	/* BASE to that power */
+
 static const char base62_digits[] =
 "0123456789"
 "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -64,19 +68,25 @@ digit_value(char digit)
 	return IS_HIGHBIT_SET(digit) ? -1 : base62_values[(unsigned char) digit];
 }
 
-/* 22 digits can say almost three bits more than an id has: those are refused. */
+/*
+ * 22 digits can say almost three bits more than an id has: those are refused.
+ * They are taken in groups as large as a limb can hold; the first has two.
+ */
 static bool
 decode_id(const char *digits, pg_uuid_t *id)
 {
 	uint32		limbs[LIMBS] = {0};
 
-	for (int i = 0; i < APITOKEN_ID_CHARS; i++)
+	for (int i = 0; i < APITOKEN_ID_CHARS;)
 	{
-		uint64		carry = digit_value(digits[i]);
+		int			end = i == 0 ? APITOKEN_ID_CHARS % GROUP_DIGITS : i + GROUP_DIGITS;
+		uint64		carry = 0;
 
+		for (; i < end; i++)
+			carry = carry * BASE + digit_value(digits[i]);
 		for (int limb = LIMBS - 1; limb >= 0; limb--)
 		{
-			carry += (uint64) limbs[limb] * BASE;
+			carry += (uint64) limbs[limb] * GROUP_BASE;
 			limbs[limb] = (uint32) carry;
 			carry >>= 32;
 		}

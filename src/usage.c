@@ -93,9 +93,8 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 }
 
 static void
-remember_use(const pg_uuid_t *id, bool accepted, inet *address)
+remember_use(const pg_uuid_t *id, bool accepted, TimestampTz now, inet *address)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	ApitokenUsageKey key;
 	ApitokenLastUse last;
 
@@ -229,9 +228,8 @@ apitoken_forget_written(void)
 /* ---- in the caller's transaction ---- */
 
 static void
-write_use(const pg_uuid_t *id, inet *address)
+write_use(const pg_uuid_t *id, TimestampTz now, inet *address)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz last_used_at;
 	Snapshot	snapshot;
 	bool		has_row;
@@ -259,18 +257,19 @@ write_use(const pg_uuid_t *id, inet *address)
 }
 
 /*
- * Record the outcome of a verification.  `id` is the token's if the secret was
+ * Record the outcome of a verification, made at that time.  `id` is the token's if the secret was
  * right, otherwise NULL; `may_write` allows writing where there is no shared
  * memory.
  */
 void
-apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, inet *address, bool may_write)
+apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at, inet *address,
+					bool may_write)
 {
 	apitoken_count((ApitokenCounter) verdict, 1);
 	if (id == NULL)
 		return;
 	if (apitoken_shared != NULL)
-		remember_use(id, verdict == APITOKEN_VALID, address);
+		remember_use(id, verdict == APITOKEN_VALID, at, address);
 	else if (verdict == APITOKEN_VALID && may_write)
-		write_use(id, address);
+		write_use(id, at, address);
 }

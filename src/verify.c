@@ -16,8 +16,9 @@
  * The address is the client_address argument, if any: address.c says whether
  * it counts, and is asked only when it matters.
  *
- * All is read with one snapshot of the latest committed state.  Without a
- * permission that makes three probes at most: the token, its owner, a role.
+ * All is read with one snapshot of the latest committed state, or a newer one.
+ * Without a permission that makes three probes at most: the token, its owner,
+ * and a role that the session does not remember (role.c).
  */
 #include "postgres.h"
 
@@ -78,8 +79,32 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
 	if (digest_matches(text, length, record->digest_scheme, record->digest))
 		return true;
 	*ends_at = Min(record->expires_at, record->previous_expires_at);
-	return record->previous_expires_at > now &&
-		digest_matches(text, length, record->previous_digest_scheme, record->previous_digest);
+	if (record->previous_expires_at > now)
+		return digest_matches(text, length, record->previous_digest_scheme, record->previous_digest);
+	apitoken_decoy_digest(text, length);
+	return false;
+}
+
+/*
+ * The token of this text.  A clock does not tell whether there is one of this
+ * id with another secret or none at all: either way a refusal looks into the
+ * index twice, reads one row and computes two digests.
+ */
+static bool
+find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapshot, TimestampTz now,
+		   ApitokenRecord *record, TimestampTz *secret_ends_at)
+{
+	bool		found = apitoken_fetch_token(snapshot, id, record);
+
+	if (found && secret_is_right(text, length, record, now, secret_ends_at))
+		return true;
+	apitoken_fetch_decoy(snapshot, id, !found);
+	if (!found)
+	{
+		apitoken_decoy_digest(text, length);
+		apitoken_decoy_digest(text, length);
+	}
+	return false;
 }
 
 static ApitokenVerdict
@@ -118,7 +143,6 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 {
 	ApitokenParts parts;
 	Snapshot	snapshot;
-	TimestampTz now;
 
 	memset(verification, 0, sizeof(*verification));
 	verification->verdict = APITOKEN_MALFORMED;
@@ -128,14 +152,13 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 		return;
 
 	/* not the transaction's time: an expiry is seen as it happens */
-	now = GetCurrentTimestamp();
+	verification->at = GetCurrentTimestamp();
 	snapshot = apitoken_latest_snapshot();
 	verification->verdict = APITOKEN_UNKNOWN;
-	if (!apitoken_fetch_token(snapshot, &parts.id, &verification->record))
-		apitoken_decoy_digest(text, length);
-	else if (secret_is_right(text, length, &verification->record, now, &verification->secret_ends_at))
+	if (find_token(text, length, &parts.id, snapshot, verification->at, &verification->record,
+				   &verification->secret_ends_at))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
-									   snapshot, now, &verification->standing,
+									   snapshot, verification->at, &verification->standing,
 									   &verification->patterns);
 	UnregisterSnapshot(snapshot);
 }
@@ -176,7 +199,7 @@ apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)
 		verification->verdict = APITOKEN_RATE_LIMITED;
 	apitoken_record_use(verification->verdict,
 						apitoken_secret_was_right(verification->verdict) ? &record->id : NULL,
-						address, may_write);
+						verification->at, address, may_write);
 }
 
 static Datum
@@ -231,7 +254,7 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 		values[13] = IntervalPGetDatum(wait);
 		nulls[13] = false;
 	}
-	return apitoken_form_row("verification", lengthof(types), types, values, nulls);
+	return apitoken_form_row(APITOKEN_VERIFICATION_ROW, lengthof(types), types, values, nulls);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_verify_sql);

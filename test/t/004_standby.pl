@@ -143,6 +143,12 @@ $primary->safe_psql('postgres', q{UPDATE apitoken.organizations SET suspended_at
 replayed();
 is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', 'resumed');
 
+# and what a session remembers of roles is forgotten
+is(ask($session{'READ COMMITTED'}, verdict('organization', q{, 'article:write'})), 'valid', 'what its role allows');
+$primary->safe_psql('postgres', q{UPDATE apitoken.roles SET permissions = '{article:read}' WHERE name = 'developer'});
+replayed();
+is(ask($session{'READ COMMITTED'}, verdict('organization', q{, 'article:write'})), 'permission_refused', 'a role that allows less');
+
 # what a session cached follows what is replayed
 foreach my $ddl ('VACUUM FULL apitoken.token_records', 'REINDEX TABLE CONCURRENTLY apitoken.token_records', 'ALTER TABLE apitoken.token_records ADD COLUMN extra int DEFAULT random()',
 	'ALTER TABLE apitoken.token_records DROP COLUMN extra')
