@@ -16,7 +16,6 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -113,21 +112,24 @@ write_change(TriggerData *trigger, const char *action)
 typedef struct Creation
 {
 	Tuplestorestate *made;
-	TupleTableSlot *token;
+	TupleTableSlot *token;		/* the one that it is about now */
+	pg_uuid_t	event_id;
 	Actor		actor;
 	ApitokenAppend events;
 	ApitokenAppend usage;
 } Creation;
 
-/* The next token that was made and not restored, and the id of its event. */
+/* Go on to the next token that was made and not restored. */
 static bool
-next_made(Creation *creation, pg_uuid_t *event_id)
+next_made(Creation *creation)
 {
 	bool		isnull;
 
 	while (tuplestore_gettupleslot(creation->made, true, false, creation->token))
 	{
-		if (apitoken_made_here(DatumGetUUIDP(slot_getattr(creation->token, Anum_token_records_id, &isnull)), event_id))
+		Datum		id = slot_getattr(creation->token, Anum_token_records_id, &isnull);
+
+		if (apitoken_made_here(DatumGetUUIDP(id), &creation->event_id))
 			return true;
 	}
 	return false;
@@ -141,7 +143,7 @@ copy_column(TupleTableSlot *token, AttrNumber from, Datum *values, bool *nulls, 
 }
 
 static void
-append_event(Creation *creation, const pg_uuid_t *event_id)
+append_event(Creation *creation)
 {
 	TupleTableSlot *token = creation->token;
 	JsonbParseState *details = NULL;
@@ -149,7 +151,7 @@ append_event(Creation *creation, const pg_uuid_t *event_id)
 	bool		nulls[Anum_events_details] = {false};
 	bool		isnull;
 
-	values[Anum_events_id - 1] = UUIDPGetDatum(event_id);
+	values[Anum_events_id - 1] = UUIDPGetDatum(&creation->event_id);
 	copy_column(token, Anum_token_records_created_at, values, nulls, Anum_events_at);
 	values[Anum_events_action - 1] = CStringGetTextDatum("create");
 	copy_column(token, Anum_token_records_id, values, nulls, Anum_events_token_id);
@@ -190,19 +192,18 @@ append_created(void *arg)
 {
 	Creation   *creation = arg;
 	MemoryContext per_token = AllocSetContextCreate(CurrentMemoryContext, "apitoken new token", ALLOCSET_SMALL_SIZES);
-	pg_uuid_t	event_id;
 
 	apitoken_begin_append(&creation->events);
 	apitoken_begin_append(&creation->usage);
-	while (next_made(creation, &event_id))
+	do
 	{
 		MemoryContext old = MemoryContextSwitchTo(per_token);
 
-		append_event(creation, &event_id);
+		append_event(creation);
 		append_usage(creation);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_token);
-	}
+	} while (next_made(creation));
 	apitoken_end_append(&creation->usage);
 	apitoken_end_append(&creation->events);
 	MemoryContextDelete(per_token);
@@ -212,18 +213,17 @@ append_created(void *arg)
 static void
 execute_created(Creation *creation)
 {
-	pg_uuid_t	event_id;
 	Datum		values[6];
 	char		nulls[6];
 
-	while (next_made(creation, &event_id))
+	do
 	{
 		Datum		row = ExecFetchSlotHeapTupleDatum(creation->token);
 
-		set_parameters(&creation->actor, &event_id, row, values, nulls);
+		set_parameters(&creation->actor, &creation->event_id, row, values, nulls);
 		apitoken_execute(APITOKEN_CREATED, values, nulls);
 		pfree(DatumGetPointer(row));
-	}
+	} while (next_made(creation));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_token_after_insert);
@@ -239,22 +239,22 @@ apitoken_token_after_insert(PG_FUNCTION_ARGS)
 	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || trigger->tg_newtable == NULL)
 		apitoken_refuse_trigger();
 	creation.made = trigger->tg_newtable;
-	if (tuplestore_tuple_count(creation.made) == 0)
-		return PointerGetDatum(NULL);
 	tuplestore_select_read_pointer(creation.made,
 								   tuplestore_alloc_read_pointer(creation.made, EXEC_FLAG_REWIND));
 	tuplestore_rescan(creation.made);
 	creation.token = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
-	set_actor(&creation.actor);
-
-	plain_events = apitoken_open_append(&creation.events, APITOKEN_EVENTS, Anum_events_details);
-	plain_usage = apitoken_open_append(&creation.usage, APITOKEN_TOKEN_USAGE, Anum_token_usage_last_used_from);
-	if (plain_events && plain_usage)
-		apitoken_as_owner(APITOKEN_CREATED, append_created, &creation);
-	else
-		execute_created(&creation);
-	apitoken_close_append(&creation.usage);
-	apitoken_close_append(&creation.events);
+	if (next_made(&creation))
+	{
+		set_actor(&creation.actor);
+		plain_events = apitoken_open_append(&creation.events, APITOKEN_EVENTS, Anum_events_details);
+		plain_usage = apitoken_open_append(&creation.usage, APITOKEN_TOKEN_USAGE, Anum_token_usage_last_used_from);
+		if (plain_events && plain_usage)
+			apitoken_as_owner(APITOKEN_CREATED, append_created, &creation);
+		else
+			execute_created(&creation);
+		apitoken_close_append(&creation.usage);
+		apitoken_close_append(&creation.events);
+	}
 	ExecDropSingleTupleTableSlot(creation.token);
 	return PointerGetDatum(NULL);
 }
