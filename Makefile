@@ -22,6 +22,8 @@ OBJS = \
 	src/store.o \
 	src/role.o \
 	src/write.o \
+	src/append.o \
+	src/locked.o \
 	src/trigger.o \
 	src/address.o \
 	src/principal.o \

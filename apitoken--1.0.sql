@@ -124,9 +124,11 @@ CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken.token_recor
 	WHERE revoked_at IS NULL AND organization_id IS NOT NULL;
 CREATE UNIQUE INDEX token_records_user_label_key ON apitoken.token_records (user_id, label COLLATE "C")
 	WHERE revoked_at IS NULL AND user_id IS NOT NULL;
-CREATE INDEX token_records_organization_id_idx ON apitoken.token_records (organization_id, created_at DESC, id DESC)
+-- Without id, which lists also sort by: an incremental sort of what was made in
+-- one transaction is cheap, and the index at least a third smaller.
+CREATE INDEX token_records_organization_id_idx ON apitoken.token_records (organization_id, created_at DESC)
 	WHERE organization_id IS NOT NULL;
-CREATE INDEX token_records_user_id_idx ON apitoken.token_records (user_id, created_at DESC, id DESC)
+CREATE INDEX token_records_user_id_idx ON apitoken.token_records (user_id, created_at DESC)
 	WHERE user_id IS NOT NULL;
 CREATE INDEX token_records_previous_expires_at_idx ON apitoken.token_records (previous_expires_at)
 	WHERE previous_expires_at IS NOT NULL;
@@ -640,9 +642,12 @@ COMMENT ON FUNCTION apitoken.token_before_insert() IS 'Trigger: authorization, t
 CREATE FUNCTION apitoken.token_before_update() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_before_update' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.token_before_update() IS 'Trigger: what may change of a token, and by whom';
+CREATE FUNCTION apitoken.token_after_insert() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_token_after_insert' LANGUAGE C;
+COMMENT ON FUNCTION apitoken.token_after_insert() IS 'Trigger: the events and the usage rows of new tokens';
 CREATE FUNCTION apitoken.token_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_after_change() IS 'Trigger: the event, and the usage row of a new token';
+COMMENT ON FUNCTION apitoken.token_after_change() IS 'Trigger: the event of a change; a deleted token''s usage goes';
 CREATE FUNCTION apitoken.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
@@ -669,7 +674,9 @@ CREATE TRIGGER token_before_insert BEFORE INSERT ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_insert();
 CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_update();
-CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.token_records
+CREATE TRIGGER token_after_insert AFTER INSERT ON apitoken.token_records REFERENCING NEW TABLE AS made
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_after_insert();
+CREATE TRIGGER token_after_change AFTER UPDATE OR DELETE ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_after_change();
 CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken.token_records
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_refuse_delete();
@@ -702,7 +709,8 @@ CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_after_delete();
 COMMENT ON TRIGGER token_before_insert ON apitoken.token_records IS 'Who may make the token, what it may be, its id and digest';
 COMMENT ON TRIGGER token_before_update ON apitoken.token_records IS 'What may change of a token, and by whom';
-COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of each change, and the usage row of a new token';
+COMMENT ON TRIGGER token_after_insert ON apitoken.token_records IS 'The events and the usage rows of new tokens';
+COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of each change; a deleted token''s usage goes';
 COMMENT ON TRIGGER token_refuse_truncate ON apitoken.token_records IS 'Tokens are kept for the record';
 COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused, with a hint to revoke_token, also where no row is met';
 COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
@@ -840,6 +848,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.run_maintenance(),
 	apitoken.token_before_insert(),
 	apitoken.token_before_update(),
+	apitoken.token_after_insert(),
 	apitoken.token_after_change(),
 	apitoken.token_refuse_delete(),
 	apitoken.event_refuse_change(),

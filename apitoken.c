@@ -26,6 +26,7 @@ _PG_init(void)
 	apitoken_catalog_init();
 	apitoken_identity_init();
 	apitoken_secret_init();
+	apitoken_locked_init();
 	apitoken_guard_init();
 
 	/* last: of the hooks that both have, the one installed last runs first */

@@ -173,6 +173,115 @@ SELECT CASE WHEN i = 1 THEN gen_random_uuid() END, 'mixed ' || i, 'acme', 'devel
 SELECT action, details ->> 'label' AS label FROM public.regress_news();
 
 --
+-- New tokens come in any number: each has one event and one usage row,
+-- however they come and whatever else is done to them in between
+--
+CREATE FUNCTION public.regress_made(OUT action text, OUT labels text, OUT usage bigint) RETURNS SETOF record LANGUAGE sql SECURITY DEFINER AS $$
+	SELECT n.action, pg_catalog.string_agg(n.details ->> 'label', ', '), (SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = ANY (pg_catalog.array_agg(n.details ->> 'label')))
+	FROM public.regress_news() n GROUP BY n.action ORDER BY 1
+$$;
+-- events stand in the order of the rows
+INSERT INTO apitoken.tokens (label, organization_id, user_id)
+SELECT 'many ' || i, CASE WHEN i % 2 = 0 THEN 'acme' END, CASE WHEN i % 2 = 1 THEN 'ada' END FROM pg_catalog.generate_series(1, 5) i;
+SELECT owner, details ->> 'label' AS label FROM public.regress_news();
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'thousand ' || i, 'acme' FROM pg_catalog.generate_series(1, 1000) i;
+SELECT count(*), count(DISTINCT details ->> 'label') AS labels, bool_and(owner = 'acme' AND action = 'create') AS created FROM public.regress_news();
+SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'thousand %';
+-- several statements in one, COPY, ON CONFLICT, MERGE, none at all
+WITH a AS (INSERT INTO apitoken.tokens (label, organization_id) VALUES ('with a', 'acme') RETURNING id), b AS (INSERT INTO apitoken.token_records (label, user_id) VALUES ('with b', 'ada'))
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'with c', 'acme' FROM a;
+SELECT action, pg_catalog.string_agg(label, ', ' ORDER BY label) AS labels FROM (SELECT action, details ->> 'label' AS label FROM public.regress_news()) n GROUP BY 1;
+COPY apitoken.token_records (label, organization_id) FROM stdin;
+copied 1	acme
+copied 2	acme
+\.
+SELECT * FROM public.regress_made();
+INSERT INTO apitoken.token_records (label, organization_id) VALUES ('on conflict', 'acme') ON CONFLICT DO NOTHING;
+INSERT INTO apitoken.token_records (label, organization_id) VALUES ('on conflict 2', 'acme') ON CONFLICT (id) DO UPDATE SET description = 'never';
+MERGE INTO apitoken.token_records r USING (VALUES ('merged'), ('two')) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET description = 'merged' WHEN NOT MATCHED THEN INSERT (label, organization_id) VALUES (v.label, 'acme');
+SELECT action, details ->> 'label' AS label FROM public.regress_news();
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'never', 'acme' WHERE false;
+SELECT count(*) FROM public.regress_news();
+-- one that is used before the statement ends keeps its usage row
+CREATE FUNCTION public.regress_use(token text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	verdict text := (apitoken.verify(token)).verdict;
+BEGIN
+	INSERT INTO apitoken.token_usage (token_id, accepted) SELECT (apitoken.parse(token)).id, 1 ON CONFLICT DO NOTHING;
+	RETURN verdict;
+END $$;
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'used at once ' || i, 'acme' FROM pg_catalog.generate_series(1, 2) i RETURNING label, public.regress_use(apitoken.take_secret(id)) AS verdict;
+SELECT r.label, u.accepted > 0 AS used FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'used at once %' ORDER BY 1;
+SELECT * FROM public.regress_made();
+DROP FUNCTION public.regress_use(text);
+-- an administrator's trigger that suspends what is new, and one that makes more: the creation comes first
+CREATE FUNCTION public.regress_suspend() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	UPDATE apitoken.token_records SET suspended_at = clock_timestamp() WHERE id = NEW.id;
+	IF NEW.label = 'outer' THEN
+		BEGIN
+			INSERT INTO apitoken.tokens (label, organization_id) VALUES ('inner, rolled back', 'acme');
+			RAISE division_by_zero;
+		EXCEPTION WHEN division_by_zero THEN
+			INSERT INTO apitoken.tokens (label, organization_id) VALUES ('inner', 'acme');
+		END;
+	END IF;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER a_suspend AFTER INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_suspend();
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('outer', 'acme'), ('outer 2', 'acme');
+SELECT action, details ->> 'label' AS label FROM public.regress_news();
+SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label ~ '^(outer|inner)';
+DROP TRIGGER a_suspend ON apitoken.token_records;
+DROP FUNCTION public.regress_suspend();
+
+--
+-- What an administrator adds to the tables of events and usage holds for new
+-- tokens: columns with defaults, constraints, indexes, triggers, rules
+--
+BEGIN;
+ALTER TABLE apitoken.events ADD COLUMN marked text DEFAULT 'marked';
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('column', 'acme'), ('column 2', 'acme');
+SELECT action, details ->> 'label' AS label, marked FROM apitoken.events WHERE details ->> 'label' LIKE 'column%' ORDER BY id;
+ROLLBACK;
+BEGIN;
+ALTER TABLE apitoken.events ADD CONSTRAINT regress_none CHECK (details ->> 'label' <> 'refused');
+CREATE UNIQUE INDEX regress_usage ON apitoken.token_usage ((accepted + 1)) WHERE accepted > 100;
+CREATE UNIQUE INDEX regress_label ON apitoken.events ((details ->> 'label')) WHERE details ->> 'label' LIKE 'indexed%';
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('indexed', 'acme');
+SET LOCAL enable_seqscan = off;
+SELECT count(*) FROM apitoken.events WHERE details ->> 'label' = 'indexed' AND details ->> 'label' LIKE 'indexed%';
+SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('not refused', 'acme'), ('refused', 'acme')$$) AS constrained, public.regress_try($$INSERT INTO apitoken.tokens (label, user_id) VALUES ('indexed', 'ada')$$) AS unique;
+SELECT count(*) FROM apitoken.token_records WHERE label IN ('refused', 'not refused');
+ROLLBACK;
+CREATE FUNCTION public.regress_told() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE WARNING '% % of % as owner: %', TG_WHEN, TG_LEVEL, TG_TABLE_NAME, current_user = (SELECT relowner::regrole::text FROM pg_catalog.pg_class WHERE oid = TG_RELID);
+	RETURN NEW;
+END $$;
+BEGIN;
+CREATE TRIGGER t BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION public.regress_told();
+CREATE TRIGGER t AFTER INSERT ON apitoken.token_usage FOR EACH STATEMENT EXECUTE FUNCTION public.regress_told();
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('trigger', 'acme'), ('trigger 2', 'acme');
+SELECT * FROM public.regress_made();
+ROLLBACK;
+BEGIN;
+CREATE RULE r AS ON INSERT TO apitoken.events WHERE new.action = 'create' DO INSTEAD NOTHING;
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('rule', 'acme');
+SELECT * FROM public.regress_made();
+ROLLBACK;
+-- none of it is shown to who made the token
+ALTER TABLE apitoken.events ADD CONSTRAINT regress_none CHECK (details ->> 'label' <> 'refused');
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('refused', 'acme');
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+ALTER TABLE apitoken.events DROP CONSTRAINT regress_none;
+DROP FUNCTION public.regress_told(), public.regress_made();
+
+--
 -- Nothing in there that opens anything
 --
 SELECT count(*) > 20 AS enough, count(*) FILTER (WHERE e::text ~ '(org|usr)_[0-9A-Za-z]{71}') AS tokens,
@@ -246,6 +355,19 @@ RESET SESSION AUTHORIZATION;
 DELETE FROM apitoken.organizations WHERE id = 'acme';
 DELETE FROM apitoken.users WHERE id = 'ada';
 SELECT count(*) > :before AS kept FROM apitoken.events;
+
+--
+-- What a transaction knows of the extension ends with it: an owner that it has
+-- locked is not one of the next
+--
+BEGIN;
+INSERT INTO apitoken.organizations (id) VALUES ('initech');
+INSERT INTO apitoken.tokens (label, organization_id, user_id) VALUES ('t', 'initech', NULL), ('t', NULL, 'ada');
+DROP EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken CASCADE;
+SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('t', 'initech')$$) AS organization, public.regress_try($$INSERT INTO apitoken.tokens (label, user_id) VALUES ('t', 'ada')$$) AS "user";
+SELECT id FROM apitoken.users;
+ROLLBACK;
 
 DROP EXTENSION apitoken CASCADE;
 DROP FUNCTION public.regress_try(text), public.regress_news();

@@ -383,6 +383,21 @@ typedef enum ApitokenTable
 
 #define Anum_token_usage_token_id 1
 #define Anum_token_usage_last_used_at 2
+#define Anum_token_usage_accepted 3
+#define Anum_token_usage_refused 4
+#define Anum_token_usage_last_used_from 5
+
+#define Anum_events_id 1
+#define Anum_events_at 2
+#define Anum_events_action 3
+#define Anum_events_token_id 4
+#define Anum_events_organization_id 5
+#define Anum_events_user_id 6
+#define Anum_events_actor 7
+#define Anum_events_actor_token_id 8
+#define Anum_events_database_user 9
+#define Anum_events_client_address 10
+#define Anum_events_details 11
 
 /* The composite types that functions answer with. */
 typedef enum ApitokenRow
@@ -519,6 +534,31 @@ extern ApitokenStatement apitoken_running_statement;
 extern uint64 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls);
 extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls,
 								   Datum *value);
+extern void apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg);
+
+/* ----- append.c: new rows, written without a statement ----- */
+
+/* A table that rows are being appended to. */
+typedef struct ApitokenAppend
+{
+	Relation	relation;
+	EState	   *estate;
+	ResultRelInfo *target;
+	TupleTableSlot *slot;
+} ApitokenAppend;
+
+extern bool apitoken_open_append(ApitokenAppend *append, ApitokenTable table, int columns);
+extern void apitoken_begin_append(ApitokenAppend *append);
+extern void apitoken_append(ApitokenAppend *append, const Datum *values, const bool *nulls);
+extern void apitoken_end_append(ApitokenAppend *append);
+extern void apitoken_close_append(ApitokenAppend *append);
+
+/* ----- locked.c: owners that this transaction has locked ----- */
+
+extern void apitoken_locked_init(void);
+extern bool apitoken_is_locked(ApitokenTable table, const char *id);
+extern void apitoken_note_locked(ApitokenTable table, const char *id);
+extern void apitoken_forget_locked(void);
 
 /* ----- address.c: where a client is ----- */
 
@@ -675,9 +715,9 @@ extern void apitoken_guard_init(void);
 /* ----- secret.c: texts of tokens made in this transaction ----- */
 
 extern void apitoken_secret_init(void);
-extern void apitoken_keep_secret(const pg_uuid_t *id, const char *text);
+extern void apitoken_keep_secret(const pg_uuid_t *id, const pg_uuid_t *event_id, const char *text);
 extern text *apitoken_release_secret(const pg_uuid_t *id);
-extern bool apitoken_made_here(const pg_uuid_t *id);
+extern bool apitoken_made_here(const pg_uuid_t *id, pg_uuid_t *event_id);
 extern pg_uuid_t *apitoken_capture_id(pg_uuid_t *id);
 
 /* ----- authority.c: who may manage which token ----- */
@@ -705,6 +745,7 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 
 /* ----- trigger.c: what the trigger functions have in common ----- */
 
+extern pg_noreturn void apitoken_refuse_trigger(void);
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
 extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
 extern bool apitoken_is_editable(AttrNumber attribute);

@@ -123,8 +123,9 @@ static const Column columns[APITOKEN_TABLES][TABLE_COLUMNS_MAX] = {
 		{CIDRARRAYOID, false}, {JSONBOID, true}, {TEXTOID, true}, {TEXTOID, false},
 		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false},
 	},
-	[APITOKEN_TOKEN_USAGE] = {{UUIDOID, true}, {TIMESTAMPTZOID, false}},
-	[APITOKEN_EVENTS] = {{UUIDOID, true}},
+	[APITOKEN_TOKEN_USAGE] = {{UUIDOID, true}, {TIMESTAMPTZOID, false}, {INT8OID, true}, {INT8OID, true}, {INETOID, false}},
+	[APITOKEN_EVENTS] = {{UUIDOID, true}, {TIMESTAMPTZOID, true}, {TEXTOID, true}, {UUIDOID, true},
+	{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false}, {UUIDOID, false}, {NAMEOID, true}, {INETOID, false}, {JSONBOID, true}},
 };
 
 static void

@@ -81,15 +81,28 @@ text_of(HeapTuple tuple, TupleDesc descriptor, AttrNumber attribute)
 
 /* A user without a row gets one when they first create something. */
 static void
-ensure_user(const char *user_id, bool lock)
+ensure_user(const char *user_id)
 {
 	Datum		value = CStringGetTextDatum(user_id);
 
-	if (lock && apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) > 0)
-		return;
 	apitoken_execute(APITOKEN_ENSURE_USER, &value, NULL);
-	if (lock)
-		apitoken_execute(APITOKEN_LOCK_USER, &value, NULL);
+}
+
+static void
+lock_user(const char *user_id)
+{
+	Datum		value;
+
+	if (apitoken_is_locked(APITOKEN_USERS, user_id))
+		return;
+	value = CStringGetTextDatum(user_id);
+	if (apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) == 0)
+	{
+		ensure_user(user_id);
+		if (apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) == 0)
+			return;
+	}
+	apitoken_note_locked(APITOKEN_USERS, user_id);
 }
 
 /*
@@ -106,7 +119,7 @@ lock_owner(const ApitokenRecord *record)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("invalid user id"),
 					 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
-		ensure_user(record->user_id, true);
+		lock_user(record->user_id);
 	}
 	else
 		apitoken_lock_organization(record->organization_id);
@@ -209,15 +222,17 @@ mint(ApitokenRecord *record, Columns *columns)
 	int16		scheme = apitoken_signing_scheme();
 	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+	pg_uuid_t	event_id;
 
 	if (!apitoken_generate_id(id) ||
+		!apitoken_generate_id(&event_id) ||
 		!apitoken_generate_text(apitoken_prefix, record->kind, id, text, &parts))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random values")));
 	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	apitoken_digest(text, strlen(text), scheme, (uint8 *) VARDATA(digest));
-	apitoken_keep_secret(id, text);
+	apitoken_keep_secret(id, &event_id, text);
 	explicit_bzero(text, sizeof(text));
 
 	set_column(columns, Anum_token_records_id, UUIDPGetDatum(id));
@@ -239,7 +254,7 @@ set_creator(Columns *columns, Snapshot snapshot)
 		return;
 	}
 	if (!apitoken_fetch_user(snapshot, principal->user_id, &user))
-		ensure_user(principal->user_id, false);
+		ensure_user(principal->user_id);
 	set_column(columns, Anum_token_records_created_by, CStringGetTextDatum(principal->user_id));
 	if (user.name != NULL)
 		set_column(columns, Anum_token_records_created_by_name, CStringGetTextDatum(user.name));

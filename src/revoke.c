@@ -154,6 +154,7 @@ apitoken_owner_after_delete(PG_FUNCTION_ARGS)
 	of_user = RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_USERS);
 	apitoken_expect_trigger(fcinfo, of_user ? APITOKEN_USERS : APITOKEN_ORGANIZATIONS);
 
+	apitoken_forget_locked();
 	id = heap_getattr(trigger->tg_trigtuple, of_user ? Anum_users_id : Anum_organizations_id,
 					  RelationGetDescr(trigger->tg_relation), &isnull);
 	values[0] = revoker(&nulls[0]);

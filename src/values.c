@@ -123,13 +123,17 @@ apitoken_overlap_until(Interval *overlap)
 void
 apitoken_lock_organization(const char *id)
 {
-	Datum		value = CStringGetTextDatum(id);
+	Datum		value;
 
+	if (apitoken_is_locked(APITOKEN_ORGANIZATIONS, id))
+		return;
+	value = CStringGetTextDatum(id);
 	if (apitoken_execute(APITOKEN_LOCK_ORGANIZATION, &value, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 				 errmsg("organization \"%s\" does not exist", apitoken_clip(id)),
 				 errhint("Insert it into apitoken.organizations first.")));
+	apitoken_note_locked(APITOKEN_ORGANIZATIONS, id);
 }
 
 void

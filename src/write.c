@@ -332,13 +332,15 @@ first_value(void)
 	return isnull ? (Datum) 0 : SPI_datumTransfer(value, column->attbyval, column->attlen);
 }
 
-static uint64
-execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
+/*
+ * Do something as the tables' owner, with `statement` as the one that runs.
+ */
+void
+apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg)
 {
 	ApitokenStatement outer = apitoken_running_statement;
 	Oid			user;
 	int			context;
-	uint64		processed;
 	MemoryContext caller_context = CurrentMemoryContext;
 
 	/* An error resets the user with the (sub)transaction. */
@@ -353,20 +355,8 @@ execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *va
 						   (MyBackendType == B_BG_WORKER ? SECURITY_RESTRICTED_OPERATION : 0));
 	PG_TRY();
 	{
-		int			result;
-
 		apitoken_running_statement = statement;
-		if (SPI_connect() != SPI_OK_CONNECT)
-			elog(ERROR, "SPI_connect failed");
-		result = SPI_execute_snapshot(saved_plan(statement), values, nulls,
-									  GetLatestSnapshot(), InvalidSnapshot,
-									  false, true, 0);
-		if (result < 0)
-			elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
-		processed = SPI_processed;
-		if (value != NULL)
-			*value = first_value();
-		SPI_finish();
+		work(arg);
 	}
 	PG_CATCH();
 	{
@@ -386,7 +376,43 @@ execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *va
 	PG_END_TRY();
 	apitoken_running_statement = outer;
 	SetUserIdAndSecContext(user, context);
-	return processed;
+}
+
+typedef struct Execution
+{
+	ApitokenStatement statement;
+	Datum	   *values;
+	const char *nulls;
+	Datum	   *value;			/* where the first one goes; NULL: nowhere */
+	uint64		processed;
+} Execution;
+
+static void
+run(void *arg)
+{
+	Execution  *execution = arg;
+	int			result;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	result = SPI_execute_snapshot(saved_plan(execution->statement), execution->values, execution->nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  false, true, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+	execution->processed = SPI_processed;
+	if (execution->value != NULL)
+		*execution->value = first_value();
+	SPI_finish();
+}
+
+static uint64
+execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
+{
+	Execution	execution = {statement, values, nulls, value, 0};
+
+	apitoken_as_owner(statement, run, &execution);
+	return execution.processed;
 }
 
 /*
