@@ -389,17 +389,21 @@ sub run
 			$b->psql('CHECKPOINT');
 			$figure->{run}->($b);
 			1;
-		} or $b->missing($figure->{id}, 'failed: ' . $@ =~ s/\s+/ /gr);
+		} or do {
+			print "  $@\n";
+			(my $why = $@) =~ s/^.*?(?=ERROR:)//s;
+			$b->missing($figure->{id}, 'failed: ' . substr($why =~ s/\s+/ /gr, 0, 80));
+		};
 		printf "  (%.0f s)\n", time - $began;
 	}
 	return;
 }
 
-# 7, 7b, 8, 10.
+# 7, 7b, 8, 10, and what has no number.
 sub by_number
 {
 	my ($first, $second) = @_;
-	my ($m, $n) = map { /^(\d+)/ ? $1 : 0 } $first, $second;
+	my ($m, $n) = map { /^(\d+)/ ? $1 : 1000 } $first, $second;
 
 	return $m <=> $n || $first cmp $second;
 }

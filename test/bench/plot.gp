@@ -8,7 +8,7 @@ set title "Measured against wanted: right of the line is better than wanted"
 set logscale x
 set xlabel "times as good as wanted"
 set format x "%g"
-set xrange [0.1 < * : * > 10]
+set xrange [* < 0.5 : 2 < *]
 set grid xtics ytics
 set yrange [-0.7 : rows - 0.3]
 set arrow from 1, graph 0 to 1, graph 1 nohead linewidth 2 linecolor rgb "#cc3333"
