@@ -431,11 +431,11 @@ sub run
 	return;
 }
 
-# 7, 7b, 8, 10.
+# 7, 7b, 8, 10, and what has no number.
 sub by_number
 {
 	my ($first, $second) = @_;
-	my ($m, $n) = map { /^(\d+)/ ? $1 : 0 } $first, $second;
+	my ($m, $n) = map { /^(\d+)/ ? $1 : 1000 } $first, $second;
 
 	return $m <=> $n || $first cmp $second;
 }

@@ -15,9 +15,9 @@ Bench::figure('10', "policies on a user's own table", sub {
 		user => q{SELECT FROM apitoken.act_as('policy-member')},
 		token => "SELECT FROM apitoken.authenticate('$token')");
 	my %queries = (
-		count => [ 'SELECT count(*) FROM bench.TABLE', $b->{quick} ? 50 : 200 ],
-		scan => [ 'SELECT count(*) FROM bench.TABLE', 1, 'SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off' ],
-		point => [ 'SELECT title FROM bench.TABLE WHERE id = 7', $b->{quick} ? 1000 : 5000 ]);
+		count => [ 'SELECT count(*) FROM bench.TABLE', $b->{quick} ? 500 : 300 ],
+		scan => [ 'SELECT count(*) FROM bench.TABLE', 3, 'SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off' ],
+		point => [ 'SELECT title FROM bench.TABLE WHERE id = 7', $b->{quick} ? 2000 : 20_000 ]);
 	my $time = sub {
 		my ($query, $table, $as) = @_;
 		my ($sql, $times, $settings) = @{ $queries{$query} };

@@ -1,6 +1,8 @@
 # Figure 15: one server and three, a primary and two replicas, behind PgBouncer;
 # and how long it takes until a replica knows of a revocation.
 
+package Replicas;
+
 use strict;
 use warnings;
 
