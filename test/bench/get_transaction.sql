@@ -6,7 +6,7 @@ CREATE ROLE bench_anon;
 CREATE ROLE bench_web_user;
 GRANT bench_anon, bench_web_user TO bench_authenticator;
 SELECT apitoken.allow('bench_authenticator', 'act');
-SELECT apitoken.allow('bench_anon', 'use');
+SELECT apitoken.allow('bench_anon', 'use'), apitoken.allow('bench_web_user', 'use');
 
 CREATE SCHEMA bench_api;
 GRANT USAGE ON SCHEMA bench_api TO bench_anon, bench_web_user;
