@@ -6,8 +6,8 @@ package Replicas;
 use strict;
 use warnings;
 
-use IPC::Open3;
 use List::Util qw(min sum);
+use POSIX ();
 use Time::HiRes qw(sleep);
 
 use constant POOLER_PORT => 6432;
@@ -85,8 +85,13 @@ server_round_robin = 1
 log_connections = 0
 log_disconnections = 0
 INI
-	open my $log, '>', "$b->{dir}/pgbouncer.log" or die $!;
-	my $pid = open3('<&STDIN', '>&' . fileno $log, undef, 'pgbouncer', "$b->{dir}/pgbouncer.ini");
+	my $pid = fork // die "fork: $!";
+	if ($pid == 0)
+	{
+		open STDOUT, '>', "$b->{dir}/pgbouncer.log";
+		open STDERR, '>&', \*STDOUT;
+		exec 'pgbouncer', "$b->{dir}/pgbouncer.ini" or POSIX::_exit(127);
+	}
 	foreach (1 .. 100)
 	{
 		return $pid if -S "$b->{host}/.s.PGSQL." . POOLER_PORT;
