@@ -4,9 +4,10 @@
  *		it, and how it is asked for.
  *
  * A flush takes what shared memory has of the database, writes it in one
- * statement, and commits.  What cannot be written goes back to where it was
- * taken from.  More than BATCH_MAX rows need another statement, if there is
- * time; a batch that fails is made smaller the next time.
+ * statement, and commits, batch by batch.  What cannot be written goes back to
+ * where it was taken from.  Batches grow as long as they are written quickly,
+ * and stay smaller after one that failed; for what there is no time left, the
+ * launcher is hastened.
  *
  * The extension is locked meanwhile, against being dropped and against a
  * second flush of the same database: so when one has ended, what was taken
@@ -30,8 +31,13 @@
 
 #include "apitoken.h"
 
+/* Rows of a batch: the first one of a flush, and limits. */
+#define BATCH_FIRST 1000
 #define BATCH_MAX 10000
 #define BATCH_MIN 100
+
+/* After one that took no longer than this the next may be twice as large. */
+#define BATCH_QUICK (250 * INT64CONST(1000))
 
 /* No batch is begun unless it has this long. */
 #define BATCH_TIME (3 * USECS_PER_SEC)
@@ -247,22 +253,30 @@ ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
 {
 	ApitokenDatabase state;
-	Batch		batch = {(uint32) ticket, BATCH_MAX, APITOKEN_FLUSH_FAILED};
+	Batch		batch = {(uint32) ticket, BATCH_FIRST, APITOKEN_FLUSH_FAILED};
+	int			largest = BATCH_MAX;
+	TimestampTz began;
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 
 	if (apitoken_database_known(MyDatabaseId, &state))
-		batch.max = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
-	in_hand = MemoryContextAlloc(TopMemoryContext, batch.max * sizeof(ApitokenUsageRow));
+		largest = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
+	batch.max = Min(batch.max, largest);
+	in_hand = MemoryContextAlloc(TopMemoryContext, largest * sizeof(ApitokenUsageRow));
 	RegisterXactCallback(transaction_ends, NULL);
 	apitoken_remove_saved();
 
 	do
 	{
+		began = GetCurrentTimestamp();
 		more = apitoken_in_transaction(flush_batch, &batch, until, problem);
 		if (problem[0] != '\0')
 			batch.outcome = APITOKEN_FLUSH_FAILED;
+		if (GetCurrentTimestamp() - began <= BATCH_QUICK)
+			batch.max = Min(2 * batch.max, largest);
 	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
+	if (more)
+		apitoken_hasten();
 
 	if (batch.outcome == APITOKEN_FLUSH_MISSING)
 		snprintf(problem, sizeof(problem), "extension apitoken is not installed");

@@ -40,6 +40,14 @@ typedef struct
 	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
 	" actor, actor_token_id, database_user, client_address, details) "
 
+/* What a usage row u becomes by a use of the same token that is counted apart. */
+#define LATER_USE(use) \
+	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
+	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
+	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
+	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
+	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused"
+
 static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_LOCK_ORGANIZATION] = {
 		"SELECT FROM apitoken.organizations WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
@@ -145,34 +153,46 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
 	},
 	/*
-	 * In the order of the ids, as everybody does who locks several of these
-	 * rows.  What is of a token that is gone is dropped.
+	 * What is there is updated, which is less to write than by way of ON
+	 * CONFLICT: that is for what comes meanwhile.  There is but one flush at a
+	 * time, and nobody else waits for one of these rows while holding another.
+	 * What is of a token that is gone is dropped.
 	 */
 	[APITOKEN_WRITE_USAGE] = {
-		"WITH given AS ("
+		"WITH given AS MATERIALIZED ("
 		"SELECT g.token_id, g.day, g.last_used_at, g.last_used_from, g.accepted, g.refused"
 		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
 		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6))"
 		" AS g (token_id, day, last_used_at, last_used_from, accepted, refused)"
 		" JOIN apitoken.token_records r ON r.id OPERATOR(pg_catalog.=) g.token_id"
+		"), total AS MATERIALIZED ("
+		"SELECT token_id, pg_catalog.max(last_used_at) AS last_used_at,"
+		" (pg_catalog.array_agg(last_used_from ORDER BY last_used_at DESC NULLS LAST))[1] AS last_used_from,"
+		" pg_catalog.sum(accepted)::pg_catalog.int8 AS accepted, pg_catalog.sum(refused)::pg_catalog.int8 AS refused"
+		" FROM given GROUP BY token_id"
 		"), daily AS ("
+		"UPDATE apitoken.token_usage_daily d SET"
+		" accepted = d.accepted OPERATOR(pg_catalog.+) g.accepted,"
+		" refused = d.refused OPERATOR(pg_catalog.+) g.refused"
+		" FROM given g WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id AND d.day OPERATOR(pg_catalog.=) g.day"
+		" RETURNING d.token_id, d.day"
+		"), usage AS ("
+		"UPDATE apitoken.token_usage u SET " LATER_USE("t")
+		" FROM total t WHERE u.token_id OPERATOR(pg_catalog.=) t.token_id"
+		" RETURNING u.token_id"
+		"), new_daily AS ("
 		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused)"
-		" SELECT token_id, day, accepted, refused FROM given ORDER BY token_id, day"
+		" SELECT g.token_id, g.day, g.accepted, g.refused FROM given g"
+		" WHERE NOT EXISTS (SELECT FROM daily o WHERE o.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" AND o.day OPERATOR(pg_catalog.=) g.day)"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused"
 		") "
 		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
-		" SELECT token_id, pg_catalog.max(last_used_at),"
-		" (pg_catalog.array_agg(last_used_from ORDER BY last_used_at DESC NULLS LAST))[1],"
-		" pg_catalog.sum(accepted)::pg_catalog.int8, pg_catalog.sum(refused)::pg_catalog.int8"
-		" FROM given GROUP BY token_id ORDER BY token_id"
-		" ON CONFLICT (token_id) DO UPDATE SET"
-		" last_used_at = GREATEST(u.last_used_at, excluded.last_used_at),"
-		" last_used_from = CASE WHEN excluded.last_used_at OPERATOR(pg_catalog.<) u.last_used_at"
-		" OR excluded.last_used_at IS NULL THEN u.last_used_from ELSE excluded.last_used_from END,"
-		" accepted = u.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
-		" refused = u.refused OPERATOR(pg_catalog.+) excluded.refused",
+		" SELECT t.token_id, t.last_used_at, t.last_used_from, t.accepted, t.refused FROM total t"
+		" WHERE NOT EXISTS (SELECT FROM usage o WHERE o.token_id OPERATOR(pg_catalog.=) t.token_id)"
+		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
 		6, {UUIDARRAYOID, DATEARRAYOID, TIMESTAMPTZARRAYOID, INETARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 	},
 	[APITOKEN_REPLACE_ROLE] = {
