@@ -643,12 +643,9 @@ COMMENT ON FUNCTION apitoken.token_before_insert() IS 'Trigger: authorization, t
 CREATE FUNCTION apitoken.token_before_update() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_before_update' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.token_before_update() IS 'Trigger: what may change of a token, and by whom';
-CREATE FUNCTION apitoken.token_after_insert() RETURNS trigger
-	AS 'MODULE_PATHNAME', 'apitoken_token_after_insert' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_after_insert() IS 'Trigger: the events and the usage rows of new tokens';
 CREATE FUNCTION apitoken.token_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_after_change() IS 'Trigger: the event of a change; a deleted token''s usage goes';
+COMMENT ON FUNCTION apitoken.token_after_change() IS 'Trigger: the event, and the usage row of a new token';
 CREATE FUNCTION apitoken.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
@@ -675,9 +672,7 @@ CREATE TRIGGER token_before_insert BEFORE INSERT ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_insert();
 CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_update();
-CREATE TRIGGER token_after_insert AFTER INSERT ON apitoken.token_records REFERENCING NEW TABLE AS made
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_after_insert();
-CREATE TRIGGER token_after_change AFTER UPDATE OR DELETE ON apitoken.token_records
+CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken.token_after_change();
 CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken.token_records
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_refuse_delete();
@@ -710,8 +705,7 @@ CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_after_delete();
 COMMENT ON TRIGGER token_before_insert ON apitoken.token_records IS 'Who may make the token, what it may be, its id and digest';
 COMMENT ON TRIGGER token_before_update ON apitoken.token_records IS 'What may change of a token, and by whom';
-COMMENT ON TRIGGER token_after_insert ON apitoken.token_records IS 'The events and the usage rows of new tokens';
-COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of each change; a deleted token''s usage goes';
+COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of each change, and the usage row of a new token';
 COMMENT ON TRIGGER token_refuse_truncate ON apitoken.token_records IS 'Tokens are kept for the record';
 COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused, with a hint to revoke_token, also where no row is met';
 COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
@@ -849,7 +843,6 @@ REVOKE ALL ON FUNCTION
 	apitoken.run_maintenance(),
 	apitoken.token_before_insert(),
 	apitoken.token_before_update(),
-	apitoken.token_after_insert(),
 	apitoken.token_after_change(),
 	apitoken.token_refuse_delete(),
 	apitoken.event_refuse_change(),

@@ -199,7 +199,7 @@ SELECT * FROM public.regress_made();
 INSERT INTO apitoken.token_records (label, organization_id) VALUES ('on conflict', 'acme') ON CONFLICT DO NOTHING;
 INSERT INTO apitoken.token_records (label, organization_id) VALUES ('on conflict 2', 'acme') ON CONFLICT (id) DO UPDATE SET description = 'never';
 MERGE INTO apitoken.token_records r USING (VALUES ('merged'), ('two')) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET description = 'merged' WHEN NOT MATCHED THEN INSERT (label, organization_id) VALUES (v.label, 'acme');
-SELECT action, details ->> 'label' AS label FROM public.regress_news();
+SELECT action, details ->> 'label' AS label FROM public.regress_news() ORDER BY 1, 2;
 INSERT INTO apitoken.tokens (label, organization_id) SELECT 'never', 'acme' WHERE false;
 SELECT count(*) FROM public.regress_news();
 -- one that is used before the statement ends keeps its usage row
@@ -228,11 +228,11 @@ BEGIN
 	END IF;
 	RETURN NULL;
 END $$;
-CREATE TRIGGER a_suspend AFTER INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_suspend();
+CREATE TRIGGER z_suspend AFTER INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_suspend();
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('outer', 'acme'), ('outer 2', 'acme');
 SELECT action, details ->> 'label' AS label FROM public.regress_news();
 SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label ~ '^(outer|inner)';
-DROP TRIGGER a_suspend ON apitoken.token_records;
+DROP TRIGGER z_suspend ON apitoken.token_records;
 DROP FUNCTION public.regress_suspend();
 
 --

@@ -538,20 +538,9 @@ extern void apitoken_as_owner(ApitokenStatement statement, void (*work) (void *a
 
 /* ----- append.c: new rows, written without a statement ----- */
 
-/* A table that rows are being appended to. */
-typedef struct ApitokenAppend
-{
-	Relation	relation;
-	EState	   *estate;
-	ResultRelInfo *target;
-	TupleTableSlot *slot;
-} ApitokenAppend;
-
-extern bool apitoken_open_append(ApitokenAppend *append, ApitokenTable table, int columns);
-extern void apitoken_begin_append(ApitokenAppend *append);
-extern void apitoken_append(ApitokenAppend *append, const Datum *values, const bool *nulls);
-extern void apitoken_end_append(ApitokenAppend *append);
-extern void apitoken_close_append(ApitokenAppend *append);
+extern bool apitoken_open_append(Relation *relation, ApitokenTable table, int columns);
+extern void apitoken_append(Relation relation, const Datum *values, const bool *nulls);
+extern void apitoken_close_append(Relation relation);
 
 /* ----- locked.c: owners that this transaction has locked ----- */
 
@@ -715,9 +704,9 @@ extern void apitoken_guard_init(void);
 /* ----- secret.c: texts of tokens made in this transaction ----- */
 
 extern void apitoken_secret_init(void);
-extern void apitoken_keep_secret(const pg_uuid_t *id, const pg_uuid_t *event_id, const char *text);
+extern void apitoken_keep_secret(const pg_uuid_t *id, const char *text);
 extern text *apitoken_release_secret(const pg_uuid_t *id);
-extern bool apitoken_made_here(const pg_uuid_t *id, pg_uuid_t *event_id);
+extern bool apitoken_made_here(const pg_uuid_t *id);
 extern pg_uuid_t *apitoken_capture_id(pg_uuid_t *id);
 
 /* ----- authority.c: who may manage which token ----- */
@@ -745,7 +734,6 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 
 /* ----- trigger.c: what the trigger functions have in common ----- */
 
-extern pg_noreturn void apitoken_refuse_trigger(void);
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
 extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
 extern bool apitoken_is_editable(AttrNumber attribute);

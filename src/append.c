@@ -2,11 +2,14 @@
  * append.c
  *		New rows of events and token_usage, written without a statement.
  *
- * The statements that write.c would run for the event and the usage row of a
- * new token cost more than the token itself, which comes in an INSERT of any
- * number of rows.  So these rows are stored as logical replication stores
- * what it receives: constraints are checked and indexes filled, whatever
- * there are.
+ * The statement that write.c would run for the event and the usage row of a
+ * new token costs more than storing them.  So these rows are stored as logical
+ * replication stores what it receives: constraints are checked and indexes
+ * filled, whatever there are.
+ *
+ * One at a time: a trigger at the end of the statement could write those of
+ * many tokens together, but any AFTER STATEMENT trigger costs 8 kB for each
+ * subtransaction in which it fires, until the transaction ends.
  *
  * That is only done with tables that are as the extension made them: where
  * the administrator has added a column, a rule or a trigger for new rows, the
@@ -39,49 +42,38 @@ is_plain(Relation relation, int columns)
  * in any case.  False: only a statement will do.
  */
 bool
-apitoken_open_append(ApitokenAppend *append, ApitokenTable table, int columns)
+apitoken_open_append(Relation *relation, ApitokenTable table, int columns)
 {
-	append->relation = relation_open(apitoken_table(table), RowExclusiveLock);
-	return is_plain(append->relation, columns);
+	*relation = relation_open(apitoken_table(table), RowExclusiveLock);
+	return is_plain(*relation, columns);
 }
 
 /* The lock stays until the transaction ends, as a statement's would. */
 void
-apitoken_close_append(ApitokenAppend *append)
+apitoken_close_append(Relation relation)
 {
-	relation_close(append->relation, NoLock);
+	relation_close(relation, NoLock);
 }
 
-/* As the tables' owner, from here on to apitoken_end_append(). */
+/* Store a row, as the tables' owner. */
 void
-apitoken_begin_append(ApitokenAppend *append)
+apitoken_append(Relation relation, const Datum *values, const bool *nulls)
 {
+	EState	   *estate = CreateExecutorState();
+	ResultRelInfo *target = makeNode(ResultRelInfo);
+	TupleTableSlot *slot = ExecInitExtraTupleSlot(estate, RelationGetDescr(relation), &TTSOpsVirtual);
+	int			columns = RelationGetNumberOfAttributes(relation);
+
 	PreventCommandIfReadOnly("INSERT");
-	append->estate = CreateExecutorState();
-	append->target = makeNode(ResultRelInfo);
-	InitResultRelInfo(append->target, append->relation, 0, NULL, 0);
-	ExecOpenIndices(append->target, false);
-	append->slot = ExecInitExtraTupleSlot(append->estate, RelationGetDescr(append->relation), &TTSOpsVirtual);
-}
-
-void
-apitoken_append(ApitokenAppend *append, const Datum *values, const bool *nulls)
-{
-	TupleTableSlot *slot = append->slot;
-	int			columns = RelationGetNumberOfAttributes(append->relation);
-
+	InitResultRelInfo(target, relation, 0, NULL, 0);
+	ExecOpenIndices(target, false);
 	ExecClearTuple(slot);
 	memcpy(slot->tts_values, values, columns * sizeof(Datum));
 	memcpy(slot->tts_isnull, nulls, columns * sizeof(bool));
 	ExecStoreVirtualTuple(slot);
-	ExecSimpleRelationInsert(append->target, append->estate, slot);
-	ResetPerTupleExprContext(append->estate);
-}
-
-void
-apitoken_end_append(ApitokenAppend *append)
-{
-	ExecCloseIndices(append->target);
-	ExecResetTupleTable(append->estate->es_tupleTable, false);
-	FreeExecutorState(append->estate);
+	ExecSimpleRelationInsert(target, estate, slot);
+	ExecCloseIndices(target);
+	ExecResetTupleTable(estate->es_tupleTable, false);
+	FreeExecutorState(estate);
+	pfree(target);
 }

@@ -2,25 +2,19 @@
  * event.c
  *		The audit: one event for each change of a token.
  *
- * AFTER triggers write it, so that it is there for every path that changes a
- * token, and not for one that did not.  A restored row (it came with its
- * digest) is not a change.
- *
- * New tokens come in any number: one trigger for the whole statement writes
- * what belongs to them.
+ * The AFTER trigger writes it, so that it is there for every path that
+ * changes a token, and not for one that did not.  A restored row (it came
+ * with its digest) is not a change.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "commands/trigger.h"
-#include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/tuplestore.h"
 
 #include "apitoken.h"
 
@@ -71,102 +65,91 @@ set_actor(Actor *actor)
 	actor->values[3] = InetPGetDatum(address);
 }
 
-/* $1 to $6 of APITOKEN_CREATED and APITOKEN_CHANGED */
 static void
-set_parameters(const Actor *actor, const pg_uuid_t *event_id, Datum row, Datum *values, char *nulls)
+generate_event_id(pg_uuid_t *id)
 {
-	values[0] = UUIDPGetDatum(event_id);
-	nulls[0] = ' ';
-	values[1] = row;
-	nulls[1] = ' ';
+	if (!apitoken_generate_id(id))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+}
+
+/* By a statement; `old` and `action` for a change, NULL for a new token. */
+static void
+execute_event(TriggerData *trigger, const Actor *actor, HeapTuple row, HeapTuple old, const char *action)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	pg_uuid_t	id;
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+
+	generate_event_id(&id);
+	values[0] = UUIDPGetDatum(&id);
+	values[1] = heap_copy_tuple_as_datum(row, descriptor);
 	for (int i = 0; i < lengthof(actor->values); i++)
 	{
 		values[2 + i] = actor->values[i];
 		nulls[2 + i] = actor->nulls[i] ? 'n' : ' ';
 	}
-}
-
-static void
-write_change(TriggerData *trigger, const char *action)
-{
-	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
-	Actor		actor;
-	pg_uuid_t	id;
-	Datum		values[8];
-	char		nulls[8];
-
-	set_actor(&actor);
-	if (!apitoken_generate_id(&id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
-	set_parameters(&actor, &id, heap_copy_tuple_as_datum(trigger->tg_newtuple, descriptor), values, nulls);
-	values[6] = heap_copy_tuple_as_datum(trigger->tg_trigtuple, descriptor);
-	nulls[6] = ' ';
+	if (old == NULL)
+	{
+		apitoken_execute(APITOKEN_CREATED, values, nulls);
+		return;
+	}
+	values[6] = heap_copy_tuple_as_datum(old, descriptor);
 	values[7] = CStringGetTextDatum(action);
-	nulls[7] = ' ';
 	apitoken_execute(APITOKEN_CHANGED, values, nulls);
 }
 
-/* The new tokens of a statement, and where what belongs to them goes. */
+/* A new token, and where what belongs to it goes. */
 typedef struct Creation
 {
-	Tuplestorestate *made;
-	TupleTableSlot *token;		/* the one that it is about now */
-	pg_uuid_t	event_id;
+	TupleDesc	descriptor;
+	HeapTuple	row;
 	Actor		actor;
-	ApitokenAppend events;
-	ApitokenAppend usage;
+	Relation	events;
+	Relation	usage;
 } Creation;
 
-/* Go on to the next token that was made and not restored. */
-static bool
-next_made(Creation *creation)
+/* A column of the token for one of its event or usage. */
+static void
+copy_column(Creation *creation, AttrNumber from, Datum *values, bool *nulls, AttrNumber to)
+{
+	values[to - 1] = heap_getattr(creation->row, from, creation->descriptor, &nulls[to - 1]);
+}
+
+static void
+push_column(Creation *creation, AttrNumber from, JsonbParseState **details, const char *key)
 {
 	bool		isnull;
 
-	while (tuplestore_gettupleslot(creation->made, true, false, creation->token))
-	{
-		Datum		id = slot_getattr(creation->token, Anum_token_records_id, &isnull);
-
-		if (apitoken_made_here(DatumGetUUIDP(id), &creation->event_id))
-			return true;
-	}
-	return false;
-}
-
-/* A column of the token for one of its event. */
-static void
-copy_column(TupleTableSlot *token, AttrNumber from, Datum *values, bool *nulls, AttrNumber to)
-{
-	values[to - 1] = slot_getattr(token, from, &nulls[to - 1]);
+	apitoken_json_string(details, key,
+						 TextDatumGetCString(heap_getattr(creation->row, from, creation->descriptor, &isnull)));
 }
 
 static void
 append_event(Creation *creation)
 {
-	TupleTableSlot *token = creation->token;
 	JsonbParseState *details = NULL;
 	Datum		values[Anum_events_details] = {0};
 	bool		nulls[Anum_events_details] = {false};
-	bool		isnull;
+	pg_uuid_t	id;
 
-	values[Anum_events_id - 1] = UUIDPGetDatum(&creation->event_id);
-	copy_column(token, Anum_token_records_created_at, values, nulls, Anum_events_at);
+	generate_event_id(&id);
+	values[Anum_events_id - 1] = UUIDPGetDatum(&id);
+	copy_column(creation, Anum_token_records_created_at, values, nulls, Anum_events_at);
 	values[Anum_events_action - 1] = CStringGetTextDatum("create");
-	copy_column(token, Anum_token_records_id, values, nulls, Anum_events_token_id);
-	copy_column(token, Anum_token_records_organization_id, values, nulls, Anum_events_organization_id);
-	copy_column(token, Anum_token_records_user_id, values, nulls, Anum_events_user_id);
+	copy_column(creation, Anum_token_records_id, values, nulls, Anum_events_token_id);
+	copy_column(creation, Anum_token_records_organization_id, values, nulls, Anum_events_organization_id);
+	copy_column(creation, Anum_token_records_user_id, values, nulls, Anum_events_user_id);
 	memcpy(&values[Anum_events_actor - 1], creation->actor.values, sizeof(creation->actor.values));
 	memcpy(&nulls[Anum_events_actor - 1], creation->actor.nulls, sizeof(creation->actor.nulls));
 	pushJsonbValue(&details, WJB_BEGIN_OBJECT, NULL);
-	apitoken_json_string(&details, "masked",
-						 TextDatumGetCString(slot_getattr(token, Anum_token_records_masked, &isnull)));
-	apitoken_json_string(&details, "label",
-						 TextDatumGetCString(slot_getattr(token, Anum_token_records_label, &isnull)));
+	push_column(creation, Anum_token_records_masked, &details, "masked");
+	push_column(creation, Anum_token_records_label, &details, "label");
 	values[Anum_events_details - 1] =
 		JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&details, WJB_END_OBJECT, NULL)));
-	apitoken_append(&creation->events, values, nulls);
+	apitoken_append(creation->events, values, nulls);
 }
 
 /* Not if it has one: somebody's trigger or RETURNING may have used the token. */
@@ -176,87 +159,50 @@ append_usage(Creation *creation)
 	Datum		values[Anum_token_usage_last_used_from] = {0};
 	bool		nulls[Anum_token_usage_last_used_from] = {false};
 	TimestampTz last_used_at;
-	bool		isnull;
 
-	values[Anum_token_usage_token_id - 1] = slot_getattr(creation->token, Anum_token_records_id, &isnull);
+	copy_column(creation, Anum_token_records_id, values, nulls, Anum_token_usage_token_id);
 	nulls[Anum_token_usage_last_used_at - 1] = true;
 	values[Anum_token_usage_accepted - 1] = Int64GetDatum(0);
 	values[Anum_token_usage_refused - 1] = Int64GetDatum(0);
 	nulls[Anum_token_usage_last_used_from - 1] = true;
 	if (!apitoken_fetch_last_used(SnapshotSelf, DatumGetUUIDP(values[0]), &last_used_at))
-		apitoken_append(&creation->usage, values, nulls);
+		apitoken_append(creation->usage, values, nulls);
 }
 
 static void
 append_created(void *arg)
 {
-	Creation   *creation = arg;
-	MemoryContext per_token = AllocSetContextCreate(CurrentMemoryContext, "apitoken new token", ALLOCSET_SMALL_SIZES);
-
-	apitoken_begin_append(&creation->events);
-	apitoken_begin_append(&creation->usage);
-	do
-	{
-		MemoryContext old = MemoryContextSwitchTo(per_token);
-
-		append_event(creation);
-		append_usage(creation);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(per_token);
-	} while (next_made(creation));
-	apitoken_end_append(&creation->usage);
-	apitoken_end_append(&creation->events);
-	MemoryContextDelete(per_token);
+	append_usage(arg);
+	append_event(arg);
 }
 
-/* The same by a statement for each. */
 static void
-execute_created(Creation *creation)
+write_created(TriggerData *trigger)
 {
-	Datum		values[6];
-	char		nulls[6];
-
-	do
-	{
-		Datum		row = ExecFetchSlotHeapTupleDatum(creation->token);
-
-		set_parameters(&creation->actor, &creation->event_id, row, values, nulls);
-		apitoken_execute(APITOKEN_CREATED, values, nulls);
-		pfree(DatumGetPointer(row));
-	} while (next_made(creation));
-}
-
-PG_FUNCTION_INFO_V1(apitoken_token_after_insert);
-Datum
-apitoken_token_after_insert(PG_FUNCTION_ARGS)
-{
-	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	Creation	creation;
 	bool		plain_events;
 	bool		plain_usage;
 
-	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
-	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || trigger->tg_newtable == NULL)
-		apitoken_refuse_trigger();
-	creation.made = trigger->tg_newtable;
-	tuplestore_select_read_pointer(creation.made,
-								   tuplestore_alloc_read_pointer(creation.made, EXEC_FLAG_REWIND));
-	tuplestore_rescan(creation.made);
-	creation.token = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
-	if (next_made(&creation))
-	{
-		set_actor(&creation.actor);
-		plain_events = apitoken_open_append(&creation.events, APITOKEN_EVENTS, Anum_events_details);
-		plain_usage = apitoken_open_append(&creation.usage, APITOKEN_TOKEN_USAGE, Anum_token_usage_last_used_from);
-		if (plain_events && plain_usage)
-			apitoken_as_owner(APITOKEN_CREATED, append_created, &creation);
-		else
-			execute_created(&creation);
-		apitoken_close_append(&creation.usage);
-		apitoken_close_append(&creation.events);
-	}
-	ExecDropSingleTupleTableSlot(creation.token);
-	return PointerGetDatum(NULL);
+	creation.descriptor = RelationGetDescr(trigger->tg_relation);
+	creation.row = trigger->tg_trigtuple;
+	set_actor(&creation.actor);
+	plain_events = apitoken_open_append(&creation.events, APITOKEN_EVENTS, Anum_events_details);
+	plain_usage = apitoken_open_append(&creation.usage, APITOKEN_TOKEN_USAGE, Anum_token_usage_last_used_from);
+	if (plain_events && plain_usage)
+		apitoken_as_owner(APITOKEN_CREATED, append_created, &creation);
+	else
+		execute_event(trigger, &creation.actor, creation.row, NULL, NULL);
+	apitoken_close_append(creation.usage);
+	apitoken_close_append(creation.events);
+}
+
+static void
+write_change(TriggerData *trigger, const char *action)
+{
+	Actor		actor;
+
+	set_actor(&actor);
+	execute_event(trigger, &actor, trigger->tg_newtuple, trigger->tg_trigtuple, action);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_token_after_change);
@@ -264,11 +210,20 @@ Datum
 apitoken_token_after_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
 	const char *action;
 	bool		isnull;
 
 	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
-	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
+
+		if (apitoken_made_here(DatumGetUUIDP(id)))
+			write_created(trigger);
+	}
+	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
 		action = action_of_update(trigger);
 		if (action != NULL)
@@ -276,8 +231,7 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id,
-									  RelationGetDescr(trigger->tg_relation), &isnull);
+		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
 
 		apitoken_execute(APITOKEN_FORGET_USAGE, &id, NULL);
 	}

@@ -222,17 +222,15 @@ mint(ApitokenRecord *record, Columns *columns)
 	int16		scheme = apitoken_signing_scheme();
 	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
-	pg_uuid_t	event_id;
 
 	if (!apitoken_generate_id(id) ||
-		!apitoken_generate_id(&event_id) ||
 		!apitoken_generate_text(apitoken_prefix, record->kind, id, text, &parts))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random values")));
 	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	apitoken_digest(text, strlen(text), scheme, (uint8 *) VARDATA(digest));
-	apitoken_keep_secret(id, &event_id, text);
+	apitoken_keep_secret(id, text);
 	explicit_bzero(text, sizeof(text));
 
 	set_column(columns, Anum_token_records_id, UUIDPGetDatum(id));

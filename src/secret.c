@@ -7,10 +7,8 @@
  * (sub)transaction ends, whichever way it ends.
  *
  * An entry also tells the AFTER trigger that the token was made here and not
- * restored, and has the id of its event: of the same moment, so that nothing
- * that other triggers do to the new token comes before it.  RETURNING takes
- * the text before that trigger fires, create_token after it: so an entry goes
- * when both have been there.
+ * restored.  RETURNING takes the text before that trigger fires, create_token
+ * after it: so an entry goes when both have been there.
  */
 #include "postgres.h"
 
@@ -26,7 +24,6 @@
 typedef struct KeptSecret
 {
 	pg_uuid_t	id;				/* hash key */
-	pg_uuid_t	event_id;
 	dlist_node	node;			/* in in_order */
 	Oid			role;			/* who made it */
 	SubTransactionId subtransaction;
@@ -112,7 +109,7 @@ apitoken_secret_init(void)
 }
 
 void
-apitoken_keep_secret(const pg_uuid_t *id, const pg_uuid_t *event_id, const char *text)
+apitoken_keep_secret(const pg_uuid_t *id, const char *text)
 {
 	KeptSecret *secret;
 
@@ -126,7 +123,6 @@ apitoken_keep_secret(const pg_uuid_t *id, const pg_uuid_t *event_id, const char 
 		kept = hash_create("apitoken secrets", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
 	secret = hash_search(kept, id, HASH_ENTER, NULL);
-	secret->event_id = *event_id;
 	secret->role = GetUserId();
 	secret->subtransaction = GetCurrentSubTransactionId();
 	secret->taken = false;
@@ -154,18 +150,14 @@ find(const pg_uuid_t *id)
 	return kept == NULL ? NULL : hash_search(kept, id, HASH_FIND, NULL);
 }
 
-/*
- * Was this token made in this transaction, and is its event to be written?
- * True once, when the AFTER trigger asks.
- */
+/* Was this token made in this transaction?  Asked once, by the AFTER trigger. */
 bool
-apitoken_made_here(const pg_uuid_t *id, pg_uuid_t *event_id)
+apitoken_made_here(const pg_uuid_t *id)
 {
 	KeptSecret *secret = find(id);
 
-	if (secret == NULL || secret->seen)
+	if (secret == NULL)
 		return false;
-	*event_id = secret->event_id;
 	secret->seen = true;
 	if (secret->taken)
 		forget(secret);

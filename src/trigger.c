@@ -13,21 +13,15 @@
 
 /* Trigger functions work for the extension's own triggers only. */
 void
-apitoken_refuse_trigger(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-			 errmsg("this function serves the triggers of apitoken only")));
-}
-
-void
 apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		RelationGetRelid(trigger->tg_relation) != apitoken_table(table))
-		apitoken_refuse_trigger();
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("this function serves the triggers of apitoken only")));
 }
 
 /* Did an update change this column? */
