@@ -642,6 +642,40 @@ SELECT apitoken.manages_organization('acme', 'token:read'), apitoken.manages_use
 	apitoken.manages_token(:'o1', 'token:read'), apitoken.manages_organization(NULL, 'token:read'), apitoken.manages_owner('acme', 'alice', VARIADIC NULL);
 
 --
+-- Sessions remember roles: not one that was never committed, nor one as it
+-- would have been, not under a longer name
+--
+RESET SESSION AUTHORIZATION;
+CREATE FUNCTION ident.stop() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE EXCEPTION 'may %', apitoken.can('later:do', 'acme');
+END
+$$;
+\set VERBOSITY terse
+\set may 'BEGIN; SELECT apitoken.act_as(\'gwen\') IS NOT NULL AS acting, apitoken.can(\'later:do\', \'acme\'), apitoken.can(\'later:do\') AS own; ROLLBACK;'
+BEGIN;
+INSERT INTO apitoken.roles (name, permissions) VALUES (repeat('r', 63), '{*}');
+INSERT INTO apitoken.memberships VALUES ('acme', 'gwen', repeat('r', 63));
+SELECT apitoken.act_as('gwen') IS NOT NULL, apitoken.can('later:do', 'acme');
+ROLLBACK;
+INSERT INTO apitoken.roles (name, permissions) VALUES (repeat('r', 63), '{later:look}');
+INSERT INTO apitoken.memberships VALUES ('acme', 'gwen', repeat('r', 63));
+:may
+UPDATE apitoken.roles SET description = 'forgotten' WHERE name = repeat('r', 63);
+BEGIN;
+SELECT apitoken.act_as('gwen') IS NOT NULL;
+WITH change AS (UPDATE apitoken.roles SET permissions = '{*}' WHERE name = repeat('r', 63) RETURNING 1) SELECT ident.stop() FROM change;
+ROLLBACK;
+:may
+UPDATE apitoken.roles SET permissions = '{later:do}' WHERE name = repeat('r', 63);
+INSERT INTO apitoken.users (id, role) VALUES ('gwen', repeat('r', 64));
+:may
+DELETE FROM apitoken.users WHERE id = 'gwen';
+DELETE FROM apitoken.roles WHERE name = repeat('r', 63);
+\set VERBOSITY sqlstate
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+
+--
 -- Parallel plans: the same rows
 --
 SET parallel_setup_cost = 0;
