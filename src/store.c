@@ -233,7 +233,9 @@ apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owne
 	bool		found;
 
 	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
-	found = next_row(&probe, Anum_token_records_user_id);
+	found = next_row(&probe, Anum_token_records_user_id) &&
+		/* it has one, but for a check constraint that somebody dropped */
+		!(probe.nulls[Anum_token_records_organization_id - 1] && probe.nulls[Anum_token_records_user_id - 1]);
 	if (found)
 	{
 		bool		personal = probe.nulls[Anum_token_records_organization_id - 1];
