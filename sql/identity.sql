@@ -641,6 +641,130 @@ $$;
 SELECT apitoken.manages_organization('acme', 'token:read'), apitoken.manages_user('alice', 'token:read'), apitoken.manages_owner('acme', 'alice', 'token:read'),
 	apitoken.manages_token(:'o1', 'token:read'), apitoken.manages_organization(NULL, 'token:read'), apitoken.manages_owner('acme', 'alice', VARIADIC NULL);
 
+-- Nor is it what it was before this transaction wrote something, or took it
+-- back, where PL/pgSQL asks again with no statement between.
+RESET SESSION AUTHORIZATION;
+INSERT INTO apitoken.organizations (id) VALUES ('later');
+\set VERBOSITY terse
+DO $$
+DECLARE
+	seen boolean;
+BEGIN
+	PERFORM apitoken.act_as('alice');
+	BEGIN
+		INSERT INTO apitoken.memberships VALUES ('later', 'alice', 'admin');
+		seen := apitoken.manages_organization('later', 'token:read');
+		RAISE EXCEPTION SQLSTATE 'ZZ001';
+	EXCEPTION WHEN SQLSTATE 'ZZ001' THEN
+		RAISE NOTICE 'joined %, and taken back %', seen, apitoken.manages_organization('later', 'token:read');
+	END;
+	INSERT INTO apitoken.memberships VALUES ('later', 'alice', 'admin');
+	DELETE FROM apitoken.memberships WHERE organization_id = 'later' AND apitoken.manages_organization(organization_id, 'token:read');
+	RAISE NOTICE 'deleted by the answer itself: %', apitoken.manages_organization('later', 'token:read');
+END
+$$;
+\set VERBOSITY sqlstate
+
+--
+-- The planner asks an index instead of these functions.  Whatever they are
+-- asked about, and whatever the index, the answer is that of no index: with
+-- permissions of the same row, which an index scan does not have yet; in order,
+-- by an index whose second column the owner is; with another row's owner; in a
+-- collation that takes two organizations for one; for many lists of permissions.
+--
+CREATE FUNCTION ident.both(query text, OUT by_index text, OUT by_table text) LANGUAGE plpgsql AS $$
+BEGIN
+	SET LOCAL enable_seqscan = off;
+	SET LOCAL enable_sort = off;
+	SET LOCAL enable_bitmapscan = off;
+	EXECUTE query INTO by_index;
+	SET LOCAL enable_seqscan = on;
+	SET LOCAL enable_sort = on;
+	SET LOCAL enable_indexscan = off;
+	SET LOCAL enable_indexonlyscan = off;
+	EXECUTE query INTO by_table;
+	RESET enable_seqscan;
+	RESET enable_sort;
+	RESET enable_bitmapscan;
+	RESET enable_indexscan;
+	RESET enable_indexonlyscan;
+END
+$$;
+CREATE TABLE ident.owned (n int, organization_id text COLLATE "C", permissions text[]);
+INSERT INTO ident.owned SELECT n, CASE n % 10 WHEN 1 THEN 'acme' WHEN 0 THEN 'later' ELSE 'x' || n END, ARRAY[CASE n % 3 WHEN 0 THEN 'token:read' ELSE 'nonsense' END]
+	FROM generate_series(1, 2000) n;
+CREATE INDEX ON ident.owned (organization_id);
+CREATE INDEX ON ident.owned (n, organization_id);
+ANALYZE ident.owned;
+DO $$
+BEGIN
+	-- a server without ICU has no such collation
+	IF EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i') THEN
+		CREATE COLLATION ident.whatever_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+		CREATE TABLE ident.loud (organization_id text COLLATE ident.whatever_case);
+	ELSE
+		CREATE TABLE ident.loud (organization_id text);
+	END IF;
+	INSERT INTO ident.loud SELECT 'x' || n FROM generate_series(1, 2000) n UNION ALL VALUES ('acme'), ('ACME');
+	CREATE INDEX ON ident.loud (organization_id);
+	ANALYZE ident.loud;
+END
+$$;
+BEGIN;
+INSERT INTO apitoken.memberships VALUES ('later', 'alice', 'admin');
+SELECT apitoken.act_as('alice') IS NOT NULL;
+SELECT * FROM ident.both('SELECT count(*) FROM ident.owned WHERE apitoken.manages_organization(organization_id, VARIADIC permissions)');
+SELECT * FROM ident.both('SELECT count(*) FROM ident.owned WHERE apitoken.manages_organization(organization_id, VARIADIC ARRAY[random()::text, ''token:read''])');
+SELECT * FROM ident.both('SELECT string_agg(n::text, '' '') FROM (SELECT n FROM ident.owned WHERE apitoken.manages_organization(organization_id, ''token:read'') ORDER BY n LIMIT 6) o');
+SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken.token_records WHERE organization_id = ''initech'' AND apitoken.manages_owner(organization_id, ''alice'', ''token:read'')');
+SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken.token_records WHERE user_id = ''bob'' AND apitoken.manages_owner(''acme'', user_id, ''token:read'')');
+SELECT * FROM ident.both('SELECT string_agg(organization_id, '' '') FROM (SELECT organization_id FROM ident.loud WHERE apitoken.manages_organization(organization_id, ''token:read'') ORDER BY organization_id) l');
+SELECT count(*) FROM generate_series(1, 1000) n WHERE apitoken.manages_organization('acme', VARIADIC ARRAY['token:' || n, 'token:read']);
+ROLLBACK;
+-- where the planner asks what is not known yet, for an estimate
+BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL;
+SELECT count(*) FROM ident.owned o JOIN apitoken.users u ON apitoken.manages_user(u.id, VARIADIC o.permissions) WHERE o.n < 10;
+SELECT count(*) FROM ident.owned GROUP BY organization_id HAVING apitoken.manages_organization(max(organization_id), VARIADIC (SELECT '{token:read}'::text[]));
+SELECT count(*) FROM (SELECT 'acme' AS o UNION ALL SELECT organization_id COLLATE "POSIX" FROM ident.owned) o WHERE apitoken.manages_organization(o, VARIADIC ARRAY['token:read' COLLATE "POSIX"]);
+SELECT count(*) FROM ident.owned WHERE apitoken.manages_organization(organization_id, VARIADIC ARRAY[['token:read', NULL], [NULL, 'x']]);
+SELECT count(*) FROM ident.owned WHERE apitoken.manages_organization(organization_id, VARIADIC ARRAY[NULL]::text[]);
+COMMIT;
+DELETE FROM apitoken.organizations WHERE id = 'later';
+
+--
+-- Sessions remember roles: not one that was never committed, nor one as it
+-- would have been, not under a longer name
+--
+RESET SESSION AUTHORIZATION;
+CREATE FUNCTION ident.stop() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE EXCEPTION 'may %', apitoken.can('later:do', 'acme');
+END
+$$;
+\set VERBOSITY terse
+\set may 'BEGIN; SELECT apitoken.act_as(\'gwen\') IS NOT NULL AS acting, apitoken.can(\'later:do\', \'acme\'), apitoken.can(\'later:do\') AS own; ROLLBACK;'
+BEGIN;
+INSERT INTO apitoken.roles (name, permissions) VALUES (repeat('r', 63), '{*}');
+INSERT INTO apitoken.memberships VALUES ('acme', 'gwen', repeat('r', 63));
+SELECT apitoken.act_as('gwen') IS NOT NULL, apitoken.can('later:do', 'acme');
+ROLLBACK;
+INSERT INTO apitoken.roles (name, permissions) VALUES (repeat('r', 63), '{later:look}');
+INSERT INTO apitoken.memberships VALUES ('acme', 'gwen', repeat('r', 63));
+:may
+UPDATE apitoken.roles SET description = 'forgotten' WHERE name = repeat('r', 63);
+BEGIN;
+SELECT apitoken.act_as('gwen') IS NOT NULL;
+WITH change AS (UPDATE apitoken.roles SET permissions = '{*}' WHERE name = repeat('r', 63) RETURNING 1) SELECT ident.stop() FROM change;
+ROLLBACK;
+:may
+UPDATE apitoken.roles SET permissions = '{later:do}' WHERE name = repeat('r', 63);
+INSERT INTO apitoken.users (id, role) VALUES ('gwen', repeat('r', 64));
+:may
+DELETE FROM apitoken.users WHERE id = 'gwen';
+DELETE FROM apitoken.roles WHERE name = repeat('r', 63);
+\set VERBOSITY sqlstate
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+
 --
 -- Parallel plans: the same rows
 --

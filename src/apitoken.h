@@ -461,6 +461,7 @@ typedef struct ApitokenRoleRow
 {
 	List	   *patterns;
 	char	   *database_role;	/* NULL: none */
+	bool		written_here;	/* by this transaction, which may take it back */
 } ApitokenRoleRow;
 
 typedef struct ApitokenMembership

@@ -19,6 +19,8 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "catalog/pg_collation_d.h"
 #include "catalog/pg_opfamily_d.h"
 #include "catalog/pg_operator_d.h"
 #include "catalog/pg_type.h"
@@ -63,10 +65,20 @@ typedef struct Managed
 /* Advances with each statement, and when who is acting changes. */
 uint64		apitoken_moment = 0;
 
-/* What was found out at a moment, in a memory context of its own. */
+/*
+ * What was found out at a moment, in a memory context of its own.  PL/pgSQL's
+ * expressions are no statements: between two of them this transaction may have
+ * written something, or taken it back.
+ */
 static MemoryContext memory = NULL;
 static uint64 moment;
+static CommandId command;
+static SubTransactionId subtransaction;
 static Managed *found;
+static int	found_count;
+
+/* With more lists of permissions asked about in a statement, begin anew. */
+#define FOUND_MAX 100
 
 static int
 compare_texts(const void *a, const void *b)
@@ -81,15 +93,25 @@ compare_texts(const void *a, const void *b)
 }
 
 static void
+forget(void)
+{
+	found = NULL;
+	found_count = 0;
+	MemoryContextReset(memory);
+}
+
+static void
 forget_earlier_moments(void)
 {
-	if (memory != NULL && moment == apitoken_moment)
-		return;
 	if (memory == NULL)
 		memory = AllocSetContextCreate(TopMemoryContext, "apitoken policies", ALLOCSET_SMALL_SIZES);
-	found = NULL;
-	MemoryContextReset(memory);
+	else if (moment == apitoken_moment && command == GetCurrentCommandId(false) &&
+			 subtransaction == GetCurrentSubTransactionId())
+		return;
+	forget();
 	moment = apitoken_moment;
+	command = GetCurrentCommandId(false);
+	subtransaction = GetCurrentSubTransactionId();
 }
 
 static Managed *
@@ -110,6 +132,8 @@ find_out(ArrayType *permissions)
 
 	/* who is acting may have been settled only now */
 	forget_earlier_moments();
+	if (found_count >= FOUND_MAX)
+		forget();
 	old = MemoryContextSwitchTo(memory);
 	managed = palloc0(sizeof(Managed));
 	managed->permissions = (ArrayType *) PG_DETOAST_DATUM_COPY(PointerGetDatum(permissions));
@@ -119,6 +143,7 @@ find_out(ArrayType *permissions)
 	managed->user_id = user_id == NULL ? NULL : cstring_to_text(user_id);
 	managed->next = found;
 	found = managed;
+	found_count++;
 	MemoryContextSwitchTo(old);
 	return managed;
 }
@@ -326,7 +351,7 @@ set_selectivity(SupportRequestSelectivity *request)
 	else
 	{
 		bool		organization = strcmp(get_func_name(request->funcid), "manages_organization") == 0;
-		Expr	   *clause = comparison(request->funcid, owner, lsecond(request->args), organization, request->inputcollid);
+		Expr	   *clause = comparison(request->funcid, owner, lsecond(request->args), organization, C_COLLATION_OID);
 
 		if (!organization)
 			((OpExpr *) clause)->opfuncid = F_TEXTEQ;
@@ -335,6 +360,21 @@ set_selectivity(SupportRequestSelectivity *request)
 	}
 }
 
+/* Is this a column of the table whose index is asked about? */
+static bool
+is_column(IndexOptInfo *index, Node *expression, AttrNumber attribute)
+{
+	Var		   *var = (Var *) expression;
+
+	return IsA(var, Var) && var->varlevelsup == 0 && var->varno == index->rel->relid &&
+		var->varattno == attribute;
+}
+
+/*
+ * What an index scan may ask instead, or NULL.  The planner believes us: it
+ * checks neither that what is compared with can be computed before a row is
+ * read, nor that the index's collation tells apart what the function does.
+ */
 static Node *
 index_condition(SupportRequestIndexCondition *request)
 {
@@ -342,7 +382,9 @@ index_condition(SupportRequestIndexCondition *request)
 	Node	   *owner;
 	bool		organization;
 
-	if (!IsA(call, FuncExpr) || request->opfamily != TEXT_BTREE_FAM_OID)
+	if (!IsA(call, FuncExpr) || request->opfamily != TEXT_BTREE_FAM_OID ||
+		!get_collation_isdeterministic(request->indexcollation) ||
+		!is_pseudo_constant_for_index(request->root, llast(call->args), request->index))
 		return NULL;
 	owner = list_nth(call->args, request->indexarg);
 	if (list_length(call->args) == 3)
@@ -350,12 +392,18 @@ index_condition(SupportRequestIndexCondition *request)
 		Oid			table = planner_rt_fetch(request->index->rel->relid, request->root)->relid;
 
 		/* a token whose owner the query names has no other owner */
-		if (!is_fixed(request->root, owner) || table != apitoken_table(APITOKEN_TOKEN_RECORDS))
+		if (!is_fixed(request->root, owner) || table != apitoken_table(APITOKEN_TOKEN_RECORDS) ||
+			!is_column(request->index, linitial(call->args), Anum_token_records_organization_id) ||
+			!is_column(request->index, lsecond(call->args), Anum_token_records_user_id))
 			return NULL;
 		organization = request->indexarg == 0;
 	}
 	else
 		organization = strcmp(get_func_name(call->funcid), "manages_organization") == 0;
+
+	/* the planner would not see that rows of a later column's array come in the array's order */
+	if (organization && request->indexcol > 0)
+		return NULL;
 	request->lossy = false;
 	return (Node *) list_make1(comparison(call->funcid, owner, llast(call->args), organization,
 										  request->indexcollation));

@@ -9,7 +9,9 @@
  * itself from its next command on, or when that is rolled back.  Whoever asks
  * looks for such news first, and reads with a snapshot that is taken after it.
  *
- * What is not there is not remembered, so that a new role needs no news.
+ * What is not there is not remembered, so that a new role needs no news; nor is
+ * what this transaction has written, so that nobody need tell when a new role,
+ * or a change of which the trigger has not told yet, is rolled back.
  */
 #include "postgres.h"
 
@@ -66,6 +68,7 @@ copy_row(const ApitokenRoleRow *from, ApitokenRoleRow *to)
 	to->patterns = NIL;
 	foreach(lc, from->patterns)
 		to->patterns = lappend(to->patterns, pstrdup(lfirst(lc)));
+	to->written_here = from->written_here;
 	to->database_role = from->database_role == NULL ? NULL : pstrdup(from->database_role);
 }
 
@@ -89,6 +92,10 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 	Snapshot	snapshot;
 	bool		found;
 
+	/* no role has such a name; the hash table would cut it off */
+	if (strlen(name) >= NAMEDATALEN)
+		return false;
+
 	AcceptInvalidationMessages();
 	if (!valid || hash_get_num_entries(roles) >= ROLES_MAX)
 		begin_anew();
@@ -106,7 +113,7 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 		return false;
 	row->patterns = apitoken_patterns_reduce(row->patterns);
 	/* unless there was news while it was read */
-	if (valid)
+	if (valid && !row->written_here)
 		remember(name, row);
 	return true;
 }

@@ -21,6 +21,7 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/relscan.h"
+#include "access/xact.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -53,6 +54,7 @@ typedef struct Probe
 {
 	Relation	relation;
 	SysScanDesc scan;
+	HeapTuple	tuple;
 	const Datum *values;
 	const bool *nulls;
 } Probe;
@@ -89,7 +91,8 @@ next_row(Probe *probe, AttrNumber last)
 {
 	TupleTableSlot *slot = probe->scan->slot;
 
-	if (!HeapTupleIsValid(systable_getnext(probe->scan)))
+	probe->tuple = systable_getnext(probe->scan);
+	if (!HeapTupleIsValid(probe->tuple))
 		return false;
 	slot_getsomeattrs(slot, last);
 	probe->values = slot->tts_values;
@@ -230,7 +233,9 @@ apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owne
 	bool		found;
 
 	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
-	found = next_row(&probe, Anum_token_records_user_id);
+	found = next_row(&probe, Anum_token_records_user_id) &&
+		/* it has one, but for a check constraint that somebody dropped */
+		!(probe.nulls[Anum_token_records_organization_id - 1] && probe.nulls[Anum_token_records_user_id - 1]);
 	if (found)
 	{
 		bool		personal = probe.nulls[Anum_token_records_organization_id - 1];
@@ -367,6 +372,7 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
 		row->database_role = probe.nulls[Anum_roles_database_role - 1] ? NULL :
 			pstrdup(NameStr(*DatumGetName(probe.values[Anum_roles_database_role - 1])));
+		row->written_here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(probe.tuple->t_data));
 	}
 	end_probe(&probe);
 	return found;
