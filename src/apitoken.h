@@ -461,7 +461,7 @@ typedef struct ApitokenRoleRow
 {
 	List	   *patterns;
 	char	   *database_role;	/* NULL: none */
-	bool		written_here;	/* by this transaction, which may take it back */
+	bool		lasting;		/* until somebody tells of a change */
 } ApitokenRoleRow;
 
 typedef struct ApitokenMembership

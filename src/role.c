@@ -11,7 +11,9 @@
  *
  * What is not there is not remembered, so that a new role needs no news; nor is
  * what this transaction has written, so that nobody need tell when a new role,
- * or a change of which the trigger has not told yet, is rolled back.
+ * or a change of which the trigger has not told yet, is rolled back; nor
+ * anything while the trigger is not enabled always: a restore that disables
+ * triggers and enables them again leaves it enabled as any other.
  */
 #include "postgres.h"
 
@@ -68,7 +70,6 @@ copy_row(const ApitokenRoleRow *from, ApitokenRoleRow *to)
 	to->patterns = NIL;
 	foreach(lc, from->patterns)
 		to->patterns = lappend(to->patterns, pstrdup(lfirst(lc)));
-	to->written_here = from->written_here;
 	to->database_role = from->database_role == NULL ? NULL : pstrdup(from->database_role);
 }
 
@@ -113,7 +114,7 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 		return false;
 	row->patterns = apitoken_patterns_reduce(row->patterns);
 	/* unless there was news while it was read */
-	if (valid && !row->written_here)
+	if (valid && row->lasting)
 		remember(name, row);
 	return true;
 }

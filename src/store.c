@@ -22,6 +22,7 @@
 #include "access/relation.h"
 #include "access/relscan.h"
 #include "access/xact.h"
+#include "commands/trigger.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -357,6 +358,20 @@ apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 	return found;
 }
 
+/* Does the trigger of role.c fire, whoever changes a role? */
+static bool
+tells_of_changes(Relation roles)
+{
+	const TriggerDesc *triggers = roles->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (strcmp(triggers->triggers[i].tgname, "role_after_change") == 0)
+			return triggers->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS;
+	}
+	return false;
+}
+
 bool
 apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 {
@@ -372,7 +387,8 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
 		row->database_role = probe.nulls[Anum_roles_database_role - 1] ? NULL :
 			pstrdup(NameStr(*DatumGetName(probe.values[Anum_roles_database_role - 1])));
-		row->written_here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(probe.tuple->t_data));
+		row->lasting = tells_of_changes(probe.relation) &&
+			!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(probe.tuple->t_data));
 	}
 	end_probe(&probe);
 	return found;
