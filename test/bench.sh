@@ -26,8 +26,8 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 	export APITOKEN_COMMAND
 	# shellcheck disable=SC2119
 	make_workplace
-	# without them that figure says so
-	if [[ ,${ONLY:-peers}, == *[,\ ]peers[,\ ]* ]] && npm_packages test/bench/peers; then
+	# without them that figure says so; the short form has it only if asked
+	if [[ ,${ONLY:-${QUICK:-peers}}, == *[,\ ]peers[,\ ]* ]] && npm_packages test/bench/peers; then
 		ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/test/bench/peers/node_modules"
 	fi
 	PG_CONFIG=$c in_workplace test/bench.sh

@@ -60,6 +60,8 @@ sub scans
 		WHERE schemaname = 'apitoken' AND relname IN ('token_records', 'organizations', 'users', 'roles', 'memberships')};
 	my %scans;
 
+	# what writes the use of earlier ones scans tables, too
+	$b->psql('SELECT apitoken.flush_usage()');
 	foreach (split /\n/, $b->psql("$count;
 		SELECT FROM (SELECT count(apitoken.verify(token)) FROM (SELECT token FROM $keys LIMIT $calls) k) s, pg_stat_force_next_flush();
 		$count"))

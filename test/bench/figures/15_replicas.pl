@@ -253,6 +253,6 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 	waitpid $pooler, 0;
 	$b->stop($_) foreach reverse @servers;
 	die $failure if $failure;
-});
+}, long => 1);
 
 1;

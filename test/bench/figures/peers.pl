@@ -89,6 +89,6 @@ Bench::figure('peers', 'others that keep keys in PostgreSQL', sub {
 	{
 		$b->missing('peers', 'not measured: python3-djangorestframework-api-key is not installed');
 	}
-});
+}, long => 1);
 
 1;
