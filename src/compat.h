@@ -100,6 +100,27 @@ compat_primary_key(Relation relation)
 #endif
 }
 
+#if PG_VERSION_NUM < 160000
+/* As the server sorts settings: by plain chars, ASCII letters in either case. */
+static inline int
+compat_compare_settings(const void *a, const void *b)
+{
+	const char *left = (*(struct config_generic *const *) a)->name;
+	const char *right = (*(struct config_generic *const *) b)->name;
+
+	for (;; left++, right++)
+	{
+		char		l = *left >= 'A' && *left <= 'Z' ? *left + 'a' - 'A' : *left;
+		char		r = *right >= 'A' && *right <= 'Z' ? *right + 'a' - 'A' : *right;
+
+		if (l == '\0' || r == '\0')
+			return (l != '\0') - (r != '\0');
+		if (l != r)
+			return l - r;
+	}
+}
+#endif
+
 /*
  * A setting's own record, which knows whether the value in force was set in
  * this transaction.  find_option() is exported from 16 on.
@@ -110,16 +131,12 @@ compat_find_setting(const char *name)
 #if PG_VERSION_NUM >= 160000
 	return find_option(name, false, true, LOG);
 #else
-	struct config_generic **settings = get_guc_variables();
-	int			count = GetNumConfigOptions();
+	struct config_generic named = {.name = name};
+	struct config_generic *key = &named;
+	struct config_generic **found = bsearch(&key, get_guc_variables(), GetNumConfigOptions(),
+											sizeof(key), compat_compare_settings);
 
-	for (int i = 0; i < count; i++)
-	{
-		/* it has the name that it was first set by, in whatever case */
-		if (pg_strcasecmp(settings[i]->name, name) == 0)
-			return settings[i];
-	}
-	return NULL;
+	return found == NULL ? NULL : *found;
 #endif
 }
 
