@@ -75,12 +75,12 @@ Bench::figure('6', 'WAL of verifications', sub {
 	my $number = $b->{quick} ? 100_000 : 1_000_000;
 	# the function is called less often, and its bytes multiplied
 	my $times = $b->{quick} ? 100 : 10;
-	my %tokens = (few => min(1_000, $b->{size}), many => min($number, $b->{size}));
+	my %tokens = (few => 100, some => min(1_000, $b->{size}), many => min($number, $b->{size}));
 
 	yardsticks($b, $b->{db});
 	# what is written does not depend on who waits for it
 	$b->psql('ALTER ROLE bench SET synchronous_commit = off');
-	foreach my $which ('few', 'many')
+	foreach my $which ('few', 'some', 'many')
 	{
 		my $tokens = $tokens{$which};
 		my $verify = sub {
@@ -117,7 +117,7 @@ Bench::figure('6', 'WAL of verifications', sub {
 			GRANT SELECT ON bench.wal_keys TO bench;
 			VACUUM ANALYZE apitoken.token_usage, apitoken.token_usage_daily, bench.api_keys, bench.wal_keys;
 			CHECKPOINT");
-		if ($which eq 'few')
+		if ($which ne 'many')
 		{
 			# A page's first change after a checkpoint is written with the whole
 			# page.  What the function writes for that is not counted.
