@@ -246,7 +246,7 @@ my %obstacle = (
 		CREATE TRIGGER obstacle BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION public.obstacle()}, qr/obstacle/, 'DROP FUNCTION public.obstacle CASCADE' ],
 	'slow trigger' => [ q{CREATE FUNCTION public.obstacle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(600); RETURN new; END$$;
 		CREATE TRIGGER obstacle BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION public.obstacle()}, qr/canceling statement due to statement timeout/, 'DROP FUNCTION public.obstacle CASCADE' ],
-	rule => [ 'CREATE RULE obstacle AS ON UPDATE TO apitoken.token_usage DO INSTEAD NOTHING', qr/cannot be used with table that has INSERT or UPDATE rules/, 'DROP RULE obstacle ON apitoken.token_usage' ],
+	rule => [ 'CREATE RULE obstacle AS ON UPDATE TO apitoken.token_usage DO INSTEAD NOTHING', qr/cannot perform UPDATE RETURNING on relation "token_usage"/, 'DROP RULE obstacle ON apitoken.token_usage' ],
 	constraint => [ 'ALTER TABLE apitoken.token_usage ADD CONSTRAINT obstacle CHECK (accepted < 0) NOT VALID', qr/violates check constraint "obstacle"/, 'ALTER TABLE apitoken.token_usage DROP CONSTRAINT obstacle' ],
 );
 foreach my $kind (sort keys %obstacle)
