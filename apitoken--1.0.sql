@@ -124,11 +124,9 @@ CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken.token_recor
 	WHERE revoked_at IS NULL AND organization_id IS NOT NULL;
 CREATE UNIQUE INDEX token_records_user_label_key ON apitoken.token_records (user_id, label COLLATE "C")
 	WHERE revoked_at IS NULL AND user_id IS NOT NULL;
--- Without id, which lists also sort by: an incremental sort of what was made in
--- one transaction is cheap, and the index at least a third smaller.
-CREATE INDEX token_records_organization_id_idx ON apitoken.token_records (organization_id, created_at DESC)
+CREATE INDEX token_records_organization_id_idx ON apitoken.token_records (organization_id, created_at DESC, id DESC)
 	WHERE organization_id IS NOT NULL;
-CREATE INDEX token_records_user_id_idx ON apitoken.token_records (user_id, created_at DESC)
+CREATE INDEX token_records_user_id_idx ON apitoken.token_records (user_id, created_at DESC, id DESC)
 	WHERE user_id IS NOT NULL;
 CREATE INDEX token_records_previous_expires_at_idx ON apitoken.token_records (previous_expires_at)
 	WHERE previous_expires_at IS NOT NULL;
