@@ -41,6 +41,7 @@ sub new
 	$self->{dir} = "$self->{work}/bench";
 	$self->{started} = time;
 	($self->{load}) = slurp('/proc/loadavg') =~ /^(\S+)/;
+	$self->{ticks} = ticks();
 	mkdir $self->{dir} or die "$self->{dir}: $!";
 	return $self;
 }
@@ -485,6 +486,20 @@ sub table
 }
 
 # What it was measured with.
+# What /proc/stat says of all processors: user, nice, system, idle, waiting,
+# interrupts, more of them, and stolen by other virtual machines.
+sub ticks { return [ slurp('/proc/stat') =~ /^cpu\s+(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)/ ]; }
+
+# How much of the time in which processors were wanted others had, in percent.
+sub stolen
+{
+	my ($b) = @_;
+	my $now = ticks();
+	my ($user, $nice, $system, undef, undef, $irq, $softirq, $stolen) = map { $now->[$_] - $b->{ticks}[$_] } 0 .. 7;
+
+	return 100 * $stolen / max(1, $user + $nice + $system + $irq + $softirq + $stolen);
+}
+
 sub circumstances
 {
 	my ($b) = @_;
@@ -500,6 +515,7 @@ sub circumstances
 			memory() / 1024 / 1024, @uname[ 0, 2 ]),
 		server => $b->psql('SELECT version()', db => 'postgres'),
 		load => slurp('/proc/loadavg') =~ /^(\S+)/ ? "$b->{load} when it began, $1 when it ended" : '',
+		stolen => sprintf('%.0f %% of the time in which processors were wanted, by other virtual machines', stolen($b)),
 		tokens => join(', ', @{ $b->{sizes} }) . "; $b->{size} where no other number is named",
 		rounds => "$b->{rounds} of $b->{seconds} s with $b->{clients} clients; the median, and the smallest and largest",
 		duration => sprintf('%.0f minutes', max(1, (time - $b->{started}) / 60)));

@@ -47,7 +47,7 @@ sub flush
 	foreach (1 .. 50)
 	{
 		return if eval { $b->psql('SELECT apitoken.flush_usage()'); 1 };
-		die $@ unless $@ =~ /statement timeout/;
+		die $@ unless $@ =~ /timeout/;
 	}
 	die $@;
 }
