@@ -61,7 +61,7 @@ sub scans
 	my %scans;
 
 	# what writes the use of earlier ones scans tables, too
-	$b->psql('SELECT apitoken.flush_usage()');
+	$b->flush;
 	foreach (split /\n/, $b->psql("$count;
 		SELECT FROM (SELECT count(apitoken.verify(token)) FROM (SELECT token FROM $keys LIMIT $calls) k) s, pg_stat_force_next_flush();
 		$count"))

@@ -38,20 +38,6 @@ sub wal
 	return $b->psql($position) - $before;
 }
 
-# Have all use written.  Each attempt has but seconds, so that on a busy machine
-# it takes several when a million tokens were used.
-sub flush
-{
-	my ($b) = @_;
-
-	foreach (1 .. 50)
-	{
-		return if eval { $b->psql('SELECT apitoken.flush_usage()'); 1 };
-		die $@ unless $@ =~ /timeout/;
-	}
-	die $@;
-}
-
 Bench::figure('3', 'the usual function that notes the last use', sub {
 	my ($b) = @_;
 
@@ -87,7 +73,7 @@ Bench::figure('6', 'WAL of verifications', sub {
 			my ($passes) = @_;
 
 			$b->psql("SELECT count(apitoken.verify(token)) FROM generate_series(1, $passes) pass, bench.wal_keys");
-			flush($b);
+			$b->flush;
 		};
 		# each call in a transaction of its own, as clients' calls are
 		my $call = sub {
@@ -108,7 +94,7 @@ Bench::figure('6', 'WAL of verifications', sub {
 		};
 
 		# what earlier figures left is written before
-		flush($b);
+		$b->flush;
 		# anywhere in the tables, in the order of their pages
 		$b->psql("DROP TABLE IF EXISTS bench.wal_keys;
 			CREATE TABLE bench.wal_keys AS SELECT row_number() OVER (ORDER BY n) AS n, token
