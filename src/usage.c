@@ -257,9 +257,9 @@ write_use(const pg_uuid_t *id, TimestampTz now, inet *address)
 }
 
 /*
- * Record the outcome of a verification, made at that time.  `id` is the token's if the secret was
- * right, otherwise NULL; `may_write` allows writing where there is no shared
- * memory.
+ * Record the outcome of a verification, made at that time.  `id` is the token's
+ * if the secret was right, otherwise NULL; `may_write` allows writing where
+ * there is no shared memory.
  */
 void
 apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at, inet *address,

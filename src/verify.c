@@ -91,12 +91,13 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
  * index twice, reads one row and computes two digests.
  */
 static bool
-find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapshot, TimestampTz now,
-		   ApitokenRecord *record, TimestampTz *secret_ends_at)
+find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapshot,
+		   ApitokenVerification *verification)
 {
-	bool		found = apitoken_fetch_token(snapshot, id, record);
+	bool		found = apitoken_fetch_token(snapshot, id, &verification->record);
 
-	if (found && secret_is_right(text, length, record, now, secret_ends_at))
+	if (found && secret_is_right(text, length, &verification->record, verification->at,
+								 &verification->secret_ends_at))
 		return true;
 	apitoken_fetch_decoy(snapshot, id, !found);
 	if (!found)
@@ -155,8 +156,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	verification->at = GetCurrentTimestamp();
 	snapshot = apitoken_latest_snapshot();
 	verification->verdict = APITOKEN_UNKNOWN;
-	if (find_token(text, length, &parts.id, snapshot, verification->at, &verification->record,
-				   &verification->secret_ends_at))
+	if (find_token(text, length, &parts.id, snapshot, verification))
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
 									   snapshot, verification->at, &verification->standing,
 									   &verification->patterns);
