@@ -311,6 +311,13 @@ is_fixed(PlannerInfo *root, Node *expression)
 	return false;
 }
 
+/* Of the two functions with one owner, is it that of organizations? */
+static bool
+asks_organization(Oid function)
+{
+	return strcmp(get_func_name(function), "manages_organization") == 0;
+}
+
 /* owner = ANY (managed_organizations(...)), or owner = managed_user(...) */
 static Expr *
 comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid collation)
@@ -327,8 +334,13 @@ comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid 
 
 	managed->funcvariadic = true;
 	if (!organization)
-		return make_opclause(TextEqualOperator, BOOLOID, false, (Expr *) copyObject(owner),
-							 (Expr *) managed, InvalidOid, collation);
+	{
+		Expr	   *equal_to = make_opclause(TextEqualOperator, BOOLOID, false, (Expr *) copyObject(owner),
+											 (Expr *) managed, InvalidOid, collation);
+
+		((OpExpr *) equal_to)->opfuncid = F_TEXTEQ;
+		return equal_to;
+	}
 	any = makeNode(ScalarArrayOpExpr);
 	any->opno = TextEqualOperator;
 	any->opfuncid = F_TEXTEQ;
@@ -350,11 +362,9 @@ set_selectivity(SupportRequestSelectivity *request)
 		request->selectivity = 1.0;
 	else
 	{
-		bool		organization = strcmp(get_func_name(request->funcid), "manages_organization") == 0;
-		Expr	   *clause = comparison(request->funcid, owner, lsecond(request->args), organization, C_COLLATION_OID);
+		Expr	   *clause = comparison(request->funcid, owner, lsecond(request->args),
+										asks_organization(request->funcid), C_COLLATION_OID);
 
-		if (!organization)
-			((OpExpr *) clause)->opfuncid = F_TEXTEQ;
 		request->selectivity = clause_selectivity(request->root, (Node *) clause, request->varRelid,
 												  request->jointype, request->sjinfo);
 	}
@@ -399,7 +409,7 @@ index_condition(SupportRequestIndexCondition *request)
 		organization = request->indexarg == 0;
 	}
 	else
-		organization = strcmp(get_func_name(call->funcid), "manages_organization") == 0;
+		organization = asks_organization(call->funcid);
 
 	/* the planner would not see that rows of a later column's array come in the array's order */
 	if (organization && request->indexcol > 0)
