@@ -518,6 +518,7 @@ typedef enum ApitokenStatement
 	APITOKEN_FORGET_USAGE,
 	APITOKEN_TOUCH_USAGE,
 	APITOKEN_ADD_USAGE,
+	APITOKEN_WRITE_USAGE_DAILY,
 	APITOKEN_WRITE_USAGE,
 	APITOKEN_REPLACE_ROLE,
 	APITOKEN_REVOKE_IDLE,
@@ -726,7 +727,7 @@ extern TimestampTz apitoken_expiry_after(Interval *expires_in);
 extern TimestampTz apitoken_overlap_until(Interval *overlap);
 extern void apitoken_lock_organization(const char *id);
 extern pg_noreturn void apitoken_refuse_role(const char *role);
-extern void apitoken_check_role(const char *role, Snapshot snapshot);
+extern void apitoken_check_role(const char *role);
 extern void apitoken_check_access(const char *access, ArrayType *permissions);
 extern void apitoken_check_networks(ArrayType *networks);
 extern void apitoken_check_rate_limit(int32 limit);

@@ -66,7 +66,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("an organization's token has a role, a personal one has none"),
 					 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
-		apitoken_check_role(record->role, snapshot);
+		apitoken_check_role(record->role);
 	}
 	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
 	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_expires_at))

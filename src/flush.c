@@ -3,8 +3,8 @@
  *		Writing recorded usage to the tables of one database: how a worker does
  *		it, and how it is asked for.
  *
- * A flush takes what shared memory has of the database, writes it in one
- * statement, and commits, batch by batch.  What cannot be written goes back to
+ * A flush takes what shared memory has of the database, writes it to the two
+ * tables of usage, and commits, batch by batch.  What cannot be written goes back to
  * where it was taken from.  Batches grow as long as they are written quickly,
  * and stay smaller after one that failed; for what there is no time left, the
  * launcher is hastened.
@@ -76,45 +76,113 @@ address_datum(const ApitokenLastUse *last)
 	return InetPGetDatum(address);
 }
 
-/* Write these rows. */
-static void
-write_rows(const ApitokenUsageRow *rows, int count)
+static int
+compare_rows(const void *a, const void *b)
 {
-	static const Oid types[] = {UUIDOID, DATEOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID};
-	Datum	   *columns[lengthof(types)];
-	bool	   *nulls[lengthof(types)];
-	Datum		arrays[lengthof(types)];
+	const ApitokenUsageKey *left = &((const ApitokenUsageRow *) a)->key;
+	const ApitokenUsageKey *right = &((const ApitokenUsageRow *) b)->key;
+	int			order = memcmp(&left->token_id, &right->token_id, sizeof(pg_uuid_t));
 
-	for (int column = 0; column < lengthof(types); column++)
-	{
-		columns[column] = palloc(count * sizeof(Datum));
-		nulls[column] = palloc0(count * sizeof(bool));
-	}
+	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
+}
+
+/* Of sorted rows those of each token together; how many that makes. */
+static int
+sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
+{
+	int			tokens = 0;
+
 	for (int i = 0; i < count; i++)
 	{
-		const ApitokenUsageRow *row = &rows[i];
+		ApitokenUsageRow *sum = tokens > 0 ? &sums[tokens - 1] : NULL;
 
-		columns[0][i] = UUIDPGetDatum(&row->key.token_id);
-		columns[1][i] = DateADTGetDatum(row->key.day);
-		columns[2][i] = TimestampTzGetDatum(row->last.at);
-		nulls[2][i] = row->last.at == DT_NOBEGIN;
-		nulls[3][i] = row->last.from.family == 0;
-		columns[3][i] = nulls[3][i] ? (Datum) 0 : address_datum(&row->last);
-		columns[4][i] = Int64GetDatum(row->accepted);
-		columns[5][i] = Int64GetDatum(row->refused);
+		if (sum == NULL || memcmp(&sum->key.token_id, &rows[i].key.token_id, sizeof(pg_uuid_t)) != 0)
+		{
+			sums[tokens++] = rows[i];
+			continue;
+		}
+		sum->accepted += rows[i].accepted;
+		sum->refused += rows[i].refused;
+		if (rows[i].last.at >= sum->last.at)
+			sum->last = rows[i].last;
 	}
-	for (int column = 0; column < lengthof(types); column++)
+	return tokens;
+}
+
+/* What of a row a statement is given. */
+typedef enum
+{
+	TOKEN_ID,
+	DAY,
+	LAST_USED_AT,
+	ACCEPTED,
+	REFUSED,
+	LAST_USED_FROM,
+	FIELDS
+} Field;
+
+static Datum
+field_of(const ApitokenUsageRow *row, Field field, bool *isnull)
+{
+	*isnull = (field == LAST_USED_AT && row->last.at == DT_NOBEGIN) ||
+		(field == LAST_USED_FROM && row->last.from.family == 0);
+	if (*isnull)
+		return (Datum) 0;
+	switch (field)
 	{
-		int			dimensions[1] = {count};
-		int			bounds[1] = {1};
-		int16		length;
-		bool		byval;
-		char		align;
-
-		get_typlenbyvalalign(types[column], &length, &byval, &align);
-		arrays[column] = PointerGetDatum(construct_md_array(columns[column], nulls[column], 1, dimensions, bounds,
-															types[column], length, byval, align));
+		case TOKEN_ID:
+			return UUIDPGetDatum(&row->key.token_id);
+		case DAY:
+			return DateADTGetDatum(row->key.day);
+		case LAST_USED_AT:
+			return TimestampTzGetDatum(row->last.at);
+		case ACCEPTED:
+			return Int64GetDatum(row->accepted);
+		case REFUSED:
+			return Int64GetDatum(row->refused);
+		default:
+			return address_datum(&row->last);
 	}
+}
+
+static Datum
+array_of(const ApitokenUsageRow *rows, int count, Field field)
+{
+	static const Oid types[FIELDS] = {
+		[TOKEN_ID] = UUIDOID,[DAY] = DATEOID,[LAST_USED_AT] = TIMESTAMPTZOID,
+		[ACCEPTED] = INT8OID,[REFUSED] = INT8OID,[LAST_USED_FROM] = INETOID,
+	};
+	Datum	   *values = palloc(count * sizeof(Datum));
+	bool	   *nulls = palloc(count * sizeof(bool));
+	int			bound = 1;
+	int16		length;
+	bool		byval;
+	char		align;
+
+	for (int i = 0; i < count; i++)
+		values[i] = field_of(&rows[i], field, &nulls[i]);
+	get_typlenbyvalalign(types[field], &length, &byval, &align);
+	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &bound,
+											  types[field], length, byval, align));
+}
+
+/* Write what is in hand, in the order of its keys. */
+static void
+write_usage(void)
+{
+	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED};
+	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
+	Datum		arrays[FIELDS];
+	ApitokenUsageRow *sums = palloc(count_in_hand * sizeof(ApitokenUsageRow));
+	int			tokens;
+
+	qsort(in_hand, count_in_hand, sizeof(ApitokenUsageRow), compare_rows);
+	tokens = sum_days(in_hand, count_in_hand, sums);
+	for (int i = 0; i < lengthof(daily); i++)
+		arrays[i] = array_of(in_hand, count_in_hand, daily[i]);
+	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
+	for (int i = 0; i < lengthof(usage); i++)
+		arrays[i] = array_of(sums, tokens, usage[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
 }
 
@@ -179,7 +247,7 @@ flush_batch(void *arg)
 	set_aside_young(batch->flush);
 	if (count_in_hand > 0)
 	{
-		write_rows(in_hand, count_in_hand);
+		write_usage();
 		apitoken_count(APITOKEN_FLUSHES, 1);
 	}
 	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;

@@ -152,8 +152,7 @@ set_null(Columns *columns, int attribute)
 
 /* The values that the caller gave, checked, with their defaults. */
 static void
-check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record,
-			 Snapshot snapshot, Columns *columns)
+check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Columns *columns)
 {
 	Datum		value;
 	Datum		permissions;
@@ -189,7 +188,7 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record,
 			record->role = pstrdup(DEFAULT_ROLE);
 			set_column(columns, Anum_token_records_role, CStringGetTextDatum(record->role));
 		}
-		apitoken_check_role(record->role, snapshot);
+		apitoken_check_role(record->role);
 	}
 
 	if (record->expires_at != DT_NOEND)
@@ -301,8 +300,8 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	if (record.kind == APITOKEN_USER)
 		set_column(&columns, Anum_token_records_user_id, CStringGetTextDatum(record.user_id));
 
+	check_values(tuple, descriptor, &record, &columns);
 	snapshot = apitoken_latest_snapshot();
-	check_values(tuple, descriptor, &record, snapshot, &columns);
 	apitoken_check_ceiling(&record, snapshot);
 	lock_owner(&record);
 	apitoken_check_label_free(&record, snapshot);

@@ -146,11 +146,11 @@ apitoken_refuse_role(const char *role)
 }
 
 void
-apitoken_check_role(const char *role, Snapshot snapshot)
+apitoken_check_role(const char *role)
 {
 	ApitokenRoleRow row;
 
-	if (!apitoken_fetch_role(snapshot, role, &row))
+	if (!apitoken_role(role, &row))
 		apitoken_refuse_role(role);
 }
 

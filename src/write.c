@@ -157,43 +157,48 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * CONFLICT: that is for what comes meanwhile.  There is but one flush at a
 	 * time, and nobody else waits for one of these rows while holding another.
 	 * What is of a token that is gone is dropped.
+	 *
+	 * $1: tokens; $2: days; $3: accepted; $4: refused; in the order of the keys,
+	 * which is that of the pages.
 	 */
-	[APITOKEN_WRITE_USAGE] = {
+	[APITOKEN_WRITE_USAGE_DAILY] = {
 		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.day, g.last_used_at, g.last_used_from, g.accepted, g.refused"
-		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6))"
-		" AS g (token_id, day, last_used_at, last_used_from, accepted, refused)"
-		" JOIN apitoken.token_records r ON r.id OPERATOR(pg_catalog.=) g.token_id"
-		"), total AS MATERIALIZED ("
-		"SELECT token_id, pg_catalog.max(last_used_at) AS last_used_at,"
-		" (pg_catalog.array_agg(last_used_from ORDER BY last_used_at DESC NULLS LAST))[1] AS last_used_from,"
-		" pg_catalog.sum(accepted)::pg_catalog.int8 AS accepted, pg_catalog.sum(refused)::pg_catalog.int8 AS refused"
-		" FROM given GROUP BY token_id"
-		"), daily AS ("
+		"SELECT g.token_id, g.day, g.accepted, g.refused"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4))"
+		" AS g (token_id, day, accepted, refused)"
+		"), updated AS ("
 		"UPDATE apitoken.token_usage_daily d SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) g.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) g.refused"
 		" FROM given g WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id AND d.day OPERATOR(pg_catalog.=) g.day"
 		" RETURNING d.token_id, d.day"
-		"), usage AS ("
-		"UPDATE apitoken.token_usage u SET " LATER_USE("t")
-		" FROM total t WHERE u.token_id OPERATOR(pg_catalog.=) t.token_id"
-		" RETURNING u.token_id"
-		"), new_daily AS ("
+		") "
 		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused)"
 		" SELECT g.token_id, g.day, g.accepted, g.refused FROM given g"
-		" WHERE NOT EXISTS (SELECT FROM daily o WHERE o.token_id OPERATOR(pg_catalog.=) g.token_id"
-		" AND o.day OPERATOR(pg_catalog.=) g.day)"
+		" WHERE NOT ((g.token_id, g.day) OPERATOR(pg_catalog.=) ANY (SELECT token_id, day FROM updated))"
+		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
-		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused"
+		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
+		4, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+	},
+	/* the same in all; $2: when last used; $5: from where */
+	[APITOKEN_WRITE_USAGE] = {
+		"WITH given AS MATERIALIZED ("
+		"SELECT g.token_id, g.last_used_at, g.accepted, g.refused, g.last_used_from"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
+		" pg_catalog.unnest($5)) AS g (token_id, last_used_at, accepted, refused, last_used_from)"
+		"), updated AS ("
+		"UPDATE apitoken.token_usage u SET " LATER_USE("g")
+		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" RETURNING u.token_id"
 		") "
 		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
-		" SELECT t.token_id, t.last_used_at, t.last_used_from, t.accepted, t.refused FROM total t"
-		" WHERE NOT EXISTS (SELECT FROM usage o WHERE o.token_id OPERATOR(pg_catalog.=) t.token_id)"
+		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
+		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
+		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
-		6, {UUIDARRAYOID, DATEARRAYOID, TIMESTAMPTZARRAYOID, INETARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
 	},
 	[APITOKEN_REPLACE_ROLE] = {
 		"UPDATE apitoken.roles SET description = $2, permissions = $3, database_role = $4"
@@ -284,19 +289,22 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 
 /*
  * Planned for each execution: what may meet very many rows must not go by how
- * few there were when the session began.
+ * few there were when the session began.  Planned once, whatever it is given:
+ * what looks for each row by its key, of however large a table.
  */
-static const bool planned_anew[APITOKEN_STATEMENTS] = {
-	[APITOKEN_REVOKE_MATCHING] = true,
-	[APITOKEN_FORGET_USAGE] = true,
-	[APITOKEN_REVOKE_IDLE] = true,
-	[APITOKEN_CLEAR_PREVIOUS] = true,
-	[APITOKEN_REMOVE_EVENTS] = true,
-	[APITOKEN_REMOVE_REVOKED] = true,
-	[APITOKEN_REMOVE_EXPIRED] = true,
-	[APITOKEN_REMOVE_DAYS] = true,
-	[APITOKEN_NEXT_USAGE] = true,
-	[APITOKEN_REMOVE_ORPHANS] = true,
+static const int planning[APITOKEN_STATEMENTS] = {
+	[APITOKEN_WRITE_USAGE_DAILY] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_FORGET_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REVOKE_IDLE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_CLEAR_PREVIOUS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_REVOKED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_EXPIRED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_DAYS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_NEXT_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_ORPHANS] = CURSOR_OPT_CUSTOM_PLAN,
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];
@@ -327,8 +335,7 @@ saved_plan(ApitokenStatement statement)
 	}
 	for (int i = 0; i < statements[statement].nargs; i++)
 		args[i] = statements[statement].args[i] == RECORDTYPE ? record_type : statements[statement].args[i];
-	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args,
-							  planned_anew[statement] ? CURSOR_OPT_CUSTOM_PLAN : 0);
+	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args, planning[statement]);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);

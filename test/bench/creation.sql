@@ -1,9 +1,14 @@
 -- For figure 11: a table equal to token_records, with the same rows and without
--- triggers; rows to put into it; and both ways of making many in one transaction.
+-- triggers, and such ones of the others that a new token has a row in; rows to
+-- put into them; and each way of making many in one transaction.
 
 CREATE TABLE bench.bare_records (LIKE apitoken.token_records INCLUDING ALL);
 INSERT INTO bench.bare_records SELECT * FROM apitoken.token_records;
-VACUUM ANALYZE bench.bare_records;
+CREATE TABLE bench.bare_usage (LIKE apitoken.token_usage INCLUDING ALL);
+INSERT INTO bench.bare_usage SELECT * FROM apitoken.token_usage;
+CREATE TABLE bench.bare_events (LIKE apitoken.events INCLUDING ALL);
+INSERT INTO bench.bare_events SELECT * FROM apitoken.events;
+VACUUM ANALYZE bench.bare_records, bench.bare_usage, bench.bare_events;
 
 -- What a new organization's token's row holds besides its id, for pgbench: all
 -- but the label and the owner, which are its variables, are constants.
@@ -35,7 +40,7 @@ CREATE FUNCTION bench.make_rows(number integer, run bigint) RETURNS void LANGUAG
 	FROM (SELECT ctid, row_number() OVER () AS i FROM bench.new_rows) n WHERE new_rows.ctid = n.ctid;
 $$;
 
--- Both answer with seconds.
+-- These answer with seconds.
 CREATE SEQUENCE bench.run;
 CREATE FUNCTION bench.create_tokens(number integer) RETURNS double precision LANGUAGE plpgsql AS $$
 DECLARE
@@ -58,6 +63,21 @@ BEGIN
 	FOR new_row IN SELECT * FROM bench.new_rows LOOP
 		INSERT INTO bench.bare_records VALUES (new_row.*);
 	END LOOP;
+	RETURN extract(epoch FROM clock_timestamp() - began);
+END
+$$;
+CREATE FUNCTION bench.insert_all(number integer) RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+	began timestamptz;
+BEGIN
+	PERFORM bench.make_rows(number, nextval('bench.run'));
+	began := clock_timestamp();
+	INSERT INTO bench.bare_records SELECT * FROM bench.new_rows;
+	INSERT INTO bench.bare_usage (token_id) SELECT id FROM bench.new_rows;
+	INSERT INTO bench.bare_events
+		SELECT id, created_at, 'create', id, organization_id, user_id, created_by, NULL, CURRENT_USER, NULL,
+			jsonb_build_object('masked', masked, 'label', label)
+		FROM bench.new_rows;
 	RETURN extract(epoch FROM clock_timestamp() - began);
 END
 $$;
