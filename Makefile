@@ -23,6 +23,7 @@ OBJS = \
 	src/role.o \
 	src/write.o \
 	src/append.o \
+	src/subtransaction.o \
 	src/locked.o \
 	src/trigger.o \
 	src/address.o \

@@ -13,8 +13,10 @@
 
 #include "access/htup.h"
 #include "access/tupdesc.h"
+#include "access/xact.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
+#include "lib/ilist.h"
 #include "nodes/pg_list.h"
 #include "port/atomics.h"
 #include "postmaster/bgworker.h"
@@ -543,6 +545,19 @@ extern void apitoken_as_owner(ApitokenStatement statement, void (*work) (void *a
 extern bool apitoken_open_append(Relation *relation, ApitokenTable table, int columns);
 extern void apitoken_append(Relation relation, const Datum *values, const bool *nulls);
 extern void apitoken_close_append(Relation relation);
+
+/* ----- subtransaction.c: what a transaction keeps, by subtransactions ----- */
+
+/* The part of an entry that tells who made it. */
+typedef struct ApitokenMade
+{
+	dlist_node	node;
+	SubTransactionId subtransaction;
+} ApitokenMade;
+
+extern void apitoken_add_made(dlist_head *in_order, ApitokenMade *made);
+extern void apitoken_end_made(dlist_head *in_order, SubXactEvent event, SubTransactionId subtransaction,
+							  SubTransactionId parent, void (*forget) (ApitokenMade *made));
 
 /* ----- locked.c: owners that this transaction has locked ----- */
 

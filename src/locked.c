@@ -10,8 +10,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
-#include "lib/ilist.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
@@ -29,13 +27,12 @@ typedef struct Owner
 typedef struct LockedOwner
 {
 	Owner		owner;			/* hash key */
-	dlist_node	node;			/* in in_order */
-	SubTransactionId subtransaction;
+	ApitokenMade made;			/* in in_order */
 } LockedOwner;
 
 static HTAB *locked = NULL;		/* in TopTransactionContext */
 
-/* The same, in the order in which they were locked: see secret.c. */
+/* The same, in the order in which they were locked: see subtransaction.c. */
 static dlist_head in_order = DLIST_STATIC_INIT(in_order);
 
 void
@@ -59,34 +56,19 @@ transaction_ended(XactEvent event, void *arg)
 }
 
 static void
+forget(ApitokenMade *made)
+{
+	LockedOwner *owner = dlist_container(LockedOwner, made.node, &made->node);
+
+	dlist_delete(&made->node);
+	hash_search(locked, &owner->owner, HASH_REMOVE, NULL);
+}
+
+static void
 subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 					 SubTransactionId parent, void *arg)
 {
-	dlist_iter	iter;
-
-	if (event == SUBXACT_EVENT_COMMIT_SUB)
-	{
-		dlist_reverse_foreach(iter, &in_order)
-		{
-			LockedOwner *owner = dlist_container(LockedOwner, node, iter.cur);
-
-			if (owner->subtransaction != subtransaction)
-				break;
-			owner->subtransaction = parent;
-		}
-	}
-	else if (event == SUBXACT_EVENT_ABORT_SUB)
-	{
-		while (!dlist_is_empty(&in_order))
-		{
-			LockedOwner *owner = dlist_tail_element(LockedOwner, node, &in_order);
-
-			if (owner->subtransaction != subtransaction)
-				break;
-			dlist_delete(&owner->node);
-			hash_search(locked, &owner->owner, HASH_REMOVE, NULL);
-		}
-	}
+	apitoken_end_made(&in_order, event, subtransaction, parent, forget);
 }
 
 void
@@ -140,6 +122,5 @@ apitoken_note_locked(ApitokenTable table, const char *id)
 	owner = hash_search(locked, &key, HASH_ENTER, &found);
 	if (found)
 		return;
-	owner->subtransaction = GetCurrentSubTransactionId();
-	dlist_push_tail(&in_order, &owner->node);
+	apitoken_add_made(&in_order, &owner->made);
 }

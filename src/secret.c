@@ -12,8 +12,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
-#include "lib/ilist.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -24,9 +22,8 @@
 typedef struct KeptSecret
 {
 	pg_uuid_t	id;				/* hash key */
-	dlist_node	node;			/* in in_order */
+	ApitokenMade made;			/* in in_order */
 	Oid			role;			/* who made it */
-	SubTransactionId subtransaction;
 	bool		taken;			/* the text was handed out, and wiped here */
 	bool		seen;			/* by the AFTER trigger */
 	char		text[APITOKEN_TEXT_MAX + 1];
@@ -34,11 +31,7 @@ typedef struct KeptSecret
 
 static HTAB *kept = NULL;		/* in TopTransactionContext */
 
-/*
- * The same, in the order in which they were made.  What a subtransaction made
- * stands together at the end when it ends, so that its end costs no more than
- * that, however many texts are kept.
- */
+/* The same, in the order in which they were made: see subtransaction.c. */
 static dlist_head in_order = DLIST_STATIC_INIT(in_order);
 
 /*
@@ -48,10 +41,12 @@ static dlist_head in_order = DLIST_STATIC_INIT(in_order);
 static pg_uuid_t *capture = NULL;
 
 static void
-forget(KeptSecret *secret)
+forget(ApitokenMade *made)
 {
+	KeptSecret *secret = dlist_container(KeptSecret, made.node, &made->node);
+
 	explicit_bzero(secret->text, sizeof(secret->text));
-	dlist_delete(&secret->node);
+	dlist_delete(&made->node);
 	hash_search(kept, &secret->id, HASH_REMOVE, NULL);
 }
 
@@ -63,7 +58,7 @@ transaction_ended(XactEvent event, void *arg)
 		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE))
 		return;
 	while (!dlist_is_empty(&in_order))
-		forget(dlist_tail_element(KeptSecret, node, &in_order));
+		forget(dlist_tail_element(ApitokenMade, node, &in_order));
 	kept = NULL;
 }
 
@@ -71,34 +66,9 @@ static void
 subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 					 SubTransactionId parent, void *arg)
 {
-	dlist_iter	iter;
-
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		capture = NULL;
-	if (kept == NULL)
-		return;
-	if (event == SUBXACT_EVENT_COMMIT_SUB)
-	{
-		dlist_reverse_foreach(iter, &in_order)
-		{
-			KeptSecret *secret = dlist_container(KeptSecret, node, iter.cur);
-
-			if (secret->subtransaction != subtransaction)
-				break;
-			secret->subtransaction = parent;
-		}
-	}
-	else if (event == SUBXACT_EVENT_ABORT_SUB)
-	{
-		while (!dlist_is_empty(&in_order))
-		{
-			KeptSecret *secret = dlist_tail_element(KeptSecret, node, &in_order);
-
-			if (secret->subtransaction != subtransaction)
-				break;
-			forget(secret);
-		}
-	}
+	apitoken_end_made(&in_order, event, subtransaction, parent, forget);
 }
 
 void
@@ -124,11 +94,10 @@ apitoken_keep_secret(const pg_uuid_t *id, const char *text)
 	}
 	secret = hash_search(kept, id, HASH_ENTER, NULL);
 	secret->role = GetUserId();
-	secret->subtransaction = GetCurrentSubTransactionId();
 	secret->taken = false;
 	secret->seen = false;
 	memcpy(secret->text, text, strlen(text) + 1);
-	dlist_push_tail(&in_order, &secret->node);
+	apitoken_add_made(&in_order, &secret->made);
 	if (capture != NULL)
 		*capture = *id;
 	capture = NULL;
@@ -160,7 +129,7 @@ apitoken_made_here(const pg_uuid_t *id)
 		return false;
 	secret->seen = true;
 	if (secret->taken)
-		forget(secret);
+		forget(&secret->made);
 	return true;
 }
 
@@ -177,6 +146,6 @@ apitoken_release_secret(const pg_uuid_t *id)
 	secret->taken = true;
 	explicit_bzero(secret->text, sizeof(secret->text));
 	if (secret->seen)
-		forget(secret);
+		forget(&secret->made);
 	return result;
 }

@@ -99,12 +99,13 @@ find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapsh
 	if (found && secret_is_right(text, length, &verification->record, verification->at,
 								 &verification->secret_ends_at))
 		return true;
-	apitoken_fetch_decoy(snapshot, id, !found);
 	if (!found)
 	{
 		apitoken_decoy_digest(text, length);
 		apitoken_decoy_digest(text, length);
 	}
+	/* after the digests in either case, which leave it other caches */
+	apitoken_fetch_decoy(snapshot, id, !found);
 	return false;
 }
 
