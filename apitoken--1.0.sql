@@ -357,11 +357,11 @@ COMMENT ON FUNCTION apitoken.organizations_allowed(text) IS 'Ids of the organiza
 -- Used by the policies and views below; they, too, tell only about the caller.
 CREATE FUNCTION apitoken.managed_organizations(VARIADIC permissions text[]) RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_managed_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.managed_organizations(text[]) IS 'For policies: organizations where who is acting has at least one of these permissions';
+COMMENT ON FUNCTION apitoken.managed_organizations(text[]) IS 'For policies: organizations where who is acting has at least one of these permissions (resource:action; without *, else 22023; nulls count for nothing); none where nobody acts, and for a null list';
 
 CREATE FUNCTION apitoken.managed_user(VARIADIC permissions text[]) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_managed_user' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.managed_user(text[]) IS 'For policies: the user whose personal tokens who is acting may manage: the user themself, or by a custom personal token that names one of these permissions; otherwise null';
+COMMENT ON FUNCTION apitoken.managed_user(text[]) IS 'For policies: the user whose personal tokens who is acting may manage: the user themself, or by a custom personal token that names one of these permissions; otherwise null. Permissions as for managed_organizations()';
 
 CREATE FUNCTION apitoken.policy_support(internal) RETURNS internal
 	AS 'MODULE_PATHNAME', 'apitoken_policy_support' LANGUAGE C STRICT PARALLEL SAFE;
@@ -370,21 +370,21 @@ COMMENT ON FUNCTION apitoken.policy_support(internal) IS 'For the planner: what 
 CREATE FUNCTION apitoken.manages_organization(organization_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_organization' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
 	SUPPORT apitoken.policy_support;
-COMMENT ON FUNCTION apitoken.manages_organization(text, text[]) IS 'For policies: is it one of managed_organizations()?';
+COMMENT ON FUNCTION apitoken.manages_organization(text, text[]) IS 'For policies: is it one of managed_organizations()? Null where an argument is';
 
 CREATE FUNCTION apitoken.manages_user(user_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_user' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
 	SUPPORT apitoken.policy_support;
-COMMENT ON FUNCTION apitoken.manages_user(text, text[]) IS 'For policies: is it managed_user()?';
+COMMENT ON FUNCTION apitoken.manages_user(text, text[]) IS 'For policies: is it managed_user()? Null where an argument is';
 
 CREATE FUNCTION apitoken.manages_owner(organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_owner' LANGUAGE C STABLE PARALLEL RESTRICTED
 	SUPPORT apitoken.policy_support;
-COMMENT ON FUNCTION apitoken.manages_owner(text, text, text[]) IS 'For policies: manages_organization() or manages_user(), of a token, which has one owner';
+COMMENT ON FUNCTION apitoken.manages_owner(text, text, text[]) IS 'For policies: manages_organization() or manages_user(), of a token, which has one owner; false where the other one, or the list, is null';
 
 CREATE FUNCTION apitoken.manages_token(token_id uuid, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.manages_token(uuid, text[]) IS 'For policies: the same of a token''s owner';
+COMMENT ON FUNCTION apitoken.manages_token(uuid, text[]) IS 'For policies: the same of a token''s owner; false where there is no such token, null where an argument is';
 
 CREATE FUNCTION apitoken.own_organizations() RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_own_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;

@@ -606,7 +606,7 @@ RESET SESSION AUTHORIZATION;
 CREATE ROLE regress_apitoken_nobody LOGIN;
 SET SESSION AUTHORIZATION regress_apitoken_nobody;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(), apitoken.current_groups(),
-	apitoken.can('article:read'), apitoken.can('article:read', 'acme'), apitoken.managed_user('token:read'), apitoken.managed_organizations('*', 'token:read', '', NULL), apitoken.own_organizations();
+	apitoken.can('article:read'), apitoken.can('article:read', 'acme'), apitoken.managed_user('token:read'), apitoken.managed_organizations('a:b', 'token:read', NULL), apitoken.own_organizations();
 RESET SESSION AUTHORIZATION;
 DROP ROLE regress_apitoken_nobody;
 RESET client_min_messages;

@@ -123,7 +123,10 @@ find_out(ArrayType *permissions)
 	const char *user_id = NULL;
 	MemoryContext old;
 	Managed    *managed;
+	ListCell   *lc;
 
+	foreach(lc, asked)
+		apitoken_check_permission(lfirst(lc));
 	if (principal != NULL && asked != NIL)
 	{
 		organizations = apitoken_organizations_where(principal, asked);
