@@ -520,8 +520,8 @@ typedef enum ApitokenStatement
 	APITOKEN_FORGET_USAGE,
 	APITOKEN_TOUCH_USAGE,
 	APITOKEN_ADD_USAGE,
-	APITOKEN_WRITE_USAGE_DAILY,
 	APITOKEN_WRITE_USAGE,
+	APITOKEN_WRITE_USAGE_DAILY,
 	APITOKEN_REPLACE_ROLE,
 	APITOKEN_REVOKE_IDLE,
 	APITOKEN_CLEAR_PREVIOUS,
@@ -548,7 +548,7 @@ extern void apitoken_close_append(Relation relation);
 
 /* ----- subtransaction.c: what a transaction keeps, by subtransactions ----- */
 
-/* The part of an entry that tells who made it. */
+/* The part of an entry that tells in which subtransaction it was made. */
 typedef struct ApitokenMade
 {
 	dlist_node	node;

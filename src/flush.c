@@ -4,10 +4,10 @@
  *		it, and how it is asked for.
  *
  * A flush takes what shared memory has of the database, writes it to the two
- * tables of usage, and commits, batch by batch.  What cannot be written goes back to
- * where it was taken from.  Batches grow as long as they are written quickly,
- * and stay smaller after one that failed; for what there is no time left, the
- * launcher is hastened.
+ * tables of usage, and commits, batch by batch.  What cannot be written goes
+ * back to where it was taken from.  Batches grow as long as they are written
+ * quickly, and stay smaller after one that failed; for what there is no time
+ * left, the launcher is hastened.
  *
  * The extension is locked meanwhile, against being dropped and against a
  * second flush of the same database: so when one has ended, what was taken
@@ -166,24 +166,30 @@ array_of(const ApitokenUsageRow *rows, int count, Field field)
 											  types[field], length, byval, align));
 }
 
-/* Write what is in hand, in the order of its keys. */
+/*
+ * Write what is in hand, in the order of its keys.
+ *
+ * token_usage first: its row is locked from then on, so that whoever deletes
+ * the token meanwhile leaves it to housekeeping, which finds the token's days
+ * by it.  The other way round these might be left alone.
+ */
 static void
 write_usage(void)
 {
-	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED};
 	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
+	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED};
 	Datum		arrays[FIELDS];
 	ApitokenUsageRow *sums = palloc(count_in_hand * sizeof(ApitokenUsageRow));
 	int			tokens;
 
 	qsort(in_hand, count_in_hand, sizeof(ApitokenUsageRow), compare_rows);
 	tokens = sum_days(in_hand, count_in_hand, sums);
-	for (int i = 0; i < lengthof(daily); i++)
-		arrays[i] = array_of(in_hand, count_in_hand, daily[i]);
-	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
 	for (int i = 0; i < lengthof(usage); i++)
 		arrays[i] = array_of(sums, tokens, usage[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
+	for (int i = 0; i < lengthof(daily); i++)
+		arrays[i] = array_of(in_hand, count_in_hand, daily[i]);
+	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
 }
 
 /* Is this of a token that may yet come? */

@@ -104,7 +104,7 @@ find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapsh
 		apitoken_decoy_digest(text, length);
 		apitoken_decoy_digest(text, length);
 	}
-	/* after the digests in either case, which leave it other caches */
+	/* after the digests in either case: they change what the processor's caches hold */
 	apitoken_fetch_decoy(snapshot, id, !found);
 	return false;
 }

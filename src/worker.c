@@ -75,6 +75,8 @@ static const char *const worker_settings[][2] = {
 	{"session_replication_role", "origin"},
 	{"row_security", "on"},
 	{"jit", "off"},
+	/* a flush looks up which rows it has updated: by hash, if the planner expects that to fit */
+	{"work_mem", "64MB"},
 	{"lock_timeout", LOCK_TIMEOUT},
 	{"transaction_timeout", "0"},	/* from PostgreSQL 17 on */
 	/* on disk here: a standby that does not answer must not hold up a worker */

@@ -156,11 +156,29 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * What is there is updated, which is less to write than by way of ON
 	 * CONFLICT: that is for what comes meanwhile.  There is but one flush at a
 	 * time, and nobody else waits for one of these rows while holding another.
-	 * What is of a token that is gone is dropped.
+	 * No row is made for a token that is gone.
 	 *
-	 * $1: tokens; $2: days; $3: accepted; $4: refused; in the order of the keys,
-	 * which is that of the pages.
+	 * $1: tokens; $2: when last used; $3: accepted; $4: refused; $5: from where;
+	 * in the order of the keys, which is that of the pages.
 	 */
+	[APITOKEN_WRITE_USAGE] = {
+		"WITH given AS MATERIALIZED ("
+		"SELECT g.token_id, g.last_used_at, g.accepted, g.refused, g.last_used_from"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
+		" pg_catalog.unnest($5)) AS g (token_id, last_used_at, accepted, refused, last_used_from)"
+		"), updated AS ("
+		"UPDATE apitoken.token_usage u SET " LATER_USE("g")
+		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" RETURNING u.token_id"
+		") "
+		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
+		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
+		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
+		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
+		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
+		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
+	},
+	/* the same in all; $2: days */
 	[APITOKEN_WRITE_USAGE_DAILY] = {
 		"WITH given AS MATERIALIZED ("
 		"SELECT g.token_id, g.day, g.accepted, g.refused"
@@ -181,24 +199,6 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
 		4, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
-	},
-	/* the same in all; $2: when last used; $5: from where */
-	[APITOKEN_WRITE_USAGE] = {
-		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.last_used_at, g.accepted, g.refused, g.last_used_from"
-		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
-		" pg_catalog.unnest($5)) AS g (token_id, last_used_at, accepted, refused, last_used_from)"
-		"), updated AS ("
-		"UPDATE apitoken.token_usage u SET " LATER_USE("g")
-		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
-		" RETURNING u.token_id"
-		") "
-		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
-		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
-		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
-		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
-		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
-		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
 	},
 	[APITOKEN_REPLACE_ROLE] = {
 		"UPDATE apitoken.roles SET description = $2, permissions = $3, database_role = $4"
@@ -290,11 +290,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 /*
  * Planned for each execution: what may meet very many rows must not go by how
  * few there were when the session began.  Planned once, whatever it is given:
- * what looks for each row by its key, of however large a table.
+ * what looks for each row by its key, in a worker that lives some seconds.
  */
 static const int planning[APITOKEN_STATEMENTS] = {
-	[APITOKEN_WRITE_USAGE_DAILY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_WRITE_USAGE_DAILY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_FORGET_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REVOKE_IDLE] = CURSOR_OPT_CUSTOM_PLAN,

@@ -335,6 +335,31 @@ is(written('beside it'), '1 0', 'a token that is gone takes nothing along');
 is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usage WHERE token_id = '$id') + (SELECT count(*) FROM apitoken.token_usage_daily WHERE token_id = '$id')"),
 	'0', 'and leaves nothing behind');
 
+# deleted while its use is being written, between the two tables: what stays is
+# found by housekeeping, days and all
+{
+	create($_) foreach 'leaving', 'leaving unseen';
+	use_at_once('leaving');
+	flush();
+	use_at_once($_) foreach 'leaving', 'leaving unseen';
+	$node->safe_psql('postgres', q{
+		CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$;
+		CREATE TRIGGER pause AFTER INSERT ON apitoken.token_usage FOR EACH STATEMENT EXECUTE FUNCTION pause();
+		CREATE TRIGGER pause AFTER INSERT ON apitoken.token_usage_daily FOR EACH STATEMENT EXECUTE FUNCTION pause();
+		-- as a restore leaves it
+		DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken.token_records WHERE label = 'leaving unseen')});
+	my $flusher = $node->background_psql('postgres', on_error_stop => 0);
+	$flusher->query_until(qr/asked/, "\\echo asked\nSELECT apitoken.flush_usage();\n");
+	ok($node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'apitoken worker' AND wait_event = 'PgSleep'}), 'a flush has written one table');
+	my $ids = $node->safe_psql('postgres', q{WITH gone AS (DELETE FROM apitoken.token_records WHERE label LIKE 'leaving%' RETURNING id) SELECT string_agg(quote_literal(id), ',') FROM gone});
+	$flusher->query('SELECT 1');
+	$flusher->quit;
+	my $left = join ' + ', map { "(SELECT count(*) FROM apitoken.$_ WHERE token_id IN ($ids))" } 'token_usage', 'token_usage_daily';
+	cmp_ok($node->safe_psql('postgres', "SELECT $left"), '>', 0, 'tokens are deleted meanwhile: something is left');
+	$node->safe_psql('postgres', 'DROP FUNCTION pause CASCADE');
+	is($node->safe_psql('postgres', "SET client_min_messages = error; SELECT FROM apitoken.run_maintenance(); SELECT $left"), '0', 'which housekeeping removes');
+}
+
 # made and used in a transaction that others do not see the end of
 my $maker = $node->background_psql('postgres', on_error_stop => 0);
 $maker->query('BEGIN');
