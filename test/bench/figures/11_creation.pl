@@ -5,7 +5,7 @@ use warnings;
 
 Bench::figure('11', 'making tokens', sub {
 	my ($b) = @_;
-	my $loop = $b->{quick} ? 2000 : 10_000;
+	my $loop = 10_000;
 	my $bulk = $b->{quick} ? 20_000 : 100_000;
 	my $db = $b->{db};
 	my $began = 0;
@@ -28,7 +28,7 @@ Bench::figure('11', 'making tokens', sub {
 	$b->compare(
 		figure => '11b', unit => 'tokens/s', what => 'act_as() and create_token() as a member / INSERT of the row alone, in a transaction',
 		ours => sub { $pgbench->("BEGIN;\nSELECT FROM apitoken.act_as('creator');\n" . $create =~ s/'organization-' \|\| :owner/'creation'/r . "\nEND;", user => 'bench_creator') },
-		yardstick => sub { $pgbench->("BEGIN;\n$bare\nEND;", user => 'postgres') });
+		yardstick => sub { $pgbench->("BEGIN;\n$bare\nEND;", user => 'postgres') }) unless $b->{quick};
 
 	my $rate = sub {
 		my ($function, $number) = @_;
@@ -36,7 +36,7 @@ Bench::figure('11', 'making tokens', sub {
 	};
 	$b->compare(
 		figure => '11c', unit => 'tokens/s', what => "create_token() / INSERT of the row alone, $loop in one transaction",
-		ours => sub { $rate->('create_tokens', $loop) }, yardstick => sub { $rate->('insert_rows', $loop) });
+		ours => sub { $rate->('create_tokens', $loop) }, yardstick => sub { $rate->('insert_rows', $loop) }) unless $b->{quick};
 
 	my %rates;
 	foreach my $round (1 .. $b->{rounds})
