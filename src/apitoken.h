@@ -411,6 +411,7 @@ typedef enum ApitokenRow
 
 extern void apitoken_catalog_init(void);
 extern bool apitoken_installed(void);
+extern uint64 apitoken_table_changes;
 extern Oid	apitoken_table(ApitokenTable table);
 extern Relation apitoken_open_table(ApitokenTable table);
 extern bool apitoken_lock_extension(void);
@@ -496,7 +497,6 @@ extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
 
 /* ----- role.c: what roles allow, remembered ----- */
 
-extern void apitoken_forget_roles(void);
 extern bool apitoken_role(const char *name, ApitokenRoleRow *row);
 
 /* ----- write.c: statements that run as the tables' owner ----- */

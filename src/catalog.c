@@ -45,6 +45,10 @@ static Oid	tables[APITOKEN_TABLES];
 static bool tables_valid = false;
 static bool columns_checked[APITOKEN_TABLES];
 static uint64 invalidations = 0;	/* seen so far */
+
+/* Advances whenever one of our tables may have changed. */
+uint64		apitoken_table_changes = 0;
+
 static Oid	act_as_function = InvalidOid;
 static Oid	verify_function = InvalidOid;
 
@@ -68,7 +72,7 @@ relation_changed(Datum arg, Oid relid)
 			tables_valid = false;
 	}
 	if (!tables_valid)
-		apitoken_forget_roles();
+		apitoken_table_changes++;
 }
 
 static void

@@ -34,15 +34,15 @@ typedef struct Role
 	ApitokenRoleRow row;
 } Role;
 
-static HTAB *roles = NULL;
+static HTAB *roles = NULL;		/* NULL: there is nothing to be found */
 static MemoryContext memory = NULL; /* of the table and all that is in it */
-static bool valid = false;
+static uint64 remembered_since; /* what apitoken_table_changes was then */
 
-/* Called for each invalidation that may concern the table. */
-void
-apitoken_forget_roles(void)
+/* Has nothing been heard since then that may concern the table? */
+static bool
+is_valid(void)
 {
-	valid = false;
+	return roles != NULL && remembered_since == apitoken_table_changes;
 }
 
 static void
@@ -52,13 +52,13 @@ begin_anew(void)
 
 	if (memory == NULL)
 		memory = AllocSetContextCreate(TopMemoryContext, "apitoken roles", ALLOCSET_DEFAULT_SIZES);
-	valid = false;
+	roles = NULL;
 	MemoryContextReset(memory);
 	control.keysize = NAMEDATALEN;
 	control.entrysize = sizeof(Role);
 	control.hcxt = memory;
 	roles = hash_create("apitoken roles", 16, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	valid = true;
+	remembered_since = apitoken_table_changes;
 }
 
 /* In the memory of now: what is remembered may be gone with the next look at a table. */
@@ -98,7 +98,7 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 		return false;
 
 	AcceptInvalidationMessages();
-	if (!valid || hash_get_num_entries(roles) >= ROLES_MAX)
+	if (!is_valid() || hash_get_num_entries(roles) >= ROLES_MAX)
 		begin_anew();
 	known = hash_search(roles, name, HASH_FIND, NULL);
 	if (known != NULL)
@@ -114,7 +114,7 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 		return false;
 	row->patterns = apitoken_patterns_reduce(row->patterns);
 	/* unless there was news while it was read */
-	if (valid && row->lasting)
+	if (is_valid() && row->lasting)
 		remember(name, row);
 	return true;
 }
