@@ -10,7 +10,7 @@ Bench::figure('11', 'making tokens', sub {
 	my $db = $b->{db};
 	my $began = 0;
 
-	$b->psql_file("$b->{here}/creation.sql", vars => { loop => $loop });
+	$b->psql_file("$b->{here}/creation.sql");
 
 	# a run goes on with the labels where the last one ended
 	my $pgbench = sub {
