@@ -9,51 +9,55 @@ MODULE_big = apitoken
 PGFILEDESC = "apitoken - API tokens verified inside the database"
 DATA = apitoken--1.0.sql
 
+# Ground floor first: see src/README.md.
 OBJS = \
 	apitoken.o \
-	src/guc.o \
-	src/request.o \
-	src/token.o \
-	src/digest.o \
-	src/permission.o \
-	src/primitives.o \
-	src/shared.o \
-	src/catalog.o \
-	src/store.o \
-	src/role.o \
-	src/write.o \
-	src/append.o \
-	src/subtransaction.o \
-	src/locked.o \
-	src/trigger.o \
-	src/address.o \
-	src/principal.o \
-	src/usage.o \
-	src/limit.o \
-	src/database.o \
-	src/save.o \
-	src/flush.o \
-	src/verify.o \
-	src/json.o \
-	src/identity.o \
-	src/policy.o \
-	src/redact.o \
-	src/guard.o \
-	src/secret.o \
-	src/authority.o \
-	src/values.o \
-	src/issue.o \
-	src/edit.o \
-	src/revoke.o \
-	src/event.o \
-	src/directory.o \
-	src/grant.o \
-	src/list.o \
-	src/http.o \
-	src/maintenance.o \
-	src/stats.o \
-	src/worker.o
-INCLUDED = src/apitoken.h src/compat.h
+	src/text/token.o \
+	src/text/permission.o \
+	src/base/guc.o \
+	src/base/capability.o \
+	src/base/request.o \
+	src/base/address.o \
+	src/base/pepper.o \
+	src/base/digest.o \
+	src/base/json.o \
+	src/tables/catalog.o \
+	src/tables/trigger.o \
+	src/tables/read.o \
+	src/tables/role.o \
+	src/tables/write.o \
+	src/tables/append.o \
+	src/usage/shared.o \
+	src/usage/limit.o \
+	src/usage/flush_state.o \
+	src/usage/usage.o \
+	src/usage/usage_file.o \
+	src/usage/flush.o \
+	src/usage/maintenance.o \
+	src/usage/stats.o \
+	src/usage/worker.o \
+	src/identity/principal.o \
+	src/identity/verify.o \
+	src/identity/identity.o \
+	src/identity/authorize.o \
+	src/identity/policy.o \
+	src/hooks/redact.o \
+	src/hooks/guard.o \
+	src/manage/subtransaction.o \
+	src/manage/locked.o \
+	src/manage/secret.o \
+	src/manage/validate.o \
+	src/manage/issue.o \
+	src/manage/edit.o \
+	src/manage/revoke.o \
+	src/manage/event.o \
+	src/manage/directory.o \
+	src/manage/grant.o \
+	src/manage/list.o \
+	src/manage/token_sql.o \
+	src/api/postgrest.o \
+	src/api/introspect.o
+HEADERS = $(wildcard $(srcdir)/src/*/*.h)
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and
 # test/run.sh fails when a file there is missing from these lists.
@@ -66,7 +70,7 @@ ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 
 # The control file is the one place where the version is written.
 EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" apitoken.control)
-PG_CPPFLAGS = -Isrc -DAPITOKEN_VERSION='"$(EXTVERSION)"'
+PG_CPPFLAGS = -I$(srcdir)/src -DAPITOKEN_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 
 # Bitcode would let the JIT inline our functions into expressions.  None of
@@ -95,14 +99,14 @@ include $(PGXS)
 PROVE_FLAGS += -I test/t
 
 # PGXS knows no dependencies on headers.
-$(OBJS): $(INCLUDED)
+$(OBJS): $(HEADERS)
 apitoken.o: apitoken.control
 
-# test/unit/x_test.c tests src/x.c alone: it prints TAP, and brings along what
+# test/unit/x_test.c tests src/text/x.c alone: it prints TAP, and brings along what
 # that file takes from the server; functions that need more of it are dropped
 # by the linker, as long as no test calls them.  The sanitizers end it with an
 # error.
-test/unit/bin/%_test: test/unit/%_test.c src/%.c $(INCLUDED)
+test/unit/bin/%_test: test/unit/%_test.c src/text/%.c $(HEADERS)
 	@$(MKDIR_P) $(@D)
 	$(CC) $(CFLAGS) $(UNIT_CFLAGS) $(CPPFLAGS) $(filter %.c,$^) -o $@
 

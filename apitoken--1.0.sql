@@ -762,7 +762,7 @@ CREATE POLICY roles_insert ON apitoken.roles FOR INSERT WITH CHECK (true);
 CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
 CREATE POLICY roles_delete ON apitoken.roles FOR DELETE USING (true);
 
--- The OR is for queries that name no owner, the rest for those that do: see src/policy.c.
+-- The OR is for queries that name no owner, the rest for those that do: see src/identity/policy.c.
 CREATE POLICY token_records_read ON apitoken.token_records FOR SELECT
 	USING ((apitoken.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
 			OR apitoken.manages_user(user_id, 'token:read', 'token:update', 'token:delete'))

@@ -13,7 +13,8 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
-#include "src/apitoken.h"
+#include "hooks/hooks.h"
+#include "manage/manage.h"
 
 APITOKEN_MODULE_MAGIC;
 
@@ -23,6 +24,7 @@ void
 _PG_init(void)
 {
 	apitoken_guc_init();
+	apitoken_capability_init();
 	apitoken_catalog_init();
 	apitoken_identity_init();
 	apitoken_secret_init();
@@ -36,7 +38,7 @@ _PG_init(void)
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		apitoken_shared_init();
-		apitoken_save_init();
+		apitoken_usage_file_init();
 		apitoken_worker_init();
 	}
 }

@@ -49,14 +49,14 @@ SELECT tgrelid::regclass, tgname, tgfoid::regproc, tgenabled FROM pg_catalog.pg_
 WHERE c.relnamespace = 'apitoken'::regnamespace AND NOT tgisinternal ORDER BY tgrelid::regclass::text COLLATE "C", tgname;
 
 \pset format unaligned
--- columns, in the order that src/apitoken.h numbers
+-- columns, in the order that src/tables/tables.h numbers
 SELECT c.relname, pg_catalog.string_agg(a.attname, ' ' ORDER BY a.attnum) AS columns
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v', 'c')
 GROUP BY c.relname ORDER BY c.relname COLLATE "C";
 \pset format aligned
 -- the numbers there, and those of the catalog: none differs
-\set header `grep '^#define Anum_' "$PG_ABS_SRCDIR/src/apitoken.h"`
+\set header `grep '^#define Anum_' "$PG_ABS_SRCDIR/src/tables/tables.h"`
 WITH line AS (
 	SELECT pg_catalog.regexp_match(l, '^#define Anum_([a-z_]+)\s+(\d+)$') AS m FROM pg_catalog.regexp_split_to_table(:'header', '\n') l
 ), number AS (

@@ -72,6 +72,44 @@ objects() {
 		<(make -s "PG_CONFIG=$c" print-OBJS | tr ' ' '\n' | sort)
 }
 
+# No folder of src reaches up: neither for a symbol, function or variable, nor for
+# a header.  hooks, manage and api share the top floor and do not meet.
+floors() {
+	local dir=$tmp/objects f rc=0
+	rm -rf "$dir"
+	for f in "${units[@]}"; do
+		mkdir -p "$dir/$(dirname "$f")"
+		gcc -O0 -fPIC "${defines[@]}" -I"$include" -c "$f" -o "$dir/${f%.c}.o" || rc=1
+	done
+	[ "$rc" = 0 ] || return 1
+	(
+		cd "$dir/src" || exit
+		for f in */*.o; do nm -g "$f" | sed "s|^|$f |"; done
+		cd "$ROOT/src" || exit
+		for f in */*.h; do echo "$f T $f"; done
+		grep -o '^#include "[^"]*"' ./*/*.[ch] | sed 's|^./\(.*\):#include "\(.*\)"|\1 U \2|'
+	) | awk '
+		BEGIN {
+			floor["text"] = 1; floor["base"] = 2; floor["tables"] = 3; floor["usage"] = 4
+			floor["identity"] = 5; floor["hooks"] = floor["manage"] = floor["api"] = 6
+		}
+		{ split($1, path, "/"); folder = path[1] }
+		!(folder in floor) { print "src/" folder " is on no floor"; bad = 1 }
+		$(NF - 1) == "U" { uses[$1 " " $NF] = folder; next }
+		{ home[$NF] = folder }
+		END {
+			for (u in uses) {
+				split(u, use, " ")
+				to = home[use[2]]
+				if (to != "" && to != uses[u] && floor[to] >= floor[uses[u]]) {
+					print "src/" use[1] " reaches up to " use[2] " in src/" to
+					bad = 1
+				}
+			}
+			exit bad
+		}'
+}
+
 check gcc compile gcc
 # PostgreSQL's headers, configured for gcc, use an attribute of its own
 check clang compile clang -Wno-ignored-attributes
@@ -79,6 +117,7 @@ check cppcheck run_cppcheck
 check shellcheck shellcheck -x test/*.sh .ci/run
 check versions versions
 check objects objects
+check floors floors
 
 if [ -n "${APITOKEN_TOTALS:-}" ]; then
 	echo "$good $bad 0" >>"$APITOKEN_TOTALS"

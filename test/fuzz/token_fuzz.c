@@ -7,7 +7,7 @@
  *
  *		clang -std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined \
  *			-Wno-ignored-attributes -I src -I "$(pg_config --includedir-server)" \
- *			test/fuzz/token_fuzz.c src/token.c -o /tmp/token_fuzz
+ *			test/fuzz/token_fuzz.c src/text/token.c -o /tmp/token_fuzz
  *		mkdir -p /tmp/token_corpus
  *		awk -F '\t' 'NR > 1 { printf "%s", $1 > ("/tmp/token_corpus/" NR) }' \
  *			test/vectors/token_text_valid.tsv
@@ -19,7 +19,7 @@
  */
 #include "postgres.h"
 
-#include "apitoken.h"
+#include "text/text.h"
 
 extern int	LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

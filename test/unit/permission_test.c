@@ -1,6 +1,6 @@
 /*
  * permission_test.c
- *		The string half of src/permission.c against first principles, without a
+ *		The string half of src/text/permission.c against first principles, without a
  *		server.  Prints TAP.
  *
  * From the top of the repository (the functions on lists and arrays need a
@@ -9,7 +9,7 @@
  *		gcc -std=gnu99 -O2 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
  *			-ffunction-sections -fdata-sections -Wl,--gc-sections \
  *			-I src -I "$(pg_config --includedir-server)" \
- *			test/unit/permission_test.c src/permission.c -o /tmp/permission_test
+ *			test/unit/permission_test.c src/text/permission.c -o /tmp/permission_test
  *		/tmp/permission_test
  *
  * Patterns match infinitely many permissions, but a name that no pattern has
@@ -17,7 +17,7 @@
  */
 #include "postgres.h"
 
-#include "apitoken.h"
+#include "text/text.h"
 
 /* the C library's own, as libpgport is not linked */
 #undef printf

@@ -1,12 +1,12 @@
 /*
  * token_test.c
- *		Tests of src/token.c alone, without a server.  Prints TAP.
+ *		Tests of src/text/token.c alone, without a server.  Prints TAP.
  *
  * From the top of the repository:
  *
  *		gcc -std=gnu99 -O2 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
  *			-I src -I "$(pg_config --includedir-server)" \
- *			test/unit/token_test.c src/token.c -o /tmp/token_test
+ *			test/unit/token_test.c src/text/token.c -o /tmp/token_test
  *		/tmp/token_test test/vectors
  *
  * With -fsanitize=address,undefined it also proves that no byte outside of a
@@ -23,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "apitoken.h"
+#include "text/text.h"
 
 /* the C library's own, as libpgport is not linked */
 #undef printf

@@ -10,7 +10,7 @@ my @digits = ('0' .. '9', 'A' .. 'Z', 'a' .. 'z');
 
 sub random_digits { return join '', map { $digits[ rand 62 ] } 1 .. $_[0]; }
 
-# A text with its checksum, as src/token.c makes it.
+# A text with its checksum, as src/text/token.c makes it.
 sub with_checksum
 {
 	my ($text) = @_;

@@ -1,0 +1,220 @@
+/*
+ * postgrest.c
+ *		pre_request(), which PostgREST calls before each request.
+ *
+ * It looks for a token in the request's headers, and acts by it;
+ * without one it leaves the request to its JWT's user, or anonymous.  Whatever
+ * is there and is not exactly one good token is refused, in PostgREST's way of
+ * raising an HTTP status: SQLSTATE PGRST, with JSON in message and detail.
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+
+#include "common/string.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/varlena.h"
+
+#include "identity/identity.h"
+
+#define ERRCODE_POSTGREST MAKE_SQLSTATE('P', 'G', 'R', 'S', 'T')
+
+static void
+append_field(StringInfo json, const char *name, const char *value)
+{
+	appendStringInfoString(json, json->len == 0 ? "{" : ", ");
+	escape_json(json, name);
+	appendStringInfoString(json, ": ");
+	escape_json(json, value);
+}
+
+static pg_noreturn void refuse(int status, const char *code, const char *message, const char *details,
+							   const char *hint, const char *header, const char *value);
+
+/* Refuse the request with this status and, if given, this header. */
+static void
+refuse(int status, const char *code, const char *message, const char *details,
+	   const char *hint, const char *header, const char *value)
+{
+	StringInfoData body;
+	StringInfoData headers;
+
+	initStringInfo(&body);
+	append_field(&body, "code", code);
+	append_field(&body, "message", message);
+	append_field(&body, "details", details);
+	append_field(&body, "hint", hint);
+	initStringInfo(&headers);
+	if (header != NULL)
+		append_field(&headers, header, value);
+	else
+		appendStringInfoChar(&headers, '{');
+	ereport(ERROR,
+			(errcode(ERRCODE_POSTGREST),
+			 errmsg_internal("%s}", body.data),
+			 errdetail_internal("{\"status\": %d, \"headers\": %s}}", status, headers.data)));
+}
+
+/* RFC 6750, section 3.1: the request is malformed, not the token. */
+static pg_noreturn void
+refuse_request(const char *details, const char *hint)
+{
+	refuse(400, "invalid_request", "the request cannot be authenticated", details, hint,
+		   "WWW-Authenticate", "Bearer error=\"invalid_request\"");
+}
+
+static pg_noreturn void
+refuse_token(const ApitokenVerification *verification)
+{
+	const char *verdict = apitoken_verdict_name(verification->verdict);
+	const char *details = psprintf("Verdict: %s.", verdict);
+
+	switch (verification->verdict)
+	{
+		case APITOKEN_RATE_LIMITED:
+			{
+				/* RFC 6585 section 4, RFC 9110 section 10.2.3: whole seconds */
+				int64		seconds = (verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
+
+				if (seconds <= 0)
+					refuse(429, verdict, "the token has a rate limit, which cannot be counted here", details,
+						   "Ask whoever runs the server: it needs apitoken in shared_preload_libraries.", NULL, NULL);
+
+				refuse(429, verdict, "the token is used too often", details,
+					   psprintf("Try again in " INT64_FORMAT " seconds.", seconds),
+					   "Retry-After", psprintf(INT64_FORMAT, seconds));
+			}
+		case APITOKEN_NETWORK_REFUSED:
+		case APITOKEN_PERMISSION_REFUSED:
+			refuse(403, verdict, "the token may not be used for this request", details,
+				   "Ask whoever manages the token.", NULL, NULL);
+		default:
+			/* RFC 6750, section 3 */
+			refuse(401, "invalid_token", "the token is not valid", details,
+				   "Check the token, or get another one.",
+				   "WWW-Authenticate", "Bearer error=\"invalid_token\"");
+	}
+}
+
+/*
+ * A JWT, which PostgREST has verified, has three parts (RFC 7519, section 3,
+ * and RFC 7515, section 3.1); no token of ours has a dot.  One that is masked
+ * or cut short has others, and is refused, not taken for somebody else's.
+ */
+static bool
+looks_like_jwt(const char *text)
+{
+	const char *first = strchr(text, '.');
+	const char *second = first == NULL ? NULL : strchr(first + 1, '.');
+
+	return second != NULL && strchr(second + 1, '.') == NULL;
+}
+
+/*
+ * The token in the value of a header: alone, or after its scheme.  NULL: the
+ * header is not about a token of ours, but another kind of credentials.
+ */
+static char *
+token_in_value(const char *header, const char *value)
+{
+	static const char *const schemes[] = {"Bearer", "Token", "ApiKey"};
+	char	   *text = pstrdup(value);
+	size_t		length;
+	bool		bearer = false;
+	bool		named = false;
+
+	text += strspn(text, " \t");
+	pg_strip_crlf(text);
+	for (length = strlen(text); length > 0 && strchr(" \t", text[length - 1]) != NULL; length--)
+		text[length - 1] = '\0';
+	length = strcspn(text, " \t");
+	for (int i = 0; i < lengthof(schemes); i++)
+	{
+		if (length != strlen(schemes[i]) || pg_strncasecmp(text, schemes[i], length) != 0)
+			continue;
+		named = true;
+		bearer = i == 0;
+		text += length;
+		text += strspn(text, " \t");
+		break;
+	}
+	if (pg_strcasecmp(header, "authorization") == 0)
+	{
+		/* Basic, Digest, ...: has a scheme, and none of those */
+		if (!named && text[length] != '\0')
+			return NULL;
+		if (bearer && looks_like_jwt(text))
+			return NULL;
+	}
+	return text;
+}
+
+/* The token of the request; NULL: it has none. */
+static char *
+find_token(void)
+{
+	List	   *headers;
+	List	   *names;
+	ListCell   *lc;
+	char	   *token = NULL;
+
+	switch (apitoken_request_headers(&headers))
+	{
+		case APITOKEN_NO_REQUEST:
+			return NULL;
+		case APITOKEN_BROKEN_REQUEST:
+			refuse_request("The setting request.headers is not a JSON object.", "Check the gateway in front of the database.");
+		case APITOKEN_REQUEST:
+			break;
+	}
+	if (*apitoken_client_address_header != '\0' &&
+		list_length(apitoken_header_values(headers, apitoken_client_address_header)) > 1)
+		refuse_request("There are several headers with the client's address.", "Have the proxy join them, or send one.");
+
+	(void) SplitGUCList(pstrdup(apitoken_token_headers), ',', &names);
+	foreach(lc, names)
+	{
+		List	   *values = apitoken_header_values(headers, lfirst(lc));
+		ListCell   *value;
+
+		foreach(value, values)
+		{
+			ApitokenField *field = lfirst(value);
+			char	   *found;
+
+			if (!field->is_string)
+				refuse_request("A header that may hold a token is not a string.", "Check the gateway in front of the database.");
+			found = token_in_value(lfirst(lc), field->value);
+			if (found != NULL && (token != NULL || list_length(values) > 1))
+				refuse_request("There are several tokens.", "Send one token, in one header.");
+			if (found != NULL)
+				token = found;
+		}
+	}
+	return token;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_pre_request);
+Datum
+apitoken_pre_request(PG_FUNCTION_ARGS)
+{
+	char	   *token = find_token();
+	ApitokenVerification verification;
+
+	if (token == NULL)
+	{
+		/* fixes the JWT's user as the identity, if there is one */
+		(void) apitoken_principal();
+		PG_RETURN_VOID();
+	}
+	apitoken_sync_identity();
+	apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
+	apitoken_use(&verification, NULL, true);
+	if (verification.verdict != APITOKEN_VALID)
+		refuse_token(&verification);
+	apitoken_act_by(&verification);
+	PG_RETURN_VOID();
+}

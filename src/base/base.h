@@ -1,0 +1,134 @@
+/*
+ * base.h
+ *		What all floors above need: settings, digests, the HTTP request, the
+ *		client's address, and what differs between PostgreSQL's majors.
+ */
+#ifndef APITOKEN_BASE_H
+#define APITOKEN_BASE_H
+
+#include "text/text.h"
+
+#include "access/xact.h"
+#include "lib/ilist.h"
+#include "utils/inet.h"
+#include "utils/jsonb.h"
+
+#include "base/compat.h"
+
+/* ----- guc.c: settings ----- */
+
+/* ids of organizations and users, in bytes */
+#define APITOKEN_OWNER_ID_MAX 255
+
+typedef enum ApitokenSetting
+{
+	APITOKEN_SETTING_TOKEN,
+	APITOKEN_SETTING_USER_ID,
+	APITOKEN_SETTING_CLIENT_ADDRESS,
+	APITOKEN_SETTINGS
+} ApitokenSetting;
+
+/* What is kept for so long, and then removed by maintenance.c. */
+typedef enum ApitokenRetention
+{
+	APITOKEN_RETENTION,			/* events and ended tokens */
+	APITOKEN_USAGE_RETENTION,
+	APITOKEN_RETENTIONS
+} ApitokenRetention;
+
+extern char *apitoken_prefix;
+extern char *apitoken_pepper_file;
+extern bool apitoken_pepper_file_refused;
+extern int	apitoken_usage_slots;
+extern int	apitoken_flush_interval;
+extern char *apitoken_token_headers;
+extern char *apitoken_client_address_header;
+extern char *apitoken_jwt_user_claim;
+extern char *apitoken_issuer;
+extern char *apitoken_audience;
+extern bool apitoken_mask_logs;
+extern uint64 apitoken_setting_generation;
+extern void apitoken_guc_init(void);
+extern const char *apitoken_setting_in_force(ApitokenSetting setting);
+extern Oid	apitoken_setting_role(ApitokenSetting setting);
+extern const Interval *apitoken_retention(ApitokenRetention retention);
+extern const char *apitoken_request_setting(const char *name, Oid *setter);
+
+/* ----- json.c: fields of JSON objects ----- */
+
+extern void apitoken_json_string(JsonbParseState **state, const char *key, const char *string);
+extern void apitoken_json_bool(JsonbParseState **state, const char *key, bool boolean);
+extern void apitoken_json_integer(JsonbParseState **state, const char *key, int64 integer);
+extern void apitoken_json_strings(JsonbParseState **state, const char *key, ArrayType *array);
+
+/* ----- request.c: what PostgREST tells of an HTTP request ----- */
+
+typedef enum ApitokenRequest
+{
+	APITOKEN_NO_REQUEST,
+	APITOKEN_REQUEST,
+	APITOKEN_BROKEN_REQUEST		/* its headers are no JSON object */
+} ApitokenRequest;
+
+typedef struct ApitokenField
+{
+	char	   *name;
+	char	   *value;			/* NULL: neither a string nor a number */
+	bool		is_string;
+} ApitokenField;
+
+extern ApitokenRequest apitoken_request_headers(List **headers);
+extern List *apitoken_header_values(List *headers, const char *name);
+extern char *apitoken_request_claim(const char *name, Oid *setter);
+
+/* ----- pepper.c: the peppers, from their file ----- */
+
+#define APITOKEN_PEPPER_BYTES_MAX 128
+
+typedef struct ApitokenPepper
+{
+	int16		scheme;			/* the digest scheme that it makes, 1 or more */
+	uint8		length;
+	uint8		key[APITOKEN_PEPPER_BYTES_MAX];
+} ApitokenPepper;
+
+extern const ApitokenPepper *apitoken_signing_pepper(void);
+extern const ApitokenPepper *apitoken_pepper(int16 scheme);
+extern const ApitokenPepper *apitoken_decoy_pepper(void);
+
+/* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
+
+#define APITOKEN_DIGEST_LENGTH 32
+
+extern int16 apitoken_signing_scheme(void);
+extern void apitoken_digest(const char *text, size_t length, int16 scheme,
+							uint8 digest[APITOKEN_DIGEST_LENGTH]);
+extern void apitoken_decoy_digest(const char *text, size_t length);
+extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
+									const uint8 b[APITOKEN_DIGEST_LENGTH]);
+
+/* ----- capability.c: what database roles were granted ----- */
+
+extern void apitoken_capability_init(void);
+extern bool apitoken_role_may_act(Oid role);
+extern bool apitoken_session_may_vouch(void);
+
+/* ----- address.c: where a client is ----- */
+
+extern inet *apitoken_client_address(inet *argument);
+extern bool apitoken_in_networks(inet *address, ArrayType *networks);
+
+/* ----- subtransaction.c: what a transaction keeps, by subtransactions ----- */
+
+/* The part of an entry that tells in which subtransaction it was made. */
+typedef struct ApitokenMade
+{
+	dlist_node	node;
+	SubTransactionId subtransaction;
+} ApitokenMade;
+
+extern void apitoken_add_made(dlist_head *in_order, ApitokenMade *made);
+extern void apitoken_end_made(dlist_head *in_order, SubXactEvent event, SubTransactionId subtransaction,
+							  SubTransactionId parent, void (*forget) (ApitokenMade *made));
+
+#endif							/* APITOKEN_BASE_H */

@@ -1,0 +1,71 @@
+/*
+ * capability.c
+ *		What a database role was granted, where it decides who is believed.
+ *
+ * A capability is the privilege to execute a function.  OIDs are cached for the
+ * session and dropped when a function changes.
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/syscache.h"
+
+#include "base/base.h"
+
+static Oid	act_as_function = InvalidOid;
+static Oid	verify_function = InvalidOid;
+
+static void
+function_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	act_as_function = InvalidOid;
+	verify_function = InvalidOid;
+}
+
+void
+apitoken_capability_init(void)
+{
+	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+}
+
+static bool
+role_may(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
+{
+	if (!OidIsValid(*function))
+	{
+		Oid			schema = get_namespace_oid("apitoken", true);
+		oidvector  *types = buildoidvector(args, nargs);
+
+		*function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+									CStringGetDatum(name),
+									PointerGetDatum(types),
+									ObjectIdGetDatum(schema));
+		pfree(types);
+		if (!OidIsValid(*function))
+			return false;
+	}
+	return compat_may_execute(*function, role);
+}
+
+/* Does this role hold the capability act? */
+bool
+apitoken_role_may_act(Oid role)
+{
+	static const Oid args[] = {TEXTOID};
+
+	return role_may(role, &act_as_function, "act_as", lengthof(args), args);
+}
+
+/* Does the session user speak for clients: does it hold act or verify? */
+bool
+apitoken_session_may_vouch(void)
+{
+	static const Oid args[] = {TEXTOID, TEXTOID, TEXTOID, INETOID};
+
+	return apitoken_role_may_act(GetSessionUserId()) ||
+		role_may(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
+}

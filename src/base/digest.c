@@ -1,0 +1,126 @@
+/*
+ * digest.c
+ *		What is stored of a token, and comparing it.
+ *
+ * Scheme 0 is SHA-256 of the whole text: a secret has 256 random bits, so that
+ * nothing slower would be safer.  Scheme n is HMAC-SHA-256 under pepper n, a
+ * key that is kept outside the database: whoever can write the table, but not
+ * read that file, can then not forge a digest either.
+ */
+#include "postgres.h"
+
+#include "base/base.h"
+#include "common/cryptohash.h"
+#include "common/hmac.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+/*
+ * The contexts in which digests are computed are made once in a session: to
+ * make one costs more than the digest of a token.  The server frees a context
+ * together with the resource owner that it was made under, so these have one of
+ * their own.  (After an error the server itself sets CurrentResourceOwner.)
+ */
+static pg_cryptohash_ctx *sha256_context = NULL;
+static pg_hmac_ctx *hmac_context = NULL;
+
+static void
+make_contexts(void)
+{
+	static ResourceOwner owner = NULL;
+	ResourceOwner caller = CurrentResourceOwner;
+	MemoryContext memory = MemoryContextSwitchTo(TopMemoryContext);
+
+	if (owner == NULL)
+		owner = ResourceOwnerCreate(NULL, "apitoken digests");
+	CurrentResourceOwner = owner;
+	if (sha256_context == NULL)
+		sha256_context = pg_cryptohash_create(PG_SHA256);
+	if (hmac_context == NULL)
+		hmac_context = pg_hmac_create(PG_SHA256);
+	CurrentResourceOwner = caller;
+	MemoryContextSwitchTo(memory);
+}
+
+/* SHA-256; NULL, or what went wrong. */
+static const char *
+sha256(const char *text, size_t length, uint8 *digest)
+{
+	if (sha256_context == NULL)
+		make_contexts();
+	if (pg_cryptohash_init(sha256_context) < 0 ||
+		pg_cryptohash_update(sha256_context, (const uint8 *) text, length) < 0 ||
+		pg_cryptohash_final(sha256_context, digest, APITOKEN_DIGEST_LENGTH) < 0)
+		return pg_cryptohash_error(sha256_context);
+	return NULL;
+}
+
+/* HMAC-SHA-256 under a pepper; NULL, or what went wrong. */
+static const char *
+hmac_sha256(const ApitokenPepper *pepper, const char *text, size_t length, uint8 *digest)
+{
+	if (hmac_context == NULL)
+		make_contexts();
+	if (pg_hmac_init(hmac_context, pepper->key, pepper->length) < 0 ||
+		pg_hmac_update(hmac_context, (const uint8 *) text, length) < 0 ||
+		pg_hmac_final(hmac_context, digest, APITOKEN_DIGEST_LENGTH) < 0)
+		return pg_hmac_error(hmac_context);
+	return NULL;
+}
+
+/* The scheme for new digests.  Raises if there is a pepper file that cannot be used. */
+int16
+apitoken_signing_scheme(void)
+{
+	const ApitokenPepper *pepper = apitoken_signing_pepper();
+
+	return pepper == NULL ? 0 : pepper->scheme;
+}
+
+/* The digest of a token's text under a scheme, or an error. */
+void
+apitoken_digest(const char *text, size_t length, int16 scheme,
+				uint8 digest[APITOKEN_DIGEST_LENGTH])
+{
+	const char *error;
+
+	if (scheme == 0)
+		error = sha256(text, length, digest);
+	else
+		error = hmac_sha256(apitoken_pepper(scheme), text, length, digest);
+
+	if (error != NULL)
+	{
+		explicit_bzero(digest, APITOKEN_DIGEST_LENGTH);
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not compute the digest of a token: %s", error)));
+	}
+}
+
+/*
+ * The work that a digest costs, for an id that does not exist, so that the time
+ * of an answer does not tell which ids do.  Never raises, as an unknown token
+ * is not a broken server: without usable peppers it is the plain digest.
+ */
+void
+apitoken_decoy_digest(const char *text, size_t length)
+{
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
+	const ApitokenPepper *pepper = apitoken_decoy_pepper();
+
+	/* calls into the server, so the compiler cannot leave them out */
+	if (pepper != NULL)
+		(void) hmac_sha256(pepper, text, length, digest);
+	else
+		(void) sha256(text, length, digest);
+	explicit_bzero(digest, sizeof(digest));
+}
+
+/* Equality that takes the same time wherever the digests differ. */
+bool
+apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
+						const uint8 b[APITOKEN_DIGEST_LENGTH])
+{
+	return timingsafe_bcmp(a, b, APITOKEN_DIGEST_LENGTH) == 0;
+}

@@ -1,0 +1,78 @@
+/*
+ * json.c
+ *		Fields of the JSON objects that the extension answers with.
+ */
+#include "postgres.h"
+
+#include "utils/numeric.h"
+
+#include "base/base.h"
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, key);
+	value.val.string.len = strlen(key);
+	pushJsonbValue(state, WJB_KEY, &value);
+}
+
+void
+apitoken_json_string(JsonbParseState **state, const char *key, const char *string)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	if (string == NULL)
+		value.type = jbvNull;
+	else
+	{
+		value.type = jbvString;
+		value.val.string.val = unconstify(char *, string);
+		value.val.string.len = strlen(string);
+	}
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+void
+apitoken_json_bool(JsonbParseState **state, const char *key, bool boolean)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = jbvBool;
+	value.val.boolean = boolean;
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+void
+apitoken_json_strings(JsonbParseState **state, const char *key, ArrayType *array)
+{
+	ListCell   *lc;
+
+	push_key(state, key);
+	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+	foreach(lc, apitoken_strings_from_array(array))
+	{
+		JsonbValue	value;
+
+		value.type = jbvString;
+		value.val.string.val = lfirst(lc);
+		value.val.string.len = strlen(lfirst(lc));
+		pushJsonbValue(state, WJB_ELEM, &value);
+	}
+	pushJsonbValue(state, WJB_END_ARRAY, NULL);
+}
+
+void
+apitoken_json_integer(JsonbParseState **state, const char *key, int64 integer)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = jbvNumeric;
+	value.val.numeric = int64_to_numeric(integer);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}

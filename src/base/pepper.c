@@ -1,0 +1,491 @@
+/*
+ * pepper.c
+ *		The peppers, and the file that they come from.
+ *
+ * The file is looked at with stat() at each use and read anew when it changed,
+ * so that adding a pepper needs no reload.  (A check hook could not read it: one
+ * that fails while the server starts silently leaves the setting empty, and
+ * digests without any pepper.)  Loading never raises by itself but tells what
+ * went wrong, because a decoy digest must not raise while a real one must.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/base.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+
+/* macOS has its own names for the times with nanoseconds */
+#ifdef __APPLE__
+#define st_mtim st_mtimespec
+#define st_ctim st_ctimespec
+#endif
+
+#define PEPPER_FILE_MAX (64 * 1024)
+#define PEPPER_BYTES_MIN 16
+#define APITOKEN_PEPPER_BYTES_MAX 128
+
+/* "1:", the shortest key and a line feed */
+#define PEPPER_LINE_MIN (2 + 2 * PEPPER_BYTES_MIN + 1)
+
+/* One allocation, so that one explicit_bzero leaves nothing of it behind. */
+typedef struct PepperFile
+{
+	struct stat identity;		/* as it was before the file was read */
+	size_t		size;			/* of this allocation */
+	char	   *path;
+	const ApitokenPepper *highest;		/* signs new tokens */
+	int			count;
+	ApitokenPepper		peppers[FLEXIBLE_ARRAY_MEMBER];
+} PepperFile;
+
+typedef enum PepperFault
+{
+	FAULT_ACCESS,
+	FAULT_NOT_REGULAR,
+	FAULT_OWNER,
+	FAULT_MODE,
+	FAULT_TOO_LARGE,
+	FAULT_CHANGED,
+	FAULT_LINE,
+	FAULT_DUPLICATE,
+	FAULT_EMPTY
+} PepperFault;
+
+/* Why the peppers could not be loaded. */
+typedef struct PepperProblem
+{
+	PepperFault fault;
+	int			error_number;	/* FAULT_ACCESS */
+	int			line;			/* FAULT_LINE, FAULT_DUPLICATE */
+} PepperProblem;
+
+/* the peppers in use, in TopMemoryContext; NULL until they are needed */
+static PepperFile *loaded = NULL;
+
+static bool
+pepper_file_is_set(void)
+{
+	return apitoken_pepper_file != NULL && apitoken_pepper_file[0] != '\0';
+}
+
+static void
+wipe_peppers(PepperFile *file)
+{
+	explicit_bzero(file, file->size);
+	pfree(file);
+}
+
+/*
+ * Whether nothing happened to a file.  The change time tells of permissions
+ * that were taken away, and of a modification time that was put back.
+ */
+static bool
+same_file(const struct stat *a, const struct stat *b)
+{
+	return a->st_dev == b->st_dev &&
+		a->st_ino == b->st_ino &&
+		a->st_size == b->st_size &&
+		a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+		a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+		a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+		a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* The rule for the server's private key, ssl_key_file, holds for peppers too. */
+static bool
+check_file(const struct stat *file, PepperProblem *problem)
+{
+	uid_t		server = geteuid();
+
+	if (!S_ISREG(file->st_mode))
+		problem->fault = FAULT_NOT_REGULAR;
+	else if (file->st_uid != server && file->st_uid != 0)
+		problem->fault = FAULT_OWNER;
+	else if (file->st_uid == server && (file->st_mode & (S_IRWXG | S_IRWXO)) != 0)
+		problem->fault = FAULT_MODE;
+	else if (file->st_uid == 0 && (file->st_mode & (S_IWGRP | S_IXGRP | S_IRWXO)) != 0)
+		problem->fault = FAULT_MODE;
+	else if (file->st_size > PEPPER_FILE_MAX)
+		problem->fault = FAULT_TOO_LARGE;
+	else
+		return true;
+	return false;
+}
+
+/* The value of a hexadecimal digit, or -1. */
+static int
+hex_value(char digit)
+{
+	if (digit >= '0' && digit <= '9')
+		return digit - '0';
+	if (digit >= 'a' && digit <= 'f')
+		return digit - 'a' + 10;
+	if (digit >= 'A' && digit <= 'F')
+		return digit - 'A' + 10;
+	return -1;
+}
+
+static bool
+is_blank(char c)
+{
+	return c == ' ' || c == '\t' || c == '\r';
+}
+
+/* Parse "n:hex", without the line's end. */
+static bool
+parse_pepper(const char *line, size_t length, ApitokenPepper *pepper)
+{
+	size_t		digits = 0;
+	int			scheme = 0;
+
+	/* five digits cannot overflow an int; 0 is the scheme without a pepper */
+	while (digits < length && digits < 5 && line[digits] >= '0' && line[digits] <= '9')
+		scheme = scheme * 10 + (line[digits++] - '0');
+	if (scheme < 1 || scheme > PG_INT16_MAX || digits == length || line[digits] != ':')
+		return false;
+	line += digits + 1;
+	length -= digits + 1;
+
+	if (length % 2 != 0 || length < 2 * PEPPER_BYTES_MIN || length > 2 * APITOKEN_PEPPER_BYTES_MAX)
+		return false;
+	for (size_t i = 0; i < length; i += 2)
+	{
+		int			high = hex_value(line[i]);
+		int			low = hex_value(line[i + 1]);
+
+		if (high < 0 || low < 0)
+			return false;
+		pepper->key[i / 2] = (uint8) (high << 4 | low);
+	}
+	pepper->scheme = (int16) scheme;
+	pepper->length = (uint8) (length / 2);
+	return true;
+}
+
+static const ApitokenPepper *
+find_pepper(const PepperFile *file, int16 scheme)
+{
+	for (int i = 0; i < file->count; i++)
+	{
+		if (file->peppers[i].scheme == scheme)
+			return &file->peppers[i];
+	}
+	return NULL;
+}
+
+/* Fill file from the text of a pepper file, which it has room for. */
+static bool
+parse_peppers(const char *text, size_t length, PepperFile *file, PepperProblem *problem)
+{
+	const char *end = text + length;
+
+	problem->line = 0;
+	while (text < end)
+	{
+		const char *feed = memchr(text, '\n', end - text);
+		const char *next = feed ? feed + 1 : end;
+		size_t		line_length = (feed ? feed : end) - text;
+		ApitokenPepper	   *pepper = &file->peppers[file->count];
+
+		problem->line++;
+
+		/* what no editor shows, a carriage return say, is no fault */
+		while (line_length > 0 && is_blank(text[line_length - 1]))
+			line_length--;
+
+		if (line_length > 0 && text[0] != '#')
+		{
+			if (!parse_pepper(text, line_length, pepper))
+			{
+				problem->fault = FAULT_LINE;
+				return false;
+			}
+			/* the new one is not counted yet, so it does not find itself */
+			if (find_pepper(file, pepper->scheme) != NULL)
+			{
+				problem->fault = FAULT_DUPLICATE;
+				return false;
+			}
+			if (file->highest == NULL || pepper->scheme > file->highest->scheme)
+				file->highest = pepper;
+			file->count++;
+		}
+		text = next;
+	}
+
+	if (file->count == 0)
+	{
+		problem->fault = FAULT_EMPTY;
+		return false;
+	}
+	return true;
+}
+
+/* Fill buffer as far as the file goes; -1 with errno set if it cannot be read. */
+static ssize_t
+read_all(int fd, char *buffer, size_t size)
+{
+	size_t		filled = 0;
+
+	while (filled < size)
+	{
+		ssize_t		got = read(fd, buffer + filled, size - filled);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -1;
+		if (got == 0)
+			break;
+		filled += got;
+	}
+	return (ssize_t) filled;
+}
+
+/*
+ * Read what an opened file holds.  What is checked is the file that is read,
+ * whatever the path has come to mean since it was opened.
+ */
+static PepperFile *
+read_open_file(int fd, const char *path, PepperProblem *problem)
+{
+	struct stat before;
+	struct stat after;
+	PepperFile *file;
+	char	   *text;
+	size_t		size;
+	ssize_t		length;
+	bool		parsed = false;
+
+	if (fstat(fd, &before) != 0)
+	{
+		problem->fault = FAULT_ACCESS;
+		problem->error_number = errno;
+		return NULL;
+	}
+	if (!check_file(&before, problem))
+		return NULL;
+
+	/*
+	 * Memory is taken before there are secrets, so that running out of it
+	 * leaves none behind.  One byte more than the file's size shows whether
+	 * it grew.
+	 */
+	size = offsetof(PepperFile, peppers) +
+		(before.st_size / PEPPER_LINE_MIN + 1) * sizeof(ApitokenPepper);
+	text = palloc(before.st_size + 1);
+	file = MemoryContextAllocZero(TopMemoryContext, size + strlen(path) + 1);
+	file->size = size + strlen(path) + 1;
+	file->path = (char *) file + size;
+	strcpy(file->path, path);
+	file->identity = before;
+
+	/*
+	 * Half of a file that is being written could end within a key and still
+	 * be well formed; a token signed under that would never verify again.
+	 */
+	length = read_all(fd, text, before.st_size + 1);
+	if (length < 0 || fstat(fd, &after) != 0)
+	{
+		problem->fault = FAULT_ACCESS;
+		problem->error_number = errno;
+	}
+	else if (length != before.st_size || !same_file(&before, &after))
+		problem->fault = FAULT_CHANGED;
+	else
+		parsed = parse_peppers(text, length, file, problem);
+
+	explicit_bzero(text, before.st_size + 1);
+	pfree(text);
+	if (!parsed)
+	{
+		wipe_peppers(file);
+		return NULL;
+	}
+	return file;
+}
+
+/*
+ * The peppers as the file has them now; NULL, with the problem, if there is
+ * anything wrong with it.  Peppers that were loaded before are gone then: a
+ * file that was taken away must not live on in some sessions.
+ */
+static const PepperFile *
+current_peppers(PepperProblem *problem)
+{
+	struct stat now;
+	bool		found;
+	int			fd;
+
+	found = stat(apitoken_pepper_file, &now) == 0;
+	if (!found)
+	{
+		problem->fault = FAULT_ACCESS;
+		problem->error_number = errno;
+	}
+	else if (loaded != NULL && strcmp(loaded->path, apitoken_pepper_file) == 0 &&
+			 same_file(&loaded->identity, &now))
+		return loaded;
+
+	if (loaded != NULL)
+	{
+		PepperFile *old = loaded;
+
+		loaded = NULL;
+		wipe_peppers(old);
+	}
+	if (!found)
+		return NULL;
+
+	/* opening a pipe would wait for a writer without O_NONBLOCK */
+	fd = OpenTransientFile(apitoken_pepper_file, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	if (fd < 0)
+	{
+		problem->fault = FAULT_ACCESS;
+		problem->error_number = errno;
+		return NULL;
+	}
+	loaded = read_open_file(fd, apitoken_pepper_file, problem);
+	CloseTransientFile(fd);
+	return loaded;
+}
+
+/* Raise what is wrong with the pepper file.  Its content is never shown. */
+static void
+report_problem(const PepperProblem *problem)
+{
+	const char *path = apitoken_pepper_file;
+
+	switch (problem->fault)
+	{
+		case FAULT_ACCESS:
+			errno = problem->error_number;
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not read pepper file \"%s\": %m", path),
+					 errhint("Set apitoken.pepper_file to a file that the server's user can read.")));
+			break;
+		case FAULT_NOT_REGULAR:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("pepper file \"%s\" is not a regular file", path),
+					 errhint("Set apitoken.pepper_file to a file, not to a directory, a device or a pipe.")));
+			break;
+		case FAULT_OWNER:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("pepper file \"%s\" belongs to another user", path),
+					 errhint("The file must be owned by the server's user or by root.")));
+			break;
+		case FAULT_MODE:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("pepper file \"%s\" is open to others", path),
+					 errhint("Set its permissions to u=rw (0600) if the server's user owns it, "
+							 "or to u=rw,g=r (0640) if root does.")));
+			break;
+		case FAULT_TOO_LARGE:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("pepper file \"%s\" is too large", path),
+					 errhint("A pepper file has at most %d bytes.", PEPPER_FILE_MAX)));
+			break;
+		case FAULT_CHANGED:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("pepper file \"%s\" changed while it was read", path),
+					 errhint("Try again.  To change the file, write a new one and rename it over the old one.")));
+			break;
+		case FAULT_LINE:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("line %d of pepper file \"%s\" is malformed", problem->line, path),
+					 errhint("A line is \"n:key\": a number from 1 to %d, a colon, and %d to %d bytes in hexadecimal.",
+							 PG_INT16_MAX, PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
+			break;
+		case FAULT_DUPLICATE:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("line %d of pepper file \"%s\" has the number of an earlier line",
+							problem->line, path),
+					 errhint("Give each pepper a number of its own; the highest one signs new tokens.")));
+			break;
+		case FAULT_EMPTY:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("pepper file \"%s\" has no pepper", path),
+					 errhint("Add a line \"1:key\" with %d to %d random bytes in hexadecimal, "
+							 "for example from \"openssl rand -hex 32\"; or leave apitoken.pepper_file empty.",
+							 PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
+			break;
+	}
+}
+
+/* The peppers, for who cannot do without. */
+static const PepperFile *
+require_peppers(void)
+{
+	PepperProblem problem;
+	const PepperFile *file = current_peppers(&problem);
+
+	if (file == NULL)
+		report_problem(&problem);
+	return file;
+}
+
+/*
+ * The pepper for new digests; NULL: no file is set.  Raises if there is one
+ * that cannot be used.
+ */
+const ApitokenPepper *
+apitoken_signing_pepper(void)
+{
+	if (!pepper_file_is_set())
+	{
+		if (apitoken_pepper_file_refused)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("the value of apitoken.pepper_file was refused"),
+					 errdetail("The connection's options hide the server's configuration, and only a superuser's count."),
+					 errhint("Connect without apitoken.pepper_file among the options.")));
+		return NULL;
+	}
+	return require_peppers()->highest;
+}
+
+/* The pepper of a scheme; raises if there is none. */
+const ApitokenPepper *
+apitoken_pepper(int16 scheme)
+{
+	const ApitokenPepper *pepper;
+
+	if (!pepper_file_is_set())
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("token digest needs pepper %d, but no pepper file is set", scheme),
+				 errhint("Set apitoken.pepper_file to the file that has this pepper.")));
+
+	pepper = find_pepper(require_peppers(), scheme);
+	if (pepper == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("token digest needs pepper %d, which pepper file \"%s\" does not have",
+						scheme, apitoken_pepper_file),
+				 errhint("Put the line \"%d:key\" back; a pepper is needed as long as tokens signed with it are.",
+						 scheme)));
+	return pepper;
+}
+
+/* The pepper for new digests, for work that must not raise; NULL: none can be used. */
+const ApitokenPepper *
+apitoken_decoy_pepper(void)
+{
+	PepperProblem problem;
+	const PepperFile *file = pepper_file_is_set() ? current_peppers(&problem) : NULL;
+
+	return file == NULL ? NULL : file->highest;
+}

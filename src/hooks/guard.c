@@ -1,0 +1,208 @@
+/*
+ * guard.c
+ *		Hooks that keep the identity and READ ONLY in force.
+ *
+ * Before every statement, nested ones too, the settings are looked at (so
+ * that an identity is fixed by the first statement that follows them) and
+ * READ ONLY is asserted for a read-only identity.  The server takes READ ONLY
+ * back when a subtransaction ends, and not everything that writes is a
+ * statement: a PL/pgSQL expression may call nextval() alone, and libpq's
+ * large-object functions call functions directly.  Therefore READ ONLY is
+ * also asserted when a portal goes on, and when a function is about to be
+ * called for the first time in an expression or by the fast path.
+ *
+ * The same hooks are where redact.c looks at what the server shows of the
+ * statement, and where others (pg_stat_statements) get its text from.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/namespace.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "parser/parsetree.h"
+#include "tcop/utility.h"
+#include "utils/lsyscache.h"
+
+#include "hooks/hooks.h"
+
+static ExecutorStart_hook_type previous_start = NULL;
+static ExecutorRun_hook_type previous_run = NULL;
+static ExecutorFinish_hook_type previous_finish = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
+static object_access_hook_type previous_access = NULL;
+
+static void
+before_statement(void)
+{
+	apitoken_identity_generation++;
+	apitoken_enforce_read_only();
+
+	/*
+	 * A worker runs nothing that asks who is acting, and cannot write.  Where
+	 * no setting says anything, nothing is looked up: whatever is wrong with
+	 * the extension's tables must not keep anybody from mending it.
+	 */
+	if (!IsParallelWorker() &&
+		(apitoken_setting_in_force(APITOKEN_SETTING_TOKEN) != NULL ||
+		 apitoken_setting_in_force(APITOKEN_SETTING_USER_ID) != NULL) &&
+		apitoken_installed())
+		apitoken_sync_identity();
+}
+
+static void
+guard_start(QueryDesc *query, int eflags)
+{
+	apitoken_redact_activity();
+	query->sourceText = apitoken_redacted(query->sourceText, query->plannedstmt->stmt_location,
+										  query->plannedstmt->stmt_len);
+	before_statement();
+	if (previous_start)
+		previous_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+}
+
+static void
+guard_run(APITOKEN_RUN_PARAMETERS)
+{
+	apitoken_redact_activity();
+	apitoken_enforce_read_only();
+	if (previous_run)
+		previous_run(APITOKEN_RUN_ARGUMENTS);
+	else
+		standard_ExecutorRun(APITOKEN_RUN_ARGUMENTS);
+}
+
+/*
+ * The server asks whether a statement may write before it starts.  One that
+ * brings the read-only identity itself is asked again here, when it has
+ * written, and before what it wrote can last.
+ */
+static void
+refuse_what_was_written(QueryDesc *query)
+{
+	PlannedStmt *statement = query->plannedstmt;
+	ListCell   *lc;
+
+	if (!apitoken_principal_read_only())
+		return;
+	apitoken_enforce_read_only();
+	foreach(lc, statement->resultRelations)
+	{
+		RangeTblEntry *target = rt_fetch(lfirst_int(lc), statement->rtable);
+
+		if (!isTempNamespace(get_rel_namespace(target->relid)))
+			PreventCommandIfReadOnly(CreateCommandName((Node *) statement));
+	}
+	if (query->dest != NULL && query->dest->mydest == DestIntoRel)
+		PreventCommandIfReadOnly("CREATE TABLE AS");
+	if (query->dest != NULL && query->dest->mydest == DestTransientRel)
+		PreventCommandIfReadOnly("REFRESH MATERIALIZED VIEW");
+}
+
+static void
+guard_finish(QueryDesc *query)
+{
+	refuse_what_was_written(query);
+	if (previous_finish)
+		previous_finish(query);
+	else
+		standard_ExecutorFinish(query);
+
+	/* a WITH that nobody reads has been run only now, and AFTER triggers */
+	refuse_what_was_written(query);
+}
+
+/*
+ * The same for utility statements that evaluate expressions without the
+ * executor.  (What DO, CALL and EXECUTE run comes to one of the two by itself.)
+ * Returns what such a statement is called, or NULL.  Asked before it runs,
+ * whoever is acting: it may bring the identity itself, and afterwards it may
+ * be freed, or have made its target's name mean another table.
+ */
+static const char *
+writes_by_itself(Node *statement)
+{
+	if (IsA(statement, AlterTableStmt) || IsA(statement, IndexStmt))
+		return CreateCommandName(statement);
+	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from)
+	{
+		Oid			target = RangeVarGetRelid(((CopyStmt *) statement)->relation, NoLock, true);
+
+		if (!isTempNamespace(get_rel_namespace(target)))
+			return "COPY FROM";
+	}
+	return NULL;
+}
+
+/*
+ * Statements that must work whatever the settings say: the end of a
+ * transaction, and those that set and show settings, of which several may
+ * stand in a row before anything uses them.
+ */
+static bool
+needs_no_identity(Node *statement)
+{
+	return IsA(statement, TransactionStmt) ||
+		IsA(statement, VariableSetStmt) ||
+		IsA(statement, VariableShowStmt) ||
+		IsA(statement, DiscardStmt) ||
+		IsAbortedTransactionBlockState();
+}
+
+static void
+guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
+			  ProcessUtilityContext context, ParamListInfo params,
+			  QueryEnvironment *environment, DestReceiver *receiver,
+			  QueryCompletion *completion)
+{
+	const char *writing = NULL;
+
+	apitoken_redact_activity();
+	text = apitoken_redacted(text, statement->stmt_location, statement->stmt_len);
+
+	if (!IsAbortedTransactionBlockState())
+		writing = writes_by_itself(statement->utilityStmt);
+	if (!needs_no_identity(statement->utilityStmt))
+		before_statement();
+	else
+		apitoken_enforce_read_only();
+	if (previous_utility)
+		previous_utility(statement, text, read_only_tree, context, params,
+						 environment, receiver, completion);
+	else
+		standard_ProcessUtility(statement, text, read_only_tree, context, params,
+								environment, receiver, completion);
+	if (writing != NULL && apitoken_principal_read_only())
+	{
+		apitoken_enforce_read_only();
+		PreventCommandIfReadOnly(writing);
+	}
+}
+
+static void
+guard_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg)
+{
+	if (access == OAT_FUNCTION_EXECUTE)
+		apitoken_enforce_read_only();
+	if (previous_access)
+		previous_access(access, class, object, sub, arg);
+}
+
+void
+apitoken_guard_init(void)
+{
+	previous_start = ExecutorStart_hook;
+	ExecutorStart_hook = guard_start;
+	previous_run = ExecutorRun_hook;
+	ExecutorRun_hook = guard_run;
+	previous_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = guard_finish;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = guard_utility;
+	previous_access = object_access_hook;
+	object_access_hook = guard_access;
+}

@@ -1,0 +1,21 @@
+/*
+ * hooks.h
+ *		The server's hooks: READ ONLY and identity kept in force, token texts
+ *		masked.
+ */
+#ifndef APITOKEN_HOOKS_H
+#define APITOKEN_HOOKS_H
+
+#include "identity/identity.h"
+
+/* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
+
+extern void apitoken_redact_activity(void);
+extern const char *apitoken_redacted(const char *text, int location, int length);
+extern void apitoken_redact_init(void);
+
+/* ----- guard.c: hooks that keep the identity and READ ONLY in force ----- */
+
+extern void apitoken_guard_init(void);
+
+#endif							/* APITOKEN_HOOKS_H */

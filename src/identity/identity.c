@@ -1,0 +1,561 @@
+/*
+ * identity.c
+ *		Who is acting in this transaction.
+ *
+ * The first identity that a transaction uses is fixed until the transaction
+ * ends.  It comes from authenticate(), from act_as(), or from the settings
+ * apitoken.token and apitoken.user_id, which count from the next statement on
+ * (guard.c calls apitoken_sync_identity() before each statement).  Without any
+ * of these it is the user whom PostgREST's JWT names, if apitoken.jwt_user_claim
+ * is set; that one is fixed when a function first asks who is acting.
+ *
+ * A different identity in the same transaction is an error.  ROLLBACK TO a
+ * savepoint that is older than the identity takes it back.  The reason for all
+ * this: a weaker role reached by SET LOCAL ROLE can go back by
+ * set_config('role', 'none', true) in one expression, so that no privilege on
+ * the settings protects them.
+ *
+ * While an identity is read-only, XactReadOnly is asserted again and again,
+ * since the server resets it when a subtransaction ends.
+ *
+ * Nothing here sets a setting, writes a row or takes a transaction id.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/snapmgr.h"
+
+#include "identity/identity.h"
+
+typedef struct FixedIdentity
+{
+	bool		set;
+	ApitokenPrincipal principal;	/* in TopTransactionContext */
+	SubTransactionId subtransaction;	/* the one that would take it back */
+	uint64		generation;		/* of the settings that agreed with it */
+	char	   *jwt_user_id;	/* a JWT vouched for it; NULL: none did */
+} FixedIdentity;
+
+static FixedIdentity fixed;
+
+/*
+ * Advances with each statement, and when the identity changes: what was found
+ * out about who is acting counts as long as this stays the same.
+ */
+uint64		apitoken_identity_generation = 0;
+
+static void
+transaction_ended(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			memset(&fixed, 0, sizeof(fixed));
+			apitoken_identity_generation++;
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
+					 SubTransactionId parent, void *arg)
+{
+	if (!fixed.set || fixed.subtransaction != subtransaction)
+		return;
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		fixed.subtransaction = parent;
+
+		/*
+		 * The server now takes READ ONLY back.  PL/pgSQL may go on with an
+		 * expression like nextval() that it has ready since before the fixed,
+		 * and of which guard.c would not hear: let it make all of them anew.
+		 */
+		if (apitoken_principal_read_only())
+			ResetPlanCache();
+	}
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		memset(&fixed, 0, sizeof(fixed));
+		apitoken_identity_generation++;
+	}
+}
+
+void
+apitoken_identity_init(void)
+{
+	RegisterXactCallback(transaction_ended, NULL);
+	RegisterSubXactCallback(subtransaction_ended, NULL);
+}
+
+bool
+apitoken_principal_read_only(void)
+{
+	return fixed.set && fixed.principal.source == APITOKEN_SOURCE_TOKEN &&
+		fixed.principal.access == APITOKEN_READ_ONLY;
+}
+
+void
+apitoken_enforce_read_only(void)
+{
+	if (!XactReadOnly && apitoken_principal_read_only())
+		XactReadOnly = true;
+}
+
+static char *
+copy_string(const char *value)
+{
+	return value == NULL ? NULL : pstrdup(value);
+}
+
+/* Make this the transaction's identity, or raise if it has another one. */
+static void
+fix_principal(const ApitokenPrincipal *principal)
+{
+	MemoryContext old;
+	List	   *permissions = NIL;
+	ListCell   *lc;
+
+	if (fixed.set)
+	{
+		if (!apitoken_same_principal(&fixed.principal, principal))
+			ereport(ERROR,
+					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+					 errmsg("the identity of a transaction cannot change"),
+					 errdetail("Somebody else is acting in this transaction already."),
+					 errhint("End the transaction, then act as somebody else in a new one.")));
+		return;
+	}
+
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	foreach(lc, principal->permissions)
+		permissions = lappend(permissions, pstrdup(lfirst(lc)));
+	fixed.principal = *principal;
+	fixed.principal.organization_id = copy_string(principal->organization_id);
+	fixed.principal.user_id = copy_string(principal->user_id);
+	fixed.principal.role = copy_string(principal->role);
+	fixed.principal.permissions = permissions;
+	MemoryContextSwitchTo(old);
+	fixed.subtransaction = GetCurrentSubTransactionId();
+	fixed.set = true;
+	apitoken_identity_generation++;
+	apitoken_enforce_read_only();
+}
+
+static void
+fix_token(const ApitokenRecord *record)
+{
+	ApitokenPrincipal principal;
+
+	apitoken_principal_of_token(record, &principal);
+	fix_principal(&principal);
+}
+
+static void
+fix_vouched(const char *user_id)
+{
+	ApitokenPrincipal principal = {0};
+
+	principal.source = APITOKEN_SOURCE_USER;
+	principal.kind = APITOKEN_USER;
+	principal.user_id = unconstify(char *, user_id);
+	principal.access = APITOKEN_FULL;
+	fix_principal(&principal);
+}
+
+/* Is this who the session trusts to say who is acting? */
+static bool
+may_vouch_here(Oid setter)
+{
+	return setter == GetSessionUserId() || setter == GetOuterUserId() || apitoken_role_may_act(setter);
+}
+
+/*
+ * The session user vouches for the user.  `setter` is the role that said who
+ * it is: ANALYZE, a foreign key's cascade or a SECURITY DEFINER function may
+ * run somebody else's code in this session, and the session's capability is
+ * not theirs.
+ */
+static void
+fix_user(const char *user_id, Oid setter)
+{
+	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
+
+	if (!apitoken_role_may_act(GetSessionUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to act as a user"),
+				 errdetail("The session user \"%s\" does not hold the capability \"act\".", login),
+				 errhint("SELECT apitoken.allow(%s, 'act');", quote_literal_cstr(login))));
+	if (!may_vouch_here(setter))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot act as a user that a function of another role has set"),
+				 errdetail("Role \"%s\" does not hold the capability \"act\".",
+						   GetUserNameFromId(setter, false)),
+				 errhint("Act as the user before the function is called.")));
+	fix_vouched(user_id);
+}
+
+/*
+ * The user whom the JWT names, if it counts.  Claims of others' making, which
+ * any login may set for purposes of its own, are not an error.
+ */
+static void
+sync_jwt(void)
+{
+	Oid			setter = InvalidOid;
+	char	   *user_id;
+
+	if (*apitoken_jwt_user_claim == '\0' || (fixed.set && fixed.jwt_user_id == NULL))
+		return;
+	user_id = apitoken_request_claim(apitoken_jwt_user_claim, &setter);
+	if (fixed.set && user_id != NULL && strcmp(user_id, fixed.jwt_user_id) == 0)
+		return;
+	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) || !may_vouch_here(setter))
+		return;
+	if (strlen(user_id) > APITOKEN_OWNER_ID_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid user id in claim \"%s\"", apitoken_jwt_user_claim),
+				 errhint("A user id has at most %d bytes.", APITOKEN_OWNER_ID_MAX)));
+	fix_vouched(user_id);
+	fixed.jwt_user_id = fixed.principal.user_id;
+}
+
+static void
+require_valid(const ApitokenVerification *verification)
+{
+	if (verification->verdict != APITOKEN_VALID)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("the token is not valid"),
+				 errdetail("Verdict: %s.", apitoken_verdict_name(verification->verdict)),
+				 verification->retry_after > 0 ?
+				 /* rounded up: that long is enough */
+				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
+}
+
+/* Fix the identity that the settings name, if they changed. */
+void
+apitoken_sync_identity(void)
+{
+	const char *token;
+	const char *user_id;
+	ApitokenVerification verification;
+
+	apitoken_enforce_read_only();
+	if (fixed.set && fixed.generation == apitoken_setting_generation)
+		return;
+	token = apitoken_setting_in_force(APITOKEN_SETTING_TOKEN);
+	user_id = apitoken_setting_in_force(APITOKEN_SETTING_USER_ID);
+	if (token != NULL)
+	{
+		apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
+		/* within somebody's statement, of whatever kind: not a place to write */
+		apitoken_use(&verification, NULL, false);
+		require_valid(&verification);
+		fix_token(&verification.record);
+	}
+	else if (user_id != NULL)
+		fix_user(user_id, apitoken_setting_role(APITOKEN_SETTING_USER_ID));
+	fixed.generation = apitoken_setting_generation;
+}
+
+/* Who is acting; NULL: anonymous. */
+const ApitokenPrincipal *
+apitoken_principal(void)
+{
+	apitoken_sync_identity();
+	sync_jwt();
+	return fixed.set ? &fixed.principal : NULL;
+}
+
+static void
+warn_outside_block(const char *function)
+{
+	if (!IsTransactionBlock())
+		ereport(WARNING,
+				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s() has no effect beyond its own statement", function),
+				 errhint("Call it between BEGIN and COMMIT.")));
+}
+
+/*
+ * Enter a role of the database for the transaction, as SET LOCAL ROLE would.
+ * It is a convenience: who may run SQL may RESET ROLE.
+ */
+static void
+enter_database_role(const char *name)
+{
+	Oid			role = get_role_oid(name, true);
+	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
+
+	if (!OidIsValid(role) || !compat_may_set_role(GetSessionUserId(), role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot enter database role \"%s\"", name),
+				 OidIsValid(role) ?
+				 errdetail("The session user \"%s\" is not a member of it.", login) :
+				 errdetail("It does not exist."),
+				 OidIsValid(role) ?
+				 errhint("GRANT %s TO %s;", quote_identifier(name), quote_identifier(login)) :
+				 errhint("Correct database_role in apitoken.roles.")));
+	(void) set_config_option("role", name, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/* Act by a token that was found valid, until the transaction ends. */
+void
+apitoken_act_by(const ApitokenVerification *verification)
+{
+	fix_token(&verification->record);
+	if (verification->standing.database_role != NULL)
+		enter_database_role(verification->standing.database_role);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_authenticate);
+Datum
+apitoken_authenticate(PG_FUNCTION_ARGS)
+{
+	ApitokenVerification verification;
+
+	apitoken_sync_identity();
+	warn_outside_block("authenticate");
+	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
+	apitoken_use(&verification, NULL, true);
+	require_valid(&verification);
+	apitoken_act_by(&verification);
+	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_user_id);
+Datum
+apitoken_current_user_id(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	if (principal == NULL || principal->user_id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(principal->user_id));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_organization_id);
+Datum
+apitoken_current_organization_id(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	if (principal == NULL || principal->organization_id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(principal->organization_id));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_token_id);
+Datum
+apitoken_current_token_id(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	pg_uuid_t  *id;
+
+	if (principal == NULL || principal->source != APITOKEN_SOURCE_TOKEN)
+		PG_RETURN_NULL();
+	id = palloc(sizeof(pg_uuid_t));
+	*id = principal->token_id;
+	PG_RETURN_UUID_P(id);
+}
+
+/* The principal's standing in its own place: its organization, its own things. */
+static void
+own_standing(const ApitokenPrincipal *principal, ApitokenStanding *standing)
+{
+	Snapshot	snapshot = apitoken_latest_snapshot();
+
+	apitoken_standing(principal, NULL, snapshot, standing);
+	UnregisterSnapshot(snapshot);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_role_name);
+Datum
+apitoken_current_role_name(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenStanding standing;
+
+	if (principal == NULL)
+		PG_RETURN_NULL();
+	own_standing(principal, &standing);
+	if (standing.role == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(standing.role));
+}
+
+static ArrayType *
+groups_of(const ApitokenStanding *standing)
+{
+	if (standing->groups == NULL || standing->suspended)
+		return construct_empty_array(TEXTOID);
+	return standing->groups;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_current_groups);
+Datum
+apitoken_current_groups(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenStanding standing = {0};
+
+	if (principal != NULL)
+		own_standing(principal, &standing);
+	PG_RETURN_ARRAYTYPE_P(groups_of(&standing));
+}
+
+static Jsonb *
+describe_principal(void)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenPrincipal nobody = {0};
+	ApitokenStanding standing = {0};
+	bool		by_token = principal != NULL && principal->source == APITOKEN_SOURCE_TOKEN;
+	JsonbParseState *state = NULL;
+	const char *source = "none";
+
+	if (principal != NULL)
+	{
+		source = by_token ? "token" : fixed.jwt_user_id != NULL ? "jwt" : "user";
+		own_standing(principal, &standing);
+	}
+	else
+		principal = &nobody;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	apitoken_json_string(&state, "source", source);
+	apitoken_json_string(&state, "user_id", principal->user_id);
+	apitoken_json_string(&state, "organization_id", principal->organization_id);
+	apitoken_json_string(&state, "token_id", !by_token ? NULL :
+				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&principal->token_id))));
+	apitoken_json_string(&state, "role", standing.role);
+	apitoken_json_strings(&state, "groups", groups_of(&standing));
+	apitoken_json_string(&state, "access", by_token ? apitoken_access_to_text(principal->access) : NULL);
+	apitoken_json_bool(&state, "suspended", standing.suspended);
+	apitoken_json_bool(&state, "read_only", apitoken_principal_read_only());
+	apitoken_json_string(&state, "database_user", GetUserNameFromId(GetUserId(), false));
+	apitoken_json_bool(&state, "bypasses_rls", apitoken_bypasses_rls());
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_whoami);
+Datum
+apitoken_whoami(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(describe_principal());
+}
+
+PG_FUNCTION_INFO_V1(apitoken_act_as);
+Datum
+apitoken_act_as(PG_FUNCTION_ARGS)
+{
+	char	   *user_id = PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	if (user_id == NULL || *user_id == '\0' || strlen(user_id) > APITOKEN_OWNER_ID_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid user id"),
+				 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
+	apitoken_sync_identity();
+	warn_outside_block("act_as");
+	fix_user(user_id, GetUserId());
+	PG_RETURN_JSONB_P(describe_principal());
+}
+
+/* An organization's id of whatever type the application's key has. */
+static char *
+organization_argument(FunctionCallInfo fcinfo, int argument)
+{
+	Oid			type = get_fn_expr_argtype(fcinfo->flinfo, argument);
+	Oid			output;
+	bool		varlena;
+
+	if (!OidIsValid(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INDETERMINATE_DATATYPE),
+				 errmsg("could not determine the type of the organization's id"),
+				 errhint("Cast it to text.")));
+	if (type == UNKNOWNOID)
+		return DatumGetCString(PG_GETARG_DATUM(argument));
+	if (type == TEXTOID)
+		return text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	getTypeOutputInfo(type, &output, &varlena);
+	return OidOutputFunctionCall(output, PG_GETARG_DATUM(argument));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_can);
+Datum
+apitoken_can(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	char	   *permission;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	permission = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	apitoken_check_permission(permission);
+	if (principal == NULL)
+		PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(apitoken_may(principal, permission,
+								PG_ARGISNULL(1) ? NULL : organization_argument(fcinfo, 1)));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_organizations_allowed);
+Datum
+apitoken_organizations_allowed(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const ApitokenPrincipal *principal = apitoken_principal();
+	char	   *permission;
+	List	   *organizations;
+	ListCell   *lc;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (PG_ARGISNULL(0))
+		return (Datum) 0;
+	permission = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	apitoken_check_permission(permission);
+	if (principal == NULL)
+		return (Datum) 0;
+	organizations = apitoken_organizations_where(principal, list_make1(permission));
+	foreach(lc, organizations)
+	{
+		Datum		value = CStringGetTextDatum(lfirst(lc));
+		bool		isnull = false;
+
+		tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
+	}
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_own_organizations);
+Datum
+apitoken_own_organizations(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	List	   *organizations = NIL;
+
+	if (principal != NULL)
+		organizations = apitoken_organizations_where(principal, NIL);
+	PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(organizations));
+}

@@ -1,0 +1,306 @@
+/*
+ * principal.c
+ *		Who may do what where.
+ *
+ * A principal is an organization's token, a personal token, or a user acting
+ * directly.  What it may do in a place (an organization, or a user's own
+ * things) is a list of effective patterns: the role's, narrowed by the
+ * token's access.  It is read anew at each question, from the latest
+ * committed state, so a changed role, a lost membership and a suspension tell
+ * at once.  verify(), can(), the policies and the ceiling all ask here.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/snapmgr.h"
+
+#include "identity/identity.h"
+
+static List *
+everything(void)
+{
+	return list_make1(pstrdup("*"));
+}
+
+static bool
+contains_string(List *strings, const char *string)
+{
+	ListCell   *lc;
+
+	foreach(lc, strings)
+	{
+		if (strcmp(lfirst(lc), string) == 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+is_direct(const ApitokenPrincipal *principal)
+{
+	return principal->source == APITOKEN_SOURCE_USER;
+}
+
+void
+apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPrincipal *principal)
+{
+	memset(principal, 0, sizeof(*principal));
+	principal->source = APITOKEN_SOURCE_TOKEN;
+	principal->kind = record->kind;
+	principal->organization_id = record->organization_id;
+	principal->user_id = record->user_id;
+	principal->token_id = record->id;
+	principal->role = record->role;
+	principal->access = record->access;
+	principal->permissions = record->permissions;
+}
+
+bool
+apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b)
+{
+	if (a->source != b->source)
+		return false;
+	if (a->source == APITOKEN_SOURCE_TOKEN)
+		return memcmp(&a->token_id, &b->token_id, sizeof(a->token_id)) == 0;
+	return strcmp(a->user_id, b->user_id) == 0;
+}
+
+/* What a role allows; NULL: no limit.  Nothing if there is no such role. */
+static List *
+patterns_of_role(const char *role, char **database_role)
+{
+	ApitokenRoleRow row = {0};
+
+	if (role == NULL)
+		return everything();
+	(void) apitoken_role(role, &row);
+	if (database_role != NULL)
+		*database_role = row.database_role;
+	return row.patterns;
+}
+
+static List *
+narrowed(const ApitokenPrincipal *principal, List *patterns)
+{
+	if (is_direct(principal))
+		return patterns;
+	return apitoken_patterns_narrow(patterns, principal->access, principal->permissions,
+									principal->kind == APITOKEN_USER);
+}
+
+/* Do these patterns of a role allow it, as this principal has them? */
+static bool
+allows(const ApitokenPrincipal *principal, List *role_patterns, const char *permission)
+{
+	return apitoken_patterns_match(role_patterns, permission) &&
+		(is_direct(principal) ||
+		 apitoken_narrowing_allows(principal->access, principal->permissions,
+								   principal->kind == APITOKEN_USER, permission));
+}
+
+static void
+organization_token_standing(const ApitokenPrincipal *principal, const char *organization_id,
+							Snapshot snapshot, ApitokenStanding *standing)
+{
+	if (!apitoken_fetch_organization(snapshot, principal->organization_id, &standing->suspended))
+		standing->suspended = true;
+	standing->role = principal->role;
+	if (standing->suspended)
+		return;
+
+	/* it acts in its own organization only */
+	if (organization_id != NULL && strcmp(organization_id, principal->organization_id) != 0)
+		return;
+	standing->role_patterns = patterns_of_role(principal->role, &standing->database_role);
+}
+
+static void
+user_standing(const ApitokenPrincipal *principal, const char *organization_id,
+			  Snapshot snapshot, ApitokenStanding *standing)
+{
+	ApitokenUserRow user = {0};
+	bool		suspended;
+
+	/*
+	 * A user acting directly needs no row.  The owner of a token has one from
+	 * the token's creation on: if it is gone, so is the user.
+	 */
+	if (!apitoken_fetch_user(snapshot, principal->user_id, &user))
+		user.suspended = !is_direct(principal);
+	standing->suspended = user.suspended;
+	standing->groups = user.groups;
+	if (user.suspended)
+		return;
+
+	if (organization_id == NULL)
+	{
+		standing->role = user.role;
+		standing->role_patterns = patterns_of_role(user.role, &standing->database_role);
+		return;
+	}
+	standing->role = apitoken_fetch_membership(snapshot, organization_id, principal->user_id);
+	if (standing->role == NULL)
+		return;
+	if (!apitoken_fetch_organization(snapshot, organization_id, &suspended) || suspended)
+		return;
+	standing->role_patterns = patterns_of_role(standing->role, &standing->database_role);
+}
+
+/*
+ * What a principal is in an organization; NULL: a user's own things, or an
+ * organization's token's own organization.
+ */
+void
+apitoken_standing(const ApitokenPrincipal *principal, const char *organization_id,
+				  Snapshot snapshot, ApitokenStanding *standing)
+{
+	memset(standing, 0, sizeof(*standing));
+	if (principal->kind == APITOKEN_ORGANIZATION)
+		organization_token_standing(principal, organization_id, snapshot, standing);
+	else
+		user_standing(principal, organization_id, snapshot, standing);
+}
+
+/* May the principal do this there? */
+bool
+apitoken_standing_allows(const ApitokenPrincipal *principal, const ApitokenStanding *standing,
+						 const char *permission)
+{
+	return allows(principal, standing->role_patterns, permission);
+}
+
+/* All that the principal may do there. */
+List *
+apitoken_effective_patterns(const ApitokenPrincipal *principal, const ApitokenStanding *standing)
+{
+	return narrowed(principal, standing->role_patterns);
+}
+
+bool
+apitoken_may(const ApitokenPrincipal *principal, const char *permission, const char *organization_id)
+{
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	ApitokenStanding standing;
+
+	apitoken_standing(principal, organization_id, snapshot, &standing);
+	UnregisterSnapshot(snapshot);
+	return apitoken_standing_allows(principal, &standing, permission);
+}
+
+/* Does this role allow at least one of these permissions, or are none asked? */
+static bool
+role_counts(const ApitokenPrincipal *principal, const char *role, List *permissions)
+{
+	List	   *patterns;
+	ListCell   *lc;
+
+	if (permissions == NIL)
+		return true;
+	patterns = patterns_of_role(role, NULL);
+	foreach(lc, permissions)
+	{
+		if (allows(principal, patterns, lfirst(lc)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Ids of the organizations where the principal has at least one of these
+ * permissions; with no permissions, of those that it belongs to.  A user may
+ * belong to many, mostly in few roles: each role is asked once.
+ */
+List *
+apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions)
+{
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	List	   *memberships = NIL;
+	List	   *asked = NIL;
+	List	   *that_count = NIL;
+	List	   *organizations = NIL;
+	ApitokenUserRow user = {0};
+	ListCell   *lc;
+
+	if (principal->kind == APITOKEN_ORGANIZATION)
+	{
+		ApitokenMembership *own = palloc(sizeof(ApitokenMembership));
+
+		own->organization_id = principal->organization_id;
+		own->role = principal->role;
+		memberships = list_make1(own);
+	}
+	else if (apitoken_fetch_user(snapshot, principal->user_id, &user) ? !user.suspended : is_direct(principal))
+		memberships = apitoken_fetch_memberships(snapshot, principal->user_id);
+
+	foreach(lc, memberships)
+	{
+		ApitokenMembership *membership = lfirst(lc);
+		bool		suspended;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!contains_string(asked, membership->role))
+		{
+			asked = lappend(asked, membership->role);
+			if (role_counts(principal, membership->role, permissions))
+				that_count = lappend(that_count, membership->role);
+		}
+		if (contains_string(that_count, membership->role) &&
+			apitoken_fetch_organization(snapshot, membership->organization_id, &suspended) &&
+			(!suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
+			organizations = lappend(organizations, membership->organization_id);
+	}
+	UnregisterSnapshot(snapshot);
+	return organizations;
+}
+
+/*
+ * What a user, or a personal token, may hand on to a personal token: how the
+ * user's own permissions, whatever they are, are narrowed.
+ */
+List *
+apitoken_own_patterns(const ApitokenPrincipal *principal)
+{
+	if (is_direct(principal))
+		return everything();
+	return apitoken_patterns_narrow(everything(), principal->access, principal->permissions, true);
+}
+
+/*
+ * The user whose personal tokens the principal may manage, given that one of
+ * these token: permissions suffices; NULL: nobody's.  Any user manages their
+ * own; a personal token only if it is custom and names the permission.
+ */
+const char *
+apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions)
+{
+	Snapshot	snapshot;
+	ApitokenStanding standing;
+	bool		counts = is_direct(principal);
+	ListCell   *lc;
+
+	if (principal->kind == APITOKEN_ORGANIZATION)
+		return NULL;
+	snapshot = apitoken_latest_snapshot();
+	apitoken_standing(principal, NULL, snapshot, &standing);
+	UnregisterSnapshot(snapshot);
+	if (standing.suspended)
+		return NULL;
+	foreach(lc, permissions)
+		counts = counts || apitoken_narrowing_allows(principal->access, principal->permissions, true, lfirst(lc));
+	return counts ? principal->user_id : NULL;
+}
+
+/*
+ * The effective patterns that the ceiling compares: an organization's token's
+ * under its role; a personal token's over whatever its user may do.
+ */
+List *
+apitoken_token_patterns(const ApitokenRecord *record)
+{
+	ApitokenPrincipal principal;
+
+	apitoken_principal_of_token(record, &principal);
+	if (record->kind == APITOKEN_USER)
+		return apitoken_own_patterns(&principal);
+	return narrowed(&principal, patterns_of_role(record->role, NULL));
+}

@@ -1,0 +1,197 @@
+/*
+ * directory.c
+ *		What must hold of organizations, users, memberships and roles.
+ *
+ * The deletion of an owner is in revoke.c.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+#include "manage/manage.h"
+
+static bool
+is_built_in(const char *role)
+{
+	return strcmp(role, "admin") == 0 || strcmp(role, "developer") == 0;
+}
+
+static char *
+role_name(TriggerData *trigger, HeapTuple tuple)
+{
+	bool		isnull;
+	Datum		name = heap_getattr(tuple, Anum_roles_name, RelationGetDescr(trigger->tg_relation), &isnull);
+
+	/* a null name is refused by the table, after this trigger */
+	return isnull ? pstrdup("") : TextDatumGetCString(name);
+}
+
+/*
+ * The owner's insert of a role that is there becomes an update: the install
+ * script has made the built-in roles before a dump brings its own.
+ */
+static bool
+replace_role(TriggerData *trigger, const char *name)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	ApitokenRoleRow row;
+	bool		exists = apitoken_fetch_role(snapshot, name, &row);
+	Datum		values[4];
+	bool		isnull[4];
+	char		nulls[4];
+
+	UnregisterSnapshot(snapshot);
+	if (!exists || !apitoken_is_owner())
+		return false;
+	for (int i = 0; i < lengthof(values); i++)
+	{
+		values[i] = heap_getattr(trigger->tg_trigtuple, Anum_roles_name + i, descriptor, &isnull[i]);
+		nulls[i] = isnull[i] ? 'n' : ' ';
+	}
+	apitoken_execute(APITOKEN_REPLACE_ROLE, values, nulls);
+	return true;
+}
+
+/* A role that a member has keeps its name, and stays. */
+static void
+refuse_role_in_use(const char *name)
+{
+	Datum		value = CStringGetTextDatum(name);
+
+	if (apitoken_execute(APITOKEN_MEMBERS_WITH_ROLE, &value, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("role \"%s\" is in use", name),
+				 errdetail("Members of organizations have it."),
+				 errhint("Give them another role in apitoken.memberships first.")));
+}
+
+/*
+ * A membership needs its organization and its role, which stay until this
+ * transaction ends.  Not in a restore, which may bring them later (pg_dump's
+ * scripts switch row_security off): what is missing in the end allows nothing.
+ */
+PG_FUNCTION_INFO_V1(apitoken_membership_before_change);
+Datum
+apitoken_membership_before_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	HeapTuple	tuple;
+	Datum		organization_id;
+	Datum		role;
+	bool		isnull;
+	bool		no_role;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_MEMBERSHIPS);
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	if (!row_security && apitoken_is_owner())
+		return PointerGetDatum(tuple);
+
+	/* nulls are refused by the table, after this trigger */
+	organization_id = heap_getattr(tuple, Anum_memberships_organization_id, descriptor, &isnull);
+	if (!isnull)
+		apitoken_lock_organization(TextDatumGetCString(organization_id));
+	role = heap_getattr(tuple, Anum_memberships_role, descriptor, &no_role);
+	if (!no_role && apitoken_execute(APITOKEN_LOCK_ROLE, &role, NULL) == 0)
+		apitoken_refuse_role(TextDatumGetCString(role));
+	return PointerGetDatum(tuple);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_role_before_change);
+Datum
+apitoken_role_before_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	HeapTuple	tuple;
+	char	   *old_name;
+	Datum		permissions;
+	bool		isnull;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_ROLES);
+	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		old_name = role_name(trigger, trigger->tg_trigtuple);
+		if (is_built_in(old_name) &&
+			(TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
+			 strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("role \"%s\" is built in and stays", old_name),
+					 errhint("Its description and permissions may be changed.")));
+		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
+			strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0)
+			refuse_role_in_use(old_name);
+		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+			return PointerGetDatum(trigger->tg_trigtuple);
+	}
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	permissions = heap_getattr(tuple, Anum_roles_permissions, RelationGetDescr(trigger->tg_relation), &isnull);
+	if (!isnull)
+		apitoken_check_patterns(DatumGetArrayTypeP(permissions));
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) && replace_role(trigger, role_name(trigger, tuple)))
+		return PointerGetDatum(NULL);
+	return PointerGetDatum(tuple);
+}
+
+/*
+ * While an organization is suspended nobody can use its tokens, so their time
+ * of being idle starts anew when that ends.
+ */
+static HeapTuple
+note_resumption(TriggerData *trigger)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	int			attribute = Anum_organizations_resumed_at;
+	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	bool		isnull = false;
+
+	if (heap_attisnull(trigger->tg_trigtuple, Anum_organizations_suspended_at, descriptor) ||
+		!heap_attisnull(trigger->tg_newtuple, Anum_organizations_suspended_at, descriptor))
+		return trigger->tg_newtuple;
+	return heap_modify_tuple_by_cols(trigger->tg_newtuple, descriptor, 1, &attribute, &now, &isnull);
+}
+
+/* Ids of organizations and users do not change; TRUNCATE would revoke nothing. */
+PG_FUNCTION_INFO_V1(apitoken_owner_before_change);
+Datum
+apitoken_owner_before_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	bool		isnull;
+	char	   *old_id;
+	char	   *new_id;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != apitoken_table(APITOKEN_USERS))
+		apitoken_expect_trigger(fcinfo, APITOKEN_ORGANIZATIONS);
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("table \"%s\" cannot be truncated", RelationGetRelationName(trigger->tg_relation)),
+				 errhint("Use DELETE, which revokes the tokens of what it deletes.")));
+
+	/* id is the first column of both */
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	old_id = TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, 1, descriptor, &isnull));
+	new_id = heap_attisnull(trigger->tg_newtuple, 1, descriptor) ? pstrdup("") :
+		TextDatumGetCString(heap_getattr(trigger->tg_newtuple, 1, descriptor, &isnull));
+	if (strcmp(old_id, new_id) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the id of an organization or a user cannot change"),
+				 errhint("Insert the new one, then delete the old one: its tokens are revoked.")));
+	if (RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_ORGANIZATIONS))
+		return PointerGetDatum(note_resumption(trigger));
+	return PointerGetDatum(trigger->tg_newtuple);
+}

@@ -1,0 +1,267 @@
+/*
+ * edit.c
+ *		Changing tokens: the update trigger and regenerate_token().
+ *
+ * An UPDATE of the view may change what describes and narrows a token.  Its
+ * owner, creator, secret and revocation are changed by the extension's own
+ * statements alone, even for a superuser: a revoked token does not come back.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "manage/manage.h"
+
+static void
+check_protected_columns(TriggerData *trigger)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+
+	for (AttrNumber attribute = 1; attribute <= Anum_token_records_revoke_reason; attribute++)
+	{
+		if (apitoken_is_editable(attribute) || attribute == Anum_token_records_updated_at ||
+			!apitoken_column_changed(trigger, attribute))
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("column \"%s\" of a token cannot be changed",
+						NameStr(TupleDescAttr(descriptor, attribute - 1)->attname)),
+				 errhint("regenerate_token() gives a token a new secret, revoke_token() ends it, create_token() makes another one.")));
+	}
+}
+
+/* What is new must be valid; what was there may stay. */
+static void
+check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot snapshot)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	HeapTuple	tuple = trigger->tg_newtuple;
+	Datum		value;
+	bool		isnull;
+
+	if (apitoken_column_changed(trigger, Anum_token_records_label))
+	{
+		apitoken_check_label(record->label);
+		apitoken_check_label_free(record, snapshot);
+	}
+	value = heap_getattr(tuple, Anum_token_records_description, descriptor, &isnull);
+	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_description))
+		apitoken_check_description(TextDatumGetCString(value));
+	if (apitoken_column_changed(trigger, Anum_token_records_access) ||
+		apitoken_column_changed(trigger, Anum_token_records_permissions))
+	{
+		value = heap_getattr(tuple, Anum_token_records_permissions, descriptor, &isnull);
+		apitoken_check_access(apitoken_access_to_text(record->access),
+							  isnull ? NULL : DatumGetArrayTypeP(value));
+	}
+	if (apitoken_column_changed(trigger, Anum_token_records_role))
+	{
+		if (record->kind == APITOKEN_USER || record->role == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("an organization's token has a role, a personal one has none"),
+					 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+		apitoken_check_role(record->role);
+	}
+	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
+	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_expires_at))
+		apitoken_check_expiry(DatumGetTimestampTz(value), apitoken_is_owner());
+	if (apitoken_column_changed(trigger, Anum_token_records_allowed_networks))
+		apitoken_check_networks(record->allowed_networks);
+	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
+	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_rate_limit_per_minute))
+		apitoken_check_rate_limit(DatumGetInt32(value));
+	value = heap_getattr(tuple, Anum_token_records_metadata, descriptor, &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg("metadata must be a JSON object"),
+				 errhint("For no metadata, give '{}'.")));
+	if (apitoken_column_changed(trigger, Anum_token_records_metadata))
+		apitoken_check_metadata(value);
+}
+
+static HeapTuple
+touch(TriggerData *trigger, TimestampTz updated_at)
+{
+	int			attribute = Anum_token_records_updated_at;
+	Datum		value = TimestampTzGetDatum(updated_at);
+	bool		isnull = false;
+
+	return heap_modify_tuple_by_cols(trigger->tg_newtuple, RelationGetDescr(trigger->tg_relation),
+									 1, &attribute, &value, &isnull);
+}
+
+/*
+ * Access and permissions go together: leaving custom drops the permissions,
+ * giving permissions means custom, as for create_token.
+ */
+static void
+reconcile_access(TriggerData *trigger)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	bool		access_changed = apitoken_column_changed(trigger, Anum_token_records_access);
+	bool		permissions_changed = apitoken_column_changed(trigger, Anum_token_records_permissions);
+	bool		no_permissions = heap_attisnull(trigger->tg_newtuple, Anum_token_records_permissions, descriptor);
+	bool		custom;
+	bool		isnull;
+	int			attribute;
+	Datum		value;
+
+	if (access_changed == permissions_changed)
+		return;
+	value = heap_getattr(trigger->tg_newtuple, Anum_token_records_access, descriptor, &isnull);
+	custom = !isnull && strcmp(TextDatumGetCString(value), apitoken_access_to_text(APITOKEN_CUSTOM)) == 0;
+	if (access_changed && !custom && !no_permissions)
+	{
+		attribute = Anum_token_records_permissions;
+		value = (Datum) 0;
+		isnull = true;
+	}
+	else if (permissions_changed && !custom && !no_permissions)
+	{
+		attribute = Anum_token_records_access;
+		value = CStringGetTextDatum(apitoken_access_to_text(APITOKEN_CUSTOM));
+		isnull = false;
+	}
+	else
+		return;
+	trigger->tg_newtuple = heap_modify_tuple_by_cols(trigger->tg_newtuple, descriptor,
+													 1, &attribute, &value, &isnull);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_token_before_update);
+Datum
+apitoken_token_before_update(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	ApitokenRecord was;
+	ApitokenRecord becomes;
+	Snapshot	snapshot;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
+	descriptor = RelationGetDescr(trigger->tg_relation);
+
+	/* our own statements come here after their own checks */
+	if (apitoken_running_statement == APITOKEN_REGENERATE ||
+		apitoken_running_statement == APITOKEN_REVOKE ||
+		apitoken_running_statement == APITOKEN_REVOKE_MATCHING ||
+		apitoken_running_statement == APITOKEN_REVOKE_IDLE)
+		return PointerGetDatum(touch(trigger, GetCurrentTimestamp()));
+
+	/* what goes was of no use any more: no change that anybody made */
+	if (apitoken_running_statement == APITOKEN_CLEAR_PREVIOUS)
+		return PointerGetDatum(trigger->tg_newtuple);
+
+	apitoken_record_from_tuple(trigger->tg_trigtuple, descriptor, &was);
+	if (!apitoken_may_manage(&was, "token:update"))
+		apitoken_refuse();
+	if (was.revoked)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the token is revoked"),
+				 errdetail("A revoked token is kept for the record and cannot be changed."),
+				 errhint("Create another one.")));
+	check_protected_columns(trigger);
+	if (!apitoken_edited(trigger))
+		return PointerGetDatum(trigger->tg_trigtuple);
+
+	/* a null where the record has a default would pass unseen */
+	if (heap_attisnull(trigger->tg_newtuple, Anum_token_records_access, descriptor) ||
+		heap_attisnull(trigger->tg_newtuple, Anum_token_records_label, descriptor))
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg("label and access of a token cannot be null"),
+				 errhint("Give a label of 1 to 255 characters, and access read_only, full or custom.")));
+	reconcile_access(trigger);
+	apitoken_record_from_tuple(trigger->tg_newtuple, descriptor, &becomes);
+	snapshot = apitoken_latest_snapshot();
+	check_new_values(trigger, &becomes, snapshot);
+	apitoken_check_ceiling(&was, snapshot);
+	apitoken_check_ceiling(&becomes, snapshot);
+	UnregisterSnapshot(snapshot);
+	return PointerGetDatum(touch(trigger, GetCurrentTimestamp()));
+}
+
+/* The expiry that a regenerated token has. */
+static TimestampTz
+new_expiry(const ApitokenRecord *record, Interval *expires_in)
+{
+	if (expires_in != NULL)
+		return apitoken_expiry_after(expires_in);
+	if (record->expires_at <= GetCurrentTimestamp())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the token is expired"),
+				 errhint("Give it a new expiry: regenerate_token(id, expires_in => '30 days').")));
+	return record->expires_at;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_regenerate_token);
+Datum
+apitoken_regenerate_token(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id;
+	ApitokenRecord record;
+	ApitokenParts parts;
+	TimestampTz overlap_until = DT_NOBEGIN;
+	TimestampTz expires_at;
+	Snapshot	snapshot;
+	char		buffer[APITOKEN_TEXT_MAX + 1];
+	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+	int16		scheme;
+	text	   *secret;
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+
+	if (PG_ARGISNULL(0))
+		apitoken_refuse();
+	id = PG_GETARG_UUID_P(0);
+	apitoken_fetch_managed(id, "token:update", &record);
+
+	/* one regeneration after the other, each seeing what the last one left */
+	values[0] = UUIDPGetDatum(id);
+	apitoken_execute(APITOKEN_LOCK_TOKEN, values, NULL);
+	apitoken_fetch_managed(id, "token:update", &record);
+	if (record.revoked)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the token is revoked"),
+				 errhint("Create another one.")));
+	snapshot = apitoken_latest_snapshot();
+	apitoken_check_ceiling(&record, snapshot);
+	UnregisterSnapshot(snapshot);
+
+	if (!PG_ARGISNULL(1))
+		overlap_until = apitoken_overlap_until(PG_GETARG_INTERVAL_P(1));
+	expires_at = new_expiry(&record, PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2));
+	overlap_until = Min(overlap_until, record.expires_at);
+
+	scheme = apitoken_signing_scheme();
+	if (!apitoken_generate_text(apitoken_prefix, record.kind, id, buffer, &parts))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+	apitoken_digest(buffer, strlen(buffer), scheme, (uint8 *) VARDATA(digest));
+	secret = cstring_to_text(buffer);
+	explicit_bzero(buffer, sizeof(buffer));
+
+	values[1] = PointerGetDatum(digest);
+	values[2] = Int16GetDatum(scheme);
+	values[3] = CStringGetTextDatum(parts.masked);
+	values[4] = TimestampTzGetDatum(expires_at);
+	if (expires_at == DT_NOEND)
+		nulls[4] = 'n';
+	values[5] = TimestampTzGetDatum(overlap_until);
+	if (overlap_until <= GetCurrentTimestamp())
+		nulls[5] = 'n';
+	apitoken_execute(APITOKEN_REGENERATE, values, nulls);
+	PG_RETURN_DATUM(apitoken_issued_datum(id, secret, parts.masked, expires_at));
+}

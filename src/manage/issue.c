@@ -1,0 +1,422 @@
+/*
+ * issue.c
+ *		Making tokens: the insert trigger, create_token() and take_secret().
+ *
+ * Every new token goes through the trigger, whoever inserts it: it checks
+ * authorization first, with one uniform error, and only then the values (a
+ * BEFORE trigger runs before the policies, and must not tell one tenant about
+ * another).  It alone makes ids and digests.  A row that comes with a digest
+ * is a restored one: only the tables' owner may insert it, and it is kept as
+ * it is.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/typcache.h"
+
+#include "manage/manage.h"
+
+#define DEFAULT_ROLE "developer"
+
+static pg_noreturn void refuse_creation(void);
+
+static void
+refuse_creation(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("you may not create a token for this owner")));
+}
+
+/*
+ * Whose token it is to be, and may the caller make one there?  Of the record
+ * only the owner is looked at, and set if none was given.
+ */
+static void
+authorize_creation(ApitokenRecord *record)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	record->kind = record->organization_id != NULL ? APITOKEN_ORGANIZATION : APITOKEN_USER;
+	if (record->organization_id != NULL && record->user_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a token has one owner"),
+				 errhint("Give organization_id or user_id, not both.")));
+	if (record->organization_id == NULL && record->user_id == NULL)
+	{
+		if (principal != NULL && principal->user_id != NULL)
+			record->user_id = principal->user_id;
+		else if (apitoken_bypasses_rls())
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a token needs an owner"),
+					 errhint("Give organization_id or user_id, or act as a user first.")));
+		else
+			refuse_creation();
+	}
+	if (!apitoken_may_manage(record, "token:create"))
+		refuse_creation();
+}
+
+/* The text of a column, or NULL. */
+static char *
+text_of(HeapTuple tuple, TupleDesc descriptor, AttrNumber attribute)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, attribute, descriptor, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/* A user without a row gets one when they first create something. */
+static void
+ensure_user(const char *user_id)
+{
+	Datum		value = CStringGetTextDatum(user_id);
+
+	apitoken_execute(APITOKEN_ENSURE_USER, &value, NULL);
+}
+
+static void
+lock_user(const char *user_id)
+{
+	Datum		value;
+
+	if (apitoken_is_locked(APITOKEN_USERS, user_id))
+		return;
+	value = CStringGetTextDatum(user_id);
+	if (apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) == 0)
+	{
+		ensure_user(user_id);
+		if (apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) == 0)
+			return;
+	}
+	apitoken_note_locked(APITOKEN_USERS, user_id);
+}
+
+/*
+ * The owner must exist, and stay until this transaction ends: deleting it
+ * revokes what it owns, so it has to see this token or come before it.
+ */
+static void
+lock_owner(const ApitokenRecord *record)
+{
+	if (record->kind == APITOKEN_USER)
+	{
+		if (strlen(record->user_id) > APITOKEN_OWNER_ID_MAX || *record->user_id == '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid user id"),
+					 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
+		lock_user(record->user_id);
+	}
+	else
+		apitoken_lock_organization(record->organization_id);
+}
+
+/* Columns that the trigger sets, collected for heap_modify_tuple_by_cols. */
+typedef struct Columns
+{
+	int			count;
+	int			attributes[24];
+	Datum		values[24];
+	bool		nulls[24];
+} Columns;
+
+static void
+set_column(Columns *columns, int attribute, Datum value)
+{
+	columns->attributes[columns->count] = attribute;
+	columns->values[columns->count] = value;
+	columns->nulls[columns->count++] = false;
+}
+
+static void
+set_null(Columns *columns, int attribute)
+{
+	columns->attributes[columns->count] = attribute;
+	columns->values[columns->count] = (Datum) 0;
+	columns->nulls[columns->count++] = true;
+}
+
+/* The values that the caller gave, checked, with their defaults. */
+static void
+check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Columns *columns)
+{
+	Datum		value;
+	Datum		permissions;
+	bool		isnull;
+	bool		no_permissions;
+
+	apitoken_check_label(record->label);
+
+	value = heap_getattr(tuple, Anum_token_records_description, descriptor, &isnull);
+	if (!isnull)
+		apitoken_check_description(TextDatumGetCString(value));
+
+	permissions = heap_getattr(tuple, Anum_token_records_permissions, descriptor, &no_permissions);
+	value = heap_getattr(tuple, Anum_token_records_access, descriptor, &isnull);
+	if (isnull)
+	{
+		record->access = no_permissions ? APITOKEN_FULL : APITOKEN_CUSTOM;
+		value = CStringGetTextDatum(apitoken_access_to_text(record->access));
+		set_column(columns, Anum_token_records_access, value);
+	}
+	apitoken_check_access(TextDatumGetCString(value),
+						  no_permissions ? NULL : DatumGetArrayTypeP(permissions));
+
+	if (record->kind == APITOKEN_USER && record->role != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a personal token has no role"),
+				 errhint("Leave role out: a personal token may do what its user may, narrowed by access.")));
+	if (record->kind == APITOKEN_ORGANIZATION)
+	{
+		if (record->role == NULL)
+		{
+			record->role = pstrdup(DEFAULT_ROLE);
+			set_column(columns, Anum_token_records_role, CStringGetTextDatum(record->role));
+		}
+		apitoken_check_role(record->role);
+	}
+
+	if (record->expires_at != DT_NOEND)
+		apitoken_check_expiry(record->expires_at, false);
+	else
+	{
+		/* infinity reads like none here, but is not */
+		value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
+		if (!isnull)
+			apitoken_check_expiry(DatumGetTimestampTz(value), false);
+	}
+	apitoken_check_networks(record->allowed_networks);
+	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
+	if (!isnull)
+		apitoken_check_rate_limit(DatumGetInt32(value));
+	value = heap_getattr(tuple, Anum_token_records_metadata, descriptor, &isnull);
+	if (isnull)
+		set_column(columns, Anum_token_records_metadata,
+				   DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+	else
+		apitoken_check_metadata(value);
+}
+
+/* Id, digest and masked text; the text itself is kept for take_secret(). */
+static void
+mint(ApitokenRecord *record, Columns *columns)
+{
+	char		text[APITOKEN_TEXT_MAX + 1];
+	ApitokenParts parts;
+	int16		scheme = apitoken_signing_scheme();
+	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	if (!apitoken_generate_id(id) ||
+		!apitoken_generate_text(apitoken_prefix, record->kind, id, text, &parts))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+	apitoken_digest(text, strlen(text), scheme, (uint8 *) VARDATA(digest));
+	apitoken_keep_secret(id, text);
+	explicit_bzero(text, sizeof(text));
+
+	set_column(columns, Anum_token_records_id, UUIDPGetDatum(id));
+	set_column(columns, Anum_token_records_digest, PointerGetDatum(digest));
+	set_column(columns, Anum_token_records_digest_scheme, Int16GetDatum(scheme));
+	set_column(columns, Anum_token_records_masked, CStringGetTextDatum(parts.masked));
+}
+
+static void
+set_creator(Columns *columns, Snapshot snapshot)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	ApitokenUserRow user = {0};
+
+	if (principal == NULL || principal->user_id == NULL)
+	{
+		set_null(columns, Anum_token_records_created_by);
+		set_null(columns, Anum_token_records_created_by_name);
+		return;
+	}
+	if (!apitoken_fetch_user(snapshot, principal->user_id, &user))
+		ensure_user(principal->user_id);
+	set_column(columns, Anum_token_records_created_by, CStringGetTextDatum(principal->user_id));
+	if (user.name != NULL)
+		set_column(columns, Anum_token_records_created_by_name, CStringGetTextDatum(user.name));
+	else
+		set_null(columns, Anum_token_records_created_by_name);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_token_before_insert);
+Datum
+apitoken_token_before_insert(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	descriptor;
+	HeapTuple	tuple;
+	ApitokenRecord owner = {0};
+	ApitokenRecord record;
+	Snapshot	snapshot;
+	Columns		columns = {0};
+	Datum		now;
+	bool		isnull;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	tuple = trigger->tg_trigtuple;
+
+	(void) heap_getattr(tuple, Anum_token_records_digest, descriptor, &isnull);
+	if (!isnull)
+	{
+		if (!apitoken_is_owner())
+			refuse_creation();
+		return PointerGetDatum(tuple);
+	}
+	(void) heap_getattr(tuple, Anum_token_records_id, descriptor, &isnull);
+	if (!isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the id of a token cannot be chosen"),
+				 errhint("Leave id out: it is made with the token.")));
+
+	/* reading the whole row would already complain about values */
+	owner.organization_id = text_of(tuple, descriptor, Anum_token_records_organization_id);
+	owner.user_id = text_of(tuple, descriptor, Anum_token_records_user_id);
+	authorize_creation(&owner);
+	apitoken_record_from_tuple(tuple, descriptor, &record);
+	record.user_id = owner.user_id;
+	if (record.kind == APITOKEN_USER)
+		set_column(&columns, Anum_token_records_user_id, CStringGetTextDatum(record.user_id));
+
+	check_values(tuple, descriptor, &record, &columns);
+	snapshot = apitoken_latest_snapshot();
+	apitoken_check_ceiling(&record, snapshot);
+	lock_owner(&record);
+	apitoken_check_label_free(&record, snapshot);
+	set_creator(&columns, snapshot);
+	UnregisterSnapshot(snapshot);
+
+	now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	set_column(&columns, Anum_token_records_created_at, now);
+	set_column(&columns, Anum_token_records_updated_at, now);
+	set_null(&columns, Anum_token_records_revoked_at);
+	set_null(&columns, Anum_token_records_revoked_by);
+	set_null(&columns, Anum_token_records_revoke_reason);
+	set_null(&columns, Anum_token_records_previous_digest);
+	set_null(&columns, Anum_token_records_previous_digest_scheme);
+	set_null(&columns, Anum_token_records_previous_expires_at);
+	mint(&record, &columns);
+
+	return PointerGetDatum(heap_modify_tuple_by_cols(tuple, descriptor, columns.count,
+													 columns.attributes, columns.values, columns.nulls));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_take_secret);
+Datum
+apitoken_take_secret(PG_FUNCTION_ARGS)
+{
+	text	   *secret = apitoken_release_secret(PG_GETARG_UUID_P(0));
+
+	if (secret == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the text of this token is not to be had"),
+				 errdetail("It can be taken once, in the transaction that inserted the token, by the role that did."),
+				 errhint("regenerate_token() gives the token a new text.")));
+	PG_RETURN_TEXT_P(secret);
+}
+
+/* A value of type apitoken.issued_token. */
+Datum
+apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, TimestampTz expires_at)
+{
+	Datum		values[4];
+	static const Oid types[] = {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	bool		nulls[4] = {false, false, false, false};
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = PointerGetDatum(secret);
+	values[2] = CStringGetTextDatum(masked);
+	values[3] = TimestampTzGetDatum(expires_at);
+	nulls[3] = expires_at == DT_NOEND;
+	return apitoken_form_row(APITOKEN_ISSUED_ROW, lengthof(types), types, values, nulls);
+}
+
+/*
+ * An INSERT into the view, as the caller: privileges, trigger and policies
+ * are those of the plain statement.  The text comes from secret.c, not from
+ * RETURNING, which would need the right to read.
+ */
+PG_FUNCTION_INFO_V1(apitoken_create_token);
+Datum
+apitoken_create_token(PG_FUNCTION_ARGS)
+{
+	static SPIPlanPtr plan = NULL;
+	static Oid	types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID,
+	TIMESTAMPTZOID, CIDRARRAYOID, INT4OID, JSONBOID};
+	Datum		values[11];
+	char		nulls[11];
+	ApitokenRecord owner = {0};
+	TimestampTz expires_at = DT_NOEND;
+	pg_uuid_t	id = {0};
+	pg_uuid_t  *waiting;
+	text	   *secret;
+	ApitokenParts parts;
+	uint64		inserted;
+
+	for (int i = 0; i < lengthof(values); i++)
+	{
+		values[i] = PG_GETARG_DATUM(i);
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+	if (!PG_ARGISNULL(7))
+	{
+		/* the trigger will ask again, but only after this value */
+		owner.organization_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+		owner.user_id = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+		authorize_creation(&owner);
+		expires_at = apitoken_expiry_after(PG_GETARG_INTERVAL_P(7));
+		values[7] = TimestampTzGetDatum(expires_at);
+	}
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (plan == NULL)
+	{
+		plan = SPI_prepare("INSERT INTO apitoken.tokens (label, organization_id, user_id, description, role, access,"
+						   " permissions, expires_at, allowed_networks, rate_limit_per_minute, metadata)"
+						   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+						   lengthof(types), types);
+		if (plan == NULL)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		SPI_keepplan(plan);
+	}
+	/* an error forgets it with the (sub)transaction */
+	waiting = apitoken_capture_id(&id);
+	if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(SPI_result));
+	inserted = SPI_processed;
+	SPI_finish();
+	apitoken_capture_id(waiting);
+
+	secret = inserted == 1 ? apitoken_release_secret(&id) : NULL;
+	if (secret == NULL ||
+		!apitoken_parse_text(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret), &parts))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the token was not inserted"),
+				 errdetail("A rule or trigger on apitoken.tokens or apitoken.token_records kept it from being so.")));
+	PG_RETURN_DATUM(apitoken_issued_datum(&id, secret, parts.masked, expires_at));
+}

@@ -1,0 +1,113 @@
+/*
+ * list.c
+ *		Small things that lists of tokens are made of.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+
+#include "manage/manage.h"
+
+#define PAGE_MAX 1000
+
+/* How long ago, in words. */
+PG_FUNCTION_INFO_V1(apitoken_in_words);
+Datum
+apitoken_in_words(PG_FUNCTION_ARGS)
+{
+	static const struct
+	{
+		int64		seconds;
+		const char *unit;
+	}			units[] = {
+		{365 * SECS_PER_DAY, "year"},
+		{30 * SECS_PER_DAY, "month"},
+		{SECS_PER_DAY, "day"},
+		{SECS_PER_HOUR, "hour"},
+		{SECS_PER_MINUTE, "minute"},
+	};
+	TimestampTz at;
+	int64		seconds;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_TEXT_P(cstring_to_text("never"));
+	at = PG_GETARG_TIMESTAMPTZ(0);
+	if (TIMESTAMP_NOT_FINITE(at))
+		PG_RETURN_NULL();
+	seconds = (GetCurrentStatementStartTimestamp() - at) / USECS_PER_SEC;
+	for (int i = 0; i < lengthof(units); i++)
+	{
+		int64		count = seconds / units[i].seconds;
+
+		if (count > 0)
+			PG_RETURN_TEXT_P(cstring_to_text(psprintf(INT64_FORMAT " %s%s ago", count, units[i].unit,
+													  count == 1 ? "" : "s")));
+	}
+	PG_RETURN_TEXT_P(cstring_to_text("just now"));
+}
+
+/*
+ * An ILIKE pattern: a text with % is one, any other means "contains", and its
+ * characters stand for themselves.
+ */
+PG_FUNCTION_INFO_V1(apitoken_list_pattern);
+Datum
+apitoken_list_pattern(PG_FUNCTION_ARGS)
+{
+	char	   *label;
+	StringInfoData pattern;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	label = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	if (strchr(label, '%') != NULL)
+		PG_RETURN_TEXT_P(cstring_to_text(label));
+	initStringInfo(&pattern);
+	appendStringInfoChar(&pattern, '%');
+	for (char *c = label; *c != '\0'; c++)
+	{
+		if (*c == '_' || *c == '\\')
+			appendStringInfoChar(&pattern, '\\');
+		appendStringInfoChar(&pattern, *c);
+	}
+	appendStringInfoChar(&pattern, '%');
+	PG_RETURN_TEXT_P(cstring_to_text(pattern.data));
+}
+
+static void
+check_status(const char *status)
+{
+	static const char *const known[] = {"active", "expiring", "expired", "suspended", "revoked"};
+
+	for (int i = 0; i < lengthof(known); i++)
+	{
+		if (strcmp(status, known[i]) == 0)
+			return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("there is no such status"),
+			 errhint("Give active, expiring, expired, suspended or revoked.")));
+}
+
+/*
+ * How many rows a page has.  The status is checked here as well, because this
+ * is asked once, also where there is no row to compare it with.
+ */
+PG_FUNCTION_INFO_V1(apitoken_list_limit);
+Datum
+apitoken_list_limit(PG_FUNCTION_ARGS)
+{
+	int32		size = PG_ARGISNULL(0) ? 0 : PG_GETARG_INT32(0);
+
+	if (!PG_ARGISNULL(1))
+		check_status(text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	if (size < 1 || size > PAGE_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the page size is out of range"),
+				 errhint("Give 1 to %d.", PAGE_MAX)));
+	PG_RETURN_INT64(size);
+}

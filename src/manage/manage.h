@@ -1,0 +1,46 @@
+/*
+ * manage.h
+ *		Tokens made, edited, listed and ended, and the directory around them.
+ */
+#ifndef APITOKEN_MANAGE_H
+#define APITOKEN_MANAGE_H
+
+#include "identity/identity.h"
+
+/* ----- secret.c: texts of tokens made in this transaction ----- */
+
+extern void apitoken_secret_init(void);
+extern void apitoken_keep_secret(const pg_uuid_t *id, const char *text);
+extern text *apitoken_release_secret(const pg_uuid_t *id);
+extern bool apitoken_made_here(const pg_uuid_t *id);
+extern pg_uuid_t *apitoken_capture_id(pg_uuid_t *id);
+
+/* ----- locked.c: owners that this transaction has locked ----- */
+
+extern void apitoken_locked_init(void);
+extern bool apitoken_is_locked(ApitokenTable table, const char *id);
+extern void apitoken_note_locked(ApitokenTable table, const char *id);
+extern void apitoken_forget_locked(void);
+
+/* ----- validate.c: what the columns of a token may hold ----- */
+
+extern void apitoken_check_label(const char *label);
+extern void apitoken_check_description(const char *description);
+extern void apitoken_check_expiry(TimestampTz expires_at, bool may_be_past);
+extern TimestampTz apitoken_expiry_after(Interval *expires_in);
+extern TimestampTz apitoken_overlap_until(Interval *overlap);
+extern void apitoken_lock_organization(const char *id);
+extern pg_noreturn void apitoken_refuse_role(const char *role);
+extern void apitoken_check_role(const char *role);
+extern void apitoken_check_access(const char *access, ArrayType *permissions);
+extern void apitoken_check_networks(ArrayType *networks);
+extern void apitoken_check_rate_limit(int32 limit);
+extern void apitoken_check_metadata(Datum metadata);
+extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);
+
+/* ----- issue.c: making tokens ----- */
+
+extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
+								   TimestampTz expires_at);
+
+#endif							/* APITOKEN_MANAGE_H */

@@ -1,0 +1,168 @@
+/*
+ * revoke.c
+ *		Ending tokens, for good.
+ *
+ * A revoked token is kept for the record.  Revocation needs token:delete (or
+ * to be the owner of a personal token), but no ceiling: ending a token hands
+ * out nothing.  It hits the latest state of the row, whatever the isolation
+ * level of the transaction.
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+
+#include "manage/manage.h"
+
+#define REASON_MAX 1000			/* bytes */
+
+/* The user who is revoking, for revoked_by. */
+static Datum
+revoker(char *null)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	if (principal == NULL || principal->user_id == NULL)
+	{
+		*null = 'n';
+		return (Datum) 0;
+	}
+	return CStringGetTextDatum(principal->user_id);
+}
+
+static Datum
+reason_argument(FunctionCallInfo fcinfo, int argument, char *null)
+{
+	if (PG_ARGISNULL(argument))
+	{
+		*null = 'n';
+		return (Datum) 0;
+	}
+	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(argument)) > REASON_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the reason is too long"),
+				 errhint("Give a reason of at most %d bytes.", REASON_MAX)));
+	return PG_GETARG_DATUM(argument);
+}
+
+static bool
+revoke_one(const pg_uuid_t *id, Datum reason, char reason_null)
+{
+	Datum		values[3];
+	char		nulls[3] = {' ', ' ', reason_null};
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = revoker(&nulls[1]);
+	values[2] = reason;
+	return apitoken_execute(APITOKEN_REVOKE, values, nulls) > 0;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_revoke_token);
+Datum
+apitoken_revoke_token(PG_FUNCTION_ARGS)
+{
+	ApitokenRecord record;
+	Datum		reason;
+	char		reason_null = ' ';
+
+	if (PG_ARGISNULL(0))
+		apitoken_refuse();
+	apitoken_fetch_managed(PG_GETARG_UUID_P(0), "token:delete", &record);
+	reason = reason_argument(fcinfo, 2, &reason_null);
+	if (record.revoked)
+		PG_RETURN_BOOL(false);
+	if (record.kind == APITOKEN_ORGANIZATION &&
+		(PG_ARGISNULL(1) || strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), record.label) != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the label does not confirm the revocation"),
+				 errhint("Type the label of the organization's token: revoke_token(id, confirm_label => '...').")));
+	PG_RETURN_BOOL(revoke_one(&record.id, reason, reason_null));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_revoke_by_token);
+Datum
+apitoken_revoke_by_token(PG_FUNCTION_ARGS)
+{
+	ApitokenVerification verification;
+
+	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
+	if (!apitoken_secret_was_right(verification.verdict) || verification.record.revoked)
+		PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(revoke_one(&verification.record.id, CStringGetTextDatum("revoked_by_token"), ' '));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_revoke_tokens);
+Datum
+apitoken_revoke_tokens(PG_FUNCTION_ARGS)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+	List	   *permissions = list_make1("token:delete");
+	List	   *organizations = NIL;
+	const char *user_id = NULL;
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+
+	if (PG_ARGISNULL(0) && PG_ARGISNULL(1) && PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("which tokens are to be revoked is not given"),
+				 errhint("Give organization_id, user_id or created_by.")));
+	if (principal != NULL)
+	{
+		organizations = apitoken_organizations_where(principal, permissions);
+		user_id = apitoken_managed_user_of(principal, permissions);
+	}
+	values[0] = revoker(&nulls[0]);
+	values[1] = reason_argument(fcinfo, 3, &nulls[1]);
+	for (int i = 0; i < 3; i++)
+	{
+		values[2 + i] = PG_GETARG_DATUM(i);
+		nulls[2 + i] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+	values[5] = BoolGetDatum(apitoken_bypasses_rls());
+	values[6] = PointerGetDatum(apitoken_strings_to_array(organizations));
+	if (user_id == NULL)
+		nulls[7] = 'n';
+	else
+		values[7] = CStringGetTextDatum(user_id);
+	PG_RETURN_INT64(apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls));
+}
+
+/*
+ * What a deleted organization or user owned is revoked, and their memberships
+ * end: an id that is used again revives nothing.
+ */
+PG_FUNCTION_INFO_V1(apitoken_owner_after_delete);
+Datum
+apitoken_owner_after_delete(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	bool		of_user;
+	Datum		id;
+	bool		isnull;
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', 'n', 'n', 'n', ' ', 'n', 'n'};
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		apitoken_expect_trigger(fcinfo, APITOKEN_USERS);
+	of_user = RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_USERS);
+	apitoken_expect_trigger(fcinfo, of_user ? APITOKEN_USERS : APITOKEN_ORGANIZATIONS);
+
+	apitoken_forget_locked();
+	id = heap_getattr(trigger->tg_trigtuple, of_user ? Anum_users_id : Anum_organizations_id,
+					  RelationGetDescr(trigger->tg_relation), &isnull);
+	values[0] = revoker(&nulls[0]);
+	values[1] = CStringGetTextDatum("owner_deleted");
+	values[of_user ? 3 : 2] = id;
+	nulls[of_user ? 3 : 2] = ' ';
+	values[5] = BoolGetDatum(true);
+	apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls);
+	apitoken_execute(of_user ? APITOKEN_END_MEMBERSHIPS_OF_USER : APITOKEN_END_MEMBERSHIPS_IN, &id, NULL);
+	return PointerGetDatum(NULL);
+}

@@ -1,0 +1,98 @@
+/*
+ * token_sql.c
+ *		Token texts by SQL: generate(), hash(), parse() and mask().
+ *
+ * They look at no table.  For administrators: nobody else is granted them.
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+
+#include "manage/manage.h"
+
+PG_FUNCTION_INFO_V1(apitoken_generate_sql);
+Datum
+apitoken_generate_sql(PG_FUNCTION_ARGS)
+{
+	char	   *code = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	ApitokenKind kind;
+	char		buffer[APITOKEN_TEXT_MAX + 1];
+	ApitokenParts parts;
+	pg_uuid_t	id;
+	text	   *result;
+
+	if (strcmp(code, "org") == 0 || strcmp(code, "organization") == 0)
+		kind = APITOKEN_ORGANIZATION;
+	else if (strcmp(code, "usr") == 0 || strcmp(code, "user") == 0)
+		kind = APITOKEN_USER;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there is no such kind of token"),
+				 errhint("Give 'org' for an organization's or 'usr' for a user's.")));
+	if (!apitoken_generate_id(&id) ||
+		!apitoken_generate_text(apitoken_prefix, kind, &id, buffer, &parts))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	result = cstring_to_text(buffer);
+	explicit_bzero(buffer, sizeof(buffer));
+	PG_RETURN_TEXT_P(result);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_hash);
+Datum
+apitoken_hash(PG_FUNCTION_ARGS)
+{
+	text	   *token = PG_GETARG_TEXT_PP(0);
+	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+
+	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+	apitoken_digest(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), apitoken_signing_scheme(),
+					(uint8 *) VARDATA(digest));
+	PG_RETURN_BYTEA_P(digest);
+}
+
+/* The parts of a text argument, of which too long a one is not even read. */
+static bool
+parse_argument(Datum token, ApitokenParts *parts)
+{
+	text	   *argument;
+
+	if (toast_raw_datum_size(token) - VARHDRSZ > APITOKEN_TEXT_MAX)
+		return false;
+	argument = DatumGetTextPP(token);
+	return apitoken_parse_text(VARDATA_ANY(argument), VARSIZE_ANY_EXHDR(argument), parts);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_parse_sql);
+Datum
+apitoken_parse_sql(PG_FUNCTION_ARGS)
+{
+	TupleDesc	descriptor;
+	ApitokenParts parts;
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
+
+	if (!parse_argument(PG_GETARG_DATUM(0), &parts))
+		PG_RETURN_NULL();
+	descriptor = apitoken_result_type(fcinfo, lengthof(values));
+	values[0] = CStringGetTextDatum(parts.prefix);
+	values[1] = CStringGetTextDatum(apitoken_kind_code(parts.kind));
+	values[2] = UUIDPGetDatum(&parts.id);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
+}
+
+PG_FUNCTION_INFO_V1(apitoken_mask);
+Datum
+apitoken_mask(PG_FUNCTION_ARGS)
+{
+	ApitokenParts parts;
+
+	if (!parse_argument(PG_GETARG_DATUM(0), &parts))
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(parts.masked));
+}

@@ -1,0 +1,78 @@
+/*
+ * trigger.c
+ *		What the trigger functions have in common.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "commands/trigger.h"
+#include "utils/datum.h"
+#include "utils/rel.h"
+
+#include "tables/tables.h"
+
+/* Trigger functions work for the extension's own triggers only. */
+void
+apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != apitoken_table(table))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("this function serves the triggers of apitoken only")));
+}
+
+/* Did an update change this column? */
+bool
+apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	Form_pg_attribute column = TupleDescAttr(descriptor, attribute - 1);
+	bool		old_null;
+	bool		new_null;
+	Datum		old_value = heap_getattr(trigger->tg_trigtuple, attribute, descriptor, &old_null);
+	Datum		new_value = heap_getattr(trigger->tg_newtuple, attribute, descriptor, &new_null);
+
+	if (old_null || new_null)
+		return old_null != new_null;
+	return !datum_image_eq(old_value, new_value, column->attbyval, column->attlen);
+}
+
+/* What an UPDATE may change. */
+static const AttrNumber editable[] = {
+	Anum_token_records_label,
+	Anum_token_records_description,
+	Anum_token_records_role,
+	Anum_token_records_access,
+	Anum_token_records_permissions,
+	Anum_token_records_allowed_networks,
+	Anum_token_records_rate_limit_per_minute,
+	Anum_token_records_metadata,
+	Anum_token_records_expires_at,
+	Anum_token_records_suspended_at,
+};
+
+bool
+apitoken_is_editable(AttrNumber attribute)
+{
+	for (int i = 0; i < lengthof(editable); i++)
+	{
+		if (editable[i] == attribute)
+			return true;
+	}
+	return false;
+}
+
+/* Did an update change anything that it may change? */
+bool
+apitoken_edited(TriggerData *trigger)
+{
+	for (int i = 0; i < lengthof(editable); i++)
+	{
+		if (apitoken_column_changed(trigger, editable[i]))
+			return true;
+	}
+	return false;
+}

@@ -1,0 +1,460 @@
+/*
+ * write.c
+ *		Statements that the extension runs as the tables' owner.
+ *
+ * Callers hold no privilege on digests, events, usage and the revocation
+ * columns; what they may cause there goes through these statements, after
+ * their authorization was checked.  Each is a constant text with parameters,
+ * saved per session.  Since a saved plan is analyzed again whenever the
+ * caller's search_path is another one, every name in them, operators too, is
+ * qualified: nothing that a caller owns can come between.
+ *
+ * They run with the latest snapshot, as the server's foreign-key checks do,
+ * so that a revocation inside REPEATABLE READ hits what there is now.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+
+#include "tables/tables.h"
+
+/* Stands for the row type of token_records, whose OID is not fixed. */
+#define RECORDTYPE InvalidOid
+
+#define PARAMETERS_MAX 8
+
+typedef struct
+{
+	const char *sql;
+	int			nargs;
+	Oid			args[PARAMETERS_MAX];
+} Statement;
+
+/* The event of a change; the actor's columns are $3 to $6. */
+#define EVENT_COLUMNS \
+	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
+	" actor, actor_token_id, database_user, client_address, details) "
+
+/* What a usage row u becomes by a use of the same token that is counted apart. */
+#define LATER_USE(use) \
+	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
+	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
+	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
+	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
+	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused"
+
+static const Statement statements[APITOKEN_STATEMENTS] = {
+	[APITOKEN_LOCK_ORGANIZATION] = {
+		"SELECT FROM apitoken.organizations WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		1, {TEXTOID}
+	},
+	[APITOKEN_LOCK_USER] = {
+		"SELECT FROM apitoken.users WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		1, {TEXTOID}
+	},
+	[APITOKEN_ENSURE_USER] = {
+		"INSERT INTO apitoken.users (id) VALUES ($1) ON CONFLICT (id) DO NOTHING",
+		1, {TEXTOID}
+	},
+	[APITOKEN_LOCK_TOKEN] = {
+		"SELECT FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+		1, {UUIDOID}
+	},
+	[APITOKEN_REGENERATE] = {
+		"UPDATE apitoken.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
+		" previous_digest = CASE WHEN $6 IS NOT NULL THEN digest END,"
+		" previous_digest_scheme = CASE WHEN $6 IS NOT NULL THEN digest_scheme END,"
+		" previous_expires_at = $6"
+		" WHERE id OPERATOR(pg_catalog.=) $1",
+		6, {UUIDOID, BYTEAOID, INT2OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	},
+	[APITOKEN_REVOKE] = {
+		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $2, revoke_reason = $3"
+		" WHERE id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL",
+		3, {UUIDOID, TEXTOID, TEXTOID}
+	},
+	/*
+	 * $6: past the policies; $7, $8: whose the caller may revoke otherwise.
+	 * Locked in the order of their ids: two that meet do not deadlock.
+	 */
+	[APITOKEN_REVOKE_MATCHING] = {
+		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE revoked_at IS NULL"
+		" AND ($3 IS NULL OR organization_id OPERATOR(pg_catalog.=) $3)"
+		" AND ($4 IS NULL OR user_id OPERATOR(pg_catalog.=) $4)"
+		" AND ($5 IS NULL OR created_by OPERATOR(pg_catalog.=) $5)"
+		" AND ($6 OR organization_id OPERATOR(pg_catalog.=) ANY ($7) OR user_id OPERATOR(pg_catalog.=) $8)"
+		" ORDER BY id FOR NO KEY UPDATE))",
+		8, {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTARRAYOID, TEXTOID}
+	},
+	[APITOKEN_END_MEMBERSHIPS_OF_USER] = {
+		"DELETE FROM apitoken.memberships WHERE user_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
+	[APITOKEN_END_MEMBERSHIPS_IN] = {
+		"DELETE FROM apitoken.memberships WHERE organization_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
+	[APITOKEN_LOCK_ROLE] = {
+		"SELECT FROM apitoken.roles WHERE name OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		1, {TEXTOID}
+	},
+	[APITOKEN_MEMBERS_WITH_ROLE] = {
+		"SELECT FROM apitoken.memberships WHERE role OPERATOR(pg_catalog.=) $1 LIMIT 1",
+		1, {TEXTOID}
+	},
+	[APITOKEN_CREATED] = {
+		"WITH usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT ($2).id ON CONFLICT (token_id) DO NOTHING) "
+		EVENT_COLUMNS
+		"SELECT $1, ($2).created_at, 'create', ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
+		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label)",
+		6, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID}
+	},
+	/* $7: the row as it was; $8: the action */
+	[APITOKEN_CHANGED] = {
+		EVENT_COLUMNS
+		"SELECT $1, ($2).updated_at, $8, ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
+		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label,"
+		"  'old', pg_catalog.jsonb_object_agg(o.key, o.value), 'new', pg_catalog.jsonb_object_agg(n.key, n.value))"
+		" FROM pg_catalog.jsonb_each(pg_catalog.to_jsonb($7)) o, pg_catalog.jsonb_each(pg_catalog.to_jsonb($2)) n"
+		" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value"
+		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,updated_at}'::pg_catalog.text[])",
+		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
+	},
+	/* never waits: what somebody else has locked, APITOKEN_REMOVE_ORPHANS finds */
+	[APITOKEN_FORGET_USAGE] = {
+		"WITH daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))) "
+		"DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))",
+		1, {UUIDOID}
+	},
+	/* never waits: a row that somebody else has locked is left to them */
+	[APITOKEN_TOUCH_USAGE] = {
+		"UPDATE apitoken.token_usage SET last_used_at = $2, last_used_from = $3, accepted = accepted OPERATOR(pg_catalog.+) 1"
+		" WHERE token_id OPERATOR(pg_catalog.=) (SELECT token_id FROM apitoken.token_usage"
+		" WHERE token_id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED)",
+		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
+	},
+	/*
+	 * For a token that came without usage, by a partial restore say.  Whoever
+	 * gets the token's row is the only one to insert, so this never waits.
+	 */
+	[APITOKEN_ADD_USAGE] = {
+		"INSERT INTO apitoken.token_usage (token_id, last_used_at, last_used_from, accepted)"
+		" SELECT id, $2, $3, 1 FROM apitoken.token_records"
+		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED ON CONFLICT (token_id) DO NOTHING",
+		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
+	},
+	/*
+	 * What is there is updated, which is less to write than by way of ON
+	 * CONFLICT: that is for what comes meanwhile.  There is but one flush at a
+	 * time, and nobody else waits for one of these rows while holding another.
+	 * No row is made for a token that is gone.
+	 *
+	 * $1: tokens; $2: when last used; $3: accepted; $4: refused; $5: from where;
+	 * in the order of the keys, which is that of the pages.
+	 */
+	[APITOKEN_WRITE_USAGE] = {
+		"WITH given AS MATERIALIZED ("
+		"SELECT g.token_id, g.last_used_at, g.accepted, g.refused, g.last_used_from"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
+		" pg_catalog.unnest($5)) AS g (token_id, last_used_at, accepted, refused, last_used_from)"
+		"), updated AS ("
+		"UPDATE apitoken.token_usage u SET " LATER_USE("g")
+		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" RETURNING u.token_id"
+		") "
+		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
+		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
+		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
+		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
+		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
+		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
+	},
+	/* the same in all; $2: days */
+	[APITOKEN_WRITE_USAGE_DAILY] = {
+		"WITH given AS MATERIALIZED ("
+		"SELECT g.token_id, g.day, g.accepted, g.refused"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4))"
+		" AS g (token_id, day, accepted, refused)"
+		"), updated AS ("
+		"UPDATE apitoken.token_usage_daily d SET"
+		" accepted = d.accepted OPERATOR(pg_catalog.+) g.accepted,"
+		" refused = d.refused OPERATOR(pg_catalog.+) g.refused"
+		" FROM given g WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id AND d.day OPERATOR(pg_catalog.=) g.day"
+		" RETURNING d.token_id, d.day"
+		") "
+		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused)"
+		" SELECT g.token_id, g.day, g.accepted, g.refused FROM given g"
+		" WHERE NOT ((g.token_id, g.day) OPERATOR(pg_catalog.=) ANY (SELECT token_id, day FROM updated))"
+		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
+		" ON CONFLICT (token_id, day) DO UPDATE SET"
+		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
+		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
+		4, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+	},
+	[APITOKEN_REPLACE_ROLE] = {
+		"UPDATE apitoken.roles SET description = $2, permissions = $3, database_role = $4"
+		" WHERE name OPERATOR(pg_catalog.=) $1",
+		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
+	},
+
+	/*
+	 * Housekeeping, in batches.  None of these waits for a row: one that is
+	 * locked is left to the next run.
+	 *
+	 * Idle tokens with ids after $3 and up to $4, if that is given, as in
+	 * APITOKEN_REMOVE_ORPHANS.  The usage row is locked as well, so that no use is recorded
+	 * between the look at it and the revocation, and one that an open
+	 * transaction is recording counts.  A token without a usage row is left
+	 * alone: a restore brings the tokens first and the usage later.  $2: how
+	 * far last use is known.  Intervals are taken off in UTC, whatever the
+	 * session's time zone.
+	 */
+	[APITOKEN_REVOKE_IDLE] = {
+		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'idle'"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT r.id FROM apitoken.organizations o, apitoken.token_records r, apitoken.token_usage u"
+		" WHERE o.idle_timeout IS NOT NULL AND o.suspended_at IS NULL"
+		" AND r.organization_id OPERATOR(pg_catalog.=) o.id AND r.revoked_at IS NULL AND r.suspended_at IS NULL"
+		" AND (r.expires_at IS NULL OR r.expires_at OPERATOR(pg_catalog.>) $1)"
+		" AND u.token_id OPERATOR(pg_catalog.=) r.id"
+		" AND GREATEST(r.created_at, r.updated_at, o.resumed_at, u.last_used_at) OPERATOR(pg_catalog.<)"
+		" pg_catalog.timezone('UTC'::pg_catalog.text, pg_catalog.timezone('UTC'::pg_catalog.text, $2) OPERATOR(pg_catalog.-) o.idle_timeout)"
+		" AND u.token_id OPERATOR(pg_catalog.>) $3 AND r.id OPERATOR(pg_catalog.>) $3"
+		" AND ($4 IS NULL OR (u.token_id OPERATOR(pg_catalog.<=) $4 AND r.id OPERATOR(pg_catalog.<=) $4))"
+		" FOR NO KEY UPDATE OF r, u SKIP LOCKED))",
+		4, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID}
+	},
+	[APITOKEN_CLEAR_PREVIOUS] = {
+		"UPDATE apitoken.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE previous_expires_at OPERATOR(pg_catalog.<=) $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	/* $3: no event of that age has an id from there on, or hardly one; it needs no index of its own */
+	[APITOKEN_REMOVE_EVENTS] = {
+		"DELETE FROM apitoken.events WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.events"
+		" WHERE id OPERATOR(pg_catalog.<) $3 AND at OPERATOR(pg_catalog.<) $1"
+		" ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		3, {TIMESTAMPTZOID, INT8OID, UUIDOID}
+	},
+	[APITOKEN_REMOVE_REVOKED] = {
+		"DELETE FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE revoked_at OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	[APITOKEN_REMOVE_EXPIRED] = {
+		"DELETE FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	[APITOKEN_REMOVE_DAYS] = {
+		"DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken.token_usage_daily WHERE day OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {DATEOID, INT8OID}
+	},
+	/* the end of the next $2 rows after $1 */
+	[APITOKEN_NEXT_USAGE] = {
+		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.>) $1"
+		" ORDER BY token_id OFFSET $2 OPERATOR(pg_catalog.-) 1 LIMIT 1",
+		2, {UUIDOID, INT8OID}
+	},
+	/*
+	 * Usage of tokens that are gone, with ids after $1 and up to $2, if that is
+	 * given.  Where there is no token at all, a restore has not got to them yet.
+	 */
+	[APITOKEN_REMOVE_ORPHANS] = {
+		"WITH gone AS (DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT u.token_id FROM apitoken.token_usage u WHERE u.token_id OPERATOR(pg_catalog.>) $1"
+		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2)"
+		" AND EXISTS (SELECT FROM apitoken.token_records)"
+		" AND NOT EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id"
+		" AND r.id OPERATOR(pg_catalog.>) $1 AND ($2 IS NULL OR r.id OPERATOR(pg_catalog.<=) $2))"
+		" FOR UPDATE OF u SKIP LOCKED)) RETURNING token_id),"
+		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT d.ctid FROM gone g, apitoken.token_usage_daily d"
+		" WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id FOR UPDATE OF d SKIP LOCKED)) RETURNING token_id)"
+		" SELECT token_id FROM gone UNION ALL SELECT token_id FROM daily",
+		2, {UUIDOID, UUIDOID}
+	},
+};
+
+/*
+ * Planned for each execution: what may meet very many rows must not go by how
+ * few there were when the session began.  Planned once, whatever it is given:
+ * what looks for each row by its key, in a worker that lives some seconds.
+ */
+static const int planning[APITOKEN_STATEMENTS] = {
+	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_WRITE_USAGE_DAILY] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_FORGET_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REVOKE_IDLE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_CLEAR_PREVIOUS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_REVOKED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_EXPIRED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_DAYS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_NEXT_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_ORPHANS] = CURSOR_OPT_CUSTOM_PLAN,
+};
+
+static SPIPlanPtr plans[APITOKEN_STATEMENTS];
+
+/* The row type that the plan was made for: another one after DROP and CREATE EXTENSION. */
+static Oid	plan_record_types[APITOKEN_STATEMENTS];
+
+/*
+ * The statement being run, which tells the triggers on token_records that the
+ * extension itself is changing the row.
+ */
+ApitokenStatement apitoken_running_statement = APITOKEN_NO_STATEMENT;
+
+static SPIPlanPtr
+saved_plan(ApitokenStatement statement)
+{
+	Oid			record_type = get_rel_type_id(apitoken_table(APITOKEN_TOKEN_RECORDS));
+	Oid			args[PARAMETERS_MAX];
+	SPIPlanPtr	plan;
+
+	if (plans[statement] != NULL && plan_record_types[statement] == record_type)
+		return plans[statement];
+
+	if (plans[statement] != NULL)
+	{
+		SPI_freeplan(plans[statement]);
+		plans[statement] = NULL;
+	}
+	for (int i = 0; i < statements[statement].nargs; i++)
+		args[i] = statements[statement].args[i] == RECORDTYPE ? record_type : statements[statement].args[i];
+	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args, planning[statement]);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	plans[statement] = plan;
+	plan_record_types[statement] = record_type;
+	return plan;
+}
+
+/* Of the first row the first column, in the caller's memory; 0 without a row. */
+static Datum
+first_value(void)
+{
+	Form_pg_attribute column;
+	Datum		value;
+	bool		isnull;
+
+	if (SPI_processed == 0 || SPI_tuptable == NULL)
+		return (Datum) 0;
+	column = TupleDescAttr(SPI_tuptable->tupdesc, 0);
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? (Datum) 0 : SPI_datumTransfer(value, column->attbyval, column->attlen);
+}
+
+/*
+ * Do something as the tables' owner, with `statement` as the one that runs.
+ */
+void
+apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg)
+{
+	ApitokenStatement outer = apitoken_running_statement;
+	Oid			user;
+	int			context;
+	MemoryContext caller_context = CurrentMemoryContext;
+
+	/* An error resets the user with the (sub)transaction. */
+	GetUserIdAndSecContext(&user, &context);
+
+	/*
+	 * A worker's session is a superuser's.  There the owner's own triggers may
+	 * leave nothing for the end of the transaction, when it would run as that.
+	 */
+	SetUserIdAndSecContext(apitoken_owner(),
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS |
+						   (MyBackendType == B_BG_WORKER ? SECURITY_RESTRICTED_OPERATION : 0));
+	PG_TRY();
+	{
+		apitoken_running_statement = statement;
+		work(arg);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		apitoken_running_statement = outer;
+		MemoryContextSwitchTo(caller_context);
+		error = CopyErrorData();
+
+		/* the owner is shown the failing row, digests and all; the caller must not be */
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+		error->detail = NULL;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	apitoken_running_statement = outer;
+	SetUserIdAndSecContext(user, context);
+}
+
+typedef struct Execution
+{
+	ApitokenStatement statement;
+	Datum	   *values;
+	const char *nulls;
+	Datum	   *value;			/* where the first one goes; NULL: nowhere */
+	uint64		processed;
+} Execution;
+
+static void
+run(void *arg)
+{
+	Execution  *execution = arg;
+	int			result;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	result = SPI_execute_snapshot(saved_plan(execution->statement), execution->values, execution->nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  false, true, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+	execution->processed = SPI_processed;
+	if (execution->value != NULL)
+		*execution->value = first_value();
+	SPI_finish();
+}
+
+static uint64
+execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
+{
+	Execution	execution = {statement, values, nulls, value, 0};
+
+	apitoken_as_owner(statement, run, &execution);
+	return execution.processed;
+}
+
+/*
+ * Run a statement as the tables' owner; how many rows it processed.  `nulls`
+ * as for SPI: 'n' where a value is null, or NULL where none is.
+ */
+uint64
+apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
+{
+	return execute(statement, values, nulls, NULL);
+}
+
+/* The same for a value that is not null, if there is a row. */
+bool
+apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
+{
+	return execute(statement, values, nulls, value) > 0;
+}

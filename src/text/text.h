@@ -1,0 +1,96 @@
+/*
+ * text.h
+ *		The text of a token, and the language of permissions.
+ *
+ * The ground floor: nothing here reads a catalog, so that it can be tested and
+ * fuzzed without a server.
+ */
+#ifndef APITOKEN_TEXT_H
+#define APITOKEN_TEXT_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+#include "utils/array.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+/* ----- token.c: the text of a token; no catalog, no palloc, no ereport ----- */
+
+#define APITOKEN_PREFIX_MIN 2
+#define APITOKEN_PREFIX_MAX 12
+#define APITOKEN_ID_CHARS 22
+#define APITOKEN_SECRET_CHARS 43
+#define APITOKEN_CHECKSUM_CHARS 6
+#define APITOKEN_BODY_CHARS (APITOKEN_ID_CHARS + APITOKEN_SECRET_CHARS + APITOKEN_CHECKSUM_CHARS)
+
+/* "<prefix>_<kind>_<body>", without a terminating zero */
+#define APITOKEN_TEXT_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_BODY_CHARS)
+
+/* "<prefix>_<kind>_<id>_...<last four>", without a terminating zero */
+#define APITOKEN_MASKED_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_ID_CHARS + 4 + 4)
+
+/* a text that was cut off is a secret as soon as it has this many characters of one */
+#define APITOKEN_SECRET_CUT 8
+
+typedef enum ApitokenKind
+{
+	APITOKEN_ORGANIZATION,
+	APITOKEN_USER
+} ApitokenKind;
+
+typedef struct ApitokenParts
+{
+	char		prefix[APITOKEN_PREFIX_MAX + 1];
+	ApitokenKind kind;
+	pg_uuid_t	id;
+	char		masked[APITOKEN_MASKED_MAX + 1];
+} ApitokenParts;
+
+extern bool apitoken_valid_prefix(const char *prefix);
+extern bool apitoken_parse_text(const char *text, size_t length, ApitokenParts *parts);
+extern bool apitoken_generate_id(pg_uuid_t *id);
+extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
+								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
+extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
+extern void apitoken_least_id(TimestampTz at, pg_uuid_t *id);
+extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
+extern bool apitoken_holds_secret(const char *text, size_t length);
+extern bool apitoken_mask_secrets(char *text, size_t length);
+
+/* ----- permission.c: permissions, patterns and what covers what ----- */
+
+/* "resource:action", each half 1 to this many characters */
+#define APITOKEN_HALF_MAX 64
+#define APITOKEN_PATTERN_MAX (2 * APITOKEN_HALF_MAX + 1)
+#define APITOKEN_PATTERNS_MAX 100
+
+typedef enum ApitokenAccess
+{
+	APITOKEN_READ_ONLY,
+	APITOKEN_FULL,
+	APITOKEN_CUSTOM
+} ApitokenAccess;
+
+extern bool apitoken_valid_permission(const char *permission);
+extern bool apitoken_valid_pattern(const char *pattern);
+extern bool apitoken_pattern_matches(const char *pattern, const char *permission);
+extern bool apitoken_pattern_covers(const char *pattern, const char *other);
+extern bool apitoken_pattern_intersect(const char *a, const char *b,
+									   char result[APITOKEN_PATTERN_MAX + 1]);
+extern bool apitoken_patterns_match(List *patterns, const char *permission);
+extern const char *apitoken_patterns_uncovered(List *patterns, List *by);
+extern List *apitoken_patterns_reduce(List *patterns);
+extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own,
+									  bool personal);
+extern bool apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal,
+									  const char *permission);
+extern List *apitoken_strings_from_array(ArrayType *array);
+extern ArrayType *apitoken_strings_to_array(List *strings);
+extern void apitoken_check_patterns(ArrayType *array);
+extern void apitoken_check_permission(const char *permission);
+extern char *apitoken_clip(const char *text);
+extern ApitokenAccess apitoken_access_from_text(const char *access);
+extern const char *apitoken_access_to_text(ApitokenAccess access);
+
+#endif							/* APITOKEN_TEXT_H */

@@ -1,0 +1,74 @@
+/*
+ * stats.c
+ *		What the view apitoken.stats shows: the server's counters, and how
+ *		writing this database's usage goes.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "usage/usage.h"
+
+/* The columns that need care; counters stand where the verdicts begin. */
+enum
+{
+	PRELOADED,
+	STARTED_AT,
+	FIRST_COUNTER,
+	SLOTS = FIRST_COUNTER + APITOKEN_COUNTERS,
+	ENTRIES,
+	LIMITS,
+	LAST_FLUSH_AT,
+	LAST_FLUSH_ERROR,
+	LAST_FLUSH_ERROR_AT,
+	COLUMNS
+};
+
+static void
+set_column(Datum *values, bool *nulls, int column, Datum value)
+{
+	values[column] = value;
+	nulls[column] = false;
+}
+
+static void
+describe_flushes(Datum *values, bool *nulls)
+{
+	ApitokenFlushState state;
+
+	if (!apitoken_flush_state(MyDatabaseId, &state))
+		return;
+	if (state.flushed_at != 0)
+		set_column(values, nulls, LAST_FLUSH_AT, TimestampTzGetDatum(state.flushed_at));
+	if (state.failures > 0)
+	{
+		set_column(values, nulls, LAST_FLUSH_ERROR, CStringGetTextDatum(state.problem));
+		set_column(values, nulls, LAST_FLUSH_ERROR_AT, TimestampTzGetDatum(state.failed_at));
+	}
+}
+
+PG_FUNCTION_INFO_V1(apitoken_read_stats);
+Datum
+apitoken_read_stats(PG_FUNCTION_ARGS)
+{
+	TupleDesc	descriptor = apitoken_result_type(fcinfo, COLUMNS);
+	Datum		values[COLUMNS] = {0};
+	bool		nulls[COLUMNS];
+
+	memset(nulls, true, sizeof(nulls));
+	set_column(values, nulls, PRELOADED, BoolGetDatum(apitoken_shared != NULL));
+	if (apitoken_shared != NULL)
+	{
+		set_column(values, nulls, STARTED_AT, TimestampTzGetDatum(apitoken_shared->started_at));
+		for (int counter = 0; counter < APITOKEN_COUNTERS; counter++)
+			set_column(values, nulls, FIRST_COUNTER + counter, Int64GetDatum(apitoken_counted(counter)));
+		set_column(values, nulls, SLOTS, Int32GetDatum(apitoken_usage_slots));
+		set_column(values, nulls, ENTRIES, Int64GetDatum(apitoken_map_entries(apitoken_usage_map)));
+		set_column(values, nulls, LIMITS, Int64GetDatum(apitoken_map_entries(apitoken_limit_map)));
+		describe_flushes(values, nulls);
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
+}
