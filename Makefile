@@ -57,7 +57,7 @@ OBJS = \
 	src/manage/token_sql.o \
 	src/api/postgrest.o \
 	src/api/introspect.o
-HEADERS = $(wildcard $(srcdir)/src/*/*.h)
+INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and
 # test/run.sh fails when a file there is missing from these lists.
@@ -99,14 +99,14 @@ include $(PGXS)
 PROVE_FLAGS += -I test/t
 
 # PGXS knows no dependencies on headers.
-$(OBJS): $(HEADERS)
+$(OBJS): $(INCLUDED)
 apitoken.o: apitoken.control
 
 # test/unit/x_test.c tests src/text/x.c alone: it prints TAP, and brings along what
 # that file takes from the server; functions that need more of it are dropped
 # by the linker, as long as no test calls them.  The sanitizers end it with an
 # error.
-test/unit/bin/%_test: test/unit/%_test.c src/text/%.c $(HEADERS)
+test/unit/bin/%_test: test/unit/%_test.c src/text/%.c $(INCLUDED)
 	@$(MKDIR_P) $(@D)
 	$(CC) $(CFLAGS) $(UNIT_CFLAGS) $(CPPFLAGS) $(filter %.c,$^) -o $@
 
