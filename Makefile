@@ -15,7 +15,7 @@ OBJS = \
 	src/text/token.o \
 	src/text/permission.o \
 	src/base/guc.o \
-	src/base/capability.o \
+	src/base/function.o \
 	src/base/request.o \
 	src/base/address.o \
 	src/base/pepper.o \

@@ -1,23 +1,28 @@
 /* apitoken--1.0.sql */
 
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
-\echo Use "CREATE EXTENSION apitoken CASCADE" to load this file. \quit
+\echo Use "CREATE EXTENSION apitoken" to load this file. \quit
 
 /*
- * Everything is created plainly (never OR REPLACE, never IF NOT EXISTS) in a
- * schema that this script makes itself: a schema or an object of that name
- * made before stops the installation and changes nothing.  Every name is
+ * Everything is created plainly (never OR REPLACE, never IF NOT EXISTS) in
+ * two schemas that this script makes itself: a schema of that name made
+ * before stops the installation and changes nothing.  Every name is
  * schema-qualified, operators in expressions resolve in pg_catalog alone (the
  * extension's own schema is pg_catalog, so that is the script's search_path).
  */
 CREATE SCHEMA apitoken;
-COMMENT ON SCHEMA apitoken IS 'API tokens: generate, verify, list, edit, regenerate, revoke, audit and limit them; who is acting and what they may do';
 GRANT USAGE ON SCHEMA apitoken TO PUBLIC;
+COMMENT ON SCHEMA apitoken IS 'API tokens: generate, verify, list, edit, regenerate, revoke, audit and limit them; who is acting and what they may do';
+
+-- Nobody needs USAGE on this one: the names in views and policies are resolved
+-- here, and only privileges on tables and functions are checked later.
+CREATE SCHEMA apitoken_internal;
+COMMENT ON SCHEMA apitoken_internal IS 'What apitoken is made of: the table of tokens, trigger functions, helpers of policies and views. Not for use';
 
 ------------------------------------------------------------------------------
 -- Tables
 --
--- src/apitoken.h numbers the columns that C reads; sql/schema.sql compares.
+-- src/tables/columns.h describes the columns that C reads; sql/schema.sql compares.
 -- Ids of organizations and users are the application's own, compared by byte
 -- (COLLATE "C"), as text, so that uuid, bigint and text keys all fit.
 ------------------------------------------------------------------------------
@@ -88,7 +93,7 @@ COMMENT ON COLUMN apitoken.memberships.organization_id IS 'The organization; its
 COMMENT ON COLUMN apitoken.memberships.user_id IS 'The user; needs no row in users, and memberships end when that row is deleted';
 COMMENT ON COLUMN apitoken.memberships.role IS 'Name of the role that the member has there';
 
-CREATE TABLE apitoken.token_records (
+CREATE TABLE apitoken_internal.token_records (
 	id                     uuid PRIMARY KEY,
 	created_at             timestamptz NOT NULL,
 	updated_at             timestamptz NOT NULL,
@@ -120,47 +125,26 @@ CREATE TABLE apitoken.token_records (
 	CONSTRAINT token_records_custom CHECK ((access = 'custom') = (permissions IS NOT NULL)),
 	CONSTRAINT token_records_previous CHECK (pg_catalog.num_nonnulls(previous_digest, previous_digest_scheme, previous_expires_at) IN (0, 3))
 );
-CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken.token_records (organization_id, label COLLATE "C")
+CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken_internal.token_records (organization_id, label COLLATE "C")
 	WHERE revoked_at IS NULL AND organization_id IS NOT NULL;
-CREATE UNIQUE INDEX token_records_user_label_key ON apitoken.token_records (user_id, label COLLATE "C")
+CREATE UNIQUE INDEX token_records_user_label_key ON apitoken_internal.token_records (user_id, label COLLATE "C")
 	WHERE revoked_at IS NULL AND user_id IS NOT NULL;
-CREATE INDEX token_records_organization_id_idx ON apitoken.token_records (organization_id, created_at DESC, id DESC)
+CREATE INDEX token_records_organization_id_idx ON apitoken_internal.token_records (organization_id, created_at DESC, id DESC)
 	WHERE organization_id IS NOT NULL;
-CREATE INDEX token_records_user_id_idx ON apitoken.token_records (user_id, created_at DESC, id DESC)
+CREATE INDEX token_records_user_id_idx ON apitoken_internal.token_records (user_id, created_at DESC, id DESC)
 	WHERE user_id IS NOT NULL;
-CREATE INDEX token_records_previous_expires_at_idx ON apitoken.token_records (previous_expires_at)
+CREATE INDEX token_records_previous_expires_at_idx ON apitoken_internal.token_records (previous_expires_at)
 	WHERE previous_expires_at IS NOT NULL;
-CREATE INDEX token_records_revoked_at_idx ON apitoken.token_records (revoked_at)
+CREATE INDEX token_records_revoked_at_idx ON apitoken_internal.token_records (revoked_at)
 	WHERE revoked_at IS NOT NULL;
-CREATE INDEX token_records_expires_at_idx ON apitoken.token_records (expires_at)
+CREATE INDEX token_records_expires_at_idx ON apitoken_internal.token_records (expires_at)
 	WHERE expires_at IS NOT NULL AND revoked_at IS NULL;
-COMMENT ON TABLE apitoken.token_records IS 'What is stored of each token; clients use the view apitoken.tokens. Made, changed and ended by the extension''s own functions and triggers';
-COMMENT ON COLUMN apitoken.token_records.id IS 'The token''s id (UUID version 7, RFC 9562 section 5.7); also stands in the token text';
-COMMENT ON COLUMN apitoken.token_records.created_at IS 'When the token was made';
-COMMENT ON COLUMN apitoken.token_records.updated_at IS 'When it was last changed';
-COMMENT ON COLUMN apitoken.token_records.expires_at IS 'From then on it is refused; null: never';
-COMMENT ON COLUMN apitoken.token_records.suspended_at IS 'Not null: it is refused until this is null again';
-COMMENT ON COLUMN apitoken.token_records.revoked_at IS 'Not null: it is refused for good';
-COMMENT ON COLUMN apitoken.token_records.previous_expires_at IS 'Until then the secret before the last regeneration is accepted too; null: it is not';
-COMMENT ON COLUMN apitoken.token_records.rate_limit_per_minute IS 'Verifications a minute that each server accepts, as many at once after a minute''s rest; none without shared preload; null: no limit';
-COMMENT ON COLUMN apitoken.token_records.digest_scheme IS '0: SHA-256 of the token text; n: HMAC-SHA-256 of it under pepper n';
-COMMENT ON COLUMN apitoken.token_records.previous_digest_scheme IS 'As digest_scheme, for previous_digest';
-COMMENT ON COLUMN apitoken.token_records.digest IS 'Digest of the token text; granted to nobody';
-COMMENT ON COLUMN apitoken.token_records.previous_digest IS 'Digest of the token text before the last regeneration; granted to nobody';
-COMMENT ON COLUMN apitoken.token_records.organization_id IS 'The organization that owns it; null: a personal token';
-COMMENT ON COLUMN apitoken.token_records.user_id IS 'The user that owns it; null: an organization''s token';
-COMMENT ON COLUMN apitoken.token_records.label IS 'Name, 1 to 255 characters, unique among the owner''s tokens that are not revoked';
-COMMENT ON COLUMN apitoken.token_records.access IS 'read_only, full or custom: narrows what the role or the user allows';
-COMMENT ON COLUMN apitoken.token_records.role IS 'Name of the role that an organization''s token carries; null for a personal token';
-COMMENT ON COLUMN apitoken.token_records.permissions IS 'With access custom: the patterns that it is narrowed to; otherwise null';
-COMMENT ON COLUMN apitoken.token_records.allowed_networks IS 'Networks from which it is accepted; null: from everywhere';
-COMMENT ON COLUMN apitoken.token_records.metadata IS 'A JSON object of the application''s own';
-COMMENT ON COLUMN apitoken.token_records.masked IS 'The token text without its secret: prefix, kind, id and the last four characters';
-COMMENT ON COLUMN apitoken.token_records.created_by IS 'Id of the user who made it; null: made by an organization''s token or by a database administrator';
-COMMENT ON COLUMN apitoken.token_records.created_by_name IS 'That user''s name when it was made; null: unknown';
-COMMENT ON COLUMN apitoken.token_records.description IS 'Free text, up to 4000 characters; null: none';
-COMMENT ON COLUMN apitoken.token_records.revoked_by IS 'Id of the user who revoked it; null: not revoked, or by nobody the extension knows';
-COMMENT ON COLUMN apitoken.token_records.revoke_reason IS 'Why it was revoked; null: not revoked, or no reason given';
+COMMENT ON TABLE apitoken_internal.token_records IS 'What is stored of each token; clients use the view apitoken.tokens. Made, changed and ended by the extension''s own functions and triggers';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'Until then the secret before the last regeneration is accepted too; null: it is not';
+COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text; n: HMAC-SHA-256 of it under pepper n';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'As digest_scheme, for previous_digest';
+COMMENT ON COLUMN apitoken_internal.token_records.digest IS 'Digest of the token text; granted to nobody';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digest of the token text before the last regeneration; granted to nobody';
 
 -- With room on each page: a flush then writes no index, and a quarter of the WAL.
 CREATE TABLE apitoken.token_usage (
@@ -221,50 +205,13 @@ COMMENT ON COLUMN apitoken.events.database_user IS 'The login that did it (sessi
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
 COMMENT ON COLUMN apitoken.events.details IS 'masked and label of the token; old and new values of what an edit changed; the reason of a revocation';
 
--- what the constraints and indexes are for
-COMMENT ON CONSTRAINT organizations_pkey ON apitoken.organizations IS 'One row for each organization';
-COMMENT ON CONSTRAINT organizations_id_check ON apitoken.organizations IS 'An id has 1 to 255 bytes';
-COMMENT ON CONSTRAINT organizations_idle_timeout ON apitoken.organizations IS 'A minute to 100 years, no part of it below zero';
-COMMENT ON CONSTRAINT users_pkey ON apitoken.users IS 'One row for each user';
-COMMENT ON CONSTRAINT users_id_check ON apitoken.users IS 'An id has 1 to 255 bytes';
-COMMENT ON CONSTRAINT roles_pkey ON apitoken.roles IS 'One row for each role';
-COMMENT ON CONSTRAINT roles_name_check ON apitoken.roles IS 'A name has 1 to 63 bytes';
-COMMENT ON CONSTRAINT memberships_pkey ON apitoken.memberships IS 'A user has one role in an organization';
-COMMENT ON CONSTRAINT memberships_user_id_check ON apitoken.memberships IS 'An id has 1 to 255 bytes';
-COMMENT ON CONSTRAINT token_records_pkey ON apitoken.token_records IS 'One row for each token: what a verification looks up';
-COMMENT ON CONSTRAINT token_records_digest_scheme_check ON apitoken.token_records IS '0 is SHA-256, others are the number of a pepper';
-COMMENT ON CONSTRAINT token_records_previous_digest_scheme_check ON apitoken.token_records IS '0 is SHA-256, others are the number of a pepper';
-COMMENT ON CONSTRAINT token_records_digest_check ON apitoken.token_records IS 'A digest has 32 bytes';
-COMMENT ON CONSTRAINT token_records_previous_digest_check ON apitoken.token_records IS 'A digest has 32 bytes';
-COMMENT ON CONSTRAINT token_records_access_check ON apitoken.token_records IS 'There are three kinds of access';
-COMMENT ON CONSTRAINT token_records_one_owner ON apitoken.token_records IS 'A token has one owner, an organization or a user';
-COMMENT ON CONSTRAINT token_records_role ON apitoken.token_records IS 'An organization''s token has a role, a personal one has none';
-COMMENT ON CONSTRAINT token_records_custom ON apitoken.token_records IS 'Permissions stand exactly with access custom';
-COMMENT ON CONSTRAINT token_records_previous ON apitoken.token_records IS 'The previous secret has digest, scheme and end, or nothing';
-COMMENT ON CONSTRAINT token_usage_pkey ON apitoken.token_usage IS 'One row for each token';
-COMMENT ON CONSTRAINT token_usage_daily_pkey ON apitoken.token_usage_daily IS 'One row for each token and day';
-COMMENT ON CONSTRAINT events_pkey ON apitoken.events IS 'One row for each event';
-COMMENT ON INDEX apitoken.memberships_user_id_idx IS 'A user''s memberships, read by every question about permissions';
-COMMENT ON INDEX apitoken.memberships_role_idx IS 'Members that have a role, for who deletes it';
-COMMENT ON INDEX apitoken.token_records_organization_label_key IS 'A label is unique among an organization''s tokens that are not revoked';
-COMMENT ON INDEX apitoken.token_records_user_label_key IS 'A label is unique among a user''s personal tokens that are not revoked';
-COMMENT ON INDEX apitoken.token_records_organization_id_idx IS 'An organization''s tokens, newest first, for lists';
-COMMENT ON INDEX apitoken.token_records_user_id_idx IS 'A user''s personal tokens, newest first, for lists';
-COMMENT ON INDEX apitoken.token_records_previous_expires_at_idx IS 'Previous secrets to forget, for run_maintenance()';
-COMMENT ON INDEX apitoken.token_records_revoked_at_idx IS 'Revoked tokens, oldest first, for run_maintenance()';
-COMMENT ON INDEX apitoken.token_records_expires_at_idx IS 'Tokens that expire, in that order, for run_maintenance()';
-COMMENT ON INDEX apitoken.token_usage_daily_day_idx IS 'The oldest days, for run_maintenance()';
-COMMENT ON INDEX apitoken.events_token_id_idx IS 'What happened to a token, in order';
-COMMENT ON INDEX apitoken.events_organization_id_idx IS 'What happened to an organization''s tokens, in order';
-COMMENT ON INDEX apitoken.events_user_id_idx IS 'What happened to a user''s personal tokens, in order';
-COMMENT ON INDEX apitoken.events_actor_idx IS 'What a user did, in order';
 
 -- one statement each: in a single SELECT only the last would be kept
 SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.users', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.roles', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.memberships', '');
-SELECT pg_catalog.pg_extension_config_dump('apitoken.token_records', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_records', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
@@ -355,44 +302,44 @@ CREATE FUNCTION apitoken.organizations_allowed(permission text) RETURNS SETOF te
 COMMENT ON FUNCTION apitoken.organizations_allowed(text) IS 'Ids of the organizations where who is acting may do this (resource:action); for policies: organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed(''article:read'')))';
 
 -- Used by the policies and views below; they, too, tell only about the caller.
-CREATE FUNCTION apitoken.managed_organizations(VARIADIC permissions text[]) RETURNS text[]
+CREATE FUNCTION apitoken_internal.managed_organizations(VARIADIC permissions text[]) RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_managed_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.managed_organizations(text[]) IS 'For policies: organizations where who is acting has at least one of these permissions (resource:action; without *, else 22023; nulls count for nothing); none where nobody acts, and for a null list';
+COMMENT ON FUNCTION apitoken_internal.managed_organizations(text[]) IS 'For policies: organizations where who is acting has at least one of these permissions (resource:action; without *, else 22023; nulls count for nothing); none where nobody acts, and for a null list';
 
-CREATE FUNCTION apitoken.managed_user(VARIADIC permissions text[]) RETURNS text
+CREATE FUNCTION apitoken_internal.managed_user(VARIADIC permissions text[]) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_managed_user' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.managed_user(text[]) IS 'For policies: the user whose personal tokens who is acting may manage: the user themself, or by a custom personal token that names one of these permissions; otherwise null. Permissions as for managed_organizations()';
+COMMENT ON FUNCTION apitoken_internal.managed_user(text[]) IS 'For policies: the user whose personal tokens who is acting may manage: the user themself, or by a custom personal token that names one of these permissions; otherwise null. Permissions as for managed_organizations()';
 
-CREATE FUNCTION apitoken.policy_support(internal) RETURNS internal
+CREATE FUNCTION apitoken_internal.policy_support(internal) RETURNS internal
 	AS 'MODULE_PATHNAME', 'apitoken_policy_support' LANGUAGE C STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.policy_support(internal) IS 'For the planner: what it should know of the functions below';
+COMMENT ON FUNCTION apitoken_internal.policy_support(internal) IS 'For the planner: what it should know of the functions below';
 
-CREATE FUNCTION apitoken.manages_organization(organization_id text, VARIADIC permissions text[]) RETURNS boolean
+CREATE FUNCTION apitoken_internal.manages_organization(organization_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_organization' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
-	SUPPORT apitoken.policy_support;
-COMMENT ON FUNCTION apitoken.manages_organization(text, text[]) IS 'For policies: is it one of managed_organizations()? Null where an argument is';
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.manages_organization(text, text[]) IS 'For policies: is it one of managed_organizations()? Null where an argument is';
 
-CREATE FUNCTION apitoken.manages_user(user_id text, VARIADIC permissions text[]) RETURNS boolean
+CREATE FUNCTION apitoken_internal.manages_user(user_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_user' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
-	SUPPORT apitoken.policy_support;
-COMMENT ON FUNCTION apitoken.manages_user(text, text[]) IS 'For policies: is it managed_user()? Null where an argument is';
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.manages_user(text, text[]) IS 'For policies: is it managed_user()? Null where an argument is';
 
-CREATE FUNCTION apitoken.manages_owner(organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
+CREATE FUNCTION apitoken_internal.manages_owner(organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_owner' LANGUAGE C STABLE PARALLEL RESTRICTED
-	SUPPORT apitoken.policy_support;
-COMMENT ON FUNCTION apitoken.manages_owner(text, text, text[]) IS 'For policies: manages_organization() or manages_user(), of a token, which has one owner; false where the other one, or the list, is null';
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.manages_owner(text, text, text[]) IS 'For policies: manages_organization() or manages_user(), of a token, which has one owner; false where the other one, or the list, is null';
 
-CREATE FUNCTION apitoken.manages_token(token_id uuid, VARIADIC permissions text[]) RETURNS boolean
+CREATE FUNCTION apitoken_internal.manages_token(token_id uuid, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.manages_token(uuid, text[]) IS 'For policies: the same of a token''s owner; false where there is no such token, null where an argument is';
+COMMENT ON FUNCTION apitoken_internal.manages_token(uuid, text[]) IS 'For policies: the same of a token''s owner; false where there is no such token, null where an argument is';
 
-CREATE FUNCTION apitoken.own_organizations() RETURNS text[]
+CREATE FUNCTION apitoken_internal.own_organizations() RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_own_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.own_organizations() IS 'For policies: organizations that who is acting belongs to; none for anonymous and suspended users';
+COMMENT ON FUNCTION apitoken_internal.own_organizations() IS 'For policies: organizations that who is acting belongs to; none for anonymous and suspended users';
 
-CREATE FUNCTION apitoken.in_words(at timestamptz) RETURNS text
+CREATE FUNCTION apitoken_internal.in_words(at timestamptz) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_in_words' LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.in_words(timestamptz) IS 'How long ago that was, in words: just now, 5 minutes ago, 5 days ago; null: never';
+COMMENT ON FUNCTION apitoken_internal.in_words(timestamptz) IS 'How long ago that was, in words: just now, 5 minutes ago, 5 days ago; null: never';
 
 ------------------------------------------------------------------------------
 -- The view that every client uses
@@ -421,7 +368,7 @@ SELECT r.id,
 	r.revoked_by,
 	r.revoke_reason,
 	(SELECT u.last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id) AS last_used_at,
-	apitoken.in_words((SELECT u.last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id)) AS last_used,
+	apitoken_internal.in_words((SELECT u.last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id)) AS last_used,
 	(SELECT u.last_used_from FROM apitoken.token_usage u WHERE u.token_id = r.id) AS last_used_from,
 	CASE
 		WHEN r.revoked_at IS NOT NULL THEN 'revoked'
@@ -431,8 +378,8 @@ SELECT r.id,
 			+ LEAST('7 days'::interval, GREATEST((r.expires_at - r.created_at) / 2, '3 days'::interval)) THEN 'expiring'
 		ELSE 'active'
 	END AS status
-FROM apitoken.token_records r;
-COMMENT ON VIEW apitoken.tokens IS 'The tokens that the caller may see. INSERT makes one (take_secret gives its text), UPDATE edits or suspends it, revoke_token ends it';
+FROM apitoken_internal.token_records r;
+COMMENT ON VIEW apitoken.tokens IS 'The tokens that the caller may see. INSERT makes one (take_token gives its text), UPDATE edits or suspends it, revoke_token ends it';
 COMMENT ON COLUMN apitoken.tokens.id IS 'The token''s id (UUID version 7); also stands in the token text';
 COMMENT ON COLUMN apitoken.tokens.organization_id IS 'The organization that owns it; null: a personal token';
 COMMENT ON COLUMN apitoken.tokens.user_id IS 'The user who owns it; null: an organization''s token';
@@ -462,7 +409,7 @@ COMMENT ON COLUMN apitoken.tokens.status IS 'active, expiring (less than 7 days 
 CREATE VIEW apitoken.members WITH (security_barrier = true) AS
 SELECT m.organization_id, m.user_id, u.name, m.role
 FROM apitoken.memberships m LEFT JOIN apitoken.users u ON u.id = m.user_id
-WHERE m.organization_id = ANY ((SELECT apitoken.own_organizations())::text[]);
+WHERE m.organization_id = ANY ((SELECT apitoken_internal.own_organizations())::text[]);
 COMMENT ON VIEW apitoken.members IS 'Members of the caller''s own organizations: what co-members may know of each other';
 COMMENT ON COLUMN apitoken.members.organization_id IS 'The organization';
 COMMENT ON COLUMN apitoken.members.user_id IS 'The member';
@@ -482,9 +429,9 @@ CREATE FUNCTION apitoken.authenticate(token text) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_authenticate' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act as its owner until the transaction ends. 28000 if it is refused; 25001 if this transaction acts as somebody else already; 42501 if its role''s database_role cannot be entered; warns outside a transaction block';
 
-CREATE FUNCTION apitoken.act_as(user_id text) RETURNS jsonb
+CREATE FUNCTION apitoken.act_as(user_id text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_act_as' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transaction ends; the session user needs the capability act. Answers as whoami(). 42501 without the capability; 25001 if this transaction acts as somebody else already; 22023 if the id is null, empty or over 255 characters';
+COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transaction ends; the session user needs the capability act. Returns the id. 42501 without the capability; 25001 if this transaction acts as somebody else already; 22023 if the id is null, empty or longer than 255 bytes';
 
 CREATE FUNCTION apitoken.pre_request() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_pre_request' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -496,7 +443,7 @@ COMMENT ON FUNCTION apitoken.introspect(text, text) IS 'What OAuth 2.0 token int
 
 CREATE FUNCTION apitoken.generate(kind text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_generate_sql' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.generate(text) IS 'A new token text of kind org (or organization) or usr (or user), stored nowhere. 22023 for another kind';
+COMMENT ON FUNCTION apitoken.generate(text) IS 'A new token text of kind organization or user, stored nowhere. 22023 for another kind';
 
 CREATE FUNCTION apitoken.hash(token text) RETURNS bytea
 	AS 'MODULE_PATHNAME', 'apitoken_hash' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
@@ -522,9 +469,9 @@ CREATE FUNCTION apitoken.create_token(label text, organization_id text DEFAULT N
 	AS 'MODULE_PATHNAME', 'apitoken_create_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Make a token: an organization''s, or without one a personal token of the caller. Its text is in the answer, this once. expires_in: 7 days, 30 days, 90 days, ...; null: never expires. 42501 if not allowed; 22023 for bad values; 23505 if the label is in use';
 
-CREATE FUNCTION apitoken.take_secret(id uuid) RETURNS text
-	AS 'MODULE_PATHNAME', 'apitoken_take_secret' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.take_secret(uuid) IS 'The text of a token that the same role inserted in this transaction, once: INSERT INTO apitoken.tokens (...) RETURNING id, apitoken.take_secret(id). 55000 if there is none';
+CREATE FUNCTION apitoken.take_token(id uuid) RETURNS text
+	AS 'MODULE_PATHNAME', 'apitoken_take_token' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.take_token(uuid) IS 'The text of a token that the same role inserted in this transaction, once: INSERT INTO apitoken.tokens (...) RETURNING id, apitoken.take_token(id). 55000 if there is none';
 
 CREATE FUNCTION apitoken.regenerate_token(id uuid, overlap interval DEFAULT '0', expires_in interval DEFAULT NULL)
 	RETURNS apitoken.issued_token
@@ -544,29 +491,29 @@ CREATE FUNCTION apitoken.revoke_tokens(organization_id text DEFAULT NULL, user_i
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_tokens' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.revoke_tokens(text, text, text, text) IS 'Revoke all tokens that match every id given and that the caller may revoke; how many were. 22023 if no id is given';
 
-CREATE FUNCTION apitoken.list_pattern(label text) RETURNS text
+CREATE FUNCTION apitoken_internal.list_pattern(label text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_list_pattern' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.list_pattern(text) IS 'For list_tokens: a text with % is an ILIKE pattern already, another one means contains';
+COMMENT ON FUNCTION apitoken_internal.list_pattern(text) IS 'For list_tokens: a text with % is an ILIKE pattern already, another one means contains';
 
-CREATE FUNCTION apitoken.list_limit(page_size integer, status text) RETURNS bigint
+CREATE FUNCTION apitoken_internal.list_limit(page_size integer, status text) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'apitoken_list_limit' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.list_limit(integer, text) IS 'For list_tokens: the page size, 1 to 1000, and the status if it is given checked; 22023 otherwise';
+COMMENT ON FUNCTION apitoken_internal.list_limit(integer, text) IS 'For list_tokens: the page size, 1 to 1000, and the status if it is given checked; 22023 otherwise';
 
 CREATE FUNCTION apitoken.list_tokens(label text DEFAULT NULL, organization_id text DEFAULT NULL, status text DEFAULT NULL,
-									 before uuid DEFAULT NULL, page_size integer DEFAULT 50) RETURNS SETOF apitoken.tokens
+									 before_id uuid DEFAULT NULL, page_size integer DEFAULT 50) RETURNS SETOF apitoken.tokens
 	LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 50
 BEGIN ATOMIC
 	SELECT t.*
 	FROM apitoken.tokens t
 	WHERE (list_tokens.organization_id IS NULL OR t.organization_id = list_tokens.organization_id)
-		AND (list_tokens.label IS NULL OR t.label ILIKE apitoken.list_pattern(list_tokens.label))
+		AND (list_tokens.label IS NULL OR t.label ILIKE apitoken_internal.list_pattern(list_tokens.label))
 		AND (list_tokens.status IS NULL OR t.status = list_tokens.status)
-		AND (list_tokens.before IS NULL
-			 OR (t.created_at, t.id) < ((SELECT b.created_at FROM apitoken.token_records b WHERE b.id = list_tokens.before), list_tokens.before))
+		AND (list_tokens.before_id IS NULL
+			 OR (t.created_at, t.id) < ((SELECT b.created_at FROM apitoken_internal.token_records b WHERE b.id = list_tokens.before_id), list_tokens.before_id))
 	ORDER BY t.created_at DESC, t.id DESC
-	LIMIT apitoken.list_limit(list_tokens.page_size, list_tokens.status);
+	LIMIT apitoken_internal.list_limit(list_tokens.page_size, list_tokens.status);
 END;
-COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern, or plain text meant as contains; status: active, expiring, expired, suspended, revoked; before: id of the last row of the page before; page_size: 1 to 1000';
+COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern, or plain text meant as contains; status: active, expiring, expired, suspended, revoked; before_id: id of the last row of the page before; page_size: 1 to 1000';
 
 ------------------------------------------------------------------------------
 -- Capabilities
@@ -588,7 +535,7 @@ CREATE FUNCTION apitoken.flush_usage() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.flush_usage() IS 'Have the usage of this database''s tokens that is recorded in shared memory written now, and wait until it is on disk; does nothing without shared preload. 55000 if it cannot be written, or during recovery; 53000 if no background worker is free';
 
-CREATE FUNCTION apitoken.read_stats(
+CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
 	OUT valid bigint, OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT expired bigint,
 	OUT suspended bigint, OUT network_refused bigint, OUT permission_refused bigint, OUT rate_limited bigint,
@@ -596,9 +543,9 @@ CREATE FUNCTION apitoken.read_stats(
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
 	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_stats' LANGUAGE C VOLATILE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.read_stats() IS 'What the view apitoken.stats shows';
+COMMENT ON FUNCTION apitoken_internal.read_stats() IS 'What the view apitoken.stats shows';
 
-CREATE VIEW apitoken.stats AS SELECT * FROM apitoken.read_stats();
+CREATE VIEW apitoken.stats AS SELECT * FROM apitoken_internal.read_stats();
 COMMENT ON VIEW apitoken.stats IS 'One row: what this server counted since it started, in all databases, and how writing this database''s usage goes. Without shared preload all but preloaded is null';
 COMMENT ON COLUMN apitoken.stats.preloaded IS 'Is the library in shared_preload_libraries?';
 COMMENT ON COLUMN apitoken.stats.started_at IS 'When counting began: the start of the server, or its restart after a crash';
@@ -635,88 +582,72 @@ COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Revoke idle tokens, clear pre
 -- table fired them.
 ------------------------------------------------------------------------------
 
-CREATE FUNCTION apitoken.token_before_insert() RETURNS trigger
+CREATE FUNCTION apitoken_internal.token_before_insert() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_before_insert' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_before_insert() IS 'Trigger: authorization, then values, then id and digest of a new token';
-CREATE FUNCTION apitoken.token_before_update() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.token_before_insert() IS 'Trigger: authorization, then values, then id and digest of a new token';
+CREATE FUNCTION apitoken_internal.token_before_update() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_before_update' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_before_update() IS 'Trigger: what may change of a token, and by whom';
-CREATE FUNCTION apitoken.token_after_change() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.token_before_update() IS 'Trigger: what may change of a token, and by whom';
+CREATE FUNCTION apitoken_internal.token_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_after_change() IS 'Trigger: the event, and the usage row of a new token';
-CREATE FUNCTION apitoken.token_refuse_delete() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: the event, and the usage row of a new token';
+CREATE FUNCTION apitoken_internal.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
-CREATE FUNCTION apitoken.event_refuse_change() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
+CREATE FUNCTION apitoken_internal.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.event_refuse_change() IS 'Trigger: events are only ever added to, and removed by run_maintenance() alone';
-CREATE FUNCTION apitoken.role_before_change() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: events are only ever added to, and removed by run_maintenance() alone';
+CREATE FUNCTION apitoken_internal.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.role_before_change() IS 'Trigger: patterns are well formed, built-in roles stay, a restored built-in role replaces the installed one';
-CREATE FUNCTION apitoken.role_after_change() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: patterns are well formed, built-in roles stay, a restored built-in role replaces the installed one';
+CREATE FUNCTION apitoken_internal.role_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.role_after_change() IS 'Trigger: all sessions forget what they remember of roles';
-CREATE FUNCTION apitoken.membership_before_change() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.role_after_change() IS 'Trigger: all sessions forget what they remember of roles';
+CREATE FUNCTION apitoken_internal.membership_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_membership_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.membership_before_change() IS 'Trigger: a membership needs its organization and its role';
-CREATE FUNCTION apitoken.owner_before_change() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.membership_before_change() IS 'Trigger: a membership needs its organization and its role';
+CREATE FUNCTION apitoken_internal.owner_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.owner_before_change() IS 'Trigger: ids of organizations and users do not change, TRUNCATE is refused, and the end of a suspension is noted';
-CREATE FUNCTION apitoken.owner_after_delete() RETURNS trigger
+COMMENT ON FUNCTION apitoken_internal.owner_before_change() IS 'Trigger: ids of organizations and users do not change, TRUNCATE is refused, and the end of a suspension is noted';
+CREATE FUNCTION apitoken_internal.owner_after_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_after_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken.owner_after_delete() IS 'Trigger: what a deleted organization or user owned is revoked';
+COMMENT ON FUNCTION apitoken_internal.owner_after_delete() IS 'Trigger: what a deleted organization or user owned is revoked';
 
-CREATE TRIGGER token_before_insert BEFORE INSERT ON apitoken.token_records
-	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_insert();
-CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken.token_records
-	FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_update();
-CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.token_records
-	FOR EACH ROW EXECUTE FUNCTION apitoken.token_after_change();
-CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken.token_records
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_refuse_delete();
+CREATE TRIGGER token_before_insert BEFORE INSERT ON apitoken_internal.token_records
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_insert();
+CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken_internal.token_records
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_update();
+CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken_internal.token_records
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_after_change();
+CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken_internal.token_records
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 -- A statement trigger on a view fires only beside an INSTEAD OF trigger.
 CREATE TRIGGER token_refuse_delete BEFORE DELETE ON apitoken.tokens
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.token_refuse_delete();
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 CREATE TRIGGER token_refuse_delete_row INSTEAD OF DELETE ON apitoken.tokens
-	FOR EACH ROW EXECUTE FUNCTION apitoken.token_refuse_delete();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitoken.events
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.event_refuse_change();
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.event_refuse_change();
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken.roles
-	FOR EACH ROW EXECUTE FUNCTION apitoken.role_before_change();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
 -- A changed role tells at once, also when replication or a restore changes it.
 CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken.roles
-	FOR EACH ROW EXECUTE FUNCTION apitoken.role_after_change();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_after_change();
 ALTER TABLE apitoken.roles ENABLE ALWAYS TRIGGER role_after_change;
 CREATE TRIGGER membership_before_change BEFORE INSERT OR UPDATE ON apitoken.memberships
-	FOR EACH ROW EXECUTE FUNCTION apitoken.membership_before_change();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.membership_before_change();
 CREATE TRIGGER organization_before_update BEFORE UPDATE ON apitoken.organizations
-	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_before_change();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_before_truncate BEFORE TRUNCATE ON apitoken.organizations
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.owner_before_change();
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_after_delete AFTER DELETE ON apitoken.organizations
-	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_after_delete();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_delete();
 CREATE TRIGGER user_before_update BEFORE UPDATE ON apitoken.users
-	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_before_change();
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_before_truncate BEFORE TRUNCATE ON apitoken.users
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken.owner_before_change();
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
-	FOR EACH ROW EXECUTE FUNCTION apitoken.owner_after_delete();
-COMMENT ON TRIGGER token_before_insert ON apitoken.token_records IS 'Who may make the token, what it may be, its id and digest';
-COMMENT ON TRIGGER token_before_update ON apitoken.token_records IS 'What may change of a token, and by whom';
-COMMENT ON TRIGGER token_after_change ON apitoken.token_records IS 'The event of each change, and the usage row of a new token';
-COMMENT ON TRIGGER token_refuse_truncate ON apitoken.token_records IS 'Tokens are kept for the record';
-COMMENT ON TRIGGER token_refuse_delete ON apitoken.tokens IS 'DELETE is refused, with a hint to revoke_token, also where no row is met';
-COMMENT ON TRIGGER token_refuse_delete_row ON apitoken.tokens IS 'Lets the statement trigger fire, which a view has only beside one of these';
-COMMENT ON TRIGGER event_refuse_change ON apitoken.events IS 'Events are only ever added to, and removed by run_maintenance() alone';
-COMMENT ON TRIGGER role_before_change ON apitoken.roles IS 'Patterns are well formed, built-in roles stay, a restored one replaces the installed one';
-COMMENT ON TRIGGER role_after_change ON apitoken.roles IS 'All sessions forget what they remember of roles';
-COMMENT ON TRIGGER membership_before_change ON apitoken.memberships IS 'A membership needs its organization and its role';
-COMMENT ON TRIGGER organization_before_update ON apitoken.organizations IS 'An id does not change; the end of a suspension is noted';
-COMMENT ON TRIGGER organization_before_truncate ON apitoken.organizations IS 'TRUNCATE is refused: it would revoke nothing';
-COMMENT ON TRIGGER organization_after_delete ON apitoken.organizations IS 'The organization''s tokens are revoked';
-COMMENT ON TRIGGER user_before_update ON apitoken.users IS 'An id does not change';
-COMMENT ON TRIGGER user_before_truncate ON apitoken.users IS 'TRUNCATE is refused: it would revoke nothing';
-COMMENT ON TRIGGER user_after_delete ON apitoken.users IS 'The user''s personal tokens are revoked, their memberships end';
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_delete();
 
 ------------------------------------------------------------------------------
 -- Row-level security.  Privileges say which role may try (apitoken.allow);
@@ -728,7 +659,7 @@ ALTER TABLE apitoken.organizations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.users ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.roles ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
-ALTER TABLE apitoken.token_records ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
@@ -737,7 +668,7 @@ ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 -- and is not asked who is acting.
 CREATE POLICY organizations_read ON apitoken.organizations FOR SELECT
 	USING ((SELECT pg_catalog.has_table_privilege('apitoken.organizations'::regclass, 'DELETE'))
-		   OR id = ANY ((SELECT apitoken.own_organizations())::text[]));
+		   OR id = ANY ((SELECT apitoken_internal.own_organizations())::text[]));
 CREATE POLICY organizations_insert ON apitoken.organizations FOR INSERT WITH CHECK (true);
 CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE USING (true);
 CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE USING (true);
@@ -751,7 +682,7 @@ CREATE POLICY users_delete ON apitoken.users FOR DELETE USING (true);
 
 CREATE POLICY memberships_read ON apitoken.memberships FOR SELECT
 	USING ((SELECT pg_catalog.has_table_privilege('apitoken.memberships'::regclass, 'DELETE'))
-		   OR organization_id = ANY ((SELECT apitoken.own_organizations())::text[]));
+		   OR organization_id = ANY ((SELECT apitoken_internal.own_organizations())::text[]));
 CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT WITH CHECK (true);
 CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE USING (true);
 CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE USING (true);
@@ -763,51 +694,29 @@ CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
 CREATE POLICY roles_delete ON apitoken.roles FOR DELETE USING (true);
 
 -- The OR is for queries that name no owner, the rest for those that do: see src/identity/policy.c.
-CREATE POLICY token_records_read ON apitoken.token_records FOR SELECT
-	USING ((apitoken.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
-			OR apitoken.manages_user(user_id, 'token:read', 'token:update', 'token:delete'))
-		   AND apitoken.manages_owner(organization_id, user_id, 'token:read', 'token:update', 'token:delete'));
-CREATE POLICY token_records_create ON apitoken.token_records FOR INSERT
-	WITH CHECK (organization_id = ANY ((SELECT apitoken.managed_organizations('token:create'))::text[])
-				OR user_id = (SELECT apitoken.managed_user('token:create')));
-CREATE POLICY token_records_update ON apitoken.token_records FOR UPDATE
-	USING (organization_id = ANY ((SELECT apitoken.managed_organizations('token:update'))::text[])
-		   OR user_id = (SELECT apitoken.managed_user('token:update')));
+CREATE POLICY token_records_read ON apitoken_internal.token_records FOR SELECT
+	USING ((apitoken_internal.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
+			OR apitoken_internal.manages_user(user_id, 'token:read', 'token:update', 'token:delete'))
+		   AND apitoken_internal.manages_owner(organization_id, user_id, 'token:read', 'token:update', 'token:delete'));
+CREATE POLICY token_records_create ON apitoken_internal.token_records FOR INSERT
+	WITH CHECK (organization_id = ANY ((SELECT apitoken_internal.managed_organizations('token:create'))::text[])
+				OR user_id = (SELECT apitoken_internal.managed_user('token:create')));
+CREATE POLICY token_records_update ON apitoken_internal.token_records FOR UPDATE
+	USING (organization_id = ANY ((SELECT apitoken_internal.managed_organizations('token:update'))::text[])
+		   OR user_id = (SELECT apitoken_internal.managed_user('token:update')));
 
 CREATE POLICY token_usage_read ON apitoken.token_usage FOR SELECT
-	USING (apitoken.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
+	USING (apitoken_internal.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
 
 CREATE POLICY token_usage_daily_read ON apitoken.token_usage_daily FOR SELECT
-	USING (EXISTS (SELECT FROM apitoken.token_records r WHERE r.id = token_id));
+	USING (EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id = token_id));
 
 CREATE POLICY events_read ON apitoken.events FOR SELECT
-	USING (organization_id = ANY ((SELECT apitoken.managed_organizations('token:read', 'token:update', 'token:delete'))::text[])
-		   OR user_id = (SELECT apitoken.managed_user('token:read', 'token:update', 'token:delete'))
-		   OR actor = (SELECT apitoken.managed_user('token:read', 'token:update', 'token:delete'))
+	USING (organization_id = ANY ((SELECT apitoken_internal.managed_organizations('token:read', 'token:update', 'token:delete'))::text[])
+		   OR user_id = (SELECT apitoken_internal.managed_user('token:read', 'token:update', 'token:delete'))
+		   OR actor = (SELECT apitoken_internal.managed_user('token:read', 'token:update', 'token:delete'))
 		   OR actor_token_id = (SELECT apitoken.current_token_id()));
 
-COMMENT ON POLICY organizations_read ON apitoken.organizations IS 'Members (and tokens) see their own organizations, who may write the table sees all';
-COMMENT ON POLICY organizations_insert ON apitoken.organizations IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY organizations_update ON apitoken.organizations IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY organizations_delete ON apitoken.organizations IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY users_read ON apitoken.users IS 'A user sees themself, who may write the table sees all';
-COMMENT ON POLICY users_insert ON apitoken.users IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY users_update ON apitoken.users IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY users_delete ON apitoken.users IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY memberships_read ON apitoken.memberships IS 'Members (and tokens) see the memberships of their own organizations, who may write the table sees all';
-COMMENT ON POLICY memberships_insert ON apitoken.memberships IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY memberships_update ON apitoken.memberships IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY memberships_delete ON apitoken.memberships IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY roles_read ON apitoken.roles IS 'Everyone sees the roles';
-COMMENT ON POLICY roles_insert ON apitoken.roles IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY roles_update ON apitoken.roles IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY roles_delete ON apitoken.roles IS 'Whoever was granted it may: capability directory';
-COMMENT ON POLICY token_records_read ON apitoken.token_records IS 'Seen by members with token:read, token:update or token:delete there; a personal token by its user';
-COMMENT ON POLICY token_records_create ON apitoken.token_records IS 'Made by members with token:create there; a personal token by its user';
-COMMENT ON POLICY token_records_update ON apitoken.token_records IS 'Changed by members with token:update there; a personal token by its user';
-COMMENT ON POLICY token_usage_read ON apitoken.token_usage IS 'Seen by who sees the token';
-COMMENT ON POLICY token_usage_daily_read ON apitoken.token_usage_daily IS 'Seen by who sees the token';
-COMMENT ON POLICY events_read ON apitoken.events IS 'Seen by who sees the token, and by who did it';
 
 ------------------------------------------------------------------------------
 -- Nothing is anybody's until apitoken.allow says so, but for what tells only
@@ -823,32 +732,32 @@ REVOKE ALL ON FUNCTION
 	apitoken.parse(text),
 	apitoken.mask(text),
 	apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb),
-	apitoken.policy_support(internal),
-	apitoken.take_secret(uuid),
+	apitoken_internal.policy_support(internal),
+	apitoken.take_token(uuid),
 	apitoken.regenerate_token(uuid, interval, interval),
 	apitoken.revoke_token(uuid, text, text),
 	apitoken.revoke_by_token(text, text),
 	apitoken.pre_request(),
 	apitoken.introspect(text, text),
 	apitoken.revoke_tokens(text, text, text, text),
-	apitoken.list_pattern(text),
-	apitoken.list_limit(integer, text),
+	apitoken_internal.list_pattern(text),
+	apitoken_internal.list_limit(integer, text),
 	apitoken.list_tokens(text, text, text, uuid, integer),
 	apitoken.allow(name, text[]),
 	apitoken.disallow(name, text[]),
 	apitoken.flush_usage(),
-	apitoken.read_stats(),
+	apitoken_internal.read_stats(),
 	apitoken.run_maintenance(),
-	apitoken.token_before_insert(),
-	apitoken.token_before_update(),
-	apitoken.token_after_change(),
-	apitoken.token_refuse_delete(),
-	apitoken.event_refuse_change(),
-	apitoken.role_before_change(),
-	apitoken.role_after_change(),
-	apitoken.membership_before_change(),
-	apitoken.owner_before_change(),
-	apitoken.owner_after_delete()
+	apitoken_internal.token_before_insert(),
+	apitoken_internal.token_before_update(),
+	apitoken_internal.token_after_change(),
+	apitoken_internal.token_refuse_delete(),
+	apitoken_internal.event_refuse_change(),
+	apitoken_internal.role_before_change(),
+	apitoken_internal.role_after_change(),
+	apitoken_internal.membership_before_change(),
+	apitoken_internal.owner_before_change(),
+	apitoken_internal.owner_after_delete()
 FROM PUBLIC;
 
 ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ void
 _PG_init(void)
 {
 	apitoken_guc_init();
-	apitoken_capability_init();
+	apitoken_function_init();
 	apitoken_catalog_init();
 	apitoken_identity_init();
 	apitoken_secret_init();

@@ -76,7 +76,7 @@ describe_token(JsonbParseState **state, const ApitokenVerification *verification
 
 	/* members of our own, as section 2.2 allows */
 	apitoken_json_string(state, "label", record->label);
-	apitoken_json_string(state, "kind", record->kind == APITOKEN_ORGANIZATION ? "organization" : "user");
+	apitoken_json_string(state, "kind", apitoken_kind_name(record->kind));
 	if (record->organization_id != NULL)
 		apitoken_json_string(state, "organization_id", record->organization_id);
 	if (verification->standing.role != NULL)

@@ -69,31 +69,31 @@ refuse_request(const char *details, const char *hint)
 static pg_noreturn void
 refuse_token(const ApitokenVerification *verification)
 {
-	const char *verdict = apitoken_verdict_name(verification->verdict);
+	const char *verdict = apitoken_verdicts[verification->verdict].name;
+	int			status = apitoken_verdicts[verification->verdict].http_status;
 	const char *details = psprintf("Verdict: %s.", verdict);
 
-	switch (verification->verdict)
+	switch (status)
 	{
-		case APITOKEN_RATE_LIMITED:
+		case 429:
 			{
 				/* RFC 6585 section 4, RFC 9110 section 10.2.3: whole seconds */
 				int64		seconds = (verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
 
 				if (seconds <= 0)
-					refuse(429, verdict, "the token has a rate limit, which cannot be counted here", details,
+					refuse(status, verdict, "the token has a rate limit, which cannot be counted here", details,
 						   "Ask whoever runs the server: it needs apitoken in shared_preload_libraries.", NULL, NULL);
 
-				refuse(429, verdict, "the token is used too often", details,
+				refuse(status, verdict, "the token is used too often", details,
 					   psprintf("Try again in " INT64_FORMAT " seconds.", seconds),
 					   "Retry-After", psprintf(INT64_FORMAT, seconds));
 			}
-		case APITOKEN_NETWORK_REFUSED:
-		case APITOKEN_PERMISSION_REFUSED:
-			refuse(403, verdict, "the token may not be used for this request", details,
+		case 403:
+			refuse(status, verdict, "the token may not be used for this request", details,
 				   "Ask whoever manages the token.", NULL, NULL);
 		default:
 			/* RFC 6750, section 3 */
-			refuse(401, "invalid_token", "the token is not valid", details,
+			refuse(status, "invalid_token", "the token is not valid", details,
 				   "Check the token, or get another one.",
 				   "WWW-Authenticate", "Bearer error=\"invalid_token\"");
 	}

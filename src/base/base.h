@@ -14,6 +14,7 @@
 #include "utils/jsonb.h"
 
 #include "base/compat.h"
+#include "base/verdicts.h"
 
 /* ----- guc.c: settings ----- */
 
@@ -107,9 +108,10 @@ extern void apitoken_decoy_digest(const char *text, size_t length);
 extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 									const uint8 b[APITOKEN_DIGEST_LENGTH]);
 
-/* ----- capability.c: what database roles were granted ----- */
+/* ----- function.c: the extension's functions, and who may execute them ----- */
 
-extern void apitoken_capability_init(void);
+extern void apitoken_function_init(void);
+extern Oid	apitoken_find_function(const char *schema, const char *name, int nargs, const Oid *args);
 extern bool apitoken_role_may_act(Oid role);
 extern bool apitoken_session_may_vouch(void);
 

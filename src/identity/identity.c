@@ -245,7 +245,7 @@ require_valid(const ApitokenVerification *verification)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 				 errmsg("the token is not valid"),
-				 errdetail("Verdict: %s.", apitoken_verdict_name(verification->verdict)),
+				 errdetail("Verdict: %s.", apitoken_verdicts[verification->verdict].name),
 				 verification->retry_after > 0 ?
 				 /* rounded up: that long is enough */
 				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
@@ -424,8 +424,9 @@ apitoken_current_groups(PG_FUNCTION_ARGS)
 	PG_RETURN_ARRAYTYPE_P(groups_of(&standing));
 }
 
-static Jsonb *
-describe_principal(void)
+PG_FUNCTION_INFO_V1(apitoken_whoami);
+Datum
+apitoken_whoami(PG_FUNCTION_ARGS)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
 	ApitokenPrincipal nobody = {0};
@@ -455,14 +456,7 @@ describe_principal(void)
 	apitoken_json_bool(&state, "read_only", apitoken_principal_read_only());
 	apitoken_json_string(&state, "database_user", GetUserNameFromId(GetUserId(), false));
 	apitoken_json_bool(&state, "bypasses_rls", apitoken_bypasses_rls());
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
-}
-
-PG_FUNCTION_INFO_V1(apitoken_whoami);
-Datum
-apitoken_whoami(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_JSONB_P(describe_principal());
+	PG_RETURN_JSONB_P(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_act_as);
@@ -479,7 +473,7 @@ apitoken_act_as(PG_FUNCTION_ARGS)
 	apitoken_sync_identity();
 	warn_outside_block("act_as");
 	fix_user(user_id, GetUserId());
-	PG_RETURN_JSONB_P(describe_principal());
+	PG_RETURN_DATUM(PG_GETARG_DATUM(0));
 }
 
 /* An organization's id of whatever type the application's key has. */

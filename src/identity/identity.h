@@ -65,8 +65,15 @@ typedef struct ApitokenVerification
 	List	   *patterns;		/* effective patterns */
 } ApitokenVerification;
 
-extern const char *apitoken_verdict_name(ApitokenVerdict verdict);
-extern bool apitoken_secret_was_right(ApitokenVerdict verdict);
+/* What verdicts.h says of each verdict. */
+typedef struct ApitokenVerdictInfo
+{
+	const char *name;
+	bool		known;			/* the secret was right */
+	int			http_status;
+} ApitokenVerdictInfo;
+
+extern const ApitokenVerdictInfo apitoken_verdicts[APITOKEN_VERDICTS];
 extern void apitoken_verify(const char *text, size_t length, const char *permission,
 							const char *organization_id, inet *address,
 							ApitokenVerification *verification);

@@ -28,7 +28,6 @@
 #include "nodes/pathnodes.h"
 #include "nodes/supportnodes.h"
 #include "optimizer/optimizer.h"
-#include "parser/parse_func.h"
 #include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -323,10 +322,10 @@ static Expr *
 comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid collation)
 {
 	Oid			array = TEXTARRAYOID;
-	char	   *name = organization ? "managed_organizations" : "managed_user";
-	List	   *names = list_make2(makeString(get_namespace_name(get_func_namespace(function))),
-								   makeString(name));
-	FuncExpr   *managed = makeFuncExpr(LookupFuncName(names, 1, &array, false),
+	Oid			managing = apitoken_find_function(get_namespace_name(get_func_namespace(function)),
+												  organization ? "managed_organizations" : "managed_user",
+												  1, &array);
+	FuncExpr   *managed = makeFuncExpr(managing,
 									   organization ? TEXTARRAYOID : TEXTOID,
 									   list_make1(copyObject(permissions)),
 									   organization ? InvalidOid : collation, InvalidOid, COERCE_EXPLICIT_CALL);

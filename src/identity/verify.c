@@ -33,30 +33,9 @@
 
 #include "identity/identity.h"
 
-static const char *const verdict_names[] = {
-	[APITOKEN_VALID] = "valid",
-	[APITOKEN_MALFORMED] = "malformed",
-	[APITOKEN_UNKNOWN] = "unknown",
-	[APITOKEN_REVOKED] = "revoked",
-	[APITOKEN_EXPIRED] = "expired",
-	[APITOKEN_SUSPENDED] = "suspended",
-	[APITOKEN_NETWORK_REFUSED] = "network_refused",
-	[APITOKEN_PERMISSION_REFUSED] = "permission_refused",
-	[APITOKEN_RATE_LIMITED] = "rate_limited",
-};
+#define VERDICT_ROW(NAME, name, known, status) {#name, known, status},
 
-const char *
-apitoken_verdict_name(ApitokenVerdict verdict)
-{
-	return verdict_names[verdict];
-}
-
-/* May the caller be told which token it is? */
-bool
-apitoken_secret_was_right(ApitokenVerdict verdict)
-{
-	return verdict != APITOKEN_MALFORMED && verdict != APITOKEN_UNKNOWN;
-}
+const ApitokenVerdictInfo apitoken_verdicts[APITOKEN_VERDICTS] = {VERDICTS(VERDICT_ROW)};
 
 static bool
 digest_matches(const char *text, size_t length, int16 scheme, const uint8 *stored)
@@ -199,63 +178,64 @@ apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)
 		!apitoken_within_limit(&record->id, record->rate_limit, &verification->retry_after))
 		verification->verdict = APITOKEN_RATE_LIMITED;
 	apitoken_record_use(verification->verdict,
-						apitoken_secret_was_right(verification->verdict) ? &record->id : NULL,
+						apitoken_verdicts[verification->verdict].known ? &record->id : NULL,
 						verification->at, address, may_write);
 }
 
-static Datum
-text_or_null(const char *value, bool *isnull)
+static void
+set_column(Datum *values, bool *nulls, AttrNumber column, Datum value)
 {
-	*isnull = value == NULL;
-	return value == NULL ? (Datum) 0 : CStringGetTextDatum(value);
+	values[column - 1] = value;
+	nulls[column - 1] = false;
+}
+
+static void
+set_text(Datum *values, bool *nulls, AttrNumber column, const char *value)
+{
+	if (value != NULL)
+		set_column(values, nulls, column, CStringGetTextDatum(value));
 }
 
 /* A verification as a value of type apitoken.verification. */
 Datum
 apitoken_verification_datum(const ApitokenVerification *verification)
 {
-	Datum		values[14];
-	static const Oid types[14] = {BOOLOID, TEXTOID, UUIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID, JSONBOID, INTERVALOID};
 	const ApitokenRecord *record = &verification->record;
 	const ApitokenStanding *standing = &verification->standing;
-	bool		nulls[14];
+	Datum		values[Natts_verification] = {0};
+	bool		nulls[Natts_verification];
 
 	memset(nulls, true, sizeof(nulls));
-	values[0] = BoolGetDatum(verification->verdict == APITOKEN_VALID);
-	nulls[0] = false;
-	values[1] = text_or_null(verdict_names[verification->verdict], &nulls[1]);
-	if (apitoken_secret_was_right(verification->verdict))
+	set_column(values, nulls, Anum_verification_valid, BoolGetDatum(verification->verdict == APITOKEN_VALID));
+	set_text(values, nulls, Anum_verification_verdict, apitoken_verdicts[verification->verdict].name);
+	if (apitoken_verdicts[verification->verdict].known)
 	{
-		values[2] = UUIDPGetDatum(&record->id);
-		nulls[2] = false;
-		values[3] = text_or_null(record->label, &nulls[3]);
+		set_column(values, nulls, Anum_verification_token_id, UUIDPGetDatum(&record->id));
+		set_text(values, nulls, Anum_verification_label, record->label);
 	}
 	if (verification->verdict == APITOKEN_VALID)
 	{
-		values[4] = text_or_null(record->kind == APITOKEN_ORGANIZATION ? "organization" : "user", &nulls[4]);
-		values[5] = text_or_null(record->organization_id, &nulls[5]);
-		values[6] = text_or_null(record->user_id, &nulls[6]);
-		values[7] = text_or_null(standing->role, &nulls[7]);
-		values[8] = text_or_null(apitoken_access_to_text(record->access), &nulls[8]);
-		values[9] = PointerGetDatum(apitoken_strings_to_array(verification->patterns));
-		nulls[9] = false;
-		values[10] = PointerGetDatum(standing->groups != NULL ? standing->groups : construct_empty_array(TEXTOID));
-		nulls[10] = false;
-		values[11] = TimestampTzGetDatum(record->expires_at);
-		nulls[11] = record->expires_at == DT_NOEND;
-		values[12] = record->metadata;
-		nulls[12] = false;
+		set_text(values, nulls, Anum_verification_kind, apitoken_kind_name(record->kind));
+		set_text(values, nulls, Anum_verification_organization_id, record->organization_id);
+		set_text(values, nulls, Anum_verification_user_id, record->user_id);
+		set_text(values, nulls, Anum_verification_role, standing->role);
+		set_text(values, nulls, Anum_verification_access, apitoken_access_to_text(record->access));
+		set_column(values, nulls, Anum_verification_permissions,
+				   PointerGetDatum(apitoken_strings_to_array(verification->patterns)));
+		set_column(values, nulls, Anum_verification_groups,
+				   PointerGetDatum(standing->groups != NULL ? standing->groups : construct_empty_array(TEXTOID)));
+		if (record->expires_at != DT_NOEND)
+			set_column(values, nulls, Anum_verification_expires_at, TimestampTzGetDatum(record->expires_at));
+		set_column(values, nulls, Anum_verification_metadata, record->metadata);
 	}
 	if (verification->retry_after > 0)
 	{
 		Interval   *wait = palloc0(sizeof(Interval));
 
 		wait->time = verification->retry_after;
-		values[13] = IntervalPGetDatum(wait);
-		nulls[13] = false;
+		set_column(values, nulls, Anum_verification_retry_after, IntervalPGetDatum(wait));
 	}
-	return apitoken_form_row(APITOKEN_VERIFICATION_ROW, lengthof(types), types, values, nulls);
+	return apitoken_form_row(APITOKEN_VERIFICATION_ROW, values, nulls);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_verify_sql);

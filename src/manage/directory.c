@@ -44,16 +44,16 @@ replace_role(TriggerData *trigger, const char *name)
 	Snapshot	snapshot = apitoken_latest_snapshot();
 	ApitokenRoleRow row;
 	bool		exists = apitoken_fetch_role(snapshot, name, &row);
-	Datum		values[4];
-	bool		isnull[4];
-	char		nulls[4];
+	Datum		values[Natts_roles];
+	bool		isnull[Natts_roles];
+	char		nulls[Natts_roles];
 
 	UnregisterSnapshot(snapshot);
 	if (!exists || !apitoken_is_owner())
 		return false;
 	for (int i = 0; i < lengthof(values); i++)
 	{
-		values[i] = heap_getattr(trigger->tg_trigtuple, Anum_roles_name + i, descriptor, &isnull[i]);
+		values[i] = heap_getattr(trigger->tg_trigtuple, i + 1, descriptor, &isnull[i]);
 		nulls[i] = isnull[i] ? 'n' : ' ';
 	}
 	apitoken_execute(APITOKEN_REPLACE_ROLE, values, nulls);
@@ -167,13 +167,15 @@ Datum
 apitoken_owner_before_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	bool		of_user = CALLED_AS_TRIGGER(fcinfo) &&
+		RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_USERS);
+	AttrNumber	id = of_user ? Anum_users_id : Anum_organizations_id;
 	TupleDesc	descriptor;
 	bool		isnull;
 	char	   *old_id;
 	char	   *new_id;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		RelationGetRelid(trigger->tg_relation) != apitoken_table(APITOKEN_USERS))
+	if (!of_user)
 		apitoken_expect_trigger(fcinfo, APITOKEN_ORGANIZATIONS);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 		ereport(ERROR,
@@ -181,17 +183,14 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 				 errmsg("table \"%s\" cannot be truncated", RelationGetRelationName(trigger->tg_relation)),
 				 errhint("Use DELETE, which revokes the tokens of what it deletes.")));
 
-	/* id is the first column of both */
 	descriptor = RelationGetDescr(trigger->tg_relation);
-	old_id = TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, 1, descriptor, &isnull));
-	new_id = heap_attisnull(trigger->tg_newtuple, 1, descriptor) ? pstrdup("") :
-		TextDatumGetCString(heap_getattr(trigger->tg_newtuple, 1, descriptor, &isnull));
+	old_id = TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, id, descriptor, &isnull));
+	new_id = heap_attisnull(trigger->tg_newtuple, id, descriptor) ? pstrdup("") :
+		TextDatumGetCString(heap_getattr(trigger->tg_newtuple, id, descriptor, &isnull));
 	if (strcmp(old_id, new_id) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("the id of an organization or a user cannot change"),
 				 errhint("Insert the new one, then delete the old one: its tokens are revoked.")));
-	if (RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_ORGANIZATIONS))
-		return PointerGetDatum(note_resumption(trigger));
-	return PointerGetDatum(trigger->tg_newtuple);
+	return PointerGetDatum(of_user ? trigger->tg_newtuple : note_resumption(trigger));
 }

@@ -22,9 +22,10 @@ check_protected_columns(TriggerData *trigger)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
 
-	for (AttrNumber attribute = 1; attribute <= Anum_token_records_revoke_reason; attribute++)
+	for (AttrNumber attribute = 1; attribute <= Natts_token_records; attribute++)
 	{
-		if (apitoken_is_editable(attribute) || attribute == Anum_token_records_updated_at ||
+		if (apitoken_column_granted(APITOKEN_TOKEN_RECORDS, attribute, 'w') ||
+			attribute == Anum_token_records_updated_at ||
 			!apitoken_column_changed(trigger, attribute))
 			continue;
 		ereport(ERROR,

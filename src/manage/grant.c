@@ -22,99 +22,133 @@
 
 #include "manage/manage.h"
 
-#define NO_COLUMNS ""
-
-/* What a capability grants: one privilege on one function or relation. */
+/* One privilege on one function, table or view. */
 typedef struct Privilege
 {
-	const char *capability;
-	const char *privilege;		/* "execute" for a function */
+	const char *name;			/* "execute" for a function */
+	const char *schema;
 	const char *object;
-	const char *columns;		/* comma-separated; all if empty */
+	ApitokenTable columns_of;	/* on the columns that columns.h grants; APITOKEN_TABLES: on all */
 	int			nargs;			/* of a function; its argument types: */
 	const char *args[11];
 } Privilege;
 
-#define FUNCTION(capability, name, ...) \
-	{capability, "execute", name, NO_COLUMNS, \
+#define FUNCTION_OF(schema, name, ...) \
+	{"execute", schema, name, APITOKEN_TABLES, \
 	 lengthof(((const char *[]) {__VA_ARGS__})), {__VA_ARGS__}}
-#define RELATION(capability, privilege, name, columns) \
-	{capability, privilege, name, columns, 0, {NULL}}
+#define FUNCTION(name, ...) FUNCTION_OF("apitoken", name, __VA_ARGS__)
+#define INTERNAL(name, ...) FUNCTION_OF("apitoken_internal", name, __VA_ARGS__)
+#define TABLE(privilege, name) {privilege, "apitoken", name, APITOKEN_TABLES, 0, {NULL}}
+#define COLUMNS(privilege, schema, name, table) {privilege, schema, name, table, 0, {NULL}}
+#define WRITABLE_TABLE(name) \
+	TABLE("select", name), TABLE("insert", name), TABLE("update", name), TABLE("delete", name)
 
-/* What clients may read, set and change of token_records, and so of tokens. */
-#define NARROWING "label,description,role,access,permissions,allowed_networks,rate_limit_per_minute,metadata,expires_at"
-#define READABLE "id,organization_id,user_id," NARROWING ",masked,created_by,created_by_name," \
-	"created_at,updated_at,suspended_at,revoked_at,revoked_by,revoke_reason"
-#define INSERTABLE "organization_id,user_id," NARROWING
-#define UPDATABLE NARROWING ",suspended_at"
-
-static const Privilege privileges[] = {
-	FUNCTION("use", "authenticate", "text"),
-	FUNCTION("use", "pre_request"),
-
-	FUNCTION("manage", "authenticate", "text"),
-	FUNCTION("manage", "pre_request"),
-	FUNCTION("manage", "create_token", "text", "text", "text", "text", "text", "text", "_text",
-			 "interval", "_cidr", "int4", "jsonb"),
-	FUNCTION("manage", "take_secret", "uuid"),
-	FUNCTION("manage", "regenerate_token", "uuid", "interval", "interval"),
-	FUNCTION("manage", "revoke_token", "uuid", "text", "text"),
-	FUNCTION("manage", "revoke_tokens", "text", "text", "text", "text"),
-	FUNCTION("manage", "list_tokens", "text", "text", "text", "uuid", "int4"),
-	FUNCTION("manage", "list_pattern", "text"),
-	FUNCTION("manage", "list_limit", "int4", "text"),
-	RELATION("manage", "select", "tokens", NO_COLUMNS),
-	RELATION("manage", "insert", "tokens", INSERTABLE),
-	RELATION("manage", "update", "tokens", UPDATABLE),
-	/* the view's trigger refuses, with a hint that a missing privilege has not */
-	RELATION("manage", "delete", "tokens", NO_COLUMNS),
-	RELATION("manage", "select", "token_records", READABLE),
-	RELATION("manage", "insert", "token_records", INSERTABLE),
-	RELATION("manage", "update", "token_records", UPDATABLE),
-	RELATION("manage", "select", "token_usage", NO_COLUMNS),
-	RELATION("manage", "select", "token_usage_daily", NO_COLUMNS),
-	RELATION("manage", "select", "events", NO_COLUMNS),
-	RELATION("manage", "select", "organizations", NO_COLUMNS),
-	RELATION("manage", "select", "users", NO_COLUMNS),
-	RELATION("manage", "select", "memberships", NO_COLUMNS),
-	RELATION("manage", "select", "members", NO_COLUMNS),
-
-	FUNCTION("verify", "verify", "text", "text", "text", "inet"),
-	FUNCTION("verify", "introspect", "text", "text"),
-	FUNCTION("verify", "revoke_by_token", "text", "text"),
-
-	FUNCTION("act", "act_as", "text"),
-
-	RELATION("directory", "select", "organizations", NO_COLUMNS),
-	RELATION("directory", "insert", "organizations", NO_COLUMNS),
-	RELATION("directory", "update", "organizations", NO_COLUMNS),
-	RELATION("directory", "delete", "organizations", NO_COLUMNS),
-	RELATION("directory", "select", "users", NO_COLUMNS),
-	RELATION("directory", "insert", "users", NO_COLUMNS),
-	RELATION("directory", "update", "users", NO_COLUMNS),
-	RELATION("directory", "delete", "users", NO_COLUMNS),
-	RELATION("directory", "select", "memberships", NO_COLUMNS),
-	RELATION("directory", "insert", "memberships", NO_COLUMNS),
-	RELATION("directory", "update", "memberships", NO_COLUMNS),
-	RELATION("directory", "delete", "memberships", NO_COLUMNS),
-	RELATION("directory", "insert", "roles", "name,description,permissions"),
-	RELATION("directory", "update", "roles", "description,permissions"),
-	RELATION("directory", "delete", "roles", NO_COLUMNS),
-
-	FUNCTION("monitor", "read_stats"),
-	RELATION("monitor", "select", "stats", NO_COLUMNS),
+static const Privilege use_privileges[] = {
+	FUNCTION("authenticate", "text"),
+	FUNCTION("pre_request"),
 };
 
-static List *
-column_list(const char *columns)
-{
-	List	   *result = NIL;
-	char	   *copy = pstrdup(columns);
-	char	   *rest = NULL;
+static const Privilege manage_privileges[] = {
+	FUNCTION("create_token", "text", "text", "text", "text", "text", "text", "_text",
+			 "interval", "_cidr", "int4", "jsonb"),
+	FUNCTION("take_token", "uuid"),
+	FUNCTION("regenerate_token", "uuid", "interval", "interval"),
+	FUNCTION("revoke_token", "uuid", "text", "text"),
+	FUNCTION("revoke_tokens", "text", "text", "text", "text"),
+	FUNCTION("list_tokens", "text", "text", "text", "uuid", "int4"),
+	INTERNAL("list_pattern", "text"),
+	INTERNAL("list_limit", "int4", "text"),
+	TABLE("select", "tokens"),
+	COLUMNS("insert", "apitoken", "tokens", APITOKEN_TOKEN_RECORDS),
+	COLUMNS("update", "apitoken", "tokens", APITOKEN_TOKEN_RECORDS),
+	/* the view's trigger refuses it, with a hint that a missing privilege would not give */
+	TABLE("delete", "tokens"),
+	COLUMNS("select", "apitoken_internal", "token_records", APITOKEN_TOKEN_RECORDS),
+	COLUMNS("insert", "apitoken_internal", "token_records", APITOKEN_TOKEN_RECORDS),
+	COLUMNS("update", "apitoken_internal", "token_records", APITOKEN_TOKEN_RECORDS),
+	TABLE("select", "token_usage"),
+	TABLE("select", "token_usage_daily"),
+	TABLE("select", "events"),
+	TABLE("select", "organizations"),
+	TABLE("select", "users"),
+	TABLE("select", "memberships"),
+	TABLE("select", "members"),
+};
 
-	for (char *name = strtok_r(copy, ",", &rest); name != NULL; name = strtok_r(NULL, ",", &rest))
-		result = lappend(result, makeString(name));
-	return result;
+static const Privilege verify_privileges[] = {
+	FUNCTION("verify", "text", "text", "text", "inet"),
+	FUNCTION("introspect", "text", "text"),
+	FUNCTION("revoke_by_token", "text", "text"),
+};
+
+static const Privilege act_privileges[] = {
+	FUNCTION("act_as", "text"),
+};
+
+static const Privilege directory_privileges[] = {
+	WRITABLE_TABLE("organizations"),
+	WRITABLE_TABLE("users"),
+	WRITABLE_TABLE("memberships"),
+	COLUMNS("insert", "apitoken", "roles", APITOKEN_ROLES),
+	COLUMNS("update", "apitoken", "roles", APITOKEN_ROLES),
+	TABLE("delete", "roles"),
+};
+
+static const Privilege monitor_privileges[] = {
+	INTERNAL("read_stats"),
+	TABLE("select", "stats"),
+};
+
+/* A named set of privileges. */
+typedef struct Capability
+{
+	const char *name;
+	const char *includes;		/* another one; NULL: none */
+	const Privilege *privileges;
+	int			count;
+} Capability;
+
+#define CAPABILITY(name, includes) {#name, includes, name##_privileges, lengthof(name##_privileges)}
+
+static const Capability capabilities[] = {
+	CAPABILITY(use, NULL),
+	CAPABILITY(manage, "use"),
+	CAPABILITY(verify, NULL),
+	CAPABILITY(act, NULL),
+	CAPABILITY(directory, NULL),
+	CAPABILITY(monitor, NULL),
+};
+
+static const Capability *
+find_capability(const char *name)
+{
+	for (int i = 0; i < lengthof(capabilities); i++)
+	{
+		if (strcmp(capabilities[i].name, name) == 0)
+			return &capabilities[i];
+	}
+	return NULL;
+}
+
+/* "use, manage, ... and monitor" */
+static const char *
+capability_names(void)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < lengthof(capabilities); i++)
+		appendStringInfo(&names, "%s%s",
+						 i == 0 ? "" : i == lengthof(capabilities) - 1 ? " and " : ", ",
+						 capabilities[i].name);
+	return names.data;
+}
+
+/* The ACL letter of a privilege on columns. */
+static char
+acl_letter(const char *privilege)
+{
+	return strcmp(privilege, "select") == 0 ? 'r' : strcmp(privilege, "insert") == 0 ? 'a' : 'w';
 }
 
 static void
@@ -122,20 +156,22 @@ run_grant(const Privilege *privilege, RoleSpec *grantee, bool grant)
 {
 	GrantStmt  *statement = makeNode(GrantStmt);
 	AccessPriv *access = makeNode(AccessPriv);
+	char	   *schema = pstrdup(privilege->schema);
 	char	   *object = pstrdup(privilege->object);
 
-	access->priv_name = pstrdup(privilege->privilege);
-	access->cols = column_list(privilege->columns);
+	access->priv_name = pstrdup(privilege->name);
+	if (privilege->columns_of != APITOKEN_TABLES)
+		access->cols = apitoken_columns_granted(privilege->columns_of, acl_letter(privilege->name));
 	statement->is_grant = grant;
 	statement->targtype = ACL_TARGET_OBJECT;
 	statement->privileges = list_make1(access);
 	statement->grantees = list_make1(grantee);
 	statement->behavior = DROP_RESTRICT;
-	if (strcmp(privilege->privilege, "execute") == 0)
+	if (strcmp(privilege->name, "execute") == 0)
 	{
 		ObjectWithArgs *function = makeNode(ObjectWithArgs);
 
-		function->objname = list_make2(makeString(pstrdup("apitoken")), makeString(object));
+		function->objname = list_make2(makeString(schema), makeString(object));
 		for (int i = 0; i < privilege->nargs; i++)
 			function->objargs = lappend(function->objargs,
 										makeTypeNameFromNameList(list_make2(makeString(pstrdup("pg_catalog")),
@@ -146,25 +182,18 @@ run_grant(const Privilege *privilege, RoleSpec *grantee, bool grant)
 	else
 	{
 		statement->objtype = OBJECT_TABLE;
-		statement->objects = list_make1(makeRangeVar(pstrdup("apitoken"), object, -1));
+		statement->objects = list_make1(makeRangeVar(schema, object, -1));
 	}
 	ExecuteGrantStmt(statement);
 }
 
-static bool
-grants_of(const char *capability, RoleSpec *grantee, bool grant)
+static void
+run_grants(const Capability *capability, RoleSpec *grantee, bool grant)
 {
-	bool		known = false;
-
-	for (int i = 0; i < lengthof(privileges); i++)
-	{
-		if (strcmp(privileges[i].capability, capability) != 0)
-			continue;
-		known = true;
-		if (grantee != NULL)
-			run_grant(&privileges[i], grantee, grant);
-	}
-	return known;
+	if (capability->includes != NULL)
+		run_grants(find_capability(capability->includes), grantee, grant);
+	for (int i = 0; i < capability->count; i++)
+		run_grant(&capability->privileges[i], grantee, grant);
 }
 
 /* Was DELETE on this relation granted to the role itself? */
@@ -217,7 +246,7 @@ restore_shared(List *taken, Oid role, RoleSpec *grantee)
 		foreach(lc, taken)
 			was_taken = was_taken || strcmp(lfirst(lc), kept[i].capability) == 0;
 		if (!was_taken && may_delete(get_relname_relid(kept[i].relation, schema), role))
-			grants_of(kept[i].capability, grantee, true);
+			run_grants(find_capability(kept[i].capability), grantee, true);
 	}
 }
 
@@ -247,18 +276,18 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	/* all are known, before the first is granted */
 	foreach(lc, capabilities)
 	{
-		if (!grants_of(lfirst(lc), NULL, grant))
+		if (find_capability(lfirst(lc)) == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("there is no capability \"%s\"", apitoken_clip(lfirst(lc))),
-					 errhint("Capabilities are use, manage, verify, act, directory and monitor.")));
+					 errmsg("capability \"%s\" does not exist", apitoken_clip(lfirst(lc))),
+					 errhint("The capabilities are %s.", capability_names())));
 	}
 
 	grantee->roletype = ROLESPEC_CSTRING;
 	grantee->rolename = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	grantee->location = -1;
 	foreach(lc, capabilities)
-		grants_of(lfirst(lc), grantee, grant);
+		run_grants(find_capability(lfirst(lc)), grantee, grant);
 	if (!grant)
 		restore_shared(capabilities, get_role_oid(grantee->rolename, false), grantee);
 }

@@ -1,6 +1,6 @@
 /*
  * issue.c
- *		Making tokens: the insert trigger, create_token() and take_secret().
+ *		Making tokens: the insert trigger, create_token() and take_token().
  *
  * Every new token goes through the trigger, whoever inserts it: it checks
  * authorization first, with one uniform error, and only then the values (a
@@ -129,9 +129,9 @@ lock_owner(const ApitokenRecord *record)
 typedef struct Columns
 {
 	int			count;
-	int			attributes[24];
-	Datum		values[24];
-	bool		nulls[24];
+	int			attributes[Natts_token_records];
+	Datum		values[Natts_token_records];
+	bool		nulls[Natts_token_records];
 } Columns;
 
 static void
@@ -212,7 +212,7 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 		apitoken_check_metadata(value);
 }
 
-/* Id, digest and masked text; the text itself is kept for take_secret(). */
+/* Id, digest and masked text; the text itself is kept for take_token(). */
 static void
 mint(ApitokenRecord *record, Columns *columns)
 {
@@ -323,18 +323,18 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 													 columns.attributes, columns.values, columns.nulls));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_take_secret);
+PG_FUNCTION_INFO_V1(apitoken_take_token);
 Datum
-apitoken_take_secret(PG_FUNCTION_ARGS)
+apitoken_take_token(PG_FUNCTION_ARGS)
 {
 	text	   *secret = apitoken_release_secret(PG_GETARG_UUID_P(0));
 
 	if (secret == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the text of this token is not to be had"),
-				 errdetail("It can be taken once, in the transaction that inserted the token, by the role that did."),
-				 errhint("regenerate_token() gives the token a new text.")));
+				 errmsg("token text is not available"),
+				 errdetail("It can be taken once, by the role that inserted the token, in the same transaction."),
+				 errhint("Use apitoken.regenerate_token() to give the token a new text.")));
 	PG_RETURN_TEXT_P(secret);
 }
 
@@ -342,16 +342,15 @@ apitoken_take_secret(PG_FUNCTION_ARGS)
 Datum
 apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, TimestampTz expires_at)
 {
-	Datum		values[4];
-	static const Oid types[] = {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
-	bool		nulls[4] = {false, false, false, false};
+	Datum		values[Natts_issued_token];
+	bool		nulls[Natts_issued_token] = {false};
 
-	values[0] = UUIDPGetDatum(id);
-	values[1] = PointerGetDatum(secret);
-	values[2] = CStringGetTextDatum(masked);
-	values[3] = TimestampTzGetDatum(expires_at);
-	nulls[3] = expires_at == DT_NOEND;
-	return apitoken_form_row(APITOKEN_ISSUED_ROW, lengthof(types), types, values, nulls);
+	values[Anum_issued_token_id - 1] = UUIDPGetDatum(id);
+	values[Anum_issued_token_token - 1] = PointerGetDatum(secret);
+	values[Anum_issued_token_masked - 1] = CStringGetTextDatum(masked);
+	values[Anum_issued_token_expires_at - 1] = TimestampTzGetDatum(expires_at);
+	nulls[Anum_issued_token_expires_at - 1] = expires_at == DT_NOEND;
+	return apitoken_form_row(APITOKEN_ISSUED_TOKEN_ROW, values, nulls);
 }
 
 /*
@@ -417,6 +416,6 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the token was not inserted"),
-				 errdetail("A rule or trigger on apitoken.tokens or apitoken.token_records kept it from being so.")));
+				 errdetail("A rule or trigger on apitoken.tokens or apitoken_internal.token_records kept it from being so.")));
 	PG_RETURN_DATUM(apitoken_issued_datum(&id, secret, parts.masked, expires_at));
 }

@@ -92,7 +92,7 @@ apitoken_revoke_by_token(PG_FUNCTION_ARGS)
 	ApitokenVerification verification;
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
-	if (!apitoken_secret_was_right(verification.verdict) || verification.record.revoked)
+	if (!apitoken_verdicts[verification.verdict].known || verification.record.revoked)
 		PG_RETURN_BOOL(false);
 	PG_RETURN_BOOL(revoke_one(&verification.record.id, CStringGetTextDatum("revoked_by_token"), ' '));
 }

@@ -2,7 +2,7 @@
  * secret.c
  *		Texts of tokens made in this transaction, until they are taken.
  *
- * The insert trigger keeps them here, take_secret() and create_token() hand
+ * The insert trigger keeps them here, take_token() and create_token() hand
  * each out once, to the role that made it.  What is left is wiped when its
  * (sub)transaction ends, whichever way it ends.
  *

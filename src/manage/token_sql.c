@@ -17,22 +17,18 @@ PG_FUNCTION_INFO_V1(apitoken_generate_sql);
 Datum
 apitoken_generate_sql(PG_FUNCTION_ARGS)
 {
-	char	   *code = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	ApitokenKind kind;
 	char		buffer[APITOKEN_TEXT_MAX + 1];
 	ApitokenParts parts;
 	pg_uuid_t	id;
 	text	   *result;
 
-	if (strcmp(code, "org") == 0 || strcmp(code, "organization") == 0)
-		kind = APITOKEN_ORGANIZATION;
-	else if (strcmp(code, "usr") == 0 || strcmp(code, "user") == 0)
-		kind = APITOKEN_USER;
-	else
+	if (!apitoken_kind_from_name(name, &kind))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("there is no such kind of token"),
-				 errhint("Give 'org' for an organization's or 'usr' for a user's.")));
+				 errmsg("invalid kind of token"),
+				 errhint("Use 'organization' or 'user'.")));
 	if (!apitoken_generate_id(&id) ||
 		!apitoken_generate_text(apitoken_prefix, kind, &id, buffer, &parts))
 		ereport(ERROR,
@@ -81,7 +77,7 @@ apitoken_parse_sql(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	descriptor = apitoken_result_type(fcinfo, lengthof(values));
 	values[0] = CStringGetTextDatum(parts.prefix);
-	values[1] = CStringGetTextDatum(apitoken_kind_code(parts.kind));
+	values[1] = CStringGetTextDatum(apitoken_kind_name(parts.kind));
 	values[2] = UUIDPGetDatum(&parts.id);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

@@ -30,15 +30,35 @@
 
 #include "tables/tables.h"
 
-static const char *const table_names[APITOKEN_TABLES] = {
-	"organizations",
-	"users",
-	"roles",
-	"memberships",
-	"token_records",
-	"token_usage",
-	"events",
-};
+/* A column as columns.h describes it. */
+typedef struct Column
+{
+	const char *name;
+	Oid			type;
+	bool		not_null;
+	const char *granted;
+} Column;
+
+/* A table or composite type of the extension. */
+typedef struct RelationInfo
+{
+	const char *schema;
+	const char *name;
+	int			natts;
+	const Column *columns;
+} RelationInfo;
+
+#define NOT_NULL true
+#define NULLABLE false
+#define COLUMN_ROW(relation, name, type, null, granted) {#name, type, null, granted},
+#define COLUMN_ROWS(NAME, schema, name) static const Column name##_columns[] = {NAME##_COLUMNS(COLUMN_ROW)};
+#define RELATION_ROW(NAME, schema, name) {#schema, #name, Natts_##name, name##_columns},
+
+TABLE_RELATIONS(COLUMN_ROWS)
+ROW_RELATIONS(COLUMN_ROWS)
+
+static const RelationInfo table_info[] = {TABLE_RELATIONS(RELATION_ROW)};
+static const RelationInfo row_info[] = {ROW_RELATIONS(RELATION_ROW)};
 
 static Oid	tables[APITOKEN_TABLES];
 static bool tables_valid = false;
@@ -47,11 +67,6 @@ static uint64 invalidations = 0;	/* seen so far */
 
 /* Advances whenever one of our tables may have changed. */
 uint64		apitoken_table_changes = 0;
-
-static const char *const row_names[APITOKEN_ROWS] = {
-	"verification",
-	"issued_token",
-};
 
 static Oid	row_types[APITOKEN_ROWS];
 
@@ -85,58 +100,62 @@ apitoken_catalog_init(void)
 }
 
 /*
- * The columns that are read here, in order of their numbers: the owner of a
- * table can change them, and reading a value of another type, or a null where
- * there is none, would crash the server.
+ * The owner of a table can change its columns.  Reading a value as another type,
+ * or a null where none is expected, would crash the server.
  */
-typedef struct
-{
-	Oid			type;
-	bool		not_null;
-} Column;
-
-#define TABLE_COLUMNS_MAX Anum_token_records_revoke_reason
-
-static const Column columns[APITOKEN_TABLES][TABLE_COLUMNS_MAX] = {
-	[APITOKEN_ORGANIZATIONS] = {{TEXTOID, true}, {TEXTOID, false}, {TIMESTAMPTZOID, false},
-	{TIMESTAMPTZOID, true}, {INTERVALOID, false}, {TIMESTAMPTZOID, false}},
-	[APITOKEN_USERS] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTOID, false}, {TEXTARRAYOID, true},
-	{TEXTOID, false}, {TIMESTAMPTZOID, false}},
-	[APITOKEN_ROLES] = {{TEXTOID, true}, {TEXTOID, false}, {TEXTARRAYOID, true}, {NAMEOID, false}},
-	[APITOKEN_MEMBERSHIPS] = {{TEXTOID, true}, {TEXTOID, true}, {TEXTOID, true}},
-	[APITOKEN_TOKEN_RECORDS] = {
-		{UUIDOID, true},		/* id */
-		{TIMESTAMPTZOID, true}, {TIMESTAMPTZOID, true}, {TIMESTAMPTZOID, false},
-		{TIMESTAMPTZOID, false}, {TIMESTAMPTZOID, false}, {TIMESTAMPTZOID, false},
-		{INT4OID, false},		/* rate_limit_per_minute */
-		{INT2OID, true}, {INT2OID, false}, {BYTEAOID, true}, {BYTEAOID, false},
-		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, true}, {TEXTOID, true}, {TEXTOID, false},
-		{TEXTARRAYOID, false},	/* permissions */
-		{CIDRARRAYOID, false}, {JSONBOID, true}, {TEXTOID, true}, {TEXTOID, false},
-		{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false},
-	},
-	[APITOKEN_TOKEN_USAGE] = {{UUIDOID, true}, {TIMESTAMPTZOID, false}, {INT8OID, true}, {INT8OID, true}, {INETOID, false}},
-	[APITOKEN_EVENTS] = {{UUIDOID, true}, {TIMESTAMPTZOID, true}, {TEXTOID, true}, {UUIDOID, true},
-	{TEXTOID, false}, {TEXTOID, false}, {TEXTOID, false}, {UUIDOID, false}, {NAMEOID, true}, {INETOID, false}, {JSONBOID, true}},
-};
-
 static void
 check_columns(ApitokenTable table, Relation relation)
 {
-	for (int i = 0; i < TABLE_COLUMNS_MAX && OidIsValid(columns[table][i].type); i++)
-	{
-		TupleDesc	descriptor = RelationGetDescr(relation);
+	const RelationInfo *info = &table_info[table];
+	TupleDesc	descriptor = RelationGetDescr(relation);
+	bool		expected = descriptor->natts >= info->natts;
 
-		if (i < descriptor->natts &&
-			TupleDescAttr(descriptor, i)->atttypid == columns[table][i].type &&
-			(TupleDescAttr(descriptor, i)->attnotnull || !columns[table][i].not_null))
-			continue;
+	for (int i = 0; i < info->natts && expected; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(descriptor, i);
+
+		expected = column->atttypid == info->columns[i].type &&
+			(column->attnotnull || !info->columns[i].not_null);
+	}
+	if (!expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table apitoken.%s has not the columns that this library knows", table_names[table]),
-				 errhint("ALTER EXTENSION apitoken UPDATE; and do not alter the extension's columns.")));
-	}
+				 errmsg("table %s.%s does not have the expected columns", info->schema, info->name),
+				 errhint("Run ALTER EXTENSION apitoken UPDATE, and do not alter the columns of the extension's tables.")));
 	columns_checked[table] = true;
+}
+
+const char *
+apitoken_table_schema(ApitokenTable table)
+{
+	return table_info[table].schema;
+}
+
+const char *
+apitoken_table_name(ApitokenTable table)
+{
+	return table_info[table].name;
+}
+
+/* Do capabilities grant this privilege (an ACL letter) on this column? */
+bool
+apitoken_column_granted(ApitokenTable table, AttrNumber attribute, char privilege)
+{
+	return strchr(table_info[table].columns[attribute - 1].granted, privilege) != NULL;
+}
+
+/* The names of all columns on which they do, as a list of String nodes. */
+List *
+apitoken_columns_granted(ApitokenTable table, char privilege)
+{
+	List	   *names = NIL;
+
+	for (AttrNumber i = 1; i <= table_info[table].natts; i++)
+	{
+		if (apitoken_column_granted(table, i, privilege))
+			names = lappend(names, makeString(pstrdup(table_info[table].columns[i - 1].name)));
+	}
+	return names;
 }
 
 /*
@@ -152,18 +171,20 @@ apitoken_installed(void)
 {
 	uint64		before = invalidations;
 	Oid			found[APITOKEN_TABLES];
-	Oid			schema;
 	Oid			extension;
 
 	if (tables_valid)
 		return true;
 	extension = get_extension_oid("apitoken", true);
-	schema = get_namespace_oid("apitoken", true);
-	if (!OidIsValid(extension) || !OidIsValid(schema))
+	if (!OidIsValid(extension))
 		return false;
 	for (int i = 0; i < APITOKEN_TABLES; i++)
 	{
-		found[i] = get_relname_relid(table_names[i], schema);
+		Oid			schema = get_namespace_oid(table_info[i].schema, true);
+
+		if (!OidIsValid(schema))
+			return false;
+		found[i] = get_relname_relid(table_info[i].name, schema);
 		if (!OidIsValid(found[i]) ||
 			getExtensionOfObject(RelationRelationId, found[i]) != extension)
 			return false;
@@ -181,7 +202,7 @@ require_installed(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("extension apitoken is not installed in this database"),
-				 errhint("CREATE EXTENSION apitoken CASCADE;")));
+				 errhint("Run CREATE EXTENSION apitoken.")));
 }
 
 /*
@@ -209,7 +230,7 @@ apitoken_open_table(ApitokenTable table)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("table apitoken.%s does not exist", table_names[table])));
+			 errmsg("table %s.%s does not exist", table_info[table].schema, table_info[table].name)));
 	return NULL;				/* keep the compiler quiet */
 }
 
@@ -269,9 +290,9 @@ apitoken_lock_extension(void)
 	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension apitoken has version %s, and its library %s",
+				 errmsg("extension apitoken has version %s, but its library has version %s",
 						version == NULL ? "none" : version, APITOKEN_VERSION),
-				 errhint("ALTER EXTENSION apitoken UPDATE; and restart the server if the library is the older one.")));
+				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is older, restart the server.")));
 	return apitoken_installed();
 }
 
@@ -314,9 +335,9 @@ apitoken_result_type(FunctionCallInfo fcinfo, int columns)
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != columns)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("function apitoken.%s has not the result that this library knows",
+				 errmsg("function \"%s\" does not have the expected result type",
 						get_func_name(fcinfo->flinfo->fn_oid)),
-				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
+				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
 	return BlessTupleDesc(descriptor);
 }
 
@@ -325,37 +346,39 @@ row_type(ApitokenRow row)
 {
 	if (!OidIsValid(row_types[row]))
 		row_types[row] = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-										 CStringGetDatum(row_names[row]),
-										 ObjectIdGetDatum(get_namespace_oid("apitoken", false)));
+										 CStringGetDatum(row_info[row].name),
+										 ObjectIdGetDatum(get_namespace_oid(row_info[row].schema, false)));
 	return row_types[row];
 }
 
 /*
- * A row of a composite type of the extension, given the columns that it has to
- * have.  Behind them there may be some that were added and dropped again.
+ * A row of a composite type of the extension, from as many values as columns.h
+ * gives it columns.  Behind them there may be some that were added and dropped.
  */
 Datum
-apitoken_form_row(ApitokenRow row, int count, const Oid *types,
-				  const Datum *values, const bool *nulls)
+apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls)
 {
+	const RelationInfo *info = &row_info[row];
 	TupleDesc	descriptor = lookup_rowtype_tupdesc(row_type(row), -1);
-	bool		known = descriptor->natts >= count;
+	bool		expected = descriptor->natts >= info->natts;
 	Datum	   *row_values = palloc0(descriptor->natts * sizeof(Datum));
 	bool	   *row_nulls = palloc(descriptor->natts * sizeof(bool));
 	HeapTuple	tuple;
 
-	for (int i = 0; i < descriptor->natts && known; i++)
+	for (int i = 0; i < descriptor->natts && expected; i++)
 	{
+		bool		known = i < info->natts;
+
 		/* a dropped column has no type */
-		known = TupleDescAttr(descriptor, i)->atttypid == (i < count ? types[i] : InvalidOid);
-		row_values[i] = i < count ? values[i] : (Datum) 0;
-		row_nulls[i] = i < count ? nulls[i] : true;
+		expected = TupleDescAttr(descriptor, i)->atttypid == (known ? info->columns[i].type : InvalidOid);
+		row_values[i] = known ? values[i] : (Datum) 0;
+		row_nulls[i] = known ? nulls[i] : true;
 	}
-	if (!known)
+	if (!expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("type apitoken.%s has not the columns that this library knows", row_names[row]),
-				 errhint("ALTER EXTENSION apitoken UPDATE; or install the library that belongs to the extension's version.")));
+				 errmsg("type %s.%s does not have the expected columns", info->schema, info->name),
+				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
 	tuple = heap_form_tuple(descriptor, row_values, row_nulls);
 	ReleaseTupleDesc(descriptor);
 	return HeapTupleGetDatum(tuple);

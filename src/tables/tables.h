@@ -13,106 +13,25 @@
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
+#include "tables/columns.h"
+
 /* ----- catalog.c: where the extension's objects are, and whose ----- */
-
-typedef enum ApitokenTable
-{
-	APITOKEN_ORGANIZATIONS,
-	APITOKEN_USERS,
-	APITOKEN_ROLES,
-	APITOKEN_MEMBERSHIPS,
-	APITOKEN_TOKEN_RECORDS,
-	APITOKEN_TOKEN_USAGE,
-	APITOKEN_EVENTS,
-	APITOKEN_TABLES
-} ApitokenTable;
-
-/* Attribute numbers; sql/schema.sql compares them with the catalog. */
-#define Anum_organizations_id 1
-#define Anum_organizations_suspended_at 3
-#define Anum_organizations_idle_timeout 5
-#define Anum_organizations_resumed_at 6
-
-#define Anum_users_id 1
-#define Anum_users_name 2
-#define Anum_users_groups 4
-#define Anum_users_role 5
-#define Anum_users_suspended_at 6
-
-#define Anum_roles_name 1
-#define Anum_roles_description 2
-#define Anum_roles_permissions 3
-#define Anum_roles_database_role 4
-
-#define Anum_memberships_organization_id 1
-#define Anum_memberships_user_id 2
-#define Anum_memberships_role 3
-
-#define Anum_token_records_id 1
-#define Anum_token_records_created_at 2
-#define Anum_token_records_updated_at 3
-#define Anum_token_records_expires_at 4
-#define Anum_token_records_suspended_at 5
-#define Anum_token_records_revoked_at 6
-#define Anum_token_records_previous_expires_at 7
-#define Anum_token_records_rate_limit_per_minute 8
-#define Anum_token_records_digest_scheme 9
-#define Anum_token_records_previous_digest_scheme 10
-#define Anum_token_records_digest 11
-#define Anum_token_records_previous_digest 12
-#define Anum_token_records_organization_id 13
-#define Anum_token_records_user_id 14
-#define Anum_token_records_label 15
-#define Anum_token_records_access 16
-#define Anum_token_records_role 17
-#define Anum_token_records_permissions 18
-#define Anum_token_records_allowed_networks 19
-#define Anum_token_records_metadata 20
-#define Anum_token_records_masked 21
-#define Anum_token_records_created_by 22
-#define Anum_token_records_created_by_name 23
-#define Anum_token_records_description 24
-#define Anum_token_records_revoked_by 25
-#define Anum_token_records_revoke_reason 26
-
-#define Anum_token_usage_token_id 1
-#define Anum_token_usage_last_used_at 2
-#define Anum_token_usage_accepted 3
-#define Anum_token_usage_refused 4
-#define Anum_token_usage_last_used_from 5
-
-#define Anum_events_id 1
-#define Anum_events_at 2
-#define Anum_events_action 3
-#define Anum_events_token_id 4
-#define Anum_events_organization_id 5
-#define Anum_events_user_id 6
-#define Anum_events_actor 7
-#define Anum_events_actor_token_id 8
-#define Anum_events_database_user 9
-#define Anum_events_client_address 10
-#define Anum_events_details 11
-
-/* The composite types that functions answer with. */
-typedef enum ApitokenRow
-{
-	APITOKEN_VERIFICATION_ROW,
-	APITOKEN_ISSUED_ROW,
-	APITOKEN_ROWS
-} ApitokenRow;
 
 extern void apitoken_catalog_init(void);
 extern bool apitoken_installed(void);
 extern uint64 apitoken_table_changes;
 extern Oid	apitoken_table(ApitokenTable table);
+extern const char *apitoken_table_schema(ApitokenTable table);
+extern const char *apitoken_table_name(ApitokenTable table);
+extern bool apitoken_column_granted(ApitokenTable table, AttrNumber attribute, char privilege);
+extern List *apitoken_columns_granted(ApitokenTable table, char privilege);
 extern Relation apitoken_open_table(ApitokenTable table);
 extern bool apitoken_lock_extension(void);
 extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
 extern TupleDesc apitoken_result_type(FunctionCallInfo fcinfo, int columns);
-extern Datum apitoken_form_row(ApitokenRow row, int count, const Oid *types,
-							   const Datum *values, const bool *nulls);
+extern Datum apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls);
 
 /* ----- read.c: reads the tables, past privileges and row-level security ----- */
 
@@ -240,7 +159,6 @@ extern void apitoken_close_append(Relation relation);
 
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
 extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
-extern bool apitoken_is_editable(AttrNumber attribute);
 extern bool apitoken_edited(TriggerData *trigger);
 
 #endif							/* APITOKEN_TABLES_H */

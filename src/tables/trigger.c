@@ -40,38 +40,14 @@ apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)
 	return !datum_image_eq(old_value, new_value, column->attbyval, column->attlen);
 }
 
-/* What an UPDATE may change. */
-static const AttrNumber editable[] = {
-	Anum_token_records_label,
-	Anum_token_records_description,
-	Anum_token_records_role,
-	Anum_token_records_access,
-	Anum_token_records_permissions,
-	Anum_token_records_allowed_networks,
-	Anum_token_records_rate_limit_per_minute,
-	Anum_token_records_metadata,
-	Anum_token_records_expires_at,
-	Anum_token_records_suspended_at,
-};
-
-bool
-apitoken_is_editable(AttrNumber attribute)
-{
-	for (int i = 0; i < lengthof(editable); i++)
-	{
-		if (editable[i] == attribute)
-			return true;
-	}
-	return false;
-}
-
-/* Did an update change anything that it may change? */
+/* Did an update change anything that an UPDATE of a token may change? */
 bool
 apitoken_edited(TriggerData *trigger)
 {
-	for (int i = 0; i < lengthof(editable); i++)
+	for (AttrNumber attribute = 1; attribute <= Natts_token_records; attribute++)
 	{
-		if (apitoken_column_changed(trigger, editable[i]))
+		if (apitoken_column_granted(APITOKEN_TOKEN_RECORDS, attribute, 'w') &&
+			apitoken_column_changed(trigger, attribute))
 			return true;
 	}
 	return false;

@@ -62,11 +62,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		1, {TEXTOID}
 	},
 	[APITOKEN_LOCK_TOKEN] = {
-		"SELECT FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+		"SELECT FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
 		1, {UUIDOID}
 	},
 	[APITOKEN_REGENERATE] = {
-		"UPDATE apitoken.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
+		"UPDATE apitoken_internal.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
 		" previous_digest = CASE WHEN $6 IS NOT NULL THEN digest END,"
 		" previous_digest_scheme = CASE WHEN $6 IS NOT NULL THEN digest_scheme END,"
 		" previous_expires_at = $6"
@@ -74,7 +74,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		6, {UUIDOID, BYTEAOID, INT2OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 	[APITOKEN_REVOKE] = {
-		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $2, revoke_reason = $3"
+		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $2, revoke_reason = $3"
 		" WHERE id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL",
 		3, {UUIDOID, TEXTOID, TEXTOID}
 	},
@@ -83,8 +83,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * Locked in the order of their ids: two that meet do not deadlock.
 	 */
 	[APITOKEN_REVOKE_MATCHING] = {
-		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
-		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
 		" WHERE revoked_at IS NULL"
 		" AND ($3 IS NULL OR organization_id OPERATOR(pg_catalog.=) $3)"
 		" AND ($4 IS NULL OR user_id OPERATOR(pg_catalog.=) $4)"
@@ -148,7 +148,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 */
 	[APITOKEN_ADD_USAGE] = {
 		"INSERT INTO apitoken.token_usage (token_id, last_used_at, last_used_from, accepted)"
-		" SELECT id, $2, $3, 1 FROM apitoken.token_records"
+		" SELECT id, $2, $3, 1 FROM apitoken_internal.token_records"
 		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED ON CONFLICT (token_id) DO NOTHING",
 		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
 	},
@@ -174,7 +174,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
 		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
-		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
+		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
 		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
 	},
@@ -194,7 +194,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused)"
 		" SELECT g.token_id, g.day, g.accepted, g.refused FROM given g"
 		" WHERE NOT ((g.token_id, g.day) OPERATOR(pg_catalog.=) ANY (SELECT token_id, day FROM updated))"
-		" AND EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
+		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
@@ -219,9 +219,9 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * session's time zone.
 	 */
 	[APITOKEN_REVOKE_IDLE] = {
-		"UPDATE apitoken.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'idle'"
+		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'idle'"
 		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
-		"SELECT r.id FROM apitoken.organizations o, apitoken.token_records r, apitoken.token_usage u"
+		"SELECT r.id FROM apitoken.organizations o, apitoken_internal.token_records r, apitoken.token_usage u"
 		" WHERE o.idle_timeout IS NOT NULL AND o.suspended_at IS NULL"
 		" AND r.organization_id OPERATOR(pg_catalog.=) o.id AND r.revoked_at IS NULL AND r.suspended_at IS NULL"
 		" AND (r.expires_at IS NULL OR r.expires_at OPERATOR(pg_catalog.>) $1)"
@@ -234,8 +234,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		4, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID}
 	},
 	[APITOKEN_CLEAR_PREVIOUS] = {
-		"UPDATE apitoken.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
-		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		"UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
 		" WHERE previous_expires_at OPERATOR(pg_catalog.<=) $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
@@ -247,12 +247,12 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		3, {TIMESTAMPTZOID, INT8OID, UUIDOID}
 	},
 	[APITOKEN_REMOVE_REVOKED] = {
-		"DELETE FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		"DELETE FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
 		" WHERE revoked_at OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
 	[APITOKEN_REMOVE_EXPIRED] = {
-		"DELETE FROM apitoken.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.token_records"
+		"DELETE FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
 		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL LIMIT $2 FOR UPDATE SKIP LOCKED))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
@@ -275,8 +275,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"WITH gone AS (DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT u.token_id FROM apitoken.token_usage u WHERE u.token_id OPERATOR(pg_catalog.>) $1"
 		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2)"
-		" AND EXISTS (SELECT FROM apitoken.token_records)"
-		" AND NOT EXISTS (SELECT FROM apitoken.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id"
+		" AND EXISTS (SELECT FROM apitoken_internal.token_records)"
+		" AND NOT EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id"
 		" AND r.id OPERATOR(pg_catalog.>) $1 AND ($2 IS NULL OR r.id OPERATOR(pg_catalog.<=) $2))"
 		" FOR UPDATE OF u SKIP LOCKED)) RETURNING token_id),"
 		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("

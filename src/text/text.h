@@ -55,6 +55,8 @@ extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const 
 extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
 extern void apitoken_least_id(TimestampTz at, pg_uuid_t *id);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
+extern const char *apitoken_kind_name(ApitokenKind kind);	/* organization, user */
+extern bool apitoken_kind_from_name(const char *name, ApitokenKind *kind);
 extern bool apitoken_holds_secret(const char *text, size_t length);
 extern bool apitoken_mask_secrets(char *text, size_t length);
 

@@ -190,6 +190,25 @@ apitoken_kind_code(ApitokenKind kind)
 	return kind == APITOKEN_ORGANIZATION ? "org" : "usr";
 }
 
+/* The kind as SQL names it. */
+const char *
+apitoken_kind_name(ApitokenKind kind)
+{
+	return kind == APITOKEN_ORGANIZATION ? "organization" : "user";
+}
+
+/* The kind of this name, or of this code. */
+bool
+apitoken_kind_from_name(const char *name, ApitokenKind *kind)
+{
+	for (*kind = APITOKEN_ORGANIZATION; *kind <= APITOKEN_USER; (*kind)++)
+	{
+		if (strcmp(name, apitoken_kind_name(*kind)) == 0 || strcmp(name, apitoken_kind_code(*kind)) == 0)
+			return true;
+	}
+	return false;
+}
+
 /* Prefix, kind and id stay readable; the rest cannot be completed to a token. */
 static void
 fill_masked(const char *text, size_t length, char *masked)

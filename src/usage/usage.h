@@ -23,20 +23,6 @@
 /* Databases of which anything is known at a time. */
 #define APITOKEN_DATABASES_MAX 1024
 
-typedef enum ApitokenVerdict
-{
-	APITOKEN_VALID,
-	APITOKEN_MALFORMED,
-	APITOKEN_UNKNOWN,
-	APITOKEN_REVOKED,
-	APITOKEN_EXPIRED,
-	APITOKEN_SUSPENDED,
-	APITOKEN_NETWORK_REFUSED,
-	APITOKEN_PERMISSION_REFUSED,
-	APITOKEN_RATE_LIMITED,
-	APITOKEN_VERDICTS
-} ApitokenVerdict;
-
 /* What is counted: verifications by verdict, then these. */
 typedef enum ApitokenCounter
 {

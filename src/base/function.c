@@ -1,9 +1,10 @@
 /*
- * capability.c
- *		What a database role was granted, where it decides who is believed.
+ * function.c
+ *		The extension's functions, and who may execute them.
  *
- * A capability is the privilege to execute a function.  OIDs are cached for the
- * session and dropped when a function changes.
+ * The capabilities act and verify are the privilege to execute the function of
+ * that name.  Their OIDs are cached for the session, and dropped when any
+ * function changes.
  */
 #include "postgres.h"
 
@@ -27,28 +28,34 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 void
-apitoken_capability_init(void)
+apitoken_function_init(void)
 {
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+}
+
+/*
+ * A function, without asking whether the caller has USAGE on its schema;
+ * InvalidOid: there is none.
+ */
+Oid
+apitoken_find_function(const char *schema, const char *name, int nargs, const Oid *args)
+{
+	oidvector  *types = buildoidvector(args, nargs);
+	Oid			function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+										   CStringGetDatum(name),
+										   PointerGetDatum(types),
+										   ObjectIdGetDatum(get_namespace_oid(schema, true)));
+
+	pfree(types);
+	return function;
 }
 
 static bool
 role_may(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
 {
 	if (!OidIsValid(*function))
-	{
-		Oid			schema = get_namespace_oid("apitoken", true);
-		oidvector  *types = buildoidvector(args, nargs);
-
-		*function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
-									CStringGetDatum(name),
-									PointerGetDatum(types),
-									ObjectIdGetDatum(schema));
-		pfree(types);
-		if (!OidIsValid(*function))
-			return false;
-	}
-	return compat_may_execute(*function, role);
+		*function = apitoken_find_function("apitoken", name, nargs, args);
+	return OidIsValid(*function) && compat_may_execute(*function, role);
 }
 
 /* Does this role hold the capability act? */

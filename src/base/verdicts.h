@@ -1,0 +1,34 @@
+/*
+ * verdicts.h
+ *		The verdicts of a verification, each described once.
+ *
+ *	VERDICT(C name, name, known, HTTP status)
+ *
+ * The name is what verify() answers and a column of apitoken.stats; the columns
+ * there have the order of these lines.  `known`: only a caller who presented the
+ * right secret is told this verdict, and which token it is about.  The status is
+ * what PostgREST answers (RFC 9110 section 15, RFC 6585 section 4).
+ */
+#ifndef APITOKEN_VERDICTS_H
+#define APITOKEN_VERDICTS_H
+
+#define VERDICTS(VERDICT) \
+	VERDICT(VALID,              valid,              true,  200) \
+	VERDICT(MALFORMED,          malformed,          false, 401) \
+	VERDICT(UNKNOWN,            unknown,            false, 401) \
+	VERDICT(REVOKED,            revoked,            true,  401) \
+	VERDICT(EXPIRED,            expired,            true,  401) \
+	VERDICT(SUSPENDED,          suspended,          true,  401) \
+	VERDICT(NETWORK_REFUSED,    network_refused,    true,  403) \
+	VERDICT(PERMISSION_REFUSED, permission_refused, true,  403) \
+	VERDICT(RATE_LIMITED,       rate_limited,       true,  429)
+
+#define VERDICT_ENUM(NAME, name, known, status) APITOKEN_##NAME,
+
+typedef enum ApitokenVerdict
+{
+	VERDICTS(VERDICT_ENUM)
+	APITOKEN_VERDICTS
+} ApitokenVerdict;
+
+#endif							/* APITOKEN_VERDICTS_H */

@@ -1,0 +1,161 @@
+/*
+ * columns.h
+ *		The extension's tables and composite types, each column described once.
+ *
+ * A line is a column, in the order of the attribute numbers:
+ *
+ *	COLUMN(relation, name, type, null, granted)
+ *
+ * `null` is NOT_NULL where the table has that constraint.  `granted` has the
+ * privileges that capabilities grant on single columns, in the letters of
+ * PostgreSQL's ACLs: r (SELECT), a (INSERT), w (UPDATE).  A w in token_records
+ * also means that an UPDATE may change the column at all.
+ *
+ * From these lines come the attribute numbers (Anum_...), their count
+ * (Natts_...), what the tables are checked against before they are read, and
+ * the column grants.  sql/schema.sql compares them with the catalog.
+ */
+#ifndef APITOKEN_COLUMNS_H
+#define APITOKEN_COLUMNS_H
+
+#define ORGANIZATIONS_COLUMNS(COLUMN) \
+	COLUMN(organizations, id,           TEXTOID,        NOT_NULL, "") \
+	COLUMN(organizations, name,         TEXTOID,        NULLABLE, "") \
+	COLUMN(organizations, suspended_at, TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(organizations, created_at,   TIMESTAMPTZOID, NOT_NULL, "") \
+	COLUMN(organizations, idle_timeout, INTERVALOID,    NULLABLE, "") \
+	COLUMN(organizations, resumed_at,   TIMESTAMPTZOID, NULLABLE, "")
+
+#define USERS_COLUMNS(COLUMN) \
+	COLUMN(users, id,           TEXTOID,        NOT_NULL, "") \
+	COLUMN(users, name,         TEXTOID,        NULLABLE, "") \
+	COLUMN(users, email,        TEXTOID,        NULLABLE, "") \
+	COLUMN(users, groups,       TEXTARRAYOID,   NOT_NULL, "") \
+	COLUMN(users, role,         TEXTOID,        NULLABLE, "") \
+	COLUMN(users, suspended_at, TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(users, created_at,   TIMESTAMPTZOID, NOT_NULL, "")
+
+#define ROLES_COLUMNS(COLUMN) \
+	COLUMN(roles, name,          TEXTOID,      NOT_NULL, "a") \
+	COLUMN(roles, description,   TEXTOID,      NULLABLE, "aw") \
+	COLUMN(roles, permissions,   TEXTARRAYOID, NOT_NULL, "aw") \
+	COLUMN(roles, database_role, NAMEOID,      NULLABLE, "")
+
+#define MEMBERSHIPS_COLUMNS(COLUMN) \
+	COLUMN(memberships, organization_id, TEXTOID, NOT_NULL, "") \
+	COLUMN(memberships, user_id,         TEXTOID, NOT_NULL, "") \
+	COLUMN(memberships, role,            TEXTOID, NOT_NULL, "")
+
+/* A verification reads the columns up to masked: what it does not need stands behind. */
+#define TOKEN_RECORDS_COLUMNS(COLUMN) \
+	COLUMN(token_records, id,                     UUIDOID,        NOT_NULL, "r") \
+	COLUMN(token_records, created_at,             TIMESTAMPTZOID, NOT_NULL, "r") \
+	COLUMN(token_records, updated_at,             TIMESTAMPTZOID, NOT_NULL, "r") \
+	COLUMN(token_records, expires_at,             TIMESTAMPTZOID, NULLABLE, "raw") \
+	COLUMN(token_records, suspended_at,           TIMESTAMPTZOID, NULLABLE, "rw") \
+	COLUMN(token_records, revoked_at,             TIMESTAMPTZOID, NULLABLE, "r") \
+	COLUMN(token_records, previous_expires_at,    TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(token_records, rate_limit_per_minute,  INT4OID,        NULLABLE, "raw") \
+	COLUMN(token_records, digest_scheme,          INT2OID,        NOT_NULL, "") \
+	COLUMN(token_records, previous_digest_scheme, INT2OID,        NULLABLE, "") \
+	COLUMN(token_records, digest,                 BYTEAOID,       NOT_NULL, "") \
+	COLUMN(token_records, previous_digest,        BYTEAOID,       NULLABLE, "") \
+	COLUMN(token_records, organization_id,        TEXTOID,        NULLABLE, "ra") \
+	COLUMN(token_records, user_id,                TEXTOID,        NULLABLE, "ra") \
+	COLUMN(token_records, label,                  TEXTOID,        NOT_NULL, "raw") \
+	COLUMN(token_records, access,                 TEXTOID,        NOT_NULL, "raw") \
+	COLUMN(token_records, role,                   TEXTOID,        NULLABLE, "raw") \
+	COLUMN(token_records, permissions,            TEXTARRAYOID,   NULLABLE, "raw") \
+	COLUMN(token_records, allowed_networks,       CIDRARRAYOID,   NULLABLE, "raw") \
+	COLUMN(token_records, metadata,               JSONBOID,       NOT_NULL, "raw") \
+	COLUMN(token_records, masked,                 TEXTOID,        NOT_NULL, "r") \
+	COLUMN(token_records, created_by,             TEXTOID,        NULLABLE, "r") \
+	COLUMN(token_records, created_by_name,        TEXTOID,        NULLABLE, "r") \
+	COLUMN(token_records, description,            TEXTOID,        NULLABLE, "raw") \
+	COLUMN(token_records, revoked_by,             TEXTOID,        NULLABLE, "r") \
+	COLUMN(token_records, revoke_reason,          TEXTOID,        NULLABLE, "r")
+
+#define TOKEN_USAGE_COLUMNS(COLUMN) \
+	COLUMN(token_usage, token_id,       UUIDOID,        NOT_NULL, "") \
+	COLUMN(token_usage, last_used_at,   TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(token_usage, accepted,       INT8OID,        NOT_NULL, "") \
+	COLUMN(token_usage, refused,        INT8OID,        NOT_NULL, "") \
+	COLUMN(token_usage, last_used_from, INETOID,        NULLABLE, "")
+
+#define EVENTS_COLUMNS(COLUMN) \
+	COLUMN(events, id,              UUIDOID,        NOT_NULL, "") \
+	COLUMN(events, at,              TIMESTAMPTZOID, NOT_NULL, "") \
+	COLUMN(events, action,          TEXTOID,        NOT_NULL, "") \
+	COLUMN(events, token_id,        UUIDOID,        NOT_NULL, "") \
+	COLUMN(events, organization_id, TEXTOID,        NULLABLE, "") \
+	COLUMN(events, user_id,         TEXTOID,        NULLABLE, "") \
+	COLUMN(events, actor,           TEXTOID,        NULLABLE, "") \
+	COLUMN(events, actor_token_id,  UUIDOID,        NULLABLE, "") \
+	COLUMN(events, database_user,   NAMEOID,        NOT_NULL, "") \
+	COLUMN(events, client_address,  INETOID,        NULLABLE, "") \
+	COLUMN(events, details,         JSONBOID,       NOT_NULL, "")
+
+/* The composite types that functions answer with. */
+
+#define VERIFICATION_COLUMNS(COLUMN) \
+	COLUMN(verification, valid,           BOOLOID,        NULLABLE, "") \
+	COLUMN(verification, verdict,         TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, token_id,        UUIDOID,        NULLABLE, "") \
+	COLUMN(verification, label,           TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, kind,            TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, organization_id, TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, user_id,         TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, role,            TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, access,          TEXTOID,        NULLABLE, "") \
+	COLUMN(verification, permissions,     TEXTARRAYOID,   NULLABLE, "") \
+	COLUMN(verification, groups,          TEXTARRAYOID,   NULLABLE, "") \
+	COLUMN(verification, expires_at,      TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(verification, metadata,        JSONBOID,       NULLABLE, "") \
+	COLUMN(verification, retry_after,     INTERVALOID,    NULLABLE, "")
+
+#define ISSUED_TOKEN_COLUMNS(COLUMN) \
+	COLUMN(issued_token, id,         UUIDOID,        NULLABLE, "") \
+	COLUMN(issued_token, token,      TEXTOID,        NULLABLE, "") \
+	COLUMN(issued_token, masked,     TEXTOID,        NULLABLE, "") \
+	COLUMN(issued_token, expires_at, TIMESTAMPTZOID, NULLABLE, "")
+
+/*
+ * The relations: RELATION(C name, schema, name).  Tables first, then types,
+ * which is the order of ApitokenTable and ApitokenRow.
+ */
+#define TABLE_RELATIONS(RELATION) \
+	RELATION(ORGANIZATIONS, apitoken, organizations) \
+	RELATION(USERS, apitoken, users) \
+	RELATION(ROLES, apitoken, roles) \
+	RELATION(MEMBERSHIPS, apitoken, memberships) \
+	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \
+	RELATION(TOKEN_USAGE, apitoken, token_usage) \
+	RELATION(EVENTS, apitoken, events)
+
+#define ROW_RELATIONS(RELATION) \
+	RELATION(VERIFICATION, apitoken, verification) \
+	RELATION(ISSUED_TOKEN, apitoken, issued_token)
+
+#define COLUMN_NUMBER(relation, name, type, null, granted) Anum_##relation##_##name,
+#define RELATION_NUMBERS(NAME, schema, name) \
+	enum { Anum_##name##_0, NAME##_COLUMNS(COLUMN_NUMBER) End_##name, Natts_##name = End_##name - 1 };
+
+TABLE_RELATIONS(RELATION_NUMBERS)
+ROW_RELATIONS(RELATION_NUMBERS)
+
+#define TABLE_ENUM(NAME, schema, name) APITOKEN_##NAME,
+#define ROW_ENUM(NAME, schema, name) APITOKEN_##NAME##_ROW,
+
+typedef enum ApitokenTable
+{
+	TABLE_RELATIONS(TABLE_ENUM)
+	APITOKEN_TABLES
+} ApitokenTable;
+
+typedef enum ApitokenRow
+{
+	ROW_RELATIONS(ROW_ENUM)
+	APITOKEN_ROWS
+} ApitokenRow;
+
+#endif							/* APITOKEN_COLUMNS_H */
