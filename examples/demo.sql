@@ -1,9 +1,9 @@
--- demo.sql: a walk through apitoken, with real output.  "make demo" runs it on
--- a throw-away server; in an empty database of your own, as superuser:
+-- demo.sql: a tour of apitoken, with real output.  "make demo" runs it on a
+-- temporary server.  To run it in an empty database of your own, as superuser:
 --
 --     psql -X -q -v ON_ERROR_STOP=1 < examples/demo.sql
 --
--- ECHO is switched on for the statements that a reader should see.
+-- ECHO is on for the statements that a reader should see.
 
 \set ECHO none
 \set VERBOSITY default
@@ -18,10 +18,10 @@ SET datestyle = 'ISO';
 \echo '=== 1. Install it ==='
 \echo
 \set ECHO queries
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken;
 \set ECHO none
 \echo
-\echo 'An application logs in to the database as "demo_backend".  It may act for the users'
+\echo 'An application logs in to the database as "demo_backend".  It may act as the users'
 \echo 'that it has signed in, verify tokens, and manage tokens for those users:'
 \echo
 CREATE ROLE demo_backend LOGIN;
@@ -31,8 +31,8 @@ SELECT apitoken.allow('demo_backend', 'act', 'verify', 'manage');
 \o
 \set ECHO none
 \echo
-\echo 'Two organizations, and who is in them.  (Triggers can keep this in step with'
-\echo 'the tables of the application; the README has them ready.)'
+\echo 'Two organizations and their members.  (Triggers can keep them in step with the'
+\echo 'tables of the application; the README shows such triggers.)'
 \echo
 INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex');
 INSERT INTO apitoken.users (id, name) VALUES ('alice', 'Alice'), ('bob', 'Bob'), ('carol', 'Carol');
@@ -41,7 +41,7 @@ VALUES ('acme', 'alice', 'admin'), ('acme', 'bob', 'developer'), ('globex', 'car
 SELECT m.organization_id, m.user_id, m.role, array_to_string(r.permissions, ', ') AS "what the role may do"
 FROM apitoken.memberships m JOIN apitoken.roles r ON r.name = m.role ORDER BY 1, 2;
 
-\echo 'And a table of the application, with a policy that asks who is acting:'
+\echo 'A table of the application, with policies that ask who is acting:'
 \echo
 CREATE TABLE public.articles (organization_id text NOT NULL, title text NOT NULL);
 GRANT SELECT, INSERT ON public.articles TO demo_backend;
@@ -55,37 +55,35 @@ CREATE POLICY articles_create ON articles FOR INSERT
 \set ECHO none
 \echo
 
-SELECT apitoken.generate('usr') AS token \gset unknown_
+SELECT apitoken.generate('user') AS token \gset unknown_
 
--- from here on, everything is done by the backend's login
+-- from here on, the backend's login runs everything
 SET SESSION AUTHORIZATION demo_backend;
 
 \echo
 \echo '=== 2. Create tokens ==='
 \echo
-\echo 'Alice, an admin of Acme, makes a token that belongs to the organization:'
+\echo 'Alice, an admin of Acme, creates a token that belongs to the organization:'
 \echo
 \set ECHO queries
 BEGIN;
-\o /dev/null
 SELECT apitoken.act_as('alice');
-\o
 SELECT * FROM apitoken.create_token('Website', organization_id => 'acme', expires_in => '90 days')\; \gset website_
 COMMIT;
 \set ECHO none
 \pset expanded on
 SELECT :'website_id' AS id, :'website_token' AS token, :'website_masked' AS masked, :'website_expires_at' AS expires_at;
 \pset expanded off
-\echo '(Whatever is done "as Alice" below stands between these lines as well.)'
+\echo '(Below, everything done "as Alice" also runs in a transaction with act_as.)'
 \echo
-\echo 'The text of the token is shown this once.  Only its digest is stored:'
+\echo 'The text of the token is shown only once.  The database stores only its digest:'
 \echo
 RESET SESSION AUTHORIZATION;
 \set ECHO queries
-SELECT label, digest FROM apitoken.token_records;
+SELECT label, digest FROM apitoken_internal.token_records;
 \set ECHO none
 SET SESSION AUTHORIZATION demo_backend;
-\echo 'As Bob, a personal token for his laptop, one that can only read:'
+\echo 'As Bob, a personal token for his laptop that can only read:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('bob') \g /dev/null
@@ -109,16 +107,16 @@ FROM (VALUES
         (1, 'Website read articles at Acme?', :'website_token', 'article:read', 'acme'),
         (2, 'Website write articles at Acme?', :'website_token', 'article:write', 'acme'),
         (3, 'Website read articles at Globex?', :'website_token', 'article:read', 'globex'),
-        (4, 'Website make further tokens?', :'website_token', 'token:create', 'acme'),
+        (4, 'Website create more tokens?', :'website_token', 'token:create', 'acme'),
         (5, 'Bob''s laptop read articles at Acme?', :'laptop_token', 'article:read', 'acme'),
         (6, 'Bob''s laptop write articles at Acme?', :'laptop_token', 'article:write', 'acme'),
         (7, 'a mistyped token do anything?', left(:'laptop_token', -1) || '_', NULL, NULL),
-        (8, 'a token of somewhere else?', :'unknown_token', NULL, NULL)
+        (8, 'a token from another database do anything?', :'unknown_token', NULL, NULL)
      ) AS q (n, question, token, permission, organization),
      LATERAL apitoken.verify(q.token, q.permission, q.organization) v
 ORDER BY q.n;
 
--- so that the lists below tell of what was just verified; section 6 explains
+-- so that the lists below include these verifications; section 6 explains it
 RESET SESSION AUTHORIZATION;
 SELECT apitoken.flush_usage() \g /dev/null
 SET SESSION AUTHORIZATION demo_backend;
@@ -134,13 +132,13 @@ SELECT apitoken.act_as('alice') \g /dev/null
 SELECT label, masked, organization_id, user_id, created_by, status, last_used FROM apitoken.list_tokens();
 \set ECHO none
 COMMIT;
-\echo 'The same as Bob.  He is only a developer of Acme, and sees his own token, which Alice does not:'
+\echo 'The same as Bob.  He is only a developer of Acme, and sees his own token.  Alice does not see it:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('bob') \g /dev/null
 SELECT label, masked, organization_id, user_id, created_by, status, last_used FROM apitoken.list_tokens();
 COMMIT;
-\echo 'Carol, admin of the other organization, and whoever holds the Website token, see none of them:'
+\echo 'Carol, admin of the other organization, sees none of them, and neither does the Website token:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('carol') \g /dev/null
@@ -155,7 +153,7 @@ SELECT :carol_sees AS "Carol sees", :website_sees AS "Website sees";
 \echo
 \echo '=== 5. Your own tables ==='
 \echo
-\echo 'A request that comes with a token acts by it until the end of its transaction:'
+\echo 'A request with a token acts by that token until the end of its transaction:'
 \echo
 \set ECHO queries
 BEGIN;
@@ -166,7 +164,7 @@ SELECT * FROM articles;
 COMMIT;
 \set ECHO none
 \echo
-\echo 'Bob''s token reads the same.  The database itself keeps it from writing:'
+\echo 'Bob''s token reads the same rows.  The database itself refuses its writes:'
 \echo
 \set ECHO queries
 BEGIN;
@@ -178,10 +176,10 @@ INSERT INTO articles VALUES ('acme', 'Spring-powered shoes');
 ROLLBACK;
 \set ON_ERROR_STOP on
 \set ECHO none
--- the demo fails if that was another error, or none
+-- the demo fails if this was another error, or no error
 SELECT 1 / (:'LAST_ERROR_SQLSTATE' = '25006')::int \g /dev/null
 \echo
-\echo 'And without any token:'
+\echo 'Without any token:'
 \echo
 \set ECHO queries
 SELECT count(*) FROM articles;
@@ -193,8 +191,8 @@ SELECT count(*) FROM articles;
 RESET SESSION AUTHORIZATION;
 SELECT preloaded FROM apitoken.stats \gset
 \if :preloaded
-\echo 'The server preloads apitoken.  So each use above was recorded in shared memory, also those in'
-\echo 'READ ONLY transactions, and is written in the background.  To see it now:'
+\echo 'The server preloads apitoken.  Each use above was recorded in shared memory, also in READ ONLY'
+\echo 'transactions, and a background worker writes it to a table.  To see it now:'
 \echo
 \set ECHO queries
 \o /dev/null
@@ -204,7 +202,7 @@ SELECT t.label, t.last_used, u.accepted, u.refused
 FROM apitoken.tokens t JOIN apitoken.token_usage u ON u.token_id = t.id ORDER BY t.created_at;
 \set ECHO none
 \else
-\echo 'Without shared_preload_libraries a use is written in its own transaction, once a minute at most:'
+\echo 'Without shared_preload_libraries, a use is written in its own transaction, at most once a minute:'
 \echo
 \set ECHO queries
 SELECT label, last_used FROM apitoken.tokens ORDER BY created_at;
@@ -233,7 +231,7 @@ SELECT apitoken.act_as('alice') \g /dev/null
 SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'probe' \g /dev/null
 COMMIT;
 \else
-\echo '(Rate limits are counted in shared memory only: not shown here.)'
+\echo '(Rate limits need shared memory, so they are not shown here.)'
 \endif
 
 \echo
@@ -259,7 +257,7 @@ COMMIT;
 \echo
 \echo '=== 8. Regenerate: a new secret for the same token ==='
 \echo
-\echo 'As Alice.  The old secret goes on working for an hour, so that nothing breaks meanwhile:'
+\echo 'As Alice.  The old secret stays valid for an hour, so that no client breaks in the meantime:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('alice') \g /dev/null
@@ -269,7 +267,7 @@ SELECT token FROM apitoken.regenerate_token(:'website_id', overlap => '1 hour')\
 COMMIT;
 SELECT (apitoken.verify(:'website_token')).verdict AS "first secret",
        (apitoken.verify(:'second_token')).verdict AS "second secret";
-\echo 'As Alice, because the secret leaked: without an overlap.'
+\echo 'As Alice, without an overlap, because the secret has leaked:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('alice') \g /dev/null
@@ -284,7 +282,7 @@ SELECT (apitoken.verify(:'website_token')).verdict AS "first secret",
 \echo
 \echo '=== 9. Revoke ==='
 \echo
-\echo 'As Alice.  An organization''s token may be in use in many places: its label has to be typed.'
+\echo 'As Alice.  Many programs may use an organization''s token, so its label is required:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('alice') \g /dev/null
@@ -307,7 +305,7 @@ COMMIT;
 SELECT verdict FROM apitoken.verify(
   :'third_token');
 \set ECHO none
-\echo 'A personal token needs no label.  Whoever has only its text may end it, too:'
+\echo 'A personal token needs no label.  The text of a token is enough to revoke it:'
 \echo
 \set ECHO queries
 SELECT apitoken.revoke_by_token(
@@ -317,7 +315,7 @@ SELECT apitoken.revoke_by_token(
 \echo
 \echo '=== 10. What happened ==='
 \echo
-\echo 'Each change left an event, which nobody can change or delete.  As Alice:'
+\echo 'Each change has left an event.  Nobody can change or delete an event.  As Alice:'
 \echo
 BEGIN;
 SELECT apitoken.act_as('alice') \g /dev/null

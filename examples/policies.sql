@@ -1,9 +1,10 @@
--- policies.sql: policies that ask who is acting.  docs/policies.md explains them,
--- line by line.  In a database with the extension, as the tables' owner to be:
+-- policies.sql: policies that ask who is acting.  docs/policies.md explains them
+-- one by one.  Run it in a database with the extension, as the role that will own
+-- the tables:
 --
 --     psql -X -v ON_ERROR_STOP=1 -f examples/policies.sql
 
--- Articles belong to an organization; some are for certain groups of people only.
+-- Articles belong to an organization.  Some are only for certain groups of users.
 CREATE TABLE article (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     organization_id text NOT NULL DEFAULT apitoken.current_organization_id(),
@@ -12,7 +13,7 @@ CREATE TABLE article (
 );
 CREATE INDEX article_organization_id_idx ON article (organization_id);
 
--- Drafts belong to a user, who may submit them to an organization.
+-- Drafts belong to a user.  The user may submit them to an organization.
 CREATE TABLE draft (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     user_id      text NOT NULL DEFAULT apitoken.current_user_id(),
@@ -25,7 +26,7 @@ CREATE INDEX draft_submitted_to_idx ON draft (submitted_to);
 ALTER TABLE article ENABLE ROW LEVEL SECURITY;
 ALTER TABLE draft ENABLE ROW LEVEL SECURITY;
 
--- An organization's things: where who is acting may do this.
+-- Articles of the organizations where the caller has the permission.
 CREATE POLICY article_read ON article FOR SELECT
     USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
 CREATE POLICY article_create ON article FOR INSERT
@@ -35,11 +36,11 @@ CREATE POLICY article_update ON article FOR UPDATE
 CREATE POLICY article_delete ON article FOR DELETE
     USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:delete'))));
 
--- And besides, whatever is done: no groups, or one of one's own.
+-- For all commands, in addition: an article without groups, or with a group of the caller.
 CREATE POLICY article_groups ON article AS RESTRICTIVE
     USING (groups = '{}' OR groups && (SELECT apitoken.current_groups()));
 
--- A user's own things; what is submitted is read by the organization's tokens, too.
+-- A user's own drafts.  The tokens of an organization also read what is submitted to it.
 CREATE POLICY draft_read ON draft FOR SELECT
     USING ((user_id = (SELECT apitoken.current_user_id())
             OR submitted_to = (SELECT apitoken.current_organization_id()))
@@ -51,7 +52,7 @@ CREATE POLICY draft_update ON draft FOR UPDATE
 CREATE POLICY draft_delete ON draft FOR DELETE
     USING (user_id = (SELECT apitoken.current_user_id()) AND (SELECT apitoken.can('draft:delete')));
 
--- Nobody submits anything where they could not write an article themselves.
+-- A user may submit a draft only to an organization where they may create articles.
 CREATE POLICY draft_submit ON draft AS RESTRICTIVE
     USING (true)
     WITH CHECK (submitted_to IS NULL

@@ -1,9 +1,9 @@
-// Articles over HTTP: for programs by API token, for people who are signed in.
+// Articles over HTTP, for programs with an API token and for signed-in users.
 //
 //     PGUSER=app_node PGDATABASE=app node server.js
 //
-// GET, POST /articles       articles of who is asking
-// GET /feed/ORGANIZATION    for tokens that may article:read there
+// GET, POST /articles       the articles that the caller may see
+// GET /feed/ORGANIZATION    for tokens with article:read there
 // POST /introspect          RFC 7662, for a gateway (INTROSPECTION_CLIENT=id:secret)
 'use strict';
 
@@ -15,7 +15,7 @@ const { Refused } = tokens;
 
 async function body(request, type) {
 	const [sent] = (request.headers['content-type'] || '').split(';');
-	// JSON: a form on another site cannot send that with our cookie
+	// only JSON: a form on another site cannot send it with our cookie
 	if (sent.trim() !== type) throw new Refused(415, `${type} expected`);
 	let text = '';
 	request.setEncoding('utf8');
@@ -38,7 +38,7 @@ async function json(request) {
 	return value;
 }
 
-// A parameter may be there once (RFC 6749, section 3.2).
+// A parameter must not be repeated (RFC 6749, section 3.2).
 async function form(request) {
 	const values = new URLSearchParams(await body(request, 'application/x-www-form-urlencoded'));
 	for (const name of values.keys()) {
@@ -47,7 +47,7 @@ async function form(request) {
 	return values;
 }
 
-// A gateway's own credentials, by HTTP Basic (RFC 6749, section 2.3.1).
+// Check a gateway's own credentials, by HTTP Basic (RFC 6749, section 2.3.1).
 function requireClient(request) {
 	const [, given] = /^basic\s+(\S+)\s*$/i.exec(request.headers.authorization || '') || [];
 	const digest = (text) => crypto.createHash('sha256').update(text).digest();
@@ -63,9 +63,10 @@ function requireClient(request) {
 	}
 }
 
-// signedInUser(request): the id of the user whom your session names, if any.
+// signedInUser(request) returns the id of the session's user, if there is one.
 function createServer({ pool, signedInUser = () => undefined }) {
-	// The client, as this server sees it.  Behind a proxy of yours: what that one says.
+	// The client's address as this server sees it.  Behind your own proxy, use the
+	// address that the proxy sends.
 	const address = (request) => request.socket.remoteAddress.replace(/%.*/, '');
 
 	function required(credentials) {
@@ -73,7 +74,7 @@ function createServer({ pool, signedInUser = () => undefined }) {
 		return credentials;
 	}
 
-	// A bad token is never a signed-in user.
+	// A request with a bad token never acts as its signed-in user.
 	function caller(request) {
 		const token = tokens.bearer(request.headers.authorization);
 		if (token !== undefined) return tokens.byToken(token, address(request));
@@ -96,7 +97,7 @@ function createServer({ pool, signedInUser = () => undefined }) {
 			});
 		},
 
-		// No transaction, no policies: one question, and the answer is ours to obey.
+		// No transaction, no policies: one question, and we must act on the answer.
 		'GET /feed/:id': async (request, organizationId) => {
 			const token = required(tokens.bearer(request.headers.authorization));
 			const row = await tokens.verify(pool, token, {
@@ -133,7 +134,7 @@ function createServer({ pool, signedInUser = () => undefined }) {
 			} else {
 				status = error instanceof URIError ? 400 : error instanceof tokens.SetupError ? 500 : tokens.statusOf(error);
 				console.error(`${status}: ${error.message}`);
-				// what the server says is for our log: it may quote what others wrote
+				// the server's message is for our log: it may quote other users' data
 				value = { error: status < 500 ? 'refused' : 'failed' };
 			}
 		}
@@ -142,12 +143,12 @@ function createServer({ pool, signedInUser = () => undefined }) {
 	});
 }
 
-// Where the database is, libpq's variables say (PGHOST, ...).
+// libpq's environment variables (PGHOST, ...) name the database.
 function createPool() {
 	const pool = new Pool({ max: Number(process.env.POOL_SIZE || 4), connectionTimeoutMillis: 10000 });
-	// An 'error' event that nobody hears ends the process.  A connection may break
-	// while nobody uses it (the pool hears that, and makes another), and at any
-	// other moment; then its queries say so as well.
+	// An 'error' event without a listener ends the process.  If an idle connection
+	// breaks, the pool gets the event, and makes another connection.  If a connection
+	// breaks while it is in use, its queries fail as well.
 	pool.on('error', (error) => console.error(error.message));
 	pool.on('connect', (client) => client.on('error', () => {}));
 	return pool;

@@ -1,9 +1,9 @@
-// API tokens with node-postgres: who is asking, and what became of it.
+// API tokens with node-postgres: identify the caller, and map errors to HTTP.
 'use strict';
 
 const { DatabaseError } = require('pg');
 
-// The request is refused: an HTTP status, a code, and headers.
+// The request is refused, with an HTTP status, a code, and headers.
 class Refused extends Error {
 	constructor(status, code, headers = {}) {
 		super(code);
@@ -11,25 +11,25 @@ class Refused extends Error {
 	}
 }
 
-// The login lacks a capability: no fault of who is asking.
+// The login lacks a capability.  The caller is not at fault.
 class SetupError extends Error {}
 
-// What a verdict other than valid is in HTTP (RFC 6750, RFC 6585).
+// The HTTP response for a verdict other than valid (RFC 6750, RFC 6585).
 function refused(verdict, seconds) {
 	switch (verdict) {
 		case 'rate_limited':
-			// not known where the server cannot count (without shared_preload_libraries)
+			// seconds is null if the server cannot count (without shared_preload_libraries)
 			return new Refused(429, verdict, seconds ? { 'Retry-After': String(Math.ceil(seconds)) } : {});
 		case 'network_refused':
 			return new Refused(403, verdict);
 		case 'permission_refused':
 			return new Refused(403, 'insufficient_scope', { 'WWW-Authenticate': 'Bearer error="insufficient_scope"' });
-		default: // malformed, unknown, revoked, expired, suspended: the log may know which
+		default: // malformed, unknown, revoked, expired, suspended: only the log may say which
 			return new Refused(401, 'invalid_token', { 'WWW-Authenticate': 'Bearer error="invalid_token"' });
 	}
 }
 
-// The token of an Authorization header; undefined if there is no such header.
+// The token in an Authorization header; undefined if there is no such header.
 function bearer(authorization) {
 	if (authorization === undefined) return undefined;
 	const [scheme, ...token] = authorization.trim().split(/\s+/);
@@ -37,8 +37,9 @@ function bearer(authorization) {
 	return token.join(' ');
 }
 
-// One of our own statements.  With a name the server keeps it prepared, for as
-// long as the connection lasts: not through a pooler that does not know these.
+// Run one of our own statements.  A statement with a name stays prepared for as long
+// as the connection lasts.  This does not work through a pooler that does not track
+// prepared statements.
 async function ask(client, name, text, values) {
 	const named = process.env.PREPARE === 'off' ? {} : { name: `apitoken ${name}` };
 	try {
@@ -49,7 +50,7 @@ async function ask(client, name, text, values) {
 	}
 }
 
-// Verify a request in one statement: a row about the token, or Refused.
+// Verify a request in one statement.  Returns a row about the token, or throws Refused.
 async function verify(pool, token, { permission = null, organizationId = null, clientAddress = null } = {}) {
 	const { rows: [row] } = await ask(pool, 'verify',
 		`SELECT valid, verdict, token_id, label, kind, organization_id, user_id, role, access, permissions, groups,
@@ -60,10 +61,10 @@ async function verify(pool, token, { permission = null, organizationId = null, c
 	return row;
 }
 
-// Who acts in a transaction: a token, or a user whom we have signed in ourselves.
+// Identify who acts in a transaction: a token, or a user whom we have signed in.
 function byToken(token, clientAddress) {
 	return async (client) => {
-		// nobody else knows it: the connection's address is ours, or the pooler's
+		// only we know the client: the connection's address is ours, or the pooler's
 		await ask(client, 'address', "SELECT set_config('apitoken.client_address', $1, true)", [clientAddress || '']);
 		try {
 			await ask(client, 'authenticate', 'SELECT FROM apitoken.authenticate($1)', [token]);
@@ -80,9 +81,9 @@ function asUser(userId) {
 	return (client) => ask(client, 'act_as', 'SELECT FROM apitoken.act_as($1)', [userId]);
 }
 
-// A transaction in which somebody acts: await acting(pool, byToken(...), work).
-// One connection from BEGIN to COMMIT (pool.query() takes any); back in the pool
-// it is in no transaction, or it is not given back.
+// Run work in a transaction with an identity: await acting(pool, byToken(...), work).
+// It uses one connection from BEGIN to COMMIT (pool.query() takes any connection).
+// A connection that is still in a transaction does not return to the pool.
 async function acting(pool, identify, work) {
 	const client = await pool.connect();
 	let broken;
@@ -90,7 +91,7 @@ async function acting(pool, identify, work) {
 		await client.query('BEGIN');
 		await identify(client);
 		const result = await work(client);
-		// a transaction that failed, though the work did not say so, ends in ROLLBACK
+		// COMMIT of a failed transaction is a ROLLBACK, even if the work raised no error
 		const { command } = await client.query('COMMIT');
 		if (command !== 'COMMIT') throw new Error('the transaction was rolled back');
 		return result;
@@ -102,17 +103,17 @@ async function acting(pool, identify, work) {
 	}
 }
 
-// The HTTP status of an error that the request's own work ended with.
+// The HTTP status of an error from the request's own work.
 function statusOf(error) {
 	const known = {
-		42501: 403, // a policy says no
+		42501: 403, // a policy refuses it
 		25006: 403, // the token is read-only
 		23505: 409,
 		40001: 503, // try again
 		'40P01': 503,
 	};
 	const classes = { 22: 400, 23: 400, '08': 503, 53: 503, 57: 503 };
-	// not the server's word: EPIPE is no SQLSTATE, though it looks like one
+	// not an error from the server: EPIPE looks like an SQLSTATE, but is none
 	if (!(error instanceof DatabaseError)) return error.syscall || /connect/i.test(error.message) ? 503 : 500;
 	return known[error.code] || classes[error.code.slice(0, 2)] || 500;
 }

@@ -1,4 +1,4 @@
-# API tokens with DBI and DBD::Pg: who is asking, and what became of it.
+# API tokens with DBI and DBD::Pg: identify the caller, and map errors to HTTP.
 package Tokens;
 
 use strict;
@@ -7,29 +7,29 @@ use warnings;
 use DBI;
 use POSIX qw(ceil);
 
-# What is thrown: { status, code, headers } to answer with, and what the log
-# gets.
+# Refuse the request.  The exception is a hash: status, code and headers are for the
+# response, log is for the log.
 sub refuse
 {
 	my ($status, $code, %more) = @_;
 	die { status => $status, code => $code, headers => $more{headers} // [], log => $more{log} };
 }
 
-# What a verdict other than valid is in HTTP (RFC 6750, RFC 6585).
+# The HTTP response for a verdict other than valid (RFC 6750, RFC 6585).
 sub refuse_verdict
 {
 	my ($verdict, $seconds) = @_;
 
-	# when is not known where the server cannot count (without shared_preload_libraries)
+	# $seconds is undef if the server cannot count (without shared_preload_libraries)
 	refuse(429, $verdict, headers => $seconds ? [ 'Retry-After' => ceil($seconds) ] : []) if $verdict eq 'rate_limited';
 	refuse(403, $verdict) if $verdict eq 'network_refused';
 	refuse(403, 'insufficient_scope', headers => [ 'WWW-Authenticate' => 'Bearer error="insufficient_scope"' ])
 	  if $verdict eq 'permission_refused';
-	# malformed, unknown, revoked, expired, suspended: the log may know which
+	# malformed, unknown, revoked, expired, suspended: only the log may say which
 	refuse(401, 'invalid_token', headers => [ 'WWW-Authenticate' => 'Bearer error="invalid_token"' ], log => $verdict);
 }
 
-# The token of an Authorization header; undef if there is no such header.
+# The token in an Authorization header; undef if there is no such header.
 sub bearer
 {
 	my ($authorization) = @_;
@@ -40,12 +40,12 @@ sub bearer
 	return $token;
 }
 
-# The HTTP status of the SQLSTATE that a request's own work ended with.
+# The HTTP status of an SQLSTATE from the request's own work.
 sub status_of
 {
 	my ($state) = @_;
 	my %known = (
-		'42501' => 403,		# a policy says no
+		'42501' => 403,		# a policy refuses it
 		'25006' => 403,		# the token is read-only
 		'23505' => 409,
 		'40001' => 503,		# try again
@@ -55,8 +55,8 @@ sub status_of
 	return $known{$state} // $classes{ substr($state, 0, 2) } // 500;
 }
 
-# try(DBH, CODE, SQLSTATE => STATUS...): run CODE; DBI's errors become what is
-# thrown here, with another status where one is given.
+# try(DBH, CODE, SQLSTATE => STATUS...): run CODE, and turn DBI's errors into
+# refusals.  The given statuses override those of status_of().
 sub try
 {
 	my ($dbh, $code, %status) = @_;
@@ -69,11 +69,11 @@ sub try
 	refuse($status, $status < 500 ? 'refused' : 'failed', log => $@);
 }
 
-# A process's own connection, made anew when it broke.  Where the server is,
-# libpq's variables say (PGHOST, ...).  PREPARE=off: for a pooler that does not
-# know prepared statements.  pg_server_prepare is not the way to do that: without
-# it DBD::Pg writes the values into the statement.  ShowErrorStatement stays off:
-# it would put them, tokens among them, into error messages.
+# The connection of this process; a broken one is replaced.  libpq's environment
+# variables (PGHOST, ...) name the server.  PREPARE=off is for a pooler that does
+# not track prepared statements.  Do not use pg_server_prepare => 0 for that: with
+# it, DBD::Pg writes the values into the statement.  ShowErrorStatement stays off:
+# it would add the values, tokens included, to error messages.
 sub connection
 {
 	my $dbh = eval {
@@ -84,18 +84,19 @@ sub connection
 	return $dbh // refuse(503, 'failed', log => $@);
 }
 
-# One of our own statements: prepared by the server when it is used again.
+# Run one of our own statements.  DBD::Pg prepares it when it is used again.
 sub ask
 {
 	my ($dbh, $statement, @values) = @_;
 	return $dbh->selectrow_hashref($dbh->prepare_cached($statement), undef, @values);
 }
 
-# Without the capability it is the login that lacks something, not who is asking.
+# 42501 from our own statements: the login lacks a capability.  The caller is not at
+# fault.
 my @our_fault = ('42501' => 500);
 
-# verify(DBH, TOKEN, PERMISSION, ORGANIZATION, ADDRESS): in one statement; a row
-# about the token, or refused.
+# verify(DBH, TOKEN, PERMISSION, ORGANIZATION, ADDRESS): verify a request in one
+# statement.  Returns a row about the token, or refuses the request.
 sub verify
 {
 	my ($dbh, @asked) = @_;
@@ -110,7 +111,7 @@ sub verify
 	return $row;
 }
 
-# Who acts in a transaction: a token, or a user whom we have signed in ourselves.
+# Identify who acts in a transaction: a token, or a user whom we have signed in.
 sub by_token
 {
 	my ($token, $address) = @_;
@@ -118,7 +119,7 @@ sub by_token
 	return sub {
 		my ($dbh) = @_;
 
-		# nobody else knows it: the connection's address is ours, or the pooler's
+		# only we know the client: the connection's address is ours, or the pooler's
 		ask($dbh, q{SELECT set_config('apitoken.client_address', ?, true)}, $address // '');
 		return if eval { ask($dbh, 'SELECT valid FROM apitoken.authenticate(?)', $token) };
 		die $@ if $dbh->state ne '28000';
@@ -134,9 +135,9 @@ sub as_user
 	return sub { ask($_[0], 'SELECT apitoken.act_as(?)', $user_id) };
 }
 
-# A transaction in which somebody acts: acting(DBH, by_token(...), sub { work }).
-# begin_work refuses a connection that is within a transaction: who began that
-# would share the identity.
+# Run work in a transaction with an identity: acting(DBH, by_token(...), sub { work }).
+# begin_work refuses a connection that is already in a transaction: the code that
+# began that transaction would share the identity.
 sub acting
 {
 	my ($dbh, $identify, $work) = @_;
@@ -148,7 +149,7 @@ sub acting
 
 	return $result if $@ eq '';
 	my $error = $@;
-	# a connection that cannot even do this is not used again
+	# if ROLLBACK fails, the connection is not used again
 	eval { $dbh->rollback unless $dbh->{AutoCommit}; 1 } or $dbh->disconnect;
 	die $error;
 }

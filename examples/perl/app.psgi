@@ -1,10 +1,10 @@
-# Articles over HTTP, as a PSGI application: for programs by API token, for
-# people who are signed in (REMOTE_USER, set by your session middleware).
+# Articles over HTTP, as a PSGI application, for programs with an API token and for
+# signed-in users (your session middleware sets REMOTE_USER).
 #
 #     PGUSER=app_perl PGDATABASE=app plackup app.psgi
 #
-# GET, POST /articles       articles of who is asking
-# GET /feed/ORGANIZATION    for tokens that may article:read there
+# GET, POST /articles       the articles that the caller may see
+# GET /feed/ORGANIZATION    for tokens with article:read there
 
 use strict;
 use warnings;
@@ -25,8 +25,9 @@ sub required
 	Tokens::refuse(401, 'unauthorized', headers => [ 'WWW-Authenticate' => 'Bearer' ]);
 }
 
-# Who acts.  A bad token is never a signed-in user.  The address is the client's
-# as this server sees it.  Behind a proxy of yours: what that one says.
+# Identify who acts.  A request with a bad token never acts as its signed-in user.
+# REMOTE_ADDR is the client's address as this server sees it.  Behind your own proxy,
+# use the address that the proxy sends.
 sub caller_of
 {
 	my ($env) = @_;
@@ -41,14 +42,14 @@ sub body
 	my ($env) = @_;
 	my $value;
 
-	# JSON: a form on another site cannot send that with our cookie
+	# only JSON: a form on another site cannot send it with our cookie
 	Tokens::refuse(415, 'application/json expected')
 	  unless ($env->{CONTENT_TYPE} // '') =~ m{^application/json\s*(;|$)};
 	$env->{'psgi.input'}->read(my $text, $env->{CONTENT_LENGTH} > 65536 ? 65536 : $env->{CONTENT_LENGTH})
 	  if $env->{CONTENT_LENGTH};
 	$value = eval { $json->decode($text) };
 	Tokens::refuse(400, 'a JSON object is expected') unless ref $value eq 'HASH';
-	# DBD::Pg would end a string at a NUL
+	# DBD::Pg truncates a string at a NUL
 	Tokens::refuse(400, 'strings are expected') if grep { !defined || ref || /\0/ } values %$value;
 	return $value;
 }
@@ -76,13 +77,13 @@ my %routes = (
 		});
 	},
 
-	# no transaction, no policies: one question, and the answer is ours to obey
+	# no transaction, no policies: one question, and we must act on the answer
 	'GET /feed/' => sub {
 		my ($env, $organization_id) = @_;
 		my $token = required(Tokens::bearer($env->{HTTP_AUTHORIZATION}));
-	
-	utf8::decode($organization_id);
-	my $row = Tokens::verify(Tokens::connection(), $token, 'article:read', $organization_id, $env->{REMOTE_ADDR});
+
+		utf8::decode($organization_id);
+		my $row = Tokens::verify(Tokens::connection(), $token, 'article:read', $organization_id, $env->{REMOTE_ADDR});
 
 		return [ 200, { organization_id => $organization_id, label => $row->{label}, kind => $row->{kind} } ];
 	});
@@ -103,7 +104,7 @@ sub {
 	my $answer = eval { $route->($env, $id) };
 	return respond(@$answer) if $@ eq '';
 
-	# what the server says is for our log: it may quote what others wrote
+	# the server's message is for our log: it may quote other users' data
 	my $error = ref $@ ? $@ : { status => 500, code => 'failed', headers => [], log => $@ };
 	print STDERR "$error->{status}: $error->{log}\n" if defined $error->{log};
 	return respond($error->{status}, { error => $error->{code} }, @{ $error->{headers} });

@@ -1,4 +1,4 @@
-// PostGraphile, told by apitoken who its clients are.  See README.md.
+// PostGraphile with apitoken: identify clients by API token.  See README.md.
 import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
 import pg from 'pg';
@@ -8,11 +8,11 @@ import { defaultMaskError } from 'postgraphile/grafserv';
 import { GraphQLError } from 'postgraphile/graphql';
 import { PostGraphileAmberPreset } from 'postgraphile/presets/amber';
 
-// PGHOST, PGDATABASE, PGUSER and so on say where the database is
+// PGHOST, PGDATABASE, PGUSER and so on name the database
 const pool = new pg.Pool();
 pool.on('error', (error) => console.error('lost a connection:', error.message));
 
-// ---- who is it? ----
+// ---- identify the caller ----
 
 // Refuse the whole request.
 function refuse(response, statusCode, message, headers = {}) {
@@ -22,8 +22,8 @@ function refuse(response, statusCode, message, headers = {}) {
 	throw error;
 }
 
-// Every token in the headers: X-API-Key, and Authorization with the scheme
-// Bearer, Token, ApiKey or none.  Other schemes, as Basic, are not about tokens.
+// All tokens in the headers: X-API-Key, and Authorization with the scheme
+// Bearer, Token, ApiKey or none.  Other schemes, such as Basic, are ignored.
 function tokensIn(request) {
 	const { 'x-api-key': keys = [], authorization = [] } = request.headersDistinct;
 	return keys.concat(authorization.flatMap((value) => {
@@ -34,15 +34,15 @@ function tokensIn(request) {
 }
 
 // For allowed_networks.  Set BEHIND_PROXY=1 only if all requests come through a
-// proxy that appends the client's address: clients write X-Forwarded-For too.
+// proxy that appends the client's address: clients can send X-Forwarded-For, too.
 function clientAddress(request) {
 	const address = process.env.BEHIND_PROXY === '1'
 		? request.headers['x-forwarded-for']?.split(',').pop().trim()
 		: request.socket.remoteAddress;
-	return isIP(address) ? address.replace(/%.*/, '') : '::'; // unknown: nobody's
+	return isIP(address) ? address.replace(/%.*/, '') : '::'; // unknown: no client has this one
 }
 
-// The user whose browser it is: null if it only says so.
+// The user of the session; null if there is no such session.
 async function signedIn(cookie) {
 	const { rows: [session] } = await pool.query({
 		text: 'SELECT user_id FROM private.sessions WHERE digest = $1 AND expires_at > now()',
@@ -51,8 +51,8 @@ async function signedIn(cookie) {
 	return session?.user_id ?? null;
 }
 
-// The settings of each transaction of this request.  One of them must always be
-// a role: without any, PostGraphile would work as the login itself.
+// The settings of each transaction of this request.  A role must always be among
+// them: without any setting, PostGraphile would work as the login itself.
 async function settings(request, response) {
 	const address = clientAddress(request);
 	const [token, ...more] = tokensIn(request);
@@ -68,7 +68,7 @@ async function settings(request, response) {
 		if (verdict === 'rate_limited') refuse(response, 429, verdict, { 'Retry-After': seconds ?? 60 });
 		if (verdict === 'network_refused') refuse(response, 403, verdict);
 		if (!valid) refuse(response, 401, verdict, { 'WWW-Authenticate': 'Bearer error="invalid_token"' });
-		// the token, never its user: who may do more than the token may
+		// set the token, never its user: the user may do more than the token
 		return { role: 'api_client', 'apitoken.client_address': address, 'apitoken.token': token };
 	}
 	if (cookie !== undefined) {
@@ -85,14 +85,14 @@ async function context({ node }) {
 		return { pgSettings: await settings(node.req, node.res) };
 	} catch (error) {
 		if (error instanceof SafeError) throw error;
-		console.error(error); // here PostGraphile would tell the client all of it
+		console.error(error); // PostGraphile would send the message to the client
 		return refuse(node.res, 503, 'try again later');
 	}
 }
 
-// ---- what do clients learn of errors? ----
+// ---- errors that clients see ----
 
-// Of the database's, those that are about what they asked for
+// The SQLSTATEs of database errors that are about the request
 const told = new Set(['22023', '22P02', '23502', '23503', '23505', '25006', '28000', '42501', '55000']);
 
 function maskError(error) {

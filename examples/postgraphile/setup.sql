@@ -1,30 +1,30 @@
--- The database of the example: as superuser, in a new database,
+-- The database of the example.  Run it as superuser, in a new database:
 --
 --     psql -v ON_ERROR_STOP=1 -d example -f setup.sql
 
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken;
 
--- PostGraphile identifies its client by settings: the library has to be there
--- before the first statement.  (Not needed where shared_preload_libraries has it.)
+-- PostGraphile identifies its client by settings, so the library must be loaded
+-- before the first statement.  (Not needed if shared_preload_libraries loads it.)
 ALTER DATABASE :"DBNAME" SET session_preload_libraries = 'apitoken';
 
--- PostGraphile logs in as the first of these, and acts as one of the others in
--- each transaction.  It has no rights of its own on what the API shows.
+-- PostGraphile logs in as the first of these roles, and switches to one of the
+-- others in each transaction.  It has no privileges of its own on the API's objects.
 CREATE ROLE graphile LOGIN NOINHERIT;
 CREATE ROLE api_anonymous;
 CREATE ROLE api_client;
 GRANT api_anonymous, api_client TO graphile;
 
--- verify: it asks who a token is; act: it says which user has signed in.
+-- verify: it may verify tokens.  act: it may say which user has signed in.
 SELECT apitoken.allow('graphile', 'verify', 'act');
 SELECT apitoken.allow('api_client', 'manage');
 
--- Tokens are bind parameters: keep those out of the server's log.
+-- Tokens are bind parameters: keep these out of the server log.
 ALTER ROLE graphile SET log_parameter_max_length = 0;
 ALTER ROLE graphile SET log_parameter_max_length_on_error = 0;
 
 ------------------------------------------------------------------------------
--- What the API shows: articles of organizations, drafts of users
+-- What the API publishes: articles of organizations, drafts of users
 ------------------------------------------------------------------------------
 
 CREATE SCHEMA app;
@@ -59,7 +59,7 @@ CREATE INDEX ON app.drafts (user_id);
 ALTER TABLE app.drafts ENABLE ROW LEVEL SECURITY;
 GRANT SELECT, INSERT (text), UPDATE (text), DELETE ON app.drafts TO api_client;
 
--- A user's own, as far as the user or their token may
+-- A user's own drafts, as far as the user or their token has the permission
 CREATE POLICY drafts_read ON app.drafts FOR SELECT
     USING (user_id = (SELECT apitoken.current_user_id()) AND (SELECT apitoken.can('draft:read')));
 CREATE POLICY drafts_create ON app.drafts FOR INSERT
@@ -70,7 +70,7 @@ CREATE POLICY drafts_delete ON app.drafts FOR DELETE
     USING (user_id = (SELECT apitoken.current_user_id()) AND (SELECT apitoken.can('draft:delete')));
 
 ------------------------------------------------------------------------------
--- Tokens, too.  PostGraphile leaves out what belongs to an extension, so that
+-- Tokens.  PostGraphile does not publish objects that belong to an extension, so
 -- the API needs a view and functions of its own.
 ------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ GRANT UPDATE (label, description, role, access, permissions, allowed_networks, r
               metadata, expires_at, suspended_at) ON app.tokens TO api_client;
 
 CREATE TYPE app.issued_token AS (id uuid, token text, masked text, expires_at timestamptz);
-COMMENT ON TYPE app.issued_token IS 'A token just made. Its text is shown this once.';
+COMMENT ON TYPE app.issued_token IS 'A new token. Its text is shown only here.';
 
 CREATE FUNCTION app.create_token(
     label text, organization_id text DEFAULT NULL, description text DEFAULT NULL, role text DEFAULT NULL,
@@ -94,26 +94,26 @@ RETURNS app.issued_token LANGUAGE sql BEGIN ATOMIC
         access => access, permissions => permissions, expires_in => expires_in, allowed_networks => allowed_networks,
         rate_limit_per_minute => rate_limit_per_minute, metadata => metadata) made;
 END;
-COMMENT ON FUNCTION app.create_token IS 'Make a token: an organization''s, or without one your own.';
+COMMENT ON FUNCTION app.create_token IS 'Create a token of an organization, or without one, a token of your own.';
 
 CREATE FUNCTION app.regenerate_token(id uuid, overlap interval DEFAULT '0', expires_in interval DEFAULT NULL)
 RETURNS app.issued_token LANGUAGE sql BEGIN ATOMIC
     SELECT made.id, made.token, made.masked, made.expires_at
     FROM apitoken.regenerate_token(regenerate_token.id, overlap => overlap, expires_in => expires_in) made;
 END;
-COMMENT ON FUNCTION app.regenerate_token IS 'A new secret for the same token. The old one goes on for overlap.';
+COMMENT ON FUNCTION app.regenerate_token IS 'Create a new secret for the same token. The old one stays valid for the overlap.';
 
 CREATE FUNCTION app.revoke_token(id uuid, confirm_label text DEFAULT NULL, reason text DEFAULT NULL)
 RETURNS boolean LANGUAGE sql BEGIN ATOMIC
     SELECT apitoken.revoke_token(id, confirm_label => confirm_label, reason => reason);
 END;
-COMMENT ON FUNCTION app.revoke_token IS 'End a token for good. An organization''s needs its label typed.';
+COMMENT ON FUNCTION app.revoke_token IS 'Revoke a token. A token of an organization needs its label as confirm_label.';
 
 CREATE FUNCTION app.search_tokens(label text DEFAULT NULL, organization_id text DEFAULT NULL, status text DEFAULT NULL)
 RETURNS SETOF app.tokens STABLE LANGUAGE sql BEGIN ATOMIC
     SELECT * FROM apitoken.list_tokens(label, organization_id => organization_id, status => status, page_size => 1000);
 END;
-COMMENT ON FUNCTION app.search_tokens IS 'Tokens whose label contains this, newest first.';
+COMMENT ON FUNCTION app.search_tokens IS 'Tokens whose label contains this text, newest first.';
 
 CREATE FUNCTION app.whoami() RETURNS jsonb STABLE LANGUAGE sql BEGIN ATOMIC
     SELECT apitoken.whoami();
@@ -125,8 +125,8 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA app TO api_client;
 GRANT EXECUTE ON FUNCTION app.whoami TO api_anonymous;
 
 ------------------------------------------------------------------------------
--- What it does not: who has signed in.  The application's sign-in page adds a
--- row and sets the cookie, of which only the digest is stored.
+-- What the API does not publish: sessions.  The application's sign-in page adds a
+-- row and sets the cookie.  Only the digest of the cookie is stored.
 ------------------------------------------------------------------------------
 
 CREATE SCHEMA private;

@@ -1,37 +1,39 @@
--- What PostgREST needs in the database, for examples/postgrest/postgrest.conf.
--- Run it once, as superuser, in the database of the application:
+-- The database side of examples/postgrest/postgrest.conf.  Run it once, as
+-- superuser, in the database of the application:
 --
 --     psql -d app -v ON_ERROR_STOP=1 -1 -f setup.sql
 
-CREATE EXTENSION IF NOT EXISTS apitoken CASCADE;
+CREATE EXTENSION IF NOT EXISTS apitoken;
 
--- PostgREST's three roles.  It connects as the first (give it a password, or an
--- entry in pg_hba.conf), and becomes one of the others for each request.
+-- PostgREST's three roles.  PostgREST connects as the first, and switches to one
+-- of the others for each request.  Give the first a password or an entry in
+-- pg_hba.conf.
 CREATE ROLE authenticator LOGIN NOINHERIT;
 CREATE ROLE anon NOLOGIN;
 CREATE ROLE web_user NOLOGIN;
 GRANT anon, web_user TO authenticator;
 
--- It is believed whom a JWT names, and where a client is.
+-- The user that a JWT names and the client address count for this login.
 SELECT apitoken.allow('authenticator', 'act');
--- A request comes as anon until its token is verified, and with a token stays
--- anon for PostgREST; a JWT says {"role": "web_user", "sub": "<id of the user>"}.
+-- A request without a JWT starts as anon.  For PostgREST it stays anon, also with
+-- a token.  A JWT contains {"role": "web_user", "sub": "<id of the user>"}.
 SELECT apitoken.allow('anon', 'use');
 SELECT apitoken.allow('web_user', 'manage');
 
 ALTER ROLE authenticator SET session_preload_libraries = 'apitoken';
 ALTER ROLE authenticator SET apitoken.jwt_user_claim = 'sub';
 -- Only behind a proxy that always sets this header itself (examples/nginx), and
--- where nothing else reaches PostgREST.  Otherwise leave it out.
+-- only if clients cannot reach PostgREST directly.  Otherwise remove this line.
 ALTER ROLE authenticator SET apitoken.client_address_header = 'x-real-ip';
--- PostgREST passes each request's headers, tokens too, as parameters.
+-- PostgREST passes the headers of each request, tokens included, as parameters.
+-- Keep parameters out of the server log.
 ALTER ROLE authenticator SET log_parameter_max_length = 0;
 ALTER ROLE authenticator SET log_parameter_max_length_on_error = 0;
 
--- What runs before each request.  apitoken.pre_request() alone would do; this
--- lets a request with a good token do what a signed-in user's may, so that anon
--- needs no privileges.  It cannot be SECURITY DEFINER: there the server allows
--- no other role.
+-- PostgREST calls this function before each request.  apitoken.pre_request() alone
+-- is enough; this function also switches anon with a valid token to web_user,
+-- so that anon needs no privileges on tables.  It cannot be SECURITY DEFINER:
+-- PostgreSQL does not allow such a function to change the role.
 CREATE SCHEMA api_private;
 GRANT USAGE ON SCHEMA api_private TO anon, web_user;
 CREATE FUNCTION api_private.pre_request() RETURNS void LANGUAGE plpgsql AS $$
@@ -43,17 +45,17 @@ BEGIN
 END
 $$;
 
--- A role of the database for tokens of one kind: services that ask whether
--- tokens are valid (/rpc/introspect) or end them (/rpc/revoke_by_token).
+-- A database role for the tokens of gateways: services that ask whether tokens
+-- are valid (/rpc/introspect), or revoke them (/rpc/revoke_by_token).
 CREATE ROLE gateway NOLOGIN;
 GRANT gateway TO authenticator;
 SELECT apitoken.allow('gateway', 'use', 'verify');
 GRANT USAGE ON SCHEMA api_private TO gateway;
 INSERT INTO apitoken.roles (name, description, permissions, database_role)
-VALUES ('gateway', 'Asks about tokens, and may do nothing else', '{}', 'gateway');
+VALUES ('gateway', 'Introspects and revokes tokens by their text, nothing else', '{}', 'gateway');
 
--- The application's own API: privileges say what is published, policies say
--- which rows.
+-- The application's own API: privileges decide which objects are published,
+-- policies decide which rows are visible.
 CREATE SCHEMA api;
 GRANT USAGE ON SCHEMA api TO anon, web_user;
 CREATE TABLE api.articles (
@@ -73,8 +75,9 @@ CREATE POLICY articles_update ON api.articles FOR UPDATE
 CREATE POLICY articles_delete ON api.articles FOR DELETE
 	USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:delete'))));
 
--- apitoken.can() takes an organization's id of any type, which PostgREST cannot pass.
+-- apitoken.can() takes an organization id of any type ("any"), which PostgREST
+-- cannot pass.
 CREATE FUNCTION api.can(permission text, organization_id text DEFAULT NULL) RETURNS boolean
 	LANGUAGE sql STABLE
 	RETURN apitoken.can(can.permission, can.organization_id);
-COMMENT ON FUNCTION api.can(text, text) IS 'May who is asking do this (resource:action) in this organization?';
+COMMENT ON FUNCTION api.can(text, text) IS 'Whether the caller has this permission (resource:action) in this organization';

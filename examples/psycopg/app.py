@@ -1,11 +1,11 @@
-"""Articles over HTTP, as a WSGI application: for programs by API token, for
-people who are signed in (REMOTE_USER, set by your session middleware).
+"""Articles over HTTP, as a WSGI application, for programs with an API token and for
+signed-in users (your session middleware sets REMOTE_USER).
 
     PGUSER=app_psycopg PGDATABASE=app python3 app.py
 
-GET, POST /articles       articles of who is asking
-GET /feed/ORGANIZATION    for tokens that may article:read there
-POST /tokens              a new token, for people who are signed in
+GET, POST /articles       the articles that the caller may see
+GET /feed/ORGANIZATION    for tokens with article:read there
+POST /tokens              creates a token, for signed-in users
 """
 
 import json
@@ -19,9 +19,9 @@ from psycopg.rows import dict_row
 
 import tokens
 
-# Where the server is, libpq's variables say (PGHOST, ...).  autocommit: a
-# connection is in a transaction only where this program begins one.
-# PREPARE=off: for a pooler that does not know prepared statements.
+# libpq's environment variables (PGHOST, ...) name the server.  autocommit: a
+# connection is in a transaction only if this program begins one.
+# PREPARE=off: for a pooler that does not track prepared statements.
 pool = psycopg_pool.ConnectionPool(
     min_size=1,
     max_size=int(os.environ.get("POOL_SIZE", 4)),
@@ -35,10 +35,11 @@ pool = psycopg_pool.ConnectionPool(
 
 
 def acting(connection, environ):
-    """The transaction of who is asking.  A bad token is never a signed-in user."""
+    """A transaction of the caller.  With a bad token it never acts as the signed-in user."""
     token = tokens.bearer(environ.get("HTTP_AUTHORIZATION"))
     if token is not None:
-        # The client, as this server sees it.  Behind a proxy of yours: what that one says.
+        # REMOTE_ADDR is the client's address as this server sees it.  Behind your own
+        # proxy, use the address that the proxy sends.
         return tokens.by_token(connection, token, environ.get("REMOTE_ADDR"))
     return tokens.as_user(connection, required(environ.get("REMOTE_USER")))
 
@@ -50,7 +51,7 @@ def required(credentials):
 
 
 def body(environ):
-    # JSON only: a form on another site cannot send that with our cookie
+    # only JSON: a form on another site cannot send it with our cookie
     if environ.get("CONTENT_TYPE", "").partition(";")[0].strip() != "application/json":
         raise tokens.Refused(415, "application/json expected")
     try:
@@ -80,7 +81,7 @@ def create_article(connection, environ):
 
 
 def feed(connection, environ, organization_id):
-    """No transaction, no policies: one question, and the answer is ours to obey."""
+    """No transaction, no policies: one question, and we must act on the answer."""
     token = required(tokens.bearer(environ.get("HTTP_AUTHORIZATION")))
     row = tokens.verify(connection, token, "article:read", organization_id, environ.get("REMOTE_ADDR"))
     return 200, {"organization_id": organization_id, "label": row["label"], "kind": row["kind"]}
@@ -108,7 +109,7 @@ def answer(environ):
     for method, path, function in ROUTES:
         match = re.fullmatch(path, environ.get("PATH_INFO", ""))
         if match and method == environ["REQUEST_METHOD"]:
-            # back in the pool the connection is in no transaction, and nobody's
+            # when it returns to the pool, the connection has no transaction and no identity
             with pool.connection() as connection:
                 return *function(connection, environ, *match.groups()), []
     return 404, {"error": "not found"}, []
@@ -124,7 +125,7 @@ def application(environ, start_response):
     except (psycopg.Error, tokens.SetupError) as error:
         status = tokens.status_of(error) if isinstance(error, psycopg.Error) else 500
         print(f"{status}: {error}", file=sys.stderr)
-        # what the server says is for our log: it may quote what others wrote
+        # the server's message is for our log: it may quote other users' data
         value, headers = {"error": "refused" if status < 500 else "failed"}, []
     start_response(
         f"{status} {'OK' if status < 300 else 'Refused' if status < 500 else 'Failed'}",

@@ -1,8 +1,8 @@
-"""API tokens with psycopg 3: who is asking, and what became of it.
+"""API tokens with psycopg 3: identify the caller, and map errors to HTTP.
 
-A connection given to these functions comes from a pool, or is a thread's own.
-It must not be within a transaction: an identity lasts for one transaction, and
-what began the transaction earlier would share it.
+A connection given to these functions comes from a pool, or belongs to one
+thread.  It must not be in a transaction: an identity lasts for one transaction,
+and the code that began the transaction would share it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 
 
 class Refused(Exception):
-    """The request is refused: an HTTP status, a code, and headers."""
+    """The request is refused, with an HTTP status, a code, and headers."""
 
     def __init__(self, status, code, headers=()):
         super().__init__(code)
@@ -22,24 +22,24 @@ class Refused(Exception):
 
 
 class SetupError(Exception):
-    """The login lacks a capability: no fault of who is asking."""
+    """The login lacks a capability.  The caller is not at fault."""
 
 
 def refused(verdict, seconds=None):
-    """What a verdict other than valid is in HTTP (RFC 6750, RFC 6585)."""
+    """The HTTP response for a verdict other than valid (RFC 6750, RFC 6585)."""
     if verdict == "rate_limited":
-        # not known where the server cannot count (without shared_preload_libraries)
+        # seconds is None if the server cannot count (without shared_preload_libraries)
         return Refused(429, verdict, [("Retry-After", str(math.ceil(seconds)))] if seconds else [])
     if verdict == "network_refused":
         return Refused(403, verdict)
     if verdict == "permission_refused":
         return Refused(403, "insufficient_scope", [("WWW-Authenticate", 'Bearer error="insufficient_scope"')])
-    # Malformed, unknown, revoked, expired, suspended: the log may know which.
+    # malformed, unknown, revoked, expired, suspended: only the log may say which
     return Refused(401, "invalid_token", [("WWW-Authenticate", 'Bearer error="invalid_token"')])
 
 
 def bearer(authorization):
-    """The token of an Authorization header; None if there is no such header."""
+    """The token in an Authorization header; None if there is no such header."""
     if authorization is None:
         return None
     scheme, _, token = authorization.strip().partition(" ")
@@ -49,7 +49,7 @@ def bearer(authorization):
 
 
 def verify(connection, token, permission=None, organization_id=None, client_address=None):
-    """Verify a request in one statement: a row about the token, or Refused."""
+    """Verify a request in one statement.  Returns a row about the token, or raises Refused."""
     with _setup(), connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
         row = cursor.execute(
             """SELECT valid, verdict, token_id, label, kind, organization_id, user_id, role, access, permissions, groups,
@@ -64,12 +64,12 @@ def verify(connection, token, permission=None, organization_id=None, client_addr
 
 @contextlib.contextmanager
 def by_token(connection, token, client_address=None):
-    """A transaction in which the token acts: policies follow it."""
+    """A transaction that acts by the token: policies apply to the token."""
     _require_idle(connection)
     with connection.transaction():
         try:
             with _setup():
-                # Nobody else knows it: the connection's address is ours, or the pooler's.
+                # Only we know the client: the connection's address is ours, or the pooler's.
                 connection.execute("SELECT set_config('apitoken.client_address', %s, true)", [client_address or ""])
                 connection.execute("SELECT FROM apitoken.authenticate(%s)", [token])
         except psycopg.errors.InvalidAuthorizationSpecification as error:
@@ -81,7 +81,7 @@ def by_token(connection, token, client_address=None):
 
 @contextlib.contextmanager
 def as_user(connection, user_id):
-    """A transaction in which a user acts whom we have signed in ourselves."""
+    """A transaction that acts as a user whom we have signed in."""
     _require_idle(connection)
     with connection.transaction():
         with _setup():
@@ -90,12 +90,12 @@ def as_user(connection, user_id):
 
 
 def status_of(error):
-    """The HTTP status of a psycopg.Error that the request's own work ended with."""
+    """The HTTP status of a psycopg.Error from the request's own work."""
     state = error.sqlstate
-    if state is None:  # it is not the server that says so
+    if state is None:  # the error is not from the server
         return 400 if isinstance(error, psycopg.DataError) else 503
     known = {
-        "42501": 403,  # a policy says no
+        "42501": 403,  # a policy refuses it
         "25006": 403,  # the token is read-only
         "23505": 409,
         "40001": 503,  # try again
