@@ -61,7 +61,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
 # Each test by name: a stray file in sql/ is never run unnoticed, and
 # test/run.sh fails when a file there is missing from these lists.
-REGRESS = schema token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance pre_request introspect policies
+REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance pre_request introspect policies
 ISOLATION = last_used revocation regenerate role label owner_deleted maintenance revoke_tokens
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl

@@ -2,8 +2,8 @@
 -- triggers, and such ones of the others that a new token has a row in; rows to
 -- put into them; and each way of making many in one transaction.
 
-CREATE TABLE bench.bare_records (LIKE apitoken.token_records INCLUDING ALL);
-INSERT INTO bench.bare_records SELECT * FROM apitoken.token_records;
+CREATE TABLE bench.bare_records (LIKE apitoken_internal.token_records INCLUDING ALL);
+INSERT INTO bench.bare_records SELECT * FROM apitoken_internal.token_records;
 CREATE TABLE bench.bare_usage (LIKE apitoken.token_usage INCLUDING ALL);
 INSERT INTO bench.bare_usage SELECT * FROM apitoken.token_usage;
 CREATE TABLE bench.bare_events (LIKE apitoken.events INCLUDING ALL);
@@ -14,7 +14,7 @@ VACUUM ANALYZE bench.bare_records, bench.bare_usage, bench.bare_events;
 -- but the label and the owner, which are its variables, are constants.
 CREATE FUNCTION bench.columns() RETURNS text LANGUAGE sql AS $$
 	SELECT string_agg(quote_ident(attname), ', ' ORDER BY attname <> 'id', attnum)
-	FROM pg_attribute WHERE attrelid = 'apitoken.token_records'::regclass AND attnum > 0 AND NOT attisdropped
+	FROM pg_attribute WHERE attrelid = 'apitoken_internal.token_records'::regclass AND attnum > 0 AND NOT attisdropped
 $$;
 CREATE FUNCTION bench.constants() RETURNS text LANGUAGE sql AS $$
 	SELECT string_agg(
@@ -25,15 +25,15 @@ CREATE FUNCTION bench.constants() RETURNS text LANGUAGE sql AS $$
 			WHEN 'updated_at' THEN 'now()'
 			ELSE format('%L::%s', to_jsonb(r) ->> attname, format_type(atttypid, atttypmod))
 		END, ', ' ORDER BY attnum)
-	FROM pg_attribute, (SELECT * FROM apitoken.token_records WHERE organization_id IS NOT NULL LIMIT 1) r
-	WHERE attrelid = 'apitoken.token_records'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> 'id'
+	FROM pg_attribute, (SELECT * FROM apitoken_internal.token_records WHERE organization_id IS NOT NULL LIMIT 1) r
+	WHERE attrelid = 'apitoken_internal.token_records'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> 'id'
 $$;
 
 -- Rows to insert, with ids that ascend as a token's do.
-CREATE TABLE bench.new_rows (LIKE apitoken.token_records);
+CREATE TABLE bench.new_rows (LIKE apitoken_internal.token_records);
 CREATE FUNCTION bench.make_rows(number integer, run bigint) RETURNS void LANGUAGE sql AS $$
 	TRUNCATE bench.new_rows;
-	INSERT INTO bench.new_rows SELECT * FROM apitoken.token_records WHERE organization_id IS NOT NULL LIMIT number;
+	INSERT INTO bench.new_rows SELECT * FROM apitoken_internal.token_records WHERE organization_id IS NOT NULL LIMIT number;
 	UPDATE bench.new_rows SET label = 'loop ' || run || '.' || n.i,
 		id = (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0')
 			|| lpad(to_hex(n.i), 8, '0') || substr(md5(random()::text), 1, 12))::uuid

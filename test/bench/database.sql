@@ -2,7 +2,8 @@
 -- thousand organizations and users, and the benchmark's own helpers in the
 -- schema bench.
 
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION pgcrypto;
+CREATE EXTENSION apitoken;
 CREATE EXTENSION pg_prewarm;
 CREATE SCHEMA bench;
 GRANT USAGE ON SCHEMA bench TO PUBLIC;
@@ -10,7 +11,9 @@ GRANT USAGE ON SCHEMA bench TO PUBLIC;
 -- The login of pgbench: a backend's, which may read the tables besides, since
 -- that is what the yardsticks do.
 SELECT apitoken.allow('bench', 'verify');
-GRANT SELECT ON ALL TABLES IN SCHEMA apitoken TO bench;
+-- the yardsticks read the tables themselves
+GRANT USAGE ON SCHEMA apitoken_internal TO bench;
+GRANT SELECT ON ALL TABLES IN SCHEMA apitoken, apitoken_internal TO bench;
 
 INSERT INTO apitoken.organizations (id) SELECT 'organization-' || i FROM generate_series(0, 999) i;
 INSERT INTO apitoken.users (id, groups) SELECT 'user-' || i, ARRAY['staff'] FROM generate_series(0, 999) i;
@@ -26,7 +29,7 @@ CREATE FUNCTION bench.load("from" bigint, "to" bigint) RETURNS void LANGUAGE sql
 			CASE WHEN i % 2 = 1 THEN 'organization-' || i / 2 % 1000 END,
 			CASE WHEN i % 2 = 0 THEN 'user-' || i / 2 % 1000 END
 		FROM generate_series("from", "to") i
-		RETURNING id, label, apitoken.take_secret(id) AS token)
+		RETURNING id, label, apitoken.take_token(id) AS token)
 	INSERT INTO bench.keys SELECT substr(label, 5)::bigint, id, token FROM made;
 $$;
 

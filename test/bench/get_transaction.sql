@@ -55,7 +55,7 @@ CREATE TEMP TABLE request AS
 		CASE WHEN t.user_id IS NULL
 			THEN format('{"exp":1900000000,"organization_id":"%s","role":"bench_web_user"}', t.organization_id)
 			ELSE format('{"exp":1900000000,"role":"bench_web_user","sub":"%s"}', t.user_id) END AS c
-	FROM bench.keys k JOIN apitoken.token_records t USING (id)
+	FROM bench.keys k JOIN apitoken_internal.token_records t USING (id)
 	WHERE k.n <= 100000;
 
 SELECT format('CREATE TABLE bench.requests_%s WITH (toast_tuple_target = 8160) AS SELECT row_number() OVER () AS n, b.* FROM (SELECT %s FROM request '

@@ -17,7 +17,7 @@ CREATE TABLE bench.api_keys (
 ) WITH (fillfactor = 90); -- room to update rows in place, which is kind to them
 INSERT INTO bench.api_keys (id, token_hash, label, organization_id, user_id, role, permissions)
 	SELECT k.id, public.digest(k.token, 'sha256'), t.label, t.organization_id, t.user_id, t.role, '{*:read,*:write}'
-	FROM bench.keys k JOIN apitoken.token_records t USING (id);
+	FROM bench.keys k JOIN apitoken_internal.token_records t USING (id);
 
 -- The usual function: hash, look up, check, note the time.
 CREATE FUNCTION bench.check_and_note(token text) RETURNS bench.api_keys LANGUAGE plpgsql AS $$

@@ -10,7 +10,7 @@ Bench::figure('1', 'verify() over a connection', sub {
 		'1' => ['these columns', 'id, label, organization_id, user_id, role, access, permissions, expires_at, metadata, digest'],
 		'1b' => ['*', '*']);
 
-	$b->psql('GRANT SELECT ON apitoken.token_records TO bench');
+	$b->psql('GRANT SELECT ON apitoken_internal.token_records TO bench');
 	foreach my $figure (sort keys %against)
 	{
 		next if $b->{quick} && $figure ne '1';
@@ -20,7 +20,7 @@ Bench::figure('1', 'verify() over a connection', sub {
 			figure => $figure, wanted => $figure eq '1' ? '>= 0.90' : undef, unit => 'calls/s',
 			what => "verify(\$1) / SELECT $name by primary key",
 			ours => sub { $b->pgbench(each => 'SELECT * FROM apitoken.verify(:t)') },
-			yardstick => sub { $b->pgbench(each => "SELECT $columns FROM apitoken.token_records WHERE id = :i") });
+			yardstick => sub { $b->pgbench(each => "SELECT $columns FROM apitoken_internal.token_records WHERE id = :i") });
 	}
 });
 

@@ -32,7 +32,7 @@ sub make_keys
 		CREATE UNLOGGED TABLE bench.$name AS
 		WITH found AS MATERIALIZED (
 			SELECT k.id, k.token, t.organization_id, t.user_id, t.role
-			FROM bench.keys k JOIN apitoken.token_records t USING (id)
+			FROM bench.keys k JOIN apitoken_internal.token_records t USING (id)
 			WHERE $condition ORDER BY random() LIMIT $number)
 		SELECT f.* FROM generate_series(1, ceil($number / (SELECT count(*) FROM found)::numeric)) pass, found f
 		ORDER BY pass, random() LIMIT $number;
@@ -57,7 +57,7 @@ sub scans
 	my ($b, $keys) = @_;
 	my $calls = 1000;
 	my $count = q{SELECT relname, coalesce(idx_scan, 0) + seq_scan FROM pg_stat_user_tables
-		WHERE schemaname = 'apitoken' AND relname IN ('token_records', 'organizations', 'users', 'roles', 'memberships')};
+		WHERE schemaname LIKE 'apitoken%' AND relname IN ('token_records', 'organizations', 'users', 'roles', 'memberships')};
 	my %scans;
 
 	# what writes the use of earlier ones scans tables, too
@@ -87,7 +87,7 @@ Bench::figure('2', 'the server\'s time for a verification', sub {
 		# the yardstick reads what is read each time
 		my $scans = scans($b, $keys);
 		my @reads = grep { $scans->{ $_->[0] } >= 0.5 } @{ $kinds{$kind}{reads} };
-		my ($joins, $columns, $performs) = ('', '', 'PERFORM digest FROM apitoken.token_records WHERE id = k.id;');
+		my ($joins, $columns, $performs) = ('', '', 'PERFORM digest FROM apitoken_internal.token_records WHERE id = k.id;');
 		my $probes = 1;
 		foreach (@reads)
 		{
@@ -99,7 +99,7 @@ Bench::figure('2', 'the server\'s time for a verification', sub {
 			$performs .= " PERFORM $column FROM apitoken.$table WHERE $condition;";
 		}
 		my $yardstick = "SELECT count(t.digest), $columns count(sha256(k.token::bytea))
-			FROM $keys k JOIN apitoken.token_records t ON t.id = k.id$joins";
+			FROM $keys k JOIN apitoken_internal.token_records t ON t.id = k.id$joins";
 		my $plan = $b->psql(join("\n", (map { "SET $_ = '$probes_only{$_}';" } sort keys %probes_only), "EXPLAIN $yardstick"));
 		my $by_key = () = $plan =~ /Index Scan using \w+_pkey/g;
 		die "not by primary keys: $plan" if $by_key != $probes || $plan =~ /Hash|Merge|Memoize|Materialize|Sort/;
@@ -144,7 +144,7 @@ Bench::figure('5', 'the server\'s time as tokens grow in number', sub {
 	};
 	# what the table's and the index's size make of a single probe
 	my $probe = sub {
-		net($b, $number, 'SELECT count(t.digest) FROM bench.random_any k JOIN apitoken.token_records t ON t.id = k.id',
+		net($b, $number, 'SELECT count(t.digest) FROM bench.random_any k JOIN apitoken_internal.token_records t ON t.id = k.id',
 			'SELECT count(id) FROM bench.random_any', db => $db{ $_[0] }, set => \%probes_only);
 	};
 	foreach my $size (@sizes)

@@ -14,7 +14,7 @@ Bench::figure('7', 'tracking and rate limits', sub {
 	$b->psql("DROP DATABASE IF EXISTS limits WITH (FORCE)", db => 'postgres');
 	$b->psql("CREATE DATABASE limits TEMPLATE $from", db => 'postgres');
 	$b->command("$b->{bin}/pg_dump", $b->connection, '-f', $dump, 'limits');
-	$b->psql('UPDATE apitoken.token_records SET rate_limit_per_minute = 1000000; VACUUM ANALYZE', db => 'limits');
+	$b->psql('UPDATE apitoken_internal.token_records SET rate_limit_per_minute = 1000000; VACUUM ANALYZE', db => 'limits');
 	$b->start('off', $b->settings(%off, shared_preload_libraries => ''));
 	$b->psql('CREATE DATABASE limits', %off, db => 'postgres');
 	$b->psql_file($dump, %off, db => 'limits');

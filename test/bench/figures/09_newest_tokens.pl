@@ -24,7 +24,7 @@ sub set_up
 				COMMIT;
 			END LOOP;
 		END $$;
-		VACUUM ANALYZE apitoken.token_records;
+		VACUUM ANALYZE apitoken_internal.token_records;
 		VACUUM ANALYZE apitoken.token_usage}, db => $db);
 	$b->warm($db);
 	return;

@@ -50,7 +50,7 @@ Bench::figure('11', 'making tokens', sub {
 	}
 	$b->report(figure => '11d', unit => 'tokens/s', wanted => '>= 25000', what => "INSERT ... SELECT of $bulk", value => $rates{ours});
 	$b->report(figure => '11dx', unit => 'tokens/s', what => 'INSERT ... SELECT of ready rows of tokens, usage and events into equal tables', value => $rates{bare});
-	$b->report(figure => '11e', unit => 'tokens/s', what => "the same with take_secret(), kept in a table: this benchmark's data", value => $b->{rates}{$db});
+	$b->report(figure => '11e', unit => 'tokens/s', what => "the same with take_token(), kept in a table: this benchmark's data", value => $b->{rates}{$db});
 	$b->note(figure => '11', text => 'create_token() writes three rows, each with its indexes, where the yardstick writes one.');
 });
 

@@ -164,7 +164,7 @@ sub revocations
 		sleep 0.1;		# it is asking by now
 		my $committed = $b->psql(qq{
 			DO \$\$ BEGIN PERFORM apitoken.revoke_token('$id', 'key $n'); END \$\$;
-			SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin)) FROM apitoken.token_records WHERE id = '$id'},
+			SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin)) FROM apitoken_internal.token_records WHERE id = '$id'},
 			db => 'replicated', host => socket_of($b, 'primary'));
 		chomp(my $refused = <$seen> // die "$server does not refuse what was revoked\n");
 		close $seen;
@@ -221,7 +221,7 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 
 		$b->note(figure => '15', text => "$tokens tokens; $arranged; transaction pooling, statements not prepared");
 		# that all three take their memory from one machine costs others as well
-		$three->('SELECT by primary key', 'SELECT id, label, digest FROM apitoken.token_records WHERE id = :i') unless $b->{quick};
+		$three->('SELECT by primary key', 'SELECT id, label, digest FROM apitoken_internal.token_records WHERE id = :i') unless $b->{quick};
 		$three->('verify($1)', 'SELECT * FROM apitoken.verify(:t)');
 		# the first round does not count
 		shift @$_ foreach values %cpu;

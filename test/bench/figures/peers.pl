@@ -20,7 +20,7 @@ sub start_peer
 	my ($b, $schema, @command) = @_;
 	my ($from, $to);
 
-	$b->psql("CREATE SCHEMA $schema AUTHORIZATION bench; GRANT SELECT ON apitoken.token_records, bench.keys TO bench");
+	$b->psql("CREATE SCHEMA $schema AUTHORIZATION bench; GRANT SELECT ON apitoken_internal.token_records, bench.keys TO bench");
 	local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE NODE_ENV)} = ($b->{host}, $b->{port}, 'bench', $b->{db}, 'production');
 	my $pid = open2($from, $to, @command, $b->{quick} ? KEYS / 10 : min(KEYS, $b->{size}));
 	my $ask = sub {

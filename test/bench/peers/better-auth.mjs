@@ -92,7 +92,7 @@ function random(values) {
 
 const verify = 'SELECT * FROM apitoken.verify($1)';
 const row = 'SELECT id, label, organization_id, user_id, role, access, permissions, expires_at, metadata, digest ' +
-	'FROM apitoken.token_records WHERE id = $1';
+	'FROM apitoken_internal.token_records WHERE id = $1';
 
 // Each answers whether what it asked was there, and right.
 const ways = {
