@@ -38,7 +38,6 @@ typedef enum ApitokenRetention
 
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
-extern bool apitoken_pepper_file_refused;
 extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;
 extern char *apitoken_token_headers;
@@ -49,6 +48,7 @@ extern char *apitoken_audience;
 extern bool apitoken_mask_logs;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
+extern void apitoken_require_setting(const void *variable);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
 extern const Interval *apitoken_retention(ApitokenRetention retention);
