@@ -32,7 +32,6 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/datetime.h"
 #include "utils/inet.h"
 #include "utils/varlena.h"
 
@@ -42,6 +41,8 @@
 char	   *apitoken_prefix;
 char	   *apitoken_pepper_file;
 bool		apitoken_mask_logs;
+int			apitoken_retention;
+int			apitoken_usage_retention;
 int			apitoken_usage_slots;
 int			apitoken_flush_interval;
 char	   *apitoken_token_headers;
@@ -58,11 +59,9 @@ static char *token;
 static char *user_id;
 static char *client_address;
 
-#define RETENTION_MAX_YEARS 100
-
-static char *retention_values[APITOKEN_RETENTIONS];
-static Interval retentions[APITOKEN_RETENTIONS];
-static bool retention_limited[APITOKEN_RETENTIONS];
+/* Times to keep things, in minutes.  A day is always 24 hours. */
+#define DAY_MINUTES (HOURS_PER_DAY * MINS_PER_HOUR)
+#define RETENTION_MAX (100 * 365 * DAY_MINUTES)
 
 /* True once all settings are defined: values taken over at load do not warn. */
 static bool defined = false;
@@ -174,100 +173,17 @@ check_token_headers(char **newval, void **extra, GucSource source)
 }
 
 /*
- * An interval in any syntax that PostgreSQL reads.  interval_in() would raise,
- * and this runs where nothing may.
+ * A number without a unit means minutes.  '30' is refused because it was most
+ * likely meant as days, and would remove all but the last half hour.
  */
 static bool
-parse_interval(char *text, Interval *interval)
+check_retention(int *newval, void **extra, GucSource source)
 {
-	char		buffer[256];
-	char	   *fields[MAXDATEFIELDS];
-	int			types[MAXDATEFIELDS];
-	int			count;
-	int			kind = DTK_DELTA;
-	int			error;
-	struct pg_itm_in parts = {0};
-
-	error = ParseDateTime(text, buffer, sizeof(buffer), fields, types, MAXDATEFIELDS, &count);
-	if (error == 0)
-		error = DecodeInterval(fields, types, count, INTERVAL_FULL_RANGE, &kind, &parts);
-	if (error == DTERR_BAD_FORMAT)
-		error = DecodeISO8601Interval(text, &kind, &parts);
-	return error == 0 && kind == DTK_DELTA && itmin2interval(&parts, interval) == 0;
-}
-
-/* Empty: without limit, and nothing in *extra. */
-static bool
-check_duration(char *value, void **extra, int64 minimum, const char *too_short)
-{
-	Interval	interval;
-	Interval   *kept;
-	int64		days;
-
-	*extra = NULL;
-	if (*value == '\0')
+	if (*newval == APITOKEN_KEEP_ALL || *newval >= DAY_MINUTES)
 		return true;
-	if (!parse_interval(value, &interval))
-	{
-		GUC_check_errdetail("It is not an interval.");
-		GUC_check_errhint("Write a duration with its unit, like '30 days', or nothing to keep all.");
-		return false;
-	}
-
-	/* a part below zero could make it end at once in a short month */
-	days = (int64) interval.month * DAYS_PER_MONTH + interval.day + interval.time / USECS_PER_DAY;
-	if (interval.month < 0 || interval.day < 0 || interval.time < 0 ||
-		(days == 0 && interval.time < minimum) ||
-		value[strspn(value, " 0123456789.")] == '\0')
-	{
-		GUC_check_errdetail("%s", too_short);
-		GUC_check_errhint("Write a duration with its unit, like '30 days': '30' is thirty seconds.");
-		return false;
-	}
-	if (days > RETENTION_MAX_YEARS * MONTHS_PER_YEAR * DAYS_PER_MONTH)
-	{
-		GUC_check_errdetail("It is longer than %d years.", RETENTION_MAX_YEARS);
-		GUC_check_errhint("Write nothing to keep all.");
-		return false;
-	}
-	kept = compat_guc_malloc(sizeof(Interval));
-	if (kept == NULL)
-		return false;
-	*kept = interval;
-	*extra = kept;
-	return true;
-}
-
-static bool
-check_retention(char **newval, void **extra, GucSource source)
-{
-	return check_duration(*newval, extra, USECS_PER_MINUTE, "It has to be at least a minute, and to name its unit.");
-}
-
-static bool
-check_usage_retention(char **newval, void **extra, GucSource source)
-{
-	return check_duration(*newval, extra, USECS_PER_DAY, "It has to be at least a day, and to name its unit.");
-}
-
-static void
-assign_duration(ApitokenRetention retention, const void *extra)
-{
-	retention_limited[retention] = extra != NULL;
-	if (extra != NULL)
-		retentions[retention] = *(const Interval *) extra;
-}
-
-static void
-assign_retention(const char *newval, void *extra)
-{
-	assign_duration(APITOKEN_RETENTION, extra);
-}
-
-static void
-assign_usage_retention(const char *newval, void *extra)
-{
-	assign_duration(APITOKEN_USAGE_RETENTION, extra);
+	GUC_check_errdetail("The shortest retention is one day.");
+	GUC_check_errhint("Write a duration with its unit, like '30d', or -1 to keep everything.");
+	return false;
 }
 
 static void
@@ -373,17 +289,19 @@ static const Setting settings[] = {
 	},
 	{
 		.name = "apitoken.retention",
-		.summary = "How long events, and tokens that are revoked or expired, are kept.",
-		.explanation = "They are removed by housekeeping, and then nothing tells that they were. Empty: kept for ever.",
+		.summary = "Sets how long events, and revoked or expired tokens, are kept.",
+		.explanation = "Housekeeping removes them after this time, and leaves no trace. The shortest time is one day. -1 keeps everything.",
 		.context = PGC_SUSET,
-		.string = {.variable = &retention_values[APITOKEN_RETENTION], .initial = "", .check = check_retention, .assign = assign_retention},
+		.flags = GUC_UNIT_MIN,
+		.integer = {.variable = &apitoken_retention, .initial = APITOKEN_KEEP_ALL, .minimum = APITOKEN_KEEP_ALL, .maximum = RETENTION_MAX, .check = check_retention},
 	},
 	{
 		.name = "apitoken.usage_retention",
-		.summary = "How long the daily counts of each token's use are kept.",
-		.explanation = "One row for each token and day that it was used on. Empty: kept for ever.",
+		.summary = "Sets how long the daily usage counts of tokens are kept.",
+		.explanation = "There is one row for each token and each day on which it was used. Housekeeping removes rows after this time. The shortest time is one day. -1 keeps everything.",
 		.context = PGC_SUSET,
-		.string = {.variable = &retention_values[APITOKEN_USAGE_RETENTION], .initial = "90 days", .check = check_usage_retention, .assign = assign_usage_retention},
+		.flags = GUC_UNIT_MIN,
+		.integer = {.variable = &apitoken_usage_retention, .initial = 90 * DAY_MINUTES, .minimum = APITOKEN_KEEP_ALL, .maximum = RETENTION_MAX, .check = check_retention},
 	},
 	{
 		.name = "apitoken.usage_slots",
@@ -564,12 +482,4 @@ apitoken_request_setting(const char *name, Oid *setter)
 	if (setter != NULL)
 		*setter = record->srole;
 	return value;
-}
-
-/* How long things are kept; NULL: for ever. */
-const Interval *
-apitoken_retention(ApitokenRetention retention)
-{
-	apitoken_require_setting(&retention_values[retention]);
-	return retention_limited[retention] ? &retentions[retention] : NULL;
 }
