@@ -16,12 +16,13 @@
  * no stack.  RESET makes one, but the source of the value that it restores is
  * not that of SET.
  *
- * If the library is loaded on demand, its settings may have values before.
- * PostgreSQL checks them at that moment.  It drops a value that is invalid, or
- * whose role was not allowed to set it, with no more than a warning, and the
- * default takes its place.  Worse, a value in a client's connection options
- * replaces that of the configuration file before it is dropped itself.  Where
- * the default would do harm, apitoken_require_setting() raises an error.
+ * A setting can have a value before the library is loaded.  PostgreSQL checks
+ * that value when the library defines the setting.  If it is invalid, or the
+ * role was not allowed to set it, PostgreSQL drops it with a warning, and the
+ * default is in force.  This can even happen to a valid value of the
+ * configuration file: one in the connection's options replaces it first, and
+ * is then dropped.  Where the default would do harm,
+ * apitoken_require_setting() raises an error.
  */
 #include "postgres.h"
 
@@ -63,7 +64,7 @@ static char *client_address;
 #define DAY_MINUTES (HOURS_PER_DAY * MINS_PER_HOUR)
 #define RETENTION_MAX (100 * 365 * DAY_MINUTES)
 
-/* True once all settings are defined: values taken over at load do not warn. */
+/* All settings are defined.  Values that they had before cause no warnings. */
 static bool defined = false;
 
 static bool
@@ -76,8 +77,8 @@ check_prefix(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Outside a transaction block a value lasts for the statement that sets it,
- * and so for nothing: say so, as SET LOCAL does.
+ * Outside a transaction block, the transaction is the statement that sets the
+ * value.  So the value is of no use, and there is a warning, as for SET LOCAL.
  */
 static bool
 check_identity(char **newval, void **extra, GucSource source)
@@ -86,25 +87,25 @@ check_identity(char **newval, void **extra, GucSource source)
 		IsTransactionState() && !IsTransactionBlock() && !IsParallelWorker())
 		ereport(WARNING,
 				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
-				 errmsg("an apitoken setting counts only in the transaction that sets it"),
+				 errmsg("this setting has an effect only in the transaction that sets it"),
 				 errhint("Set it between BEGIN and COMMIT.")));
 	return true;
 }
 
-/* ALTER ROLE ... SET, CREATE FUNCTION ... SET: what is stored, others read. */
+/* ALTER ROLE ... SET and CREATE FUNCTION ... SET store a value where others can read it. */
 static bool
 check_token(char **newval, void **extra, GucSource source)
 {
 	if (defined && **newval != '\0' && source == PGC_S_TEST)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
-				 errmsg("the text of a token is being stored in a system catalog"),
-				 errdetail("It does not count there, and others can read it."),
-				 errhint("Take it back (ALTER ROLE ... RESET apitoken.token) and revoke the token.")));
+				 errmsg("a token is being stored in a system catalog"),
+				 errdetail("It has no effect there, and other roles can read it."),
+				 errhint("Remove it, for example with ALTER ROLE ... RESET apitoken.token, and revoke the token.")));
 	return check_identity(newval, extra, source);
 }
 
-/* Refused here and not when an address is needed, which is not always. */
+/* Checked when it is set, because not every transaction goes on to use it. */
 static bool
 check_client_address(char **newval, void **extra, GucSource source)
 {
@@ -113,7 +114,7 @@ check_client_address(char **newval, void **extra, GucSource source)
 
 	if (**newval != '\0' && pg_inet_net_pton(family, *newval, address, -1) < 0)
 	{
-		GUC_check_errdetail("It is not an IP address.");
+		GUC_check_errdetail("The value must be an IP address.");
 		return false;
 	}
 	return check_identity(newval, extra, source);
@@ -130,7 +131,7 @@ check_user_id(char **newval, void **extra, GucSource source)
 	return check_identity(newval, extra, source);
 }
 
-/* The name of a header is a token of RFC 9110, section 5.6.2. */
+/* RFC 9110, section 5.6.2, lists these characters. */
 static bool
 valid_header(const char *name)
 {
@@ -143,7 +144,7 @@ check_header(char **newval, void **extra, GucSource source)
 {
 	if (**newval == '\0' || valid_header(*newval))
 		return true;
-	GUC_check_errdetail("It is not the name of an HTTP header.");
+	GUC_check_errdetail("The value must be the name of an HTTP header.");
 	return false;
 }
 
@@ -159,16 +160,16 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	foreach(lc, names)
 	{
 		good = good && valid_header(lfirst(lc));
-		/* each request would seem to have several tokens */
+		/* each request would appear to have several tokens */
 		for (int i = 0; i < foreach_current_index(lc); i++)
 			twice = twice || pg_strcasecmp(list_nth(names, i), lfirst(lc)) == 0;
 	}
 	list_free(names);
 	pfree(copy);
 	if (!good)
-		GUC_check_errdetail("It is not a list of names of HTTP headers.");
+		GUC_check_errdetail("The value must be a comma-separated list of names of HTTP headers.");
 	else if (twice)
-		GUC_check_errdetail("A header is named twice.");
+		GUC_check_errdetail("The list contains a header twice.");
 	return good && !twice;
 }
 
@@ -198,9 +199,7 @@ show_token(void)
 	return token != NULL && *token != '\0' ? "***" : "";
 }
 
-/*
- * A setting.  Its type is that of the one member that has a variable.
- */
+/* A setting has the type of the member whose variable is given. */
 typedef struct Setting
 {
 	const char *name;
@@ -233,7 +232,7 @@ typedef struct Setting
 
 static const Setting settings[] = {
 
-	/* First those that are looked up by number. */
+	/* First those that ApitokenSetting numbers. */
 	[APITOKEN_SETTING_TOKEN] = {
 		.name = "apitoken.token",
 		.summary = "Sets the token to act by in this transaction.",
@@ -283,7 +282,7 @@ static const Setting settings[] = {
 	{
 		.name = "apitoken.mask_logs",
 		.summary = "Masks tokens in the server log and in pg_stat_activity.",
-		.explanation = "If it is off, everybody who can read the log sees the secrets of tokens in statements. The ID of a token is readable either way.",
+		.explanation = "If it is off, everybody who can read the log sees the secrets of tokens in statements. The id of a token is readable either way.",
 		.context = PGC_SUSET,
 		.boolean = {.variable = &apitoken_mask_logs, .initial = true},
 	},
@@ -334,7 +333,7 @@ static const Setting settings[] = {
 	},
 	{
 		.name = "apitoken.jwt_user_claim",
-		.summary = "Sets the claim of PostgREST's verified JWT that holds the ID of the acting user.",
+		.summary = "Sets the claim of PostgREST's verified JWT that holds the id of the acting user.",
 		.explanation = "It has an effect only if the session user has the capability act. An empty value means that a JWT does not identify a user.",
 		.context = PGC_SUSET,
 		.flags = GUC_SUPERUSER_ONLY,
@@ -368,9 +367,9 @@ define(const Setting *setting)
 	GucContext	context = setting->context;
 
 	/*
-	 * A setting of the postmaster can be defined only while it loads libraries.
-	 * Later the setting has no effect, but in a configuration file it is no
-	 * error.
+	 * Such a setting can be defined only while the postmaster loads libraries.
+	 * If the library is loaded later, the setting has no effect, but it must
+	 * not be an error in a configuration file.
 	 */
 	if (context == PGC_POSTMASTER && !process_shared_preload_libraries_in_progress)
 		context = PGC_SIGHUP;
@@ -393,7 +392,7 @@ define(const Setting *setting)
 								 NULL, NULL, NULL);
 }
 
-/* Does a setting have a value of a configuration file, a role, a connection? */
+/* Does a setting have a value from a configuration file, a role, a connection? */
 static bool
 is_configured(const struct config_generic *record)
 {
@@ -464,8 +463,8 @@ apitoken_setting_role(ApitokenSetting setting)
 }
 
 /*
- * The same for a setting that is not ours, as those of PostgREST: its value,
- * and the role that set it if the caller asks for that.
+ * The same for a setting that is not ours, such as those of PostgREST.  If
+ * setter is given, it becomes the role that set it.
  */
 const char *
 apitoken_request_setting(const char *name, Oid *setter)
