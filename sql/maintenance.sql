@@ -57,8 +57,8 @@ UPDATE apitoken.organizations SET resumed_at = NULL;
 RESET SESSION AUTHORIZATION;
 
 --
--- The settings: any interval, but no number without its unit, nothing short,
--- nothing below zero, nothing endless; empty is without limit
+-- The settings: durations with PostgreSQL's own units, from a day to 100 years.
+-- A number without a unit means minutes.  -1 is without limit.
 --
 CREATE FUNCTION pg_temp.set(name text, value text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -73,16 +73,18 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 \pset format unaligned
 SELECT pg_catalog.left(v, 30) AS v, pg_temp.set('apitoken.retention', v) AS retention, pg_temp.set('apitoken.usage_retention', v) AS usage_retention
-FROM pg_catalog.unnest(ARRAY['', '1 year', '90d', '90 DAYS', 'P1Y2M', '1-2', '@ 5 weeks', '36:00:00', '1 day', '23:59:59', '1 minute', '59 s', '30', '90.5', ' 365 ', '0', '-1 day', '1 day ago', '1 mon -1 day',
-	'1 mon -5 hours', 'x', '1 yaer', 'never', 'infinity', '-infinity', 'today', '101 years', '100 years', '99999999999999999999 years', '2147483647 years', 'P99999999999Y', pg_catalog.repeat('1 day ', 200), ' ']) v;
+FROM pg_catalog.unnest(ARRAY['-1', '90d', '90 d', '1d', '1440', '1440min', '1.5d', '36h', ' 365d ', '365', '86400s', '36500d', '30', '0', '1439', '23h', '23.999h', '59 s', '-2', '-1d', '-1440', '36501d', '2147483647', '99999999999999999999d', '1e30d', 'x', '90D', '1w',
+	'', '1 year', '90 DAYS', 'P1Y2M', '1-2', '@ 5 weeks', '36:00:00', '1 day', '23:59:59', '1 minute', '90.5', '-1 day', '1 day ago', '1 mon -1 day',
+	'1 mon -5 hours', '1 yaer', 'never', 'infinity', '-infinity', 'nan', 'today', '101 years', '100 years', '99999999999999999999 years', '2147483647 years', 'P99999999999Y', pg_catalog.repeat('1 day ', 200), ' ']) v;
 \pset format aligned
 SET SESSION AUTHORIZATION regress_apitoken_all;
-SELECT pg_temp.set(n, '1 day') FROM pg_catalog.unnest('{apitoken.retention,apitoken.usage_retention}'::text[]) n;
+SELECT pg_temp.set(n, '1d') FROM pg_catalog.unnest('{apitoken.retention,apitoken.usage_retention}'::text[]) n;
 SHOW apitoken.retention;
 SHOW apitoken.usage_retention;
+SELECT name, unit, min_val, max_val FROM pg_catalog.pg_settings WHERE name ~ '^apitoken.*retention$' ORDER BY name;
 RESET SESSION AUTHORIZATION;
 -- for one database, by a superuser
-DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I SET apitoken.retention = ''2 years''', pg_catalog.current_database()); END $$;
+DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I SET apitoken.retention = ''730d''', pg_catalog.current_database()); END $$;
 \c -
 SET client_min_messages = warning;
 SELECT apitoken.current_user_id();
@@ -288,7 +290,7 @@ SELECT public.regress_event('kept: not as old', now() - '364 days'::interval);
 SELECT public.regress_event('kept: within the hour of slack', now() - '365 days'::interval + '10 minutes'::interval);
 SELECT public.regress_event('kept until later: of a transaction of two days', now() - '366 days'::interval, '2 days');
 SELECT events_removed AS kept_for_ever FROM apitoken.run_maintenance();
-SET apitoken.retention = '365 days';
+SET apitoken.retention = '365d';
 SELECT events_removed FROM apitoken.run_maintenance();
 SELECT details ->> 'label' AS label FROM apitoken.events WHERE action = 'edit' AND database_user = session_user AND actor IS NULL AND details ->> 'label' ~ 'kept|removed' AND at < now() - '1 day'::interval ORDER BY at;
 -- what may delete them is that one statement: not who runs it, not afterwards
@@ -303,7 +305,7 @@ SELECT apitoken.act_as('ada') AS me \gset
 SELECT public.regress_try($$UPDATE apitoken.tokens SET expires_at = '2000-01-01'$$) AS expires_at,
 	pg_catalog.left(public.regress_try($$UPDATE apitoken.tokens SET created_at = '2000-01-01'$$), 5) AS created_at,
 	pg_catalog.left(public.regress_try($$UPDATE apitoken.token_records SET revoked_at = '2000-01-01'$$), 5) AS revoked_at,
-	pg_catalog.left(public.regress_try($$SET apitoken.retention = '1 minute'$$), 5) AS retention;
+	pg_catalog.left(public.regress_try($$SET apitoken.retention = '1d'$$), 5) AS retention;
 COMMIT;
 RESET SESSION AUTHORIZATION;
 
@@ -335,9 +337,9 @@ UPDATE apitoken.token_records SET suspended_at = now() WHERE label ~ 'suspended'
 RESET session_replication_role;
 INSERT INTO apitoken.token_usage_daily SELECT id, current_date - i, 1, 0 FROM public.regress_token, pg_catalog.generate_series(1, 3) i;
 SELECT count(*) AS events FROM apitoken.events \gset
-SET apitoken.retention = '';
+SET apitoken.retention = -1;
 SELECT tokens_removed AS kept_for_ever FROM apitoken.run_maintenance();
-SET apitoken.retention = '365 days';
+SET apitoken.retention = '365d';
 SELECT * FROM apitoken.run_maintenance();
 SELECT t.label, (SELECT count(*) FROM apitoken.token_records r WHERE r.id = t.id) AS rows, (SELECT count(*) FROM apitoken.token_usage u WHERE u.token_id = t.id) AS usage,
 	(SELECT count(*) FROM apitoken.token_usage_daily d WHERE d.token_id = t.id AND d.day < current_date) AS days, (apitoken.verify(t.token)).verdict
@@ -395,12 +397,12 @@ SELECT count(*) FROM apitoken.token_usage_daily;
 --
 DELETE FROM apitoken.token_usage_daily;
 INSERT INTO apitoken.token_usage_daily (token_id, day, accepted) SELECT t, (now() AT TIME ZONE 'UTC')::date - i, 1 FROM pg_catalog.unnest(ARRAY[:'acme_id', :'own_id']::uuid[]) t, pg_catalog.generate_series(0, 99) i;
-SET apitoken.usage_retention = '';
+SET apitoken.usage_retention = -1;
 SELECT usage_removed FROM apitoken.run_maintenance();
 RESET apitoken.usage_retention;
 SELECT usage_removed FROM apitoken.run_maintenance();
 SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token_usage_daily;
-SET apitoken.usage_retention = '1 day';
+SET apitoken.usage_retention = '1d';
 SELECT usage_removed FROM apitoken.run_maintenance();
 SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token_usage_daily;
 RESET apitoken.usage_retention;
@@ -436,7 +438,7 @@ INSERT INTO apitoken.events (id, at, action, token_id, database_user, details)
 SELECT public.regress_id('2020-01-01'::timestamptz + i * '1 s'::interval), '2020-01-01'::timestamptz + i * '1 s'::interval, 'edit', gen_random_uuid(), 'x', '{}' FROM pg_catalog.generate_series(1, 20010) i;
 ANALYZE apitoken.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
 UPDATE apitoken.organizations SET idle_timeout = '1 year' WHERE id = 'acme';
-SET apitoken.retention = '1 year';
+SET apitoken.retention = '365d';
 SELECT * FROM apitoken.run_maintenance();
 SELECT count(*), count(revoked_at), count(previous_digest) FROM apitoken.token_records;
 SELECT count(*) FROM apitoken.token_usage;

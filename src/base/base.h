@@ -29,19 +29,15 @@ typedef enum ApitokenSetting
 	APITOKEN_SETTINGS
 } ApitokenSetting;
 
-/* What is kept for so long, and then removed by maintenance.c. */
-typedef enum ApitokenRetention
-{
-	APITOKEN_RETENTION,			/* events and ended tokens */
-	APITOKEN_USAGE_RETENTION,
-	APITOKEN_RETENTIONS
-} ApitokenRetention;
+/* A retention that never ends. */
+#define APITOKEN_KEEP_ALL (-1)
 
 extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
-extern bool apitoken_pepper_file_refused;
+extern int	apitoken_retention;			/* minutes */
+extern int	apitoken_usage_retention;	/* minutes */
 extern int	apitoken_usage_slots;
-extern int	apitoken_flush_interval;
+extern int	apitoken_flush_interval;	/* milliseconds */
 extern char *apitoken_token_headers;
 extern char *apitoken_client_address_header;
 extern char *apitoken_jwt_user_claim;
@@ -50,9 +46,9 @@ extern char *apitoken_audience;
 extern bool apitoken_mask_logs;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
+extern void apitoken_require_setting(const void *variable);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
-extern const Interval *apitoken_retention(ApitokenRetention retention);
 extern const char *apitoken_request_setting(const char *name, Oid *setter);
 
 /* ----- json.c: fields of JSON objects ----- */

@@ -140,15 +140,4 @@ compat_find_setting(const char *name)
 #endif
 }
 
-/* What a check hook leaves for its assign hook; NULL if there is no memory. */
-static inline void *
-compat_guc_malloc(size_t size)
-{
-#if PG_VERSION_NUM >= 160000
-	return guc_malloc(LOG, size);
-#else
-	return malloc(size);
-#endif
-}
-
 #endif							/* APITOKEN_COMPAT_H */

@@ -446,12 +446,7 @@ apitoken_signing_pepper(void)
 {
 	if (!pepper_file_is_set())
 	{
-		if (apitoken_pepper_file_refused)
-			ereport(ERROR,
-					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("the value of apitoken.pepper_file was refused"),
-					 errdetail("The connection's options hide the server's configuration, and only a superuser's count."),
-					 errhint("Connect without apitoken.pepper_file among the options.")));
+		apitoken_require_setting(&apitoken_pepper_file);
 		return NULL;
 	}
 	return require_peppers()->highest;

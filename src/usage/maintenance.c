@@ -25,7 +25,6 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/date.h"
 #include "utils/fmgrprotos.h"
 
 #include "usage/usage.h"
@@ -45,18 +44,16 @@
  */
 #define EVENT_SLACK USECS_PER_HOUR
 
-/* Now less a retention, in UTC, whatever the session's time zone; false: all is kept. */
+/*
+ * What is older than the cutoff is removed; false: everything is kept.  The
+ * default never takes the place of a value that was refused.
+ */
 static bool
-retention_cutoff(ApitokenRetention retention, TimestampTz now, TimestampTz *cutoff)
+retention_cutoff(const int *retention, TimestampTz now, TimestampTz *cutoff)
 {
-	const Interval *kept = apitoken_retention(retention);
-
-	if (kept == NULL)
-		return false;
-	*cutoff = DatumGetTimestamp(DirectFunctionCall2(timestamp_mi_interval,
-													TimestampGetDatum(now),
-													IntervalPGetDatum(kept)));
-	return true;
+	apitoken_require_setting(retention);
+	*cutoff = now - *retention * USECS_PER_MINUTE;
+	return *retention != APITOKEN_KEEP_ALL;
 }
 
 /* Run a statement; was its batch full, so that there may be more to do? */
@@ -126,7 +123,7 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 	values[0] = TimestampTzGetDatum(now);
 	more |= work(APITOKEN_CLEAR_PREVIOUS, values, batch, &done->digests_cleared);
 
-	if (retention_cutoff(APITOKEN_RETENTION, now, &cutoff))
+	if (retention_cutoff(&apitoken_retention, now, &cutoff))
 	{
 		values[0] = TimestampTzGetDatum(cutoff);
 		apitoken_least_id(cutoff + EVENT_SLACK, &bound);
@@ -135,8 +132,9 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 		more |= work(APITOKEN_REMOVE_REVOKED, values, batch, &done->tokens_removed);
 		more |= work(APITOKEN_REMOVE_EXPIRED, values, batch, &done->tokens_removed);
 	}
-	if (retention_cutoff(APITOKEN_USAGE_RETENTION, now, &cutoff))
+	if (retention_cutoff(&apitoken_usage_retention, now, &cutoff))
 	{
+		/* days are those of UTC, whatever the session's time zone */
 		values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
 		more |= work(APITOKEN_REMOVE_DAYS, values, batch, &done->usage_removed);
 	}

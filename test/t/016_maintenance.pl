@@ -53,39 +53,58 @@ sub configure
 	# (the library is not loaded there: the value is shown as it stands)
 	$primary->poll_query_until('postgres', "SELECT current_setting('apitoken.usage_retention', true) = '$value'") or die;
 }
-$primary->append_conf('postgresql.conf', "apitoken.retention = '1 year'");
-configure('25 years');
+$primary->append_conf('postgresql.conf', "apitoken.retention = '365d'");
+configure('9125d');
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', 'what is configured counts');
 foreach my $preload ('', 'apitoken')
 {
 	$primary->safe_psql('postgres', "ALTER ROLE regress_apitoken_cron SET session_preload_libraries = '$preload'") if $preload;
 	my $how = $preload ? 'session preload' : 'no preload';
-	foreach my $option ('apitoken.usage_retention=1day', 'apitoken.retention=1day', 'apitoken.usage_retention=')
+	foreach my $option ('apitoken.usage_retention=1d', 'apitoken.retention=1d', 'apitoken.usage_retention=', 'apitoken.usage_retention=-1')
 	{
 		local $ENV{PGOPTIONS} = "-c $option";
 		($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
 		my ($name) = $option =~ /^(.*)=/;
 		like($err, qr/ERROR:  F0000: the value of \Q$name\E was refused/, "$how, options with $option: refused");
 	}
-	local $ENV{PGOPTIONS} = '-c apitoken.usage_retention=10years';
+	local $ENV{PGOPTIONS} = '-c apitoken.usage_retention=3700d';
 	is($primary->safe_psql('postgres', "BEGIN; $removed; ROLLBACK"), '0|0|4', "$how, a superuser's options count");
 }
 $primary->safe_psql('postgres', 'ALTER ROLE regress_apitoken_cron RESET ALL');
 # nor does anybody else's SET before the library is loaded
-($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; SET apitoken.usage_retention = '1 day'; $removed", @cron);
+($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; SET apitoken.usage_retention = '1d'; $removed", @cron);
 is($out, '0|0|0', "somebody's SET before the library is loaded does not count");
 
 # a value that is not valid: again not the default
-foreach my $value ('30', '25 yaers', '-1 day')
+foreach my $value ('30', '0', '23h', '-2', 'x', '', '25 yaers', '-1 day')
 {
 	configure($value);
 	($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
 	like($err, qr/ERROR:  F0000: the value of apitoken\.usage_retention was refused/, "configured as '$value': refused");
 }
+foreach my $for ('DATABASE postgres', 'ROLE regress_apitoken_cron')
+{
+	configure('9125d');
+	$primary->safe_psql('postgres', "ALTER $for SET apitoken.usage_retention = '30'");
+	($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
+	like($err, qr/ERROR:  F0000: the value of apitoken\.usage_retention was refused/, "configured for $for as '30': refused");
+	$primary->safe_psql('postgres', "ALTER $for RESET apitoken.usage_retention");
+}
+configure('-1');
+is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', '-1 keeps everything');
 is($primary->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage_daily'), 12, 'nothing was removed');
-is($primary->safe_psql('postgres', "SET client_min_messages = error; LOAD 'apitoken'; SET apitoken.usage_retention = '15 years'; $removed"), '0|0|4', "a superuser's SET counts");
-configure('25 years');
-$primary->safe_psql('postgres', q{ALTER DATABASE postgres SET apitoken.usage_retention = '5 years'});
+# the same if the server loads the library when it starts
+$primary->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\napitoken.usage_retention = '30'");
+$primary->restart;
+($rc, $out, $err) = $primary->psql('postgres', $removed, @cron);
+like($err, qr/ERROR:  F0000: the value of apitoken\.usage_retention was refused/, "shared preload, configured as '30': refused");
+configure('9125d');
+is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', 'shared preload, corrected: what is configured counts');
+$primary->append_conf('postgresql.conf', "shared_preload_libraries = ''\napitoken.usage_retention = '30'");
+$primary->restart;
+is($primary->safe_psql('postgres', "SET client_min_messages = error; LOAD 'apitoken'; SET apitoken.usage_retention = '5475d'; $removed"), '0|0|4', "a superuser's SET counts");
+configure('9125d');
+$primary->safe_psql('postgres', q{ALTER DATABASE postgres SET apitoken.usage_retention = '1825d'});
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|4', "the database's own setting counts");
 $primary->safe_psql('postgres', q{ALTER DATABASE postgres RESET apitoken.usage_retention});
 

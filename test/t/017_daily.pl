@@ -40,7 +40,7 @@ $node->init;
 $node->append_conf('postgresql.conf', q{
 shared_preload_libraries = 'apitoken'
 apitoken.flush_interval = '100ms'
-apitoken.retention = '1 year'
+apitoken.retention = '365d'
 log_statement = none
 });
 $node->start;
