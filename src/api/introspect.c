@@ -50,7 +50,7 @@ allows_something(const ApitokenVerification *verification)
  * section 5).  Where no user is behind a token, it is the client (section 2.2).
  */
 static void
-describe_token(JsonbParseState **state, const ApitokenVerification *verification)
+describe_token(ApitokenJson *state, const ApitokenVerification *verification)
 {
 	const ApitokenRecord *record = &verification->record;
 	char	   *id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&record->id)));
@@ -94,7 +94,7 @@ Datum
 apitoken_introspect(PG_FUNCTION_ARGS)
 {
 	ApitokenVerification verification;
-	JsonbParseState *state = NULL;
+	ApitokenJson state = {0};
 	bool		active;
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
@@ -103,9 +103,10 @@ apitoken_introspect(PG_FUNCTION_ARGS)
 	verification.record.rate_limit = 0;
 	apitoken_use(&verification, NULL, true);
 	active = verification.verdict == APITOKEN_VALID;
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	compat_push_json(&state, WJB_BEGIN_OBJECT, NULL);
 	apitoken_json_bool(&state, "active", active);
 	if (active)
 		describe_token(&state, &verification);
-	PG_RETURN_JSONB_P(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
+	compat_push_json(&state, WJB_END_OBJECT, NULL);
+	PG_RETURN_JSONB_P(JsonbValueToJsonb(state.result));
 }

@@ -53,10 +53,10 @@ extern const char *apitoken_request_setting(const char *name, Oid *setter);
 
 /* ----- json.c: fields of JSON objects ----- */
 
-extern void apitoken_json_string(JsonbParseState **state, const char *key, const char *string);
-extern void apitoken_json_bool(JsonbParseState **state, const char *key, bool boolean);
-extern void apitoken_json_integer(JsonbParseState **state, const char *key, int64 integer);
-extern void apitoken_json_strings(JsonbParseState **state, const char *key, ArrayType *array);
+extern void apitoken_json_string(ApitokenJson *state, const char *key, const char *string);
+extern void apitoken_json_bool(ApitokenJson *state, const char *key, bool boolean);
+extern void apitoken_json_integer(ApitokenJson *state, const char *key, int64 integer);
+extern void apitoken_json_strings(ApitokenJson *state, const char *key, ArrayType *array);
 
 /* ----- request.c: what PostgREST tells of an HTTP request ----- */
 

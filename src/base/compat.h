@@ -12,9 +12,12 @@
 #include "catalog/pg_proc.h"
 #include "common/jsonapi.h"
 #include "executor/executor.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
+#include "utils/hsearch.h"
+#include "utils/jsonb.h"
 #include "utils/relcache.h"
 
 #if PG_VERSION_NUM < 150000
@@ -44,6 +47,50 @@
 #define APITOKEN_RUN_PARAMETERS QueryDesc *query, ScanDirection direction, uint64 count, bool execute_once
 #define APITOKEN_RUN_ARGUMENTS query, direction, count, execute_once
 #endif
+
+/* The same for planner_hook, which 19 tells what EXPLAIN wants. */
+#if PG_VERSION_NUM >= 190000
+#define APITOKEN_PLAN_PARAMETERS Query *query, const char *text, int options, ParamListInfo params, \
+	struct ExplainState *explain
+#define APITOKEN_PLAN_ARGUMENTS query, text, options, params, explain
+#else
+#define APITOKEN_PLAN_PARAMETERS Query *query, const char *text, int options, ParamListInfo params
+#define APITOKEN_PLAN_ARGUMENTS query, text, options, params
+#endif
+
+/* What post_parse_analyze_hook is told of a query's constants is const in 19. */
+#if PG_VERSION_NUM >= 190000
+#define APITOKEN_JUMBLE const JumbleState
+#else
+#define APITOKEN_JUMBLE JumbleState
+#endif
+
+/* The tables that a statement writes, as indexes into its range table. */
+static inline List *
+compat_result_relations(PlannedStmt *statement)
+{
+#if PG_VERSION_NUM >= 190000
+	List	   *indexes = NIL;
+	int			index = -1;
+
+	while ((index = bms_next_member(statement->resultRelationRelids, index)) >= 0)
+		indexes = lappend_int(indexes, index);
+	return indexes;
+#else
+	return statement->resultRelations;
+#endif
+}
+
+/* A hash table in shared memory, all of its entries allocated at the start. */
+static inline HTAB *
+compat_shared_hash(const char *name, int entries, HASHCTL *control, int flags)
+{
+#if PG_VERSION_NUM >= 190000
+	return ShmemInitHash(name, entries, control, flags);
+#else
+	return ShmemInitHash(name, entries, entries, control, flags);
+#endif
+}
 
 /* May this role execute this function?  (pg_proc_aclcheck until 15.) */
 static inline bool
@@ -75,6 +122,30 @@ compat_json_lexer(const char *json, size_t length, int encoding)
 	return makeJsonLexContextCstringLen(NULL, json, length, encoding, true);
 #else
 	return makeJsonLexContextCstringLen(unconstify(char *, json), length, encoding, true);
+#endif
+}
+
+/*
+ * A jsonb value under construction, zero at the start.  In 19 the server's own
+ * state holds the result; before, pushJsonbValue() returned it.
+ */
+#if PG_VERSION_NUM >= 190000
+typedef JsonbInState ApitokenJson;
+#else
+typedef struct ApitokenJson
+{
+	JsonbParseState *state;
+	JsonbValue *result;			/* the value, once it is complete */
+} ApitokenJson;
+#endif
+
+static inline void
+compat_push_json(ApitokenJson *json, JsonbIteratorToken token, JsonbValue *value)
+{
+#if PG_VERSION_NUM >= 190000
+	pushJsonbValue(json, token, value);
+#else
+	json->result = pushJsonbValue(&json->state, token, value);
 #endif
 }
 
@@ -137,6 +208,17 @@ compat_find_setting(const char *name)
 											sizeof(key), compat_compare_settings);
 
 	return found == NULL ? NULL : *found;
+#endif
+}
+
+/* The value of a setting that is a string. */
+static inline const char *
+compat_string_setting(struct config_generic *record)
+{
+#if PG_VERSION_NUM >= 190000
+	return *record->_string.variable;
+#else
+	return *((struct config_string *) record)->variable;
 #endif
 }
 

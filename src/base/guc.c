@@ -470,12 +470,12 @@ const char *
 apitoken_request_setting(const char *name, Oid *setter)
 {
 	struct config_generic *record = compat_find_setting(name);
-	char	   *value;
+	const char *value;
 
 	if (record == NULL || record->vartype != PGC_STRING ||
 		record->stack == NULL || record->source != PGC_S_SESSION)
 		return NULL;
-	value = *((struct config_string *) record)->variable;
+	value = compat_string_setting(record);
 	if (value == NULL || *value == '\0')
 		return NULL;
 	if (setter != NULL)

@@ -9,18 +9,18 @@
 #include "base/base.h"
 
 static void
-push_key(JsonbParseState **state, const char *key)
+push_key(ApitokenJson *state, const char *key)
 {
 	JsonbValue	value;
 
 	value.type = jbvString;
 	value.val.string.val = unconstify(char *, key);
 	value.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
+	compat_push_json(state, WJB_KEY, &value);
 }
 
 void
-apitoken_json_string(JsonbParseState **state, const char *key, const char *string)
+apitoken_json_string(ApitokenJson *state, const char *key, const char *string)
 {
 	JsonbValue	value;
 
@@ -33,27 +33,27 @@ apitoken_json_string(JsonbParseState **state, const char *key, const char *strin
 		value.val.string.val = unconstify(char *, string);
 		value.val.string.len = strlen(string);
 	}
-	pushJsonbValue(state, WJB_VALUE, &value);
+	compat_push_json(state, WJB_VALUE, &value);
 }
 
 void
-apitoken_json_bool(JsonbParseState **state, const char *key, bool boolean)
+apitoken_json_bool(ApitokenJson *state, const char *key, bool boolean)
 {
 	JsonbValue	value;
 
 	push_key(state, key);
 	value.type = jbvBool;
 	value.val.boolean = boolean;
-	pushJsonbValue(state, WJB_VALUE, &value);
+	compat_push_json(state, WJB_VALUE, &value);
 }
 
 void
-apitoken_json_strings(JsonbParseState **state, const char *key, ArrayType *array)
+apitoken_json_strings(ApitokenJson *state, const char *key, ArrayType *array)
 {
 	ListCell   *lc;
 
 	push_key(state, key);
-	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+	compat_push_json(state, WJB_BEGIN_ARRAY, NULL);
 	foreach(lc, apitoken_strings_from_array(array))
 	{
 		JsonbValue	value;
@@ -61,18 +61,18 @@ apitoken_json_strings(JsonbParseState **state, const char *key, ArrayType *array
 		value.type = jbvString;
 		value.val.string.val = lfirst(lc);
 		value.val.string.len = strlen(lfirst(lc));
-		pushJsonbValue(state, WJB_ELEM, &value);
+		compat_push_json(state, WJB_ELEM, &value);
 	}
-	pushJsonbValue(state, WJB_END_ARRAY, NULL);
+	compat_push_json(state, WJB_END_ARRAY, NULL);
 }
 
 void
-apitoken_json_integer(JsonbParseState **state, const char *key, int64 integer)
+apitoken_json_integer(ApitokenJson *state, const char *key, int64 integer)
 {
 	JsonbValue	value;
 
 	push_key(state, key);
 	value.type = jbvNumeric;
 	value.val.numeric = int64_to_numeric(integer);
-	pushJsonbValue(state, WJB_VALUE, &value);
+	compat_push_json(state, WJB_VALUE, &value);
 }

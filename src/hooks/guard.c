@@ -90,7 +90,7 @@ refuse_what_was_written(QueryDesc *query)
 	if (!apitoken_principal_read_only())
 		return;
 	apitoken_enforce_read_only();
-	foreach(lc, statement->resultRelations)
+	foreach(lc, compat_result_relations(statement))
 	{
 		RangeTblEntry *target = rt_fetch(lfirst_int(lc), statement->rtable);
 

@@ -283,7 +283,7 @@ apitoken_redacted(const char *text, int location, int length)
 }
 
 static void
-redact_parsed(ParseState *pstate, Query *query, JumbleState *jumble)
+redact_parsed(ParseState *pstate, Query *query, APITOKEN_JUMBLE *jumble)
 {
 	apitoken_redact_activity();
 	if (apitoken_mask_logs)
@@ -301,12 +301,12 @@ redact_parsed(ParseState *pstate, Query *query, JumbleState *jumble)
 }
 
 static PlannedStmt *
-redact_planner(Query *query, const char *text, int options, ParamListInfo params)
+redact_planner(APITOKEN_PLAN_PARAMETERS)
 {
 	text = apitoken_redacted(text, query->stmt_location, query->stmt_len);
 	if (previous_planner)
-		return previous_planner(query, text, options, params);
-	return standard_planner(query, text, options, params);
+		return previous_planner(APITOKEN_PLAN_ARGUMENTS);
+	return standard_planner(APITOKEN_PLAN_ARGUMENTS);
 }
 
 /*

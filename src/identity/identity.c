@@ -35,6 +35,7 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
+#include "utils/tuplestore.h"
 
 #include "identity/identity.h"
 
@@ -432,7 +433,7 @@ apitoken_whoami(PG_FUNCTION_ARGS)
 	ApitokenPrincipal nobody = {0};
 	ApitokenStanding standing = {0};
 	bool		by_token = principal != NULL && principal->source == APITOKEN_SOURCE_TOKEN;
-	JsonbParseState *state = NULL;
+	ApitokenJson state = {0};
 	const char *source = "none";
 
 	if (principal != NULL)
@@ -443,7 +444,7 @@ apitoken_whoami(PG_FUNCTION_ARGS)
 	else
 		principal = &nobody;
 
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	compat_push_json(&state, WJB_BEGIN_OBJECT, NULL);
 	apitoken_json_string(&state, "source", source);
 	apitoken_json_string(&state, "user_id", principal->user_id);
 	apitoken_json_string(&state, "organization_id", principal->organization_id);
@@ -456,7 +457,8 @@ apitoken_whoami(PG_FUNCTION_ARGS)
 	apitoken_json_bool(&state, "read_only", apitoken_principal_read_only());
 	apitoken_json_string(&state, "database_user", GetUserNameFromId(GetUserId(), false));
 	apitoken_json_bool(&state, "bypasses_rls", apitoken_bypasses_rls());
-	PG_RETURN_JSONB_P(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
+	compat_push_json(&state, WJB_END_OBJECT, NULL);
+	PG_RETURN_JSONB_P(JsonbValueToJsonb(state.result));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_act_as);
@@ -482,7 +484,7 @@ organization_argument(FunctionCallInfo fcinfo, int argument)
 {
 	Oid			type = get_fn_expr_argtype(fcinfo->flinfo, argument);
 	Oid			output;
-	bool		varlena;
+	bool		is_varlena;
 
 	if (!OidIsValid(type))
 		ereport(ERROR,
@@ -493,7 +495,7 @@ organization_argument(FunctionCallInfo fcinfo, int argument)
 		return DatumGetCString(PG_GETARG_DATUM(argument));
 	if (type == TEXTOID)
 		return text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	getTypeOutputInfo(type, &output, &varlena);
+	getTypeOutputInfo(type, &output, &is_varlena);
 	return OidOutputFunctionCall(output, PG_GETARG_DATUM(argument));
 }
 

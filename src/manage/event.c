@@ -119,7 +119,7 @@ copy_column(Creation *creation, AttrNumber from, Datum *values, bool *nulls, Att
 }
 
 static void
-push_column(Creation *creation, AttrNumber from, JsonbParseState **details, const char *key)
+push_column(Creation *creation, AttrNumber from, ApitokenJson *details, const char *key)
 {
 	bool		isnull;
 
@@ -130,7 +130,7 @@ push_column(Creation *creation, AttrNumber from, JsonbParseState **details, cons
 static void
 append_event(Creation *creation)
 {
-	JsonbParseState *details = NULL;
+	ApitokenJson details = {0};
 	Datum		values[Anum_events_details] = {0};
 	bool		nulls[Anum_events_details] = {false};
 	pg_uuid_t	id;
@@ -144,11 +144,11 @@ append_event(Creation *creation)
 	copy_column(creation, Anum_token_records_user_id, values, nulls, Anum_events_user_id);
 	memcpy(&values[Anum_events_actor - 1], creation->actor.values, sizeof(creation->actor.values));
 	memcpy(&nulls[Anum_events_actor - 1], creation->actor.nulls, sizeof(creation->actor.nulls));
-	pushJsonbValue(&details, WJB_BEGIN_OBJECT, NULL);
+	compat_push_json(&details, WJB_BEGIN_OBJECT, NULL);
 	push_column(creation, Anum_token_records_masked, &details, "masked");
 	push_column(creation, Anum_token_records_label, &details, "label");
-	values[Anum_events_details - 1] =
-		JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&details, WJB_END_OBJECT, NULL)));
+	compat_push_json(&details, WJB_END_OBJECT, NULL);
+	values[Anum_events_details - 1] = JsonbPGetDatum(JsonbValueToJsonb(details.result));
 	apitoken_append(creation->events, values, nulls);
 }
 

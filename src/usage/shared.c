@@ -110,7 +110,7 @@ make_table(const char *name, int slots, Size key_size, Size entry_size)
 
 	control.keysize = key_size;
 	control.entrysize = entry_size;
-	return ShmemInitHash(name, slots, slots, &control, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	return compat_shared_hash(name, slots, &control, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 }
 
 static void
