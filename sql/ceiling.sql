@@ -4,9 +4,8 @@
 -- who creates, edits or regenerates it.
 --
 \set VERBOSITY terse
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 
 CREATE ROLE regress_apitoken_login LOGIN NOINHERIT;
 CREATE ROLE regress_apitoken_web;
@@ -336,6 +335,4 @@ SELECT pg_temp.may('of limited', 'article:write'), pg_temp.may('of limited', 'to
 DROP FUNCTION pg_temp.may(text, text);
 SET client_min_messages = warning;
 DROP SCHEMA ceiling CASCADE;
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
-DROP ROLE regress_apitoken_login, regress_apitoken_web;
+\i :srcdir/test/regress_teardown.sql

@@ -3,9 +3,8 @@
 -- application's own tables, by a role with the capability directory.
 --
 \set VERBOSITY terse
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 
 CREATE ROLE regress_apitoken_app LOGIN;
 CREATE ROLE regress_apitoken_job LOGIN;
@@ -356,8 +355,6 @@ SELECT label, verdict, revoke_reason FROM public.regress_verdict;
 --
 -- Roles, by the job.
 --
-\getenv srcdir PG_ABS_SRCDIR
-\i :srcdir/test/regress_try.sql
 CREATE TABLE public.regress_command (n int GENERATED ALWAYS AS IDENTITY, command text);
 GRANT SELECT ON public.regress_command TO PUBLIC;
 INSERT INTO public.regress_command (command) VALUES
@@ -498,8 +495,5 @@ DELETE FROM apitoken.roles WHERE name = 'kept';
 
 DROP VIEW public.regress_verdict, public.regress_directory;
 DROP TABLE public.regress_token, public.regress_command;
-DROP FUNCTION public.regress_try(text);
 SET client_min_messages = warning;
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
-DROP ROLE regress_apitoken_app, regress_apitoken_job, regress_apitoken_login;
+\i :srcdir/test/regress_teardown.sql

@@ -3,20 +3,16 @@
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
 \getenv srcdir PG_ABS_SRCDIR
-\i :srcdir/test/regress_try.sql
-CREATE ROLE regress_apitoken_app LOGIN;
+\i :srcdir/test/regress_setup.sql
+\i :srcdir/test/regress_tenants.sql
 CREATE ROLE regress_apitoken_gateway LOGIN;
 CREATE ROLE regress_apitoken_bypass LOGIN BYPASSRLS;
-SELECT apitoken.allow('regress_apitoken_app', 'act', 'manage');
 SELECT apitoken.allow('regress_apitoken_gateway', 'verify');
 SELECT apitoken.allow('regress_apitoken_bypass', 'manage');
-INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex');
 INSERT INTO apitoken.roles (name, permissions) VALUES ('updater', '{token:update,*:*}'), ('deleter', '{token:delete}'), ('reader', '{token:read}');
-INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'dave', 'deleter'), ('acme', 'uma', 'updater'), ('acme', 'rita', 'reader'), ('globex', 'gina', 'admin'), ('globex', 'ada', 'developer');
-INSERT INTO apitoken.users (id) VALUES ('ada'), ('gina');
+INSERT INTO apitoken.memberships VALUES ('acme', 'dave', 'deleter'), ('acme', 'uma', 'updater'), ('acme', 'rita', 'reader'), ('globex', 'ada', 'developer');
+INSERT INTO apitoken.users (id) VALUES ('gina');
 SELECT id AS org_id, token AS org_token FROM apitoken.create_token('deploy', 'acme') \gset
 SELECT id AS org2_id, token AS org2_token FROM apitoken.create_token('second', 'acme') \gset
 SELECT id AS own_id, token AS own_token FROM apitoken.create_token('laptop', user_id => 'ada') \gset
@@ -365,6 +361,4 @@ UPDATE apitoken.tokens SET suspended_at = now() WHERE id = :'susp_id';
 SELECT apitoken.revoke_by_token(:'susp_token') AS suspended;
 SELECT status FROM apitoken.tokens WHERE id = :'susp_id';
 
-DROP EXTENSION apitoken CASCADE;
-DROP FUNCTION public.regress_try(text);
-DROP ROLE regress_apitoken_app, regress_apitoken_gateway, regress_apitoken_bypass;
+\i :srcdir/test/regress_teardown.sql

@@ -4,27 +4,21 @@
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
 \getenv srcdir PG_ABS_SRCDIR
-\i :srcdir/test/regress_try.sql
-CREATE ROLE regress_apitoken_app LOGIN;
+\i :srcdir/test/regress_setup.sql
+\i :srcdir/test/regress_tenants.sql
 CREATE ROLE regress_apitoken_web NOLOGIN;
 CREATE ROLE regress_apitoken_gateway LOGIN;
 CREATE ROLE regress_apitoken_granted LOGIN;
 CREATE ROLE regress_apitoken_directory LOGIN;
 CREATE ROLE regress_apitoken_client LOGIN;
 GRANT regress_apitoken_web TO regress_apitoken_app;
-SELECT apitoken.allow('regress_apitoken_app', 'act');
 SELECT apitoken.allow('regress_apitoken_web', 'manage');
-SELECT apitoken.allow('regress_apitoken_app', 'manage');
 SELECT apitoken.allow('regress_apitoken_gateway', 'verify');
 SELECT apitoken.allow('regress_apitoken_granted', 'act', 'manage');
 SELECT apitoken.allow('regress_apitoken_directory', 'directory');
 SELECT apitoken.allow('regress_apitoken_client', 'manage');
-INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex');
-INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'dev', 'developer'), ('globex', 'gina', 'admin');
-INSERT INTO apitoken.users (id) VALUES ('ada');
+INSERT INTO apitoken.memberships VALUES ('acme', 'dev', 'developer');
 -- what has been written since the last look, ids and times left out
 CREATE TABLE public.regress_seen (id uuid);
 CREATE FUNCTION public.regress_news(OUT action text, OUT owner text, OUT actor text, OUT by_token text, OUT database_user name, OUT client_address inet, OUT details jsonb) RETURNS SETOF record LANGUAGE sql SECURITY DEFINER AS $$
@@ -369,7 +363,6 @@ SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id)
 SELECT id FROM apitoken.users;
 ROLLBACK;
 
-DROP EXTENSION apitoken CASCADE;
-DROP FUNCTION public.regress_try(text), public.regress_news();
+DROP FUNCTION public.regress_news();
 DROP TABLE public.regress_seen;
-DROP ROLE regress_apitoken_app, regress_apitoken_web, regress_apitoken_gateway, regress_apitoken_granted, regress_apitoken_directory, regress_apitoken_client;
+\i :srcdir/test/regress_teardown.sql

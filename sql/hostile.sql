@@ -694,7 +694,6 @@ DEALLOCATE saved;
 
 DROP SCHEMA attack CASCADE;
 DROP TABLE public.regress_parent;
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
 DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM regress_apitoken_attacker', current_database()); END $$;
-DROP ROLE regress_apitoken_attacker, regress_apitoken_login;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_teardown.sql

@@ -4,9 +4,8 @@
 -- Most errors are shown by SQLSTATE only: 28000 bad token, 42501 no capability,
 -- 25001 a second identity, 25P01 (warning) outside a transaction block.
 --
-SET client_min_messages = error;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 \set VERBOSITY sqlstate
 \pset format unaligned
 \pset tuples_only on
@@ -868,8 +867,7 @@ SET apitoken.tokens = 1;
 \set VERBOSITY default
 SET client_min_messages = error;
 DROP SCHEMA ident CASCADE;
-DROP EXTENSION apitoken CASCADE;
+\i :srcdir/test/regress_teardown.sql
 -- settings stay harmless without it
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; COMMIT;
 BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT 1; COMMIT;
-DROP ROLE regress_apitoken_backend, regress_apitoken_client, regress_apitoken_weak;

@@ -3,9 +3,8 @@
 -- they tell of a token, to whom, and that nothing makes them tell more.
 --
 \set VERBOSITY terse
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 \pset null -
 
 CREATE ROLE regress_apitoken_gateway LOGIN;
@@ -401,6 +400,4 @@ RESET SESSION AUTHORIZATION;
 SET client_min_messages = warning;
 DROP TABLE made, nothing CASCADE;
 DROP FUNCTION pg_temp.well_formed(text), pg_temp.meanwhile(text, text), pg_temp.ended(text, text), pg_temp.last_used(uuid);
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
-DROP ROLE regress_apitoken_gateway, regress_apitoken_user, regress_apitoken_manager, regress_apitoken_backend, regress_apitoken_keeper, regress_apitoken_monitor;
+\i :srcdir/test/regress_teardown.sql

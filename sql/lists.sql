@@ -3,16 +3,16 @@
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
 \getenv srcdir PG_ABS_SRCDIR
-\i :srcdir/test/regress_try.sql
-CREATE ROLE regress_apitoken_app LOGIN;
-SELECT apitoken.allow('regress_apitoken_app', 'act', 'manage', 'verify');
-INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex'), ('initech', 'Initech');
-INSERT INTO apitoken.users (id, name, email) VALUES ('ada', 'Ada', 'ada@example.org'), ('bob', 'Bob', 'bob@example.org'), ('gina', 'Gina', 'gina@example.org');
+\i :srcdir/test/regress_setup.sql
+\i :srcdir/test/regress_tenants.sql
+SELECT apitoken.allow('regress_apitoken_app', 'verify');
+INSERT INTO apitoken.organizations (id) VALUES ('initech');
+UPDATE apitoken.organizations SET name = pg_catalog.initcap(id);
+UPDATE apitoken.users SET name = 'Ada', email = 'ada@example.org' WHERE id = 'ada';
+INSERT INTO apitoken.users (id, name, email) VALUES ('bob', 'Bob', 'bob@example.org'), ('gina', 'Gina', 'gina@example.org');
 INSERT INTO apitoken.roles (name, permissions) VALUES ('editor', '{token:update,token:read,*:read,*:list,*:write,*:create,*:update,*:delete}');
-INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('initech', 'ada', 'developer'), ('acme', 'bob', 'editor'), ('acme', 'nameless', 'developer'), ('globex', 'gina', 'admin');
+INSERT INTO apitoken.memberships VALUES ('initech', 'ada', 'developer'), ('acme', 'bob', 'editor'), ('acme', 'nameless', 'developer');
 -- one token of each state, with uses of each age
 SELECT apitoken.create_token(l, 'acme', role => 'developer') IS NULL AS failed FROM pg_catalog.unnest('{active,expiring,expired,suspended,revoked,suspended and expired,revoked and suspended,suspended and expiring,never ends}'::text[]) l;
 SELECT apitoken.create_token('other 100%', 'globex') IS NULL AS failed, apitoken.create_token('laptop', user_id => 'ada') IS NULL AS failed;
@@ -218,6 +218,5 @@ SELECT count(*) AS anonymous FROM apitoken.members;
 RESET SESSION AUTHORIZATION;
 -- a superuser sees every token, as PostgreSQL has it
 SELECT count(*) = (SELECT count(*) FROM apitoken.token_records) AS all FROM apitoken.tokens;
-DROP EXTENSION apitoken CASCADE;
-DROP FUNCTION pg_temp.uses(text, text), pg_temp.spy(text, text), pg_temp.pages(text, text, integer), public.regress_try(text);
-DROP ROLE regress_apitoken_app;
+DROP FUNCTION pg_temp.uses(text, text), pg_temp.spy(text, text), pg_temp.pages(text, text, integer);
+\i :srcdir/test/regress_teardown.sql

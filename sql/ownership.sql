@@ -7,9 +7,8 @@
 -- refused to all, with a hint.  Anything unexpected prints its SQLSTATE.
 --
 \set VERBOSITY terse
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 
 CREATE ROLE regress_apitoken_login LOGIN NOINHERIT;
 CREATE ROLE regress_apitoken_web;
@@ -340,6 +339,4 @@ ROLLBACK;
 RESET SESSION AUTHORIZATION;
 
 DROP SCHEMA matrix CASCADE;
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
-DROP ROLE regress_apitoken_login, regress_apitoken_web, regress_apitoken_job, regress_apitoken_stranger;
+\i :srcdir/test/regress_teardown.sql

@@ -3,11 +3,8 @@
 -- document's table with each cell tried, and what nobody may get past.
 --
 \set VERBOSITY terse
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
 \getenv srcdir PG_ABS_SRCDIR
-\i :srcdir/test/regress_try.sql
+\i :srcdir/test/regress_setup.sql
 \set ECHO none
 \i :srcdir/examples/policies.sql
 \set ECHO all
@@ -334,7 +331,5 @@ SELECT (SELECT string_agg(title, ' ' ORDER BY id) FROM article), (SELECT string_
 
 SET client_min_messages = warning;
 DROP TABLE article, draft, public.regress_thing;
-DROP FUNCTION public.regress_may(text), public.regress_line(text), public.regress_peep(text), public.regress_try(text);
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
-DROP ROLE regress_apitoken_app, regress_apitoken_authenticator, regress_apitoken_anonymous, regress_apitoken_member;
+DROP FUNCTION public.regress_may(text), public.regress_line(text), public.regress_peep(text);
+\i :srcdir/test/regress_teardown.sql

@@ -7,8 +7,8 @@
 \pset fieldsep ' = '
 \pset tuples_only on
 \pset null -
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 -- PostgREST's usual three roles, two for database_role, a gateway, a stranger
 CREATE ROLE regress_apitoken_authenticator LOGIN NOINHERIT;
 CREATE ROLE regress_apitoken_anon;
@@ -548,6 +548,4 @@ INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('mine', '{
 RESET SESSION AUTHORIZATION;
 
 DROP SCHEMA pre CASCADE;
-DROP EXTENSION apitoken CASCADE;
-DROP ROLE regress_apitoken_authenticator, regress_apitoken_anon, regress_apitoken_web, regress_apitoken_reader, "Regress_apitoken Other",
-	regress_apitoken_gateway, regress_apitoken_plain, regress_apitoken_super, regress_apitoken_sync;
+\i :srcdir/test/regress_teardown.sql

@@ -5,9 +5,8 @@
 -- transaction of its own, as the tables' owner, so that nothing but the
 -- identity can be what refuses it.
 --
-SET client_min_messages = error;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 \set VERBOSITY sqlstate
 \pset format unaligned
 \pset tuples_only on
@@ -446,4 +445,4 @@ SET client_min_messages = error;
 DROP TABLE temporary, outcome;
 DROP SEQUENCE temporary_sequence;
 DROP SCHEMA ro CASCADE;
-DROP EXTENSION apitoken CASCADE;
+\i :srcdir/test/regress_teardown.sql

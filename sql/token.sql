@@ -6,7 +6,8 @@
 \pset null '(null)'
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgcrypto;
-CREATE EXTENSION apitoken CASCADE;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 SELECT extnamespace::regnamespace AS crypto FROM pg_catalog.pg_extension WHERE extname = 'pgcrypto' \gset
 
 --
@@ -213,5 +214,4 @@ SELECT pg_catalog.left(token, 8) FROM apitoken.create_token('of alice');
 COMMIT;
 SHOW apitoken.prefix;
 RESET SESSION AUTHORIZATION;
-DROP EXTENSION apitoken CASCADE;
-DROP ROLE regress_apitoken_all;
+\i :srcdir/test/regress_teardown.sql

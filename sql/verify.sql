@@ -3,9 +3,8 @@
 -- input makes it raise.
 --
 \set VERBOSITY terse
-SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
-RESET client_min_messages;
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_setup.sql
 
 CREATE ROLE regress_apitoken_gateway LOGIN;
 CREATE ROLE regress_apitoken_backend LOGIN;
@@ -495,6 +494,4 @@ SELECT apitoken.revoke_by_token(NULL), apitoken.revoke_by_token(''), apitoken.re
 SET client_min_messages = warning;
 DROP TABLE text_vector, oddity, kind_of_token, address, happening;
 DROP FUNCTION pg_temp.told(apitoken.verification), pg_temp.with_checksum(text), pg_temp.bad(text), pg_temp.asked(text, text, text), pg_temp.seen(text, text), pg_temp.used(text, text, text);
-DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION pgcrypto;
-DROP ROLE regress_apitoken_gateway, regress_apitoken_backend, regress_apitoken_stranger;
+\i :srcdir/test/regress_teardown.sql

@@ -1,6 +1,6 @@
 \set ECHO none
 --
--- For the scripts in sql/: public.regress_try(), which they drop in the end.
+-- For the scripts in sql/: public.regress_try(), which regress_teardown.sql drops.
 --
 -- What an SQL text ends in, as the caller: how many rows it was about, or the
 -- whole error.  Ids and texts of tokens are made unrecognizable.

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use ApitokenTest;
 use Digest::SHA qw(hmac_sha256_hex sha256_hex);
 use POSIX qw(mkfifo);
 use PostgreSQL::Test::Cluster;
@@ -17,12 +18,9 @@ my $key2 = 'facade' x 10 . 'b2';
 my $key3 = 'decade' x 10 . 'c3';
 my @keys = ($key1, $key2, $key3, 'beef' x 8);
 
-my $node = PostgreSQL::Test::Cluster->new('pepper');
+my $node = start_node('pepper', conf => 'max_connections = 10');
 my $place = PostgreSQL::Test::Utils::tempdir_short();
 my $file = "$place/peppers";
-$node->init;
-$node->append_conf('postgresql.conf', "max_connections = 10");
-$node->start;
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken CASCADE;
 	-- what a statement answers, or SQLSTATE, message, detail and hint
@@ -75,8 +73,7 @@ sub pepper_file
 	  or die 'reload';
 }
 
-sub create { return (outcome("SELECT token FROM apitoken.create_token('$_[0]', organization_id => 'acme')")) }
-sub verdict { my ($t) = @_; return "SELECT verdict FROM apitoken.verify('$t')"; }
+my $acme = q{organization_id => 'acme'};
 sub scheme
 {
 	my ($label) = @_;
@@ -89,7 +86,7 @@ $node->safe_psql('postgres', q{INSERT INTO apitoken.organizations VALUES ('acme'
 # ----- what is computed --------------------------------------------------------
 
 # without a pepper: scheme 0
-my $token0 = create('zero');
+my $token0 = create($node, 'zero', $acme);
 is(scheme('zero'), '0|' . sha256_hex($token0), 'no pepper file: SHA-256');
 
 # hash() is HMAC-SHA-256 under the published key for every published token
@@ -112,7 +109,7 @@ is_deeply([ outcomes(@tokens) ], \@expected, 'hash() equals the published HMAC o
 # ----- the highest signs, the others verify; no reload, no new session ---------
 
 write_file("1:$key1\n");
-my $token1 = create('one');
+my $token1 = create($node, 'one', $acme);
 is(scheme('one'), '1|' . hmac_sha256_hex($token1, pack('H*', $key1)), 'pepper 1 signs');
 
 my $session = $node->background_psql('postgres', on_error_stop => 0);
@@ -133,7 +130,7 @@ is(in_session(hash_of($token1)), hmac_sha256_hex($token1, pack('H*', $key2)),
 	'a second pepper signs at once in a session and a transaction that began before');
 is(in_session(verdict($token1)), 'valid', 'and the first one still verifies there');
 $session->query('COMMIT');
-my $token2 = create('two');
+my $token2 = create($node, 'two', $acme);
 is(scheme('two'), '2|' . hmac_sha256_hex($token2, pack('H*', $key2)), 'pepper 2 signs new tokens');
 is_deeply([ outcomes(map { verdict($_) } $token0, $token1, $token2) ], [ 'valid', 'valid', 'valid' ],
 	'schemes 0, 1 and 2 verify side by side');
@@ -154,7 +151,7 @@ write_file("1:$key1\n2:$key2\n");
 is(in_session(verdict($token2)), 'valid', 'with the old key it does again');
 
 # regenerate moves to the newest; the old secret goes on under its own scheme
-my $old = create('moves');
+my $old = create($node, 'moves', $acme);
 write_file("1:$key1\n2:$key2\n3:$key3\n");
 my $new = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.token_records WHERE label = 'moves'), overlap => '1 hour')});
 is(scheme('moves'), '3|' . hmac_sha256_hex($new, pack('H*', $key3)), 'regenerate_token moves a token to the newest pepper');
@@ -172,7 +169,7 @@ like(scheme('zero'), qr/^3\|/, 'and the new one is signed');
 
 # a token of scheme 0, and none
 pepper_file('');
-my $plain = create('plain');
+my $plain = create($node, 'plain', $acme);
 pepper_file($file);
 my $unknown = outcome(q{SELECT apitoken.generate('org')});
 my $good = "1:$key1\n2:$key2\n3:$key3\n";

@@ -25,14 +25,11 @@ $node->safe_psql('app', q{
 	CREATE SEQUENCE numbers;
 	GRANT ALL ON work, numbers TO PUBLIC;
 });
-my $token = $node->safe_psql('app', q{SELECT token FROM apitoken.create_token('t', user_id => 'alice')});
-my $ro = $node->safe_psql('app', q{SELECT token FROM apitoken.create_token('ro', user_id => 'alice', access => 'read_only')});
+my $token = create($node, 't', q{user_id => 'alice'}, database => 'app');
+my $ro = create($node, 'ro', q{user_id => 'alice', access => 'read_only'}, database => 'app');
 
 my $form;
-my %how = (database => 'app', user => 'regress_apitoken_backend');
-
-# What SQL answers in a new session, by %how but for what is said otherwise.
-sub run { my ($sql, %other) = @_; return answer($node, $sql, %how, %other); }
+run_on($node, database => 'app', user => 'regress_apitoken_backend');
 
 sub check
 {
@@ -226,7 +223,7 @@ is( run(qq{
 		SELECT 2;
 	}, database => 'lure', user => 'regress_apitoken_lurer'),
 	'1 2', 'tables that are not the extension\'s are not read');
-unlike(slurp_file($node->logfile), qr/terminated by signal/, 'no server process crashed');
+no_crash($node);
 
 $node->stop;
 done_testing();

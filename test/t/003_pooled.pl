@@ -6,15 +6,13 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $transactions = 2000;
 
-my $node = PostgreSQL::Test::Cluster->new('pooled');
-$node->init;
-$node->start;
+my $node = start_node('pooled');
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken CASCADE;
 	CREATE ROLE regress_apitoken_pool LOGIN;
@@ -22,14 +20,9 @@ $node->safe_psql('postgres', q{
 	GRANT regress_apitoken_weak TO regress_apitoken_pool;
 	SELECT apitoken.allow('regress_apitoken_pool', 'act', 'verify', 'use');
 	SELECT apitoken.allow('regress_apitoken_weak', 'use');
-	INSERT INTO apitoken.organizations (id) SELECT 'org' || n FROM generate_series(0, 4) n;
-	INSERT INTO apitoken.users (id) SELECT 'user' || n FROM generate_series(0, 9) n;
-	INSERT INTO apitoken.memberships SELECT 'org' || n % 5, 'user' || n, 'developer' FROM generate_series(0, 9) n;
-	-- one row of each organization
-	CREATE TABLE article (organization_id text);
-	INSERT INTO article SELECT id FROM apitoken.organizations;
-	ALTER TABLE article ENABLE ROW LEVEL SECURITY;
-	CREATE POLICY p ON article USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+});
+set_up_articles($node);
+$node->safe_psql('postgres', q{
 	GRANT ALL ON article TO regress_apitoken_pool, regress_apitoken_weak;
 	CREATE TABLE work (n int);
 	GRANT ALL ON work TO regress_apitoken_pool, regress_apitoken_weak;
@@ -45,16 +38,16 @@ foreach my $n (0 .. 9)
 	my $organization = 'org' . $n % 5;
 
 	push @users, { id => "user$n", is => "user|user$n|-|off|$organization" };
-	push @tokens, { text => $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('t', user_id => 'user$n')"),
+	push @tokens, { text => create($node, 't', "user_id => 'user$n'"),
 		is => "token|user$n|-|off|$organization" };
-	push @tokens, { text => $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('ro', user_id => 'user$n', access => 'read_only')"),
+	push @tokens, { text => create($node, 'ro', "user_id => 'user$n', access => 'read_only'"),
 		is => "token|user$n|-|on|$organization" };
 }
 foreach my $n (0 .. 4)
 {
-	push @tokens, { text => $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('t', organization_id => 'org$n', role => 'admin')"),
+	push @tokens, { text => create($node, 't', "organization_id => 'org$n', role => 'admin'"),
 		is => "token|-|org$n|off|org$n" };
-	push @tokens, { text => $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('ro', organization_id => 'org$n', access => 'read_only')"),
+	push @tokens, { text => create($node, 'ro', "organization_id => 'org$n', access => 'read_only'"),
 		is => "token|-|org$n|on|org$n" };
 }
 
@@ -64,45 +57,43 @@ my $ask = 'EXECUTE who;';
 # The ways to be somebody.  Each gives the statements of one transaction, and
 # what $ask answers in it, in order.
 srand(20);
-sub user { return $users[ rand @users ]; }
-sub token { return $tokens[ rand @tokens ]; }
 
 my @ways = (
 	sub { return ("BEGIN; $ask COMMIT;", $nobody); },
 	sub { return ($ask, $nobody); },
-	sub { my $u = user(); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; $ask COMMIT;", $u); },
-	sub { my $u = user(); return ("BEGIN; SELECT FROM set_config('apitoken.user_id', '$u->{id}', true); $ask COMMIT;", $u); },
-	sub { my $u = user(); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; SET LOCAL ROLE regress_apitoken_weak; $ask COMMIT;", $u); },
-	sub { my $u = user(); return ("BEGIN; SELECT FROM apitoken.act_as('$u->{id}'); $ask COMMIT;", $u); },
-	sub { my $t = token(); return ("BEGIN; SET LOCAL apitoken.token = '$t->{text}'; $ask COMMIT;", $t); },
-	sub { my $t = token(); return ("BEGIN; SELECT FROM apitoken.authenticate('$t->{text}'); $ask COMMIT;", $t); },
+	sub { my $u = pick(@users); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; $ask COMMIT;", $u); },
+	sub { my $u = pick(@users); return ("BEGIN; SELECT FROM set_config('apitoken.user_id', '$u->{id}', true); $ask COMMIT;", $u); },
+	sub { my $u = pick(@users); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; SET LOCAL ROLE regress_apitoken_weak; $ask COMMIT;", $u); },
+	sub { my $u = pick(@users); return ("BEGIN; SELECT FROM apitoken.act_as('$u->{id}'); $ask COMMIT;", $u); },
+	sub { my $t = pick(@tokens); return ("BEGIN; SET LOCAL apitoken.token = '$t->{text}'; $ask COMMIT;", $t); },
+	sub { my $t = pick(@tokens); return ("BEGIN; SELECT FROM apitoken.authenticate('$t->{text}'); $ask COMMIT;", $t); },
 	# left behind for the whole session
-	sub { my $u = user(); return ("BEGIN; SET apitoken.user_id = '$u->{id}'; $ask COMMIT;", $u); },
-	sub { my $t = token(); return ("BEGIN; SELECT FROM set_config('apitoken.token', '$t->{text}', false); $ask COMMIT;", $t); },
-	sub { my $u = user(); return ("SET apitoken.user_id = '$u->{id}'; $ask", $nobody); },
-	sub { my $t = token(); return ("SET apitoken.token = '$t->{text}'; $ask", $nobody); },
+	sub { my $u = pick(@users); return ("BEGIN; SET apitoken.user_id = '$u->{id}'; $ask COMMIT;", $u); },
+	sub { my $t = pick(@tokens); return ("BEGIN; SELECT FROM set_config('apitoken.token', '$t->{text}', false); $ask COMMIT;", $t); },
+	sub { my $u = pick(@users); return ("SET apitoken.user_id = '$u->{id}'; $ask", $nobody); },
+	sub { my $t = pick(@tokens); return ("SET apitoken.token = '$t->{text}'; $ask", $nobody); },
 	sub { return ("SET apitoken.token = 'garbage'; $ask", $nobody); },
 	# outside a transaction block
-	sub { my $u = user(); return ("SELECT FROM apitoken.act_as('$u->{id}'); $ask", $nobody); },
-	sub { my $t = token(); return ("SELECT FROM apitoken.authenticate('$t->{text}'); $ask", $nobody); },
+	sub { my $u = pick(@users); return ("SELECT FROM apitoken.act_as('$u->{id}'); $ask", $nobody); },
+	sub { my $t = pick(@tokens); return ("SELECT FROM apitoken.authenticate('$t->{text}'); $ask", $nobody); },
 	# rolled back, failed, failed at the end
-	sub { my $u = user(); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; $ask ROLLBACK;", $u); },
-	sub { my $u = user(); return ("BEGIN; SELECT FROM apitoken.act_as('$u->{id}'); $ask SELECT 1/0; $ask ROLLBACK; $ask", $u, $nobody); },
-	sub { my $t = token(); return ("BEGIN; SET apitoken.token = '$t->{text}'; $ask SELECT 1/0; COMMIT; $ask", $t, $nobody); },
-	sub { my $t = token(); return ("BEGIN; SET LOCAL apitoken.token = 'garbage'; $ask ROLLBACK; BEGIN; SET LOCAL apitoken.token = '$t->{text}'; $ask COMMIT;", $t); },
-	sub { my $u = user(); return ("BEGIN; SELECT FROM apitoken.act_as('$u->{id}'); $ask SELECT FROM apitoken.act_as('intruder'); ROLLBACK; $ask", $u, $nobody); },
+	sub { my $u = pick(@users); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; $ask ROLLBACK;", $u); },
+	sub { my $u = pick(@users); return ("BEGIN; SELECT FROM apitoken.act_as('$u->{id}'); $ask SELECT 1/0; $ask ROLLBACK; $ask", $u, $nobody); },
+	sub { my $t = pick(@tokens); return ("BEGIN; SET apitoken.token = '$t->{text}'; $ask SELECT 1/0; COMMIT; $ask", $t, $nobody); },
+	sub { my $t = pick(@tokens); return ("BEGIN; SET LOCAL apitoken.token = 'garbage'; $ask ROLLBACK; BEGIN; SET LOCAL apitoken.token = '$t->{text}'; $ask COMMIT;", $t); },
+	sub { my $u = pick(@users); return ("BEGIN; SELECT FROM apitoken.act_as('$u->{id}'); $ask SELECT FROM apitoken.act_as('intruder'); ROLLBACK; $ask", $u, $nobody); },
 	sub { return ("BEGIN; SELECT FROM apitoken.authenticate('garbage'); ROLLBACK; $ask", $nobody); },
 	# savepoints
-	sub { my $u = user(); return ("BEGIN; SAVEPOINT s; SELECT FROM apitoken.act_as('$u->{id}'); $ask ROLLBACK TO s; $ask COMMIT;", $u, $nobody); },
-	sub { my $t = token(); return ("BEGIN; SAVEPOINT s; SELECT FROM apitoken.authenticate('$t->{text}'); RELEASE s; $ask COMMIT; $ask", $t, $nobody); },
-	sub { my ($u, $t) = (user(), token()); return ("BEGIN; SAVEPOINT s; SELECT FROM apitoken.act_as('$u->{id}'); $ask ROLLBACK TO s; SELECT FROM apitoken.authenticate('$t->{text}'); $ask COMMIT;", $u, $t); },
-	sub { my ($u, $t) = (user(), token()); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; SAVEPOINT s; $ask ROLLBACK TO s; SET LOCAL apitoken.user_id = ''; SET LOCAL apitoken.token = '$t->{text}'; $ask COMMIT;", $u, $t); },
+	sub { my $u = pick(@users); return ("BEGIN; SAVEPOINT s; SELECT FROM apitoken.act_as('$u->{id}'); $ask ROLLBACK TO s; $ask COMMIT;", $u, $nobody); },
+	sub { my $t = pick(@tokens); return ("BEGIN; SAVEPOINT s; SELECT FROM apitoken.authenticate('$t->{text}'); RELEASE s; $ask COMMIT; $ask", $t, $nobody); },
+	sub { my ($u, $t) = (pick(@users), pick(@tokens)); return ("BEGIN; SAVEPOINT s; SELECT FROM apitoken.act_as('$u->{id}'); $ask ROLLBACK TO s; SELECT FROM apitoken.authenticate('$t->{text}'); $ask COMMIT;", $u, $t); },
+	sub { my ($u, $t) = (pick(@users), pick(@tokens)); return ("BEGIN; SET LOCAL apitoken.user_id = '$u->{id}'; SAVEPOINT s; $ask ROLLBACK TO s; SET LOCAL apitoken.user_id = ''; SET LOCAL apitoken.token = '$t->{text}'; $ask COMMIT;", $u, $t); },
 	# one after another in one message, and chained
-	sub { my ($u, $t) = (user(), token()); return ("BEGIN\\; SELECT FROM apitoken.act_as('$u->{id}')\\; COMMIT; $ask BEGIN\\; SELECT FROM apitoken.authenticate('$t->{text}')\\; ROLLBACK; $ask", $nobody, $nobody); },
-	sub { my $u = user(); return ("BEGIN; SET apitoken.user_id = '$u->{id}'; $ask COMMIT AND CHAIN; $ask COMMIT;", $u, $nobody); },
+	sub { my ($u, $t) = (pick(@users), pick(@tokens)); return ("BEGIN\\; SELECT FROM apitoken.act_as('$u->{id}')\\; COMMIT; $ask BEGIN\\; SELECT FROM apitoken.authenticate('$t->{text}')\\; ROLLBACK; $ask", $nobody, $nobody); },
+	sub { my $u = pick(@users); return ("BEGIN; SET apitoken.user_id = '$u->{id}'; $ask COMMIT AND CHAIN; $ask COMMIT;", $u, $nobody); },
 	# what poolers do between clients
-	sub { my $u = user(); return ("BEGIN; SET apitoken.user_id = '$u->{id}'; $ask COMMIT; RESET ALL; $ask", $u, $nobody); },
-	sub { my $u = user(); return ("SET apitoken.user_id = '$u->{id}'; DEALLOCATE ALL; DISCARD PLANS; :prepare $ask", $nobody); },
+	sub { my $u = pick(@users); return ("BEGIN; SET apitoken.user_id = '$u->{id}'; $ask COMMIT; RESET ALL; $ask", $u, $nobody); },
+	sub { my $u = pick(@users); return ("SET apitoken.user_id = '$u->{id}'; DEALLOCATE ALL; DISCARD PLANS; :prepare $ask", $nobody); },
 );
 
 # Prepared once, and again after DEALLOCATE.

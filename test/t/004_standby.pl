@@ -6,15 +6,12 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $primary = PostgreSQL::Test::Cluster->new('primary');
-$primary->init(allows_streaming => 1);
 # a query on the standby may hold up the replay, not be cancelled by it
-$primary->append_conf('postgresql.conf', "max_connections = 20\nmax_standby_streaming_delay = -1");
-$primary->start;
+my $primary = start_node('primary', init => [ allows_streaming => 1 ], conf => "max_connections = 20\nmax_standby_streaming_delay = -1");
 $primary->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken CASCADE;
 	INSERT INTO apitoken.organizations VALUES ('acme', 'Acme'), ('other', 'Other');
@@ -29,16 +26,16 @@ $primary->safe_psql('postgres', q{
 		USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
 	GRANT SELECT ON article TO regress_apitoken_backend;
 });
-sub create { return $primary->safe_psql('postgres', "SELECT token FROM apitoken.create_token($_[0])"); }
-my %token = (
-	organization => create(q{'organization', organization_id => 'acme'}),
-	user => create(q{'user', user_id => 'u'}),
-	read_only => create(q{'read only', organization_id => 'acme', access => 'read_only'}),
-	networks => create(q{'networks', organization_id => 'acme', allowed_networks => '{10.0.0.0/8}'}),
-	revoked => create(q{'revoked', organization_id => 'acme'}),
-	suspended => create(q{'suspended', organization_id => 'acme'}),
-	expired => create(q{'expired', organization_id => 'acme', expires_in => '30 days'}),
-	victim => create(q{'victim', organization_id => 'acme'}));
+my %token = create_each($primary, {
+	organization => q{organization_id => 'acme'},
+	user => q{user_id => 'u'},
+	read_only => q{organization_id => 'acme', access => 'read_only'},
+	networks => q{organization_id => 'acme', allowed_networks => '{10.0.0.0/8}'},
+	revoked => q{organization_id => 'acme'},
+	suspended => q{organization_id => 'acme'},
+	expired => q{organization_id => 'acme', expires_in => '30 days'},
+	victim => q{organization_id => 'acme'},
+});
 $primary->safe_psql('postgres', q{
 	SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
 	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
@@ -49,25 +46,12 @@ $primary->safe_psql('postgres', q{
 });
 
 $primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($primary, 'standby');
 sub replayed { $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert')); }
 replayed();
 
 my @backend = (extra_params => [ '-U', 'regress_apitoken_backend', '-v', 'VERBOSITY=verbose' ]);
-sub ask
-{
-	my ($session, $sql) = @_;
-	$session->{stderr} = '';
-	my $out = $session->query($sql);
-	my $err = $session->{stderr};
-	$session->{stderr} = '';
-	chomp $out;
-	return $out . $err;
-}
 sub on { my ($node, $sql) = @_; my ($rc, $out, $err) = $node->psql('postgres', $sql, @backend, on_error_stop => 0); return join("\n", grep { length } $out, $err); }
-sub verdict { return "SELECT verdict FROM apitoken.verify('$token{$_[0]}'" . ($_[1] // '') . ")"; }
 
 # ----- verified there ----------------------------------------------------------
 
@@ -77,13 +61,13 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ')
 {
 	foreach my $mode ('READ ONLY', '')
 	{
-		is_deeply([ split /\n/, on($standby, "BEGIN ISOLATION LEVEL $level $mode; " . join(';', map { verdict($_) } sort keys %verdicts) . '; COMMIT') ],
+		is_deeply([ split /\n/, on($standby, "BEGIN ISOLATION LEVEL $level $mode; " . join(';', map { verdict($token{$_}) } sort keys %verdicts) . '; COMMIT') ],
 			[ map { $verdicts{$_} } sort keys %verdicts ], "every verdict on the standby, $level $mode");
 	}
 }
-is(on($standby, verdict('networks', q{, client_address => '10.1.1.1'})), 'valid', 'with an address');
-is(on($standby, verdict('organization', q{, 'article:read', 'acme'})), 'valid', 'with a permission');
-is(on($standby, verdict('organization', q{, 'article:read', 'other'})), 'permission_refused', 'elsewhere');
+is(on($standby, verdict($token{networks}, q{, client_address => '10.1.1.1'})), 'valid', 'with an address');
+is(on($standby, verdict($token{organization}, q{, 'article:read', 'acme'})), 'valid', 'with a permission');
+is(on($standby, verdict($token{organization}, q{, 'article:read', 'other'})), 'permission_refused', 'elsewhere');
 is(on($standby, 'SELECT verdict FROM apitoken.verify(NULL)'), 'malformed', 'without a token');
 
 # identities and policies
@@ -112,7 +96,7 @@ foreach my $statement (
 {
 	like(on($standby, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; $statement"), qr/^u\n.*ERROR:  25006: /s, "read-only there: $statement");
 }
-is(on($standby, verdict('user')), 'valid', 'and it changed nothing');
+is(on($standby, verdict($token{user})), 'valid', 'and it changed nothing');
 
 # what was verified on the standby is written nowhere
 is($standby->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage WHERE last_used_at IS NOT NULL'), '0', 'no use was recorded');
@@ -122,32 +106,32 @@ is($standby->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage WH
 my %session;
 foreach my $level ('READ COMMITTED', 'REPEATABLE READ')
 {
-	$session{$level} = $standby->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'regress_apitoken_backend', '-v', 'VERBOSITY=verbose' ]);
+	$session{$level} = connection($standby, user => 'regress_apitoken_backend', verbosity => 'verbose');
 	# its snapshot is taken before the revocation
-	is(ask($session{$level}, "BEGIN ISOLATION LEVEL $level; SELECT count(*) FROM pg_class WHERE relname = 'article'; " . verdict('victim')), "1\nvalid",
+	is(ask_raw($session{$level}, "BEGIN ISOLATION LEVEL $level; SELECT count(*) FROM pg_class WHERE relname = 'article'; " . verdict($token{victim})), "1\nvalid",
 		"valid in a $level transaction");
 }
 $primary->safe_psql('postgres', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'victim'});
 replayed();
 foreach my $level (sort keys %session)
 {
-	is(ask($session{$level}, verdict('victim')), 'revoked', "refused after replay in a $level transaction that began before");
-	like(ask($session{$level}, "SELECT apitoken.authenticate('$token{victim}')"), qr/ERROR:  28000.*revoked/s, "and not authenticated ($level)");
-	ask($session{$level}, 'ROLLBACK');
+	is(ask_raw($session{$level}, verdict($token{victim})), 'revoked', "refused after replay in a $level transaction that began before");
+	like(ask_raw($session{$level}, "SELECT apitoken.authenticate('$token{victim}')"), qr/ERROR:  28000.*revoked/s, "and not authenticated ($level)");
+	ask_raw($session{$level}, 'ROLLBACK');
 }
 # so are suspension and resumption
 $primary->safe_psql('postgres', q{UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme'});
 replayed();
-is(ask($session{'READ COMMITTED'}, verdict('organization')), 'suspended', 'a suspended organization');
+is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization})), 'suspended', 'a suspended organization');
 $primary->safe_psql('postgres', q{UPDATE apitoken.organizations SET suspended_at = NULL});
 replayed();
-is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', 'resumed');
+is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization})), 'valid', 'resumed');
 
 # and what a session remembers of roles is forgotten
-is(ask($session{'READ COMMITTED'}, verdict('organization', q{, 'article:write'})), 'valid', 'what its role allows');
+is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization}, q{, 'article:write'})), 'valid', 'what its role allows');
 $primary->safe_psql('postgres', q{UPDATE apitoken.roles SET permissions = '{article:read}' WHERE name = 'developer'});
 replayed();
-is(ask($session{'READ COMMITTED'}, verdict('organization', q{, 'article:write'})), 'permission_refused', 'a role that allows less');
+is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization}, q{, 'article:write'})), 'permission_refused', 'a role that allows less');
 
 # what a session cached follows what is replayed
 foreach my $ddl ('VACUUM FULL apitoken.token_records', 'REINDEX TABLE CONCURRENTLY apitoken.token_records', 'ALTER TABLE apitoken.token_records ADD COLUMN extra int DEFAULT random()',
@@ -155,23 +139,23 @@ foreach my $ddl ('VACUUM FULL apitoken.token_records', 'REINDEX TABLE CONCURRENT
 {
 	$primary->safe_psql('postgres', $ddl);
 	replayed();
-	is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', "a session on the standby goes on after $ddl");
+	is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization})), 'valid', "a session on the standby goes on after $ddl");
 }
 # DROP EXTENSION on the primary is not held up by an idle transaction there
-ask($session{'READ COMMITTED'}, 'BEGIN; ' . verdict('organization'));
+ask_raw($session{'READ COMMITTED'}, 'BEGIN; ' . verdict($token{organization}));
 $primary->safe_psql('postgres', 'CREATE DATABASE scratch');
 replayed();
-ask($session{'READ COMMITTED'}, 'ROLLBACK');
+ask_raw($session{'READ COMMITTED'}, 'ROLLBACK');
 
 # ----- promotion ---------------------------------------------------------------
 
 $standby->promote;
 my $promoted = $standby;
-is(ask($session{'READ COMMITTED'}, verdict('organization')), 'valid', 'a session of before the promotion verifies');
+is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization})), 'valid', 'a session of before the promotion verifies');
 is($promoted->safe_psql('postgres', q{SELECT count(*) FROM apitoken.token_usage WHERE last_used_at IS NOT NULL}), '1', 'and its use is recorded now');
-is_deeply([ split /\n/, on($promoted, join(';', map { verdict($_) } sort keys %verdicts)) ],
+is_deeply([ split /\n/, on($promoted, join(';', map { verdict($token{$_}) } sort keys %verdicts)) ],
 	[ map { $_ eq 'victim' ? 'revoked' : $verdicts{$_} } sort keys %verdicts ], 'every verdict after the promotion');
-like(ask($session{'READ COMMITTED'}, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('promoted'); COMMIT"),
+like(ask_raw($session{'READ COMMITTED'}, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('promoted'); COMMIT"),
 	qr/^u\napt_usr_[0-9A-Za-z]{71}$/, 'a session of before the promotion makes a token');
 like(on($promoted, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); "
 		. q{SELECT apitoken.revoke_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); COMMIT}),
@@ -185,73 +169,70 @@ $_->quit foreach values %session;
 # what was committed is there after a crash, what was not is not
 my $before = on($promoted, q{BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('crash'); COMMIT}) =~ s/^u\n//r;
 my $open = $promoted->background_psql('postgres', on_error_stop => 0);
-my $uncommitted = ask($open, q{BEGIN; SELECT token FROM apitoken.create_token('uncommitted', user_id => 'u')});
-ask($open, q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'crash'});
+my $uncommitted = ask_raw($open, q{BEGIN; SELECT token FROM apitoken.create_token('uncommitted', user_id => 'u')});
+ask_raw($open, q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'crash'});
 like($uncommitted, qr/^apt_usr_/, 'a token made and one revoked in an open transaction');
 $promoted->stop('immediate');
 $open->{run}->kill_kill;
 $promoted->start;
 is(on($promoted, "SELECT verdict FROM apitoken.verify('$before'); SELECT verdict FROM apitoken.verify('$uncommitted')"), "valid\nunknown",
 	'after a crash: what was committed');
-is_deeply([ split /\n/, on($promoted, join(';', map { verdict($_) } sort keys %verdicts)) ],
+is_deeply([ split /\n/, on($promoted, join(';', map { verdict($token{$_}) } sort keys %verdicts)) ],
 	[ map { $_ eq 'victim' ? 'revoked' : $verdicts{$_} } sort keys %verdicts ], 'every verdict after a crash');
 like(on($promoted, q{BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('after'); COMMIT}), qr/^u\napt_usr_/, 'new tokens after a crash');
 
 # ----- a standby with the library preloaded ------------------------------------
 
-my $preloaded = PostgreSQL::Test::Cluster->new('preloaded');
-$preloaded->init_from_backup($primary, 'base', has_streaming => 1);
-$preloaded->append_conf('postgresql.conf', "session_preload_libraries = 'apitoken'");
-$preloaded->start;
+my $preloaded = start_standby($primary, 'preloaded', conf => "session_preload_libraries = 'apitoken'");
 $primary->wait_for_catchup($preloaded, 'replay', $primary->lsn('insert'));
 is(on($preloaded, "BEGIN; SET LOCAL apitoken.token = '$token{organization}'; $articles; COMMIT"), '1,3', 'session preload on a standby');
-is(on($preloaded, verdict('victim')), 'revoked', 'which replayed the revocation');
+is(on($preloaded, verdict($token{victim})), 'revoked', 'which replayed the revocation');
 
 # ----- usage in shared memory on a standby -------------------------------------
 
 # The primary has none.  64 entries, so that they can be used up.
-$token{limited} = create(q{'limited', user_id => 'u', rate_limit_per_minute => 2});
+$token{limited} = create($primary, 'limited', q{user_id => 'u', rate_limit_per_minute => 2});
 $primary->safe_psql('postgres', q{CREATE TABLE many AS SELECT n, (apitoken.create_token('many' || n, user_id => 'u')).token AS t FROM generate_series(1, 200) n});
-my $shared = PostgreSQL::Test::Cluster->new('shared');
-$shared->init_from_backup($primary, 'base', has_streaming => 1);
-$shared->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\napitoken.usage_slots = 64\napitoken.flush_interval = '100ms'");
-$shared->start;
+my $shared = start_standby($primary, 'shared', conf => q{
+	shared_preload_libraries = 'apitoken'
+	apitoken.usage_slots = 64
+	apitoken.flush_interval = '100ms'
+});
 $primary->wait_for_catchup($shared, 'replay', $primary->lsn('insert'));
 my $written = q{SELECT concat_ws(' ', u.accepted, u.refused, host(u.last_used_from)) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = };
-sub stats { return $shared->safe_psql('postgres', "SELECT $_[0] FROM apitoken.stats"); }
 
 # recorded in memory, READ ONLY as everything there, and nowhere else
-is(on($shared, verdict('organization', q{, client_address => '192.0.2.1'})), 'valid', 'shared preload on a standby: verified');
-is(on($shared, 'BEGIN; ' . verdict('organization', q{, client_address => '192.0.2.2'}) . '; ROLLBACK'), 'valid', 'in a transaction rolled back');
-is(on($shared, verdict('networks')), 'network_refused', 'and one that is refused');
-is(stats('valid, network_refused, entries, dropped'), '2|1|2|0', 'which is recorded in memory');
+is(on($shared, verdict($token{organization}, q{, client_address => '192.0.2.1'})), 'valid', 'shared preload on a standby: verified');
+is(on($shared, 'BEGIN; ' . verdict($token{organization}, q{, client_address => '192.0.2.2'}) . '; ROLLBACK'), 'valid', 'in a transaction rolled back');
+is(on($shared, verdict($token{networks})), 'network_refused', 'and one that is refused');
+is(stat_of($shared, 'valid, network_refused, entries, dropped'), '2|1|2|0', 'which is recorded in memory');
 is($shared->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}), '1', 'a launcher waits');
 my ($refused_rc, $refused_out, $refused) = $shared->psql('postgres', 'SELECT apitoken.flush_usage()', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 like($refused, qr/ERROR:  55000: usage cannot be written during recovery\nHINT:  .*promoted/, 'flush_usage() is refused there');
 
 # rate limits are this server's own
-is(on($shared, join ';', (verdict('limited')) x 3), "valid\nvalid\nrate_limited", 'a rate limit on a standby');
+is(on($shared, join ';', (verdict($token{limited})) x 3), "valid\nvalid\nrate_limited", 'a rate limit on a standby');
 is(on($shared, "SELECT verdict, retry_after BETWEEN '1 us' AND '30 s' FROM apitoken.verify('$token{limited}')"), 'rate_limited|t', 'and how long to wait');
 
 # a clean restart of the standby loses nothing
 $shared->restart;
-is(stats('entries, dropped'), '3|0', 'kept over a restart of the standby');
-is(on($shared, verdict('organization', q{, client_address => '192.0.2.3'})), 'valid', 'and added to');
+is(stat_of($shared, 'entries, dropped'), '3|0', 'kept over a restart of the standby');
+is(on($shared, verdict($token{organization}, q{, client_address => '192.0.2.3'})), 'valid', 'and added to');
 
 # memory that is full, with nobody who could write it
 my $many = q{SELECT count(*) FROM many, apitoken.verify(t) v WHERE v.valid};
 is($shared->safe_psql('postgres', $many), '200', 'full: every token is verified');
 is($shared->safe_psql('postgres', $many), '200', 'full: and again');
-my ($entries, $dropped) = split /\|/, stats('entries, dropped');
+my ($entries, $dropped) = split /\|/, stat_of($shared, 'entries, dropped');
 cmp_ok($entries, '<=', 64, 'full: there is no more room than was said');
 is($dropped, 400 - 2 * ($entries - 3), 'full: what does not fit is dropped and counted');
-is(on($shared, verdict('victim')), 'revoked', 'full: verdicts are what they are');
-$dropped = stats('dropped');
+is(on($shared, verdict($token{victim})), 'revoked', 'full: verdicts are what they are');
+$dropped = stat_of($shared, 'dropped');
 
 # after the promotion all of it is written, without a restart
 my $old_session = $shared->background_psql('postgres', on_error_stop => 0);
 $old_session->query('SELECT apitoken.current_user_id()');
-my $began = stats('started_at');
+my $began = stat_of($shared, 'started_at');
 $shared->promote;
 ok($shared->poll_query_until('postgres', q{SELECT accepted = 3 FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = 'organization'}),
 	'promoted: written');
@@ -260,15 +241,14 @@ is($shared->safe_psql('postgres', $written . q{'networks'}), '0 1', 'promoted: t
 is($shared->safe_psql('postgres', $written . q{'limited'}), '2 2', 'promoted: the rate limit\'s');
 is($shared->safe_psql('postgres', q{SELECT sum(accepted), max(accepted) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'many%'}),
 	2 * ($entries - 3) . '|2', 'promoted: and what there was room for');
-is(stats('started_at'), $began, 'promoted: without a restart');
+is(stat_of($shared, 'started_at'), $began, 'promoted: without a restart');
 is($old_session->query("SELECT verdict FROM apitoken.verify('$token{user}'); SELECT apitoken.flush_usage() IS NULL"), "valid\nf", 'promoted: an old session has its use flushed');
 is($shared->safe_psql('postgres', $written . q{'user'}), '1 0', 'promoted: which is written');
 $old_session->quit;
 ok($shared->poll_query_until('postgres', 'SELECT entries = 0 FROM apitoken.stats'), 'promoted: there is room again');
 is($shared->safe_psql('postgres', "$many AND n <= 3"), '3', 'promoted: verified');
-is(stats('dropped'), $dropped, 'promoted: and none is dropped');
+is(stat_of($shared, 'dropped'), $dropped, 'promoted: and none is dropped');
 
 $_->stop foreach $shared, $preloaded, $promoted, $primary;
-unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
-  foreach $primary, $standby, $preloaded, $shared;
+no_crash($_) foreach $primary, $standby, $preloaded, $shared;
 done_testing();

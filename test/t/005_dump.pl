@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use ApitokenTest;
 use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -63,23 +64,19 @@ $old->safe_psql('app', q{
 	GRANT SELECT ON app.article TO regress_apitoken_people;
 });
 
-my %token;
-sub create
-{
-	my ($label, $arguments) = @_;
-	$token{$label} = $old->safe_psql('app', "SELECT token FROM apitoken.create_token('$label', $arguments)");
-	$token{$label} =~ s/\n//g;
-}
-create('plain', q{organization_id => 'acme'});
-create('personal', q{user_id => 'u'});
-create('limited', q{user_id => 'v', access => 'read_only'});
-create('custom', q{organization_id => 'acme', role => 'admin', permissions => '{article:read}', description => E'tab\there, "quotes"\nlines',
-	expires_in => '90 days', allowed_networks => '{10.0.0.0/8,2001:db8::/32}', metadata => '{"a": [1, "ü\\\\"]}'});
-create('odd', q{organization_id => 'Ümläut "x"', role => 'auditor'});
-create($_, q{organization_id => 'acme'}) foreach 'renewed', 'over', 'suspended', 'revoked', 'expired', 'used';
-create('sleeping', q{organization_id => 'idle'});
-create('limit', q{organization_id => 'acme', rate_limit_per_minute => 10});
-create('orphan', q{user_id => 'gone'});
+my $acme = q{organization_id => 'acme'};
+my %token = create_each($old, {
+	plain => $acme,
+	personal => q{user_id => 'u'},
+	limited => q{user_id => 'v', access => 'read_only'},
+	custom => q{organization_id => 'acme', role => 'admin', permissions => '{article:read}', description => E'tab\there, "quotes"\nlines',
+		expires_in => '90 days', allowed_networks => '{10.0.0.0/8,2001:db8::/32}', metadata => '{"a": [1, "ü\\\\"]}'},
+	odd => q{organization_id => 'Ümläut "x"', role => 'auditor'},
+	(map { ($_ => $acme) } qw(renewed over suspended revoked expired used)),
+	sleeping => q{organization_id => 'idle'},
+	limit => q{organization_id => 'acme', rate_limit_per_minute => 10},
+	orphan => q{user_id => 'gone'},
+}, database => 'app');
 foreach ([ 'renewed', '1 day' ], [ 'over', '1 hour' ])
 {
 	my ($label, $overlap) = @$_;
@@ -139,7 +136,7 @@ like($before->{'column privileges'}, qr/regress_apitoken_partial token_records\.
 
 # Is the restored database what the old one was, and does it go on?
 my %made;
-sub check
+sub check_restored
 {
 	my ($node, $db, $what, %skip) = @_;
 	my $after = contents($node, $db);
@@ -196,37 +193,37 @@ my $to = sub { return $new->connstr($_[0]) };
 command_ok([ $pg_dump, '-d', $from, '-f', "$place/plain.sql" ], 'pg_dump');
 database('plain');
 command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', $to->('plain'), '-f', "$place/plain.sql" ], 'restore with psql');
-check($new, 'plain', 'plain', settings => 1);
+check_restored($new, 'plain', 'plain', settings => 1);
 
 # into a database that has the extension already
 database('present', 'CREATE SCHEMA crypto; CREATE EXTENSION pgcrypto SCHEMA crypto; CREATE EXTENSION apitoken');
 (my $present = slurp_file("$place/plain.sql")) =~ s/^CREATE SCHEMA crypto;$//m;
 append_to_file("$place/present.sql", $present);
 command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', $to->('present'), '-f', "$place/present.sql" ], 'restore where the extension is');
-check($new, 'present', 'extension present', settings => 1);
+check_restored($new, 'present', 'extension present', settings => 1);
 
 # as INSERTs
 command_ok([ $pg_dump, '-d', $from, '--column-inserts', '-f', "$place/inserts.sql" ], 'pg_dump --column-inserts');
 database('inserts');
 command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-1', '-d', $to->('inserts'), '-f', "$place/inserts.sql" ], 'restored in one transaction');
-check($new, 'inserts', 'inserts', settings => 1);
+check_restored($new, 'inserts', 'inserts', settings => 1);
 
 # ----- custom, directory -------------------------------------------------------
 
 command_ok([ $pg_dump, '-Fc', '-d', $from, '-f', "$place/custom" ], 'pg_dump -Fc');
 database('custom');
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('custom'), "$place/custom" ], 'pg_restore');
-check($new, 'custom', 'custom', settings => 1);
+check_restored($new, 'custom', 'custom', settings => 1);
 
 # data only, into the extension as it was installed
 database('data', 'CREATE EXTENSION apitoken CASCADE; CREATE SCHEMA app; CREATE TABLE app.article (id int PRIMARY KEY, organization_id text)');
 command_ok([ 'pg_restore', '--exit-on-error', '--data-only', '-d', $to->('data'), "$place/custom" ], 'pg_restore --data-only');
-check($new, 'data', 'data only', settings => 1, privileges => 1, 'column privileges' => 1, 'schema of pgcrypto' => 1, going_on => 1);
+check_restored($new, 'data', 'data only', settings => 1, privileges => 1, 'column privileges' => 1, 'schema of pgcrypto' => 1, going_on => 1);
 
 # with its settings, by --create, from a directory by two jobs
 command_ok([ $pg_dump, '-Fd', '--jobs', '2', '--create', '-d', $from, '-f', "$place/directory" ], 'pg_dump -Fd --jobs 2');
 command_ok([ 'pg_restore', '--exit-on-error', '--jobs', '2', '--create', '-d', $to->('postgres'), "$place/directory" ], 'pg_restore --create --jobs 2');
-check($new, 'app', 'directory');
+check_restored($new, 'app', 'directory');
 is($new->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "directory: the database's settings");
 
 # what was restored is dumped and restored again
@@ -235,7 +232,7 @@ $before = contents($new, 'custom');
 $verdicts = verdicts($new, 'custom');
 database('again');
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('again'), "$place/again" ], 'restored a second time');
-check($new, 'again', 'again', settings => 1, going_on => 1);
+check_restored($new, 'again', 'again', settings => 1, going_on => 1);
 $before = contents($old, 'app');
 $verdicts = verdicts($old, 'app');
 
@@ -244,7 +241,7 @@ $verdicts = verdicts($old, 'app');
 command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_backup', '-Fc', '-f', "$place/backup" ], 'pg_dump by a role with pg_read_all_data and BYPASSRLS');
 database('backup');
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('backup'), "$place/backup" ], 'restored');
-check($new, 'backup', 'by a backup role', settings => 1, going_on => 1);
+check_restored($new, 'backup', 'by a backup role', settings => 1, going_on => 1);
 
 # the tables' owner, who is no superuser
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO regress_apitoken_owner', 'ALTER SCHEMA app OWNER TO regress_apitoken_owner',
@@ -252,7 +249,7 @@ $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO regress_apito
 command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_owner', '-Fc', '-f', "$place/owner" ], "pg_dump by the tables' owner");
 database('owner');
 command_ok([ 'pg_restore', '--exit-on-error', '--no-owner', '-d', $to->('owner'), "$place/owner" ], 'restored');
-check($new, 'owner', 'by the owner', settings => 1, privileges => 1, 'column privileges' => 1, going_on => 1);
+check_restored($new, 'owner', 'by the owner', settings => 1, privileges => 1, 'column privileges' => 1, going_on => 1);
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO CURRENT_USER', 'ALTER SCHEMA app OWNER TO CURRENT_USER',
 	map { "ALTER TABLE apitoken.$_ OWNER TO CURRENT_USER" } qw(organizations users roles memberships token_records token_usage token_usage_daily events));
 
@@ -297,7 +294,7 @@ SKIP: {
 				'-s', $place, '-p', $old->port, '-P', $upgraded->port, '-U', scalar(getpwuid($<)) ], 'pg_upgrade');
 	}
 	$upgraded->start;
-	check($upgraded, 'app', 'upgraded');
+	check_restored($upgraded, 'app', 'upgraded');
 	is($upgraded->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "upgraded: the database's settings");
 	command_ok([ 'pg_dump', '-d', $upgraded->connstr('app'), '-f', "$place/upgraded.sql" ], 'upgraded: pg_dump');
 	like(slurp_file("$place/upgraded.sql"), qr/COPY apitoken\.token_records/, 'upgraded: which has the tokens');
@@ -305,6 +302,5 @@ SKIP: {
 }
 $old->stop if $behind;
 $new->stop;
-unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
-  foreach @nodes;
+no_crash($_) foreach @nodes;
 done_testing();

@@ -4,16 +4,13 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $node = PostgreSQL::Test::Cluster->new('bulk');
-$node->init;
 # few connections: the server's lock table has room for some thousand locks
-$node->append_conf('postgresql.conf', "max_connections = 20\nlog_statement = none\njit = off");
-$node->start;
+my $node = start_node('bulk', conf => "max_connections = 20\nlog_statement = none\njit = off");
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken CASCADE;
 	INSERT INTO apitoken.organizations VALUES ('acme');

@@ -119,7 +119,7 @@ foreach my $name (sort keys %scripts)
 	push @files, '-f', $file;
 }
 
-sub bench
+sub bench_identities
 {
 	my ($mode, $label, $files, $user) = @_;
 	my ($out, $err) = ('', '');
@@ -138,14 +138,14 @@ foreach my $form ('plain', 'session')
 	foreach my $plan ('auto', 'force_generic_plan', 'force_custom_plan')
 	{
 		$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login SET plan_cache_mode = $plan");
-		bench('prepared', "$form: many identities, plans $plan", \@files, 'regress_apitoken_login');
+		bench_identities('prepared', "$form: many identities, plans $plan", \@files, 'regress_apitoken_login');
 	}
-	bench('extended', "$form: many identities", \@files, 'regress_apitoken_login');
-	bench('simple', "$form: many identities", \@files, 'regress_apitoken_login');
+	bench_identities('extended', "$form: many identities", \@files, 'regress_apitoken_login');
+	bench_identities('simple', "$form: many identities", \@files, 'regress_apitoken_login');
 
 	# everything in a parallel plan that can be
 	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login SET $parallel = on");
-	bench('prepared', "$form: many identities, $parallel", \@files, 'regress_apitoken_login');
+	bench_identities('prepared', "$form: many identities, $parallel", \@files, 'regress_apitoken_login');
 	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login RESET $parallel");
 }
 
@@ -177,12 +177,12 @@ append_to_file($pipeline, q{
 	SELECT expect((SELECT count(*) FROM article), 0, 'pipeline, after the token');
 	\endpipeline
 } =~ s/^\s+//gmr);
-bench('extended', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
-bench('prepared', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
+bench_identities('extended', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
+bench_identities('prepared', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
 
 # ---- two-phase commit: allowed, and the identity is gone with it
 
-sub run { my ($sql, %how) = @_; return answer($node, $sql, user => 'regress_apitoken_login', %how); }
+run_on($node, user => 'regress_apitoken_login');
 
 my $who = q{SELECT coalesce(apitoken.current_user_id(), 'nobody');};
 
@@ -231,6 +231,6 @@ like(run("BEGIN; SELECT FROM apitoken.act_as('3'); SELECT bool_and(mislabelled(n
 like(run("BEGIN; SELECT FROM set_config('apitoken.user_id', '3', true); SELECT bool_and(mislabelled(n) IN ('3', 'nobody')) FROM big; ROLLBACK;", options => $cheap), qr/^t$/,
 	'nor by a setting');
 
-unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC|TRAP/, 'no server process crashed');
+no_crash($node);
 $node->stop;
 done_testing();

@@ -86,9 +86,6 @@ my $setup = q{
 
 my $database;
 
-# Run SQL in a new session, or in one that stays.
-sub run { my ($sql, $user) = @_; return answer($node, $sql, database => $database, user => $user // 'regress_apitoken_backend'); }
-sub run_as { my ($user, $sql) = @_; return run($sql, $user); }
 sub connection_as { return connection($node, database => $database, user => $_[0]); }
 
 # The same as the superuser, and it must not fail.
@@ -101,6 +98,7 @@ foreach my $form ('plain', 'session')
 	my $preloaded = $form eq 'session';
 
 	$database = "app_$form";
+	run_on($node, database => $database, user => 'regress_apitoken_backend');
 	$node->safe_psql('postgres', "CREATE DATABASE $database");
 	$node->safe_psql('postgres', "ALTER DATABASE $database SET session_preload_libraries = 'apitoken'") if $preloaded;
 	admin($setup);
@@ -430,5 +428,5 @@ foreach my $form ('plain', 'session')
 }
 
 $node->stop;
-unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, 'no crash and no internal error in the log');
+no_crash($node);
 done_testing();

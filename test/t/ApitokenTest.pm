@@ -11,10 +11,20 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IO::Socket::INET;
+use IPC::Run ();
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Test::More;
 
-our @EXPORT = qw(start_node answer connection ask log_mark log_since);
+our @EXPORT = qw(
+  start_node start_standby answer run run_as run_on connection ask ask_raw
+  create create_each verdict stat_of view_of_usage drop_roles set_up_articles pick
+  log_mark log_since in_log no_crash
+  listens start_program stop_program start_echo build_library);
+
+# ---- servers
 
 # start_node NAME, preload => 'shared' or 'session', conf => settings, init =>
 # arguments of init(): a server that runs, with the library preloaded or not.
@@ -30,6 +40,21 @@ sub start_node
 	return $node;
 }
 
+# start_standby PRIMARY, NAME, conf => settings: a standby made from PRIMARY's
+# backup 'base', which runs.
+sub start_standby
+{
+	my ($primary, $name, %how) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init_from_backup($primary, 'base', has_streaming => 1);
+	$node->append_conf('postgresql.conf', $how{conf}) if $how{conf};
+	$node->start;
+	return $node;
+}
+
+# ---- SQL, and what it answers
+
 # The SQLSTATE of a warning that is left out of all answers, if a test sets one.
 our $unwarned;
 
@@ -40,6 +65,7 @@ sub one_line
 	my ($out, $err) = @_;
 
 	$err =~ s/^psql:<stdin>:\d+: //mg;
+	$err =~ s/^LOCATION: .*\n?//mg;
 	$err =~ s/^WARNING:  $unwarned\n?//mg if defined $unwarned;
 	foreach ($out, $err)
 	{
@@ -50,34 +76,43 @@ sub one_line
 	return join(' ', grep { $_ ne '' } $out, $err eq '' ? '' : "[$err]");
 }
 
-# answer NODE, SQL, database =>, user =>, options => PGOPTIONS: run SQL in a new
-# session, past errors; what came of it in one line.
+# answer NODE, SQL, database =>, user =>, options => PGOPTIONS, verbosity => of
+# errors (sqlstate): run SQL in a new session, past errors; what came of it in one
+# line.
 sub answer
 {
 	my ($node, $sql, %how) = @_;
 	my ($out, $err) = ('', '');
 
 	local $ENV{PGOPTIONS} = $how{options} // '';
-	$node->psql($how{database} // 'postgres', "\\set VERBOSITY sqlstate\n$sql",
+	$node->psql($how{database} // 'postgres', "\\set VERBOSITY " . ($how{verbosity} // 'sqlstate') . "\n$sql",
 		stdout => \$out, stderr => \$err, on_error_stop => 0,
 		timeout => $PostgreSQL::Test::Utils::timeout_default,
 		extra_params => [ defined $how{user} ? ('-U', $how{user}) : () ]);
 	return one_line($out, $err);
 }
 
-# connection NODE, database =>, user =>, options => PGOPTIONS: a session that
-# stays, to ask and to quit.
+# run SQL, ...: answer() on the server, and by the arguments, that run_on NODE,
+# ... has set; arguments of run() come before those.  run_as USER, SQL, ...: by another user.
+my ($run_node, %run_how);
+sub run_on { ($run_node, %run_how) = @_; return; }
+sub run { my ($sql, %how) = @_; return answer($run_node, $sql, %run_how, %how); }
+sub run_as { my ($user, $sql, %how) = @_; return run($sql, %how, user => $user); }
+
+# connection NODE, database =>, user =>, options => PGOPTIONS, verbosity => of
+# errors (sqlstate): a session that stays, to ask and to quit.
 sub connection
 {
 	my ($node, %how) = @_;
 
 	local $ENV{PGOPTIONS} = $how{options} // '';
 	return $node->background_psql($how{database} // 'postgres', on_error_stop => 0,
-		extra_params => [ '-v', 'VERBOSITY=sqlstate', defined $how{user} ? ('-U', $how{user}) : () ]);
+		extra_params => [ '-v', 'VERBOSITY=' . ($how{verbosity} // 'sqlstate'), defined $how{user} ? ('-U', $how{user}) : () ]);
 }
 
-# ask CONNECTION, SQL: its answer, like that of answer().
-sub ask
+# ask CONNECTION, SQL: its answer, like that of answer().  ask_raw: as psql prints
+# it, line by line, and then the errors.
+sub out_and_err
 {
 	my ($session, $sql) = @_;
 
@@ -85,12 +120,187 @@ sub ask
 	my $out = $session->query($sql);
 	my $err = $session->{stderr};
 	$session->{stderr} = '';
-	return one_line($out, $err);
+	return ($out, $err);
 }
+sub ask { return one_line(out_and_err(@_)); }
+sub ask_raw { my ($out, $err) = out_and_err(@_); chomp $out; return $out . $err; }
+
+# ---- tokens
+
+# create NODE, LABEL, ARGUMENTS, database =>: a new token's text.  ARGUMENTS are
+# those of create_token() after the label.
+sub create
+{
+	my ($node, $label, $arguments, %how) = @_;
+	my $quoted = $label =~ s/'/''/gr;
+
+	return $node->safe_psql($how{database} // 'postgres', "SELECT token FROM apitoken.create_token('$quoted', $arguments)");
+}
+
+# create_each NODE, { LABEL => ARGUMENTS, ... }, database =>: the texts, by label.
+sub create_each
+{
+	my ($node, $wanted, %how) = @_;
+
+	return map { ($_ => create($node, $_, $wanted->{$_}, %how)) } sort keys %$wanted;
+}
+
+# verdict TOKEN, ARGUMENTS: the statement that asks for it.  ARGUMENTS are further
+# ones of verify(), with the comma before.
+sub verdict { my ($token, $arguments) = @_; return "SELECT verdict FROM apitoken.verify('$token'" . ($arguments // '') . ');'; }
+
+# stat_of NODE, COLUMNS: columns of apitoken.stats.
+sub stat_of { my ($node, $columns) = @_; return $node->safe_psql('postgres', "SELECT $columns FROM apitoken.stats"); }
+
+# The statement that makes a view: what is written of the use of each token.
+sub view_of_usage
+{
+	return q{CREATE VIEW used AS SELECT r.label, u.accepted, u.refused, u.last_used_at, u.last_used_from
+		FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id;};
+}
+
+# ---- what tests set up
+
+# drop_roles NODE: all roles that were made there.
+sub drop_roles
+{
+	my ($node) = @_;
+
+	foreach my $role (split /\n/, $node->safe_psql('postgres', 'SELECT quote_ident(rolname) FROM pg_roles WHERE oid >= 16384'))
+	{
+		$node->safe_psql('postgres', "DROP ROLE $role");
+	}
+	return;
+}
+
+# set_up_articles NODE: five organizations, org0 to org4; ten users, of whom userN
+# is a developer in organization N % 5; and a table with one row of each
+# organization, seen by those who may read articles there.
+sub set_up_articles
+{
+	my ($node) = @_;
+
+	$node->safe_psql('postgres', q{
+		INSERT INTO apitoken.organizations (id) SELECT 'org' || n FROM generate_series(0, 4) n;
+		INSERT INTO apitoken.users (id) SELECT 'user' || n FROM generate_series(0, 9) n;
+		INSERT INTO apitoken.memberships SELECT 'org' || n % 5, 'user' || n, 'developer' FROM generate_series(0, 9) n;
+		CREATE TABLE article (organization_id text);
+		INSERT INTO article SELECT id FROM apitoken.organizations;
+		ALTER TABLE article ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY p ON article USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+	});
+	return;
+}
+
+# pick LIST: one of them, at random.
+sub pick { return $_[ rand @_ ]; }
+
+# ---- the server's log
 
 # log_mark NODE: where the server's log ends now.  log_since NODE, MARK: what it
 # has got since.
 sub log_mark { my ($node) = @_; return -s $node->logfile; }
 sub log_since { my ($node, $mark) = @_; return slurp_file($node->logfile, $mark); }
+
+# in_log NODE, PATTERN, MARK: how often the log has it, since MARK or in all.
+sub in_log { my ($node, $pattern, $mark) = @_; return scalar(() = log_since($node, $mark // 0) =~ /$pattern/g); }
+
+# no_crash NODE, killed => whether the test itself killed with signal 9: an
+# assertion about the server's log.
+sub no_crash
+{
+	my ($node, %how) = @_;
+	my $signal = $how{killed} ? 'terminated by signal (?!9:)' : 'terminated by signal';
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return unlike(slurp_file($node->logfile), qr/$signal|PANIC|TRAP|XX000/, $node->name . ': no crash and no internal error in the log');
+}
+
+# ---- other programs
+
+# listens PORT: is there somebody on this port of this machine?
+sub listens { my ($port) = @_; return defined IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port); }
+
+# start_program NAME, [COMMAND], port => PORT or ready => CODE, log => FILE, in =>
+# DIRECTORY: runs it until stop_program NAME or the end of the test, whatever that
+# is.  It has started when it listens, or when CODE says so.
+my %programs;
+my $test_process = $$;
+sub start_program
+{
+	my ($name, $command, %how) = @_;
+	my $log = $how{log} // "$PostgreSQL::Test::Utils::log_path/$name.log";
+	my $ready = $how{ready} // sub { return listens($how{port}); };
+	# so that END comes then, too; but not in a process that the test forked
+	$SIG{$_} //= sub { $$ == $test_process ? exit 1 : POSIX::_exit(1) } foreach qw(INT TERM HUP);
+	my @in = defined $how{in} ? (init => sub { chdir $how{in} or die "$how{in}: $!"; }) : ();
+
+	die "$name runs already" if defined $programs{$name};
+	die "port $how{port} is in use" if defined $how{port} && listens($how{port});
+	$programs{$name} = IPC::Run::start($command, '<', \undef, '>>', $log, '2>&1', @in);
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if $ready->();
+		last unless $programs{$name}->pumpable;
+		select undef, undef, undef, 0.1;
+	}
+	die "$name does not start: " . slurp_file($log);
+}
+
+sub stop_program
+{
+	my ($name) = @_;
+	my $program = delete $programs{$name} or return;
+
+	$program->kill_kill(grace => 10);
+	return;
+}
+
+END
+{
+	# not by a process that the test forked
+	if ($$ == $test_process)
+	{
+		my $status = $?;
+
+		stop_program($_) foreach keys %programs;
+		$? = $status;
+	}
+}
+
+# start_echo NAME, PORT: a server that answers each request with its head: the
+# first line and the headers that it got.
+sub start_echo
+{
+	my ($name, $port) = @_;
+
+	start_program($name, [ 'perl', '-e', q{
+		use IO::Socket::INET;
+		$SIG{PIPE} = 'IGNORE';
+		my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ARGV[0], Listen => 50, ReuseAddr => 1) or die $!;
+		while (my $client = $listen->accept)
+		{
+			my $head = '';
+			while (defined(my $line = <$client>))
+			{
+				last if $line =~ /^\r?\n$/;
+				$head .= $line;
+			}
+			print $client "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: " . length($head) . "\r\n\r\n$head";
+			close $client;
+		}
+	}, $port ], port => $port);
+	return;
+}
+
+# build_library FILE, SOURCE: builds FILE, to be named in LD_PRELOAD, from a
+# program in C; false if that cannot be done.
+sub build_library
+{
+	my ($file, $source) = @_;
+
+	append_to_file("$file.c", $source);
+	return system('cc', '-shared', '-fPIC', '-o', $file, "$file.c", '-ldl') == 0;
+}
 
 1;
