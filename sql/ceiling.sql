@@ -6,6 +6,8 @@
 \set VERBOSITY terse
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_setup.sql
+-- what lies beneath the view is tried as well: as if somebody had granted USAGE on its schema
+GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC;
 
 CREATE ROLE regress_apitoken_login LOGIN NOINHERIT;
 CREATE ROLE regress_apitoken_web;
@@ -81,7 +83,7 @@ DECLARE
 		organization, role, access, permissions));
 	by_insert text := ceiling.try(who, format('INSERT INTO apitoken.tokens (label, organization_id, role, access, permissions) VALUES (''new'', %L, %L, %L, %L)',
 		organization, role, access, permissions));
-	by_merge text := ceiling.try(who, format('MERGE INTO apitoken.token_records r USING (VALUES (1)) v ON false
+	by_merge text := ceiling.try(who, format('MERGE INTO apitoken_internal.token_records r USING (VALUES (1)) v ON false
 		WHEN NOT MATCHED THEN INSERT (label, organization_id, role, access, permissions) VALUES (''new'', %L, %L, %L, %L)',
 		organization, role, access, permissions));
 BEGIN
@@ -144,13 +146,13 @@ COMMIT;
 
 SELECT who, label,
 	ceiling.try(who, format('UPDATE apitoken.tokens SET description = ''x'' WHERE label = %L', label)) AS description,
-	ceiling.try(who, format('UPDATE apitoken.token_records SET suspended_at = now() WHERE label = %L', label)) AS suspend,
+	ceiling.try(who, format('UPDATE apitoken_internal.token_records SET suspended_at = now() WHERE label = %L', label)) AS suspend,
 	-- a token beyond the caller's reach cannot be narrowed into it
 	ceiling.try(who, format('UPDATE apitoken.tokens SET role = ''reader'', access = ''full'', permissions = NULL, label = ''n'' WHERE label = %L', label)) AS "role reader",
 	ceiling.try(who, format('UPDATE apitoken.tokens SET role = ''writer'', access = ''full'', permissions = NULL, label = ''n'' WHERE label = %L', label)) AS "role writer",
 	ceiling.try(who, format('UPDATE apitoken.tokens SET access = ''full'', permissions = NULL, label = ''n'' WHERE label = %L', label)) AS "access full",
 	ceiling.try(who, format('UPDATE apitoken.tokens SET access = ''custom'', permissions = ''{*:write}'', label = ''n'' WHERE label = %L', label)) AS "{*:write}",
-	ceiling.try(who, format('MERGE INTO apitoken.token_records r USING (VALUES (%L)) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET role = ''writer''', label)) AS merge,
+	ceiling.try(who, format('MERGE INTO apitoken_internal.token_records r USING (VALUES (%L)) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET role = ''writer''', label)) AS merge,
 	ceiling.try(who, format('SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = %L', label)) AS regenerate,
 	-- ending a token hands out nothing
 	ceiling.try(who, format('SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = %L', label)) AS revoke
@@ -173,7 +175,7 @@ ROLLBACK;
 
 -- by an upsert: the insert's own checks come first
 SELECT ceiling.try('clerk', $$
-	INSERT INTO apitoken.token_records (organization_id, label, role) VALUES ('acme', 'reader', 'reader')
+	INSERT INTO apitoken_internal.token_records (organization_id, label, role) VALUES ('acme', 'reader', 'reader')
 	ON CONFLICT (organization_id, label COLLATE "C") WHERE revoked_at IS NULL AND organization_id IS NOT NULL
 	DO UPDATE SET role = 'star' $$) AS upsert;
 

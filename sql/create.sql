@@ -1,10 +1,12 @@
 --
--- Making tokens: create_token(), plain INSERT, take_secret().
+-- Making tokens: create_token(), plain INSERT, take_token().
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_setup.sql
+-- what lies beneath the view is tried as well: as if somebody had granted USAGE on its schema
+GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC;
 \i :srcdir/test/regress_tenants.sql
 CREATE ROLE regress_apitoken_other LOGIN;
 CREATE ROLE regress_apitoken_anonymous LOGIN;
@@ -127,31 +129,31 @@ UNION SELECT public.regress_try($$INSERT INTO apitoken.tokens DEFAULT VALUES$$);
 SET SESSION AUTHORIZATION regress_apitoken_app;
 
 --
--- Plain SQL: RETURNING take_secret, for many rows at once
+-- Plain SQL: RETURNING take_token, for many rows at once
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 INSERT INTO apitoken.tokens (label, organization_id, role, access, expires_at) VALUES ('many 1', 'acme', 'reader', 'read_only', now() + '1 day'), ('many 2', 'acme', NULL, NULL, NULL)
-RETURNING label, organization_id, user_id, role, access, masked ~ '^apt_org_[0-9A-Za-z]{22}_\.\.\.' AS masked, created_by, status, (apitoken.verify(apitoken.take_secret(id))).verdict;
+RETURNING label, organization_id, user_id, role, access, masked ~ '^apt_org_[0-9A-Za-z]{22}_\.\.\.' AS masked, created_by, status, (apitoken.verify(apitoken.take_token(id))).verdict;
 INSERT INTO apitoken.tokens (label) SELECT 'own ' || i FROM pg_catalog.generate_series(1, 3) i
-RETURNING label, user_id, access, apitoken.take_secret(id) ~ '^apt_usr_' AS taken;
+RETURNING label, user_id, access, apitoken.take_token(id) ~ '^apt_usr_' AS taken;
 -- each text belongs to its row
-WITH made AS (INSERT INTO apitoken.tokens (label, organization_id) SELECT 'bulk ' || i, 'acme' FROM pg_catalog.generate_series(1, 200) i RETURNING id, label, apitoken.take_secret(id) AS token)
+WITH made AS (INSERT INTO apitoken.tokens (label, organization_id) SELECT 'bulk ' || i, 'acme' FROM pg_catalog.generate_series(1, 200) i RETURNING id, label, apitoken.take_token(id) AS token)
 SELECT count(*) AS rows, count(DISTINCT token) AS texts FROM made;
 SELECT count(*) FROM apitoken.tokens WHERE label LIKE 'bulk %';
 -- later in the transaction, once; the text verifies, with the id and label of its row
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('later', 'acme') RETURNING id AS later_id \gset
 SAVEPOINT s;
-SELECT apitoken.take_secret(:'later_id') AS later_token \gset
+SELECT apitoken.take_token(:'later_id') AS later_token \gset
 SELECT v.verdict, v.token_id = :'later_id' AS id, v.label FROM apitoken.verify(:'later_token') v;
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'later_id')) AS again;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'later_id')) AS again;
 -- a rollback does not bring it back
 ROLLBACK TO s;
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'later_id')) AS again;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'later_id')) AS again;
 -- create_token has handed its text out
 SELECT id AS created_id FROM apitoken.create_token('created', 'acme') \gset
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'created_id')) AS of_create_token;
-SELECT public.regress_try('SELECT apitoken.take_secret(gen_random_uuid())') AS unknown, apitoken.take_secret(NULL);
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'created_id')) AS of_create_token;
+SELECT public.regress_try('SELECT apitoken.take_token(gen_random_uuid())') AS unknown, apitoken.take_token(NULL);
 COMMIT;
 -- not in another transaction, not even the next
 BEGIN;
@@ -160,22 +162,22 @@ INSERT INTO apitoken.tokens (label, organization_id) VALUES ('left', 'acme') RET
 COMMIT;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'left_id')) AS next_transaction;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'left_id')) AS next_transaction;
 -- a savepoint's tokens go with it; those of a released one stay until the end
 SAVEPOINT s;
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('gone', 'acme') RETURNING id AS gone_id \gset
 ROLLBACK TO s;
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'gone_id')) AS rolled_back;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'gone_id')) AS rolled_back;
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('gone', 'acme') RETURNING id AS released_id \gset
 RELEASE s;
-SELECT apitoken.take_secret(:'released_id') ~ '^apt_org_' AS released;
+SELECT apitoken.take_token(:'released_id') ~ '^apt_org_' AS released;
 -- nested, with an error between
 SAVEPOINT a;
 SAVEPOINT b;
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('nested', 'acme') RETURNING id AS nested_id \gset
 RELEASE b;
 ROLLBACK TO a;
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'nested_id')) AS released_then_rolled_back;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'nested_id')) AS released_then_rolled_back;
 SELECT count(*) FROM apitoken.tokens WHERE label = 'nested';
 ROLLBACK;
 -- only the role that inserted it
@@ -183,12 +185,12 @@ BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('others', 'acme') RETURNING id AS others_id \gset
 RESET SESSION AUTHORIZATION;
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'others_id')) AS superuser;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'others_id')) AS superuser;
 SET LOCAL ROLE regress_apitoken_other;
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'others_id')) AS other_role;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'others_id')) AS other_role;
 RESET ROLE;
 SET SESSION AUTHORIZATION regress_apitoken_app;
-SELECT apitoken.take_secret(:'others_id') ~ '^apt_org_' AS own_role;
+SELECT apitoken.take_token(:'others_id') ~ '^apt_org_' AS own_role;
 ROLLBACK;
 SELECT label FROM apitoken.list_tokens();
 
@@ -197,7 +199,7 @@ SELECT label FROM apitoken.list_tokens();
 --
 BEGIN;
 SELECT apitoken.act_as('mike') AS me \gset
-SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, permissions) VALUES ('mike 1', 'acme', '{article:read}') RETURNING apitoken.take_secret(id)$$) AS returning;
+SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, permissions) VALUES ('mike 1', 'acme', '{article:read}') RETURNING apitoken.take_token(id)$$) AS returning;
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, permissions) VALUES ('mike 2', 'acme', '{article:read}')$$) AS blind;
 SELECT token AS mike_token FROM apitoken.create_token('mike 3', 'acme', permissions => '{article:read}', role => 'reader') \gset
 SELECT v.valid, v.label, v.permissions, v.role FROM apitoken.verify(:'mike_token') v;
@@ -227,16 +229,16 @@ ROLLBACK;
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
-SELECT c AS "column", r AS relation, pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO apitoken.%I (label, organization_id, %I) VALUES (%L, %L, NULL)', r, c, 'sly', 'acme')), ' | ', 1) AS answer
-FROM pg_catalog.unnest('{tokens,token_records}'::text[]) r, pg_catalog.unnest('{id,masked,created_by,created_by_name,created_at,updated_at,suspended_at,revoked_at,revoked_by,revoke_reason,digest,digest_scheme,previous_digest,previous_expires_at,last_used_at,status}'::text[]) c
+SELECT c AS "column", r AS relation, pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO %s (label, organization_id, %I) VALUES (%L, %L, NULL)', r, c, 'sly', 'acme')), ' | ', 1) AS answer
+FROM pg_catalog.unnest('{apitoken.tokens,apitoken_internal.token_records}'::text[]) r, pg_catalog.unnest('{id,masked,created_by,created_by_name,created_at,updated_at,suspended_at,revoked_at,revoked_by,revoke_reason,digest,digest_scheme,previous_digest,previous_expires_at,last_used_at,status}'::text[]) c
 ORDER BY 2, 1;
 -- the table beneath takes what the view takes, and treats it the same
-SELECT public.regress_try($$INSERT INTO apitoken.token_records (label, organization_id) VALUES ('beneath', 'globex')$$);
-INSERT INTO apitoken.token_records (label, organization_id) VALUES ('beneath', 'acme') RETURNING role, access, created_by, apitoken.take_secret(id) ~ '^apt_org_' AS taken;
+SELECT public.regress_try($$INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES ('beneath', 'globex')$$);
+INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES ('beneath', 'acme') RETURNING role, access, created_by, apitoken.take_token(id) ~ '^apt_org_' AS taken;
 ROLLBACK;
 \set VERBOSITY sqlstate
 \copy apitoken.tokens (label, organization_id) from '/dev/null'
-\copy apitoken.token_records (label, organization_id) from '/dev/null'
+\copy apitoken_internal.token_records (label, organization_id) from '/dev/null'
 \set VERBOSITY default
 -- writing where nothing may be written
 BEGIN READ ONLY;
@@ -250,7 +252,7 @@ SELECT apitoken.act_as('ada') AS me \gset
 SELECT token AS rr_token FROM apitoken.create_token('repeatable', 'acme') \gset
 SELECT (apitoken.verify(:'rr_token')).verdict;
 SELECT public.regress_try($$SELECT apitoken.create_token('repeatable', 'acme')$$);
-INSERT INTO apitoken.tokens (label, organization_id) VALUES ('repeatable 2', 'acme') RETURNING apitoken.take_secret(id) ~ '^apt_org_' AS taken;
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('repeatable 2', 'acme') RETURNING apitoken.take_token(id) ~ '^apt_org_' AS taken;
 COMMIT;
 BEGIN ISOLATION LEVEL SERIALIZABLE;
 SELECT apitoken.act_as('newcomer') AS me \gset
@@ -303,7 +305,7 @@ ROLLBACK;
 RESET SESSION AUTHORIZATION;
 BEGIN;
 SET LOCAL session_replication_role = replica;
-UPDATE apitoken.token_records SET expires_at = now() - '1 day'::interval WHERE label = 'deploy';
+UPDATE apitoken_internal.token_records SET expires_at = now() - '1 day'::interval WHERE label = 'deploy';
 SET LOCAL session_replication_role = origin;
 SELECT public.regress_try($$SELECT apitoken.create_token('deploy', 'acme')$$) AS expired;
 ROLLBACK;
@@ -343,20 +345,20 @@ SET SESSION AUTHORIZATION regress_apitoken_bypass;
 SELECT (apitoken.create_token('by bypass', 'globex', role => 'admin')).id IS NOT NULL AS organization, (apitoken.create_token('by bypass', user_id => 'mike')).id IS NOT NULL AS mike;
 RESET SESSION AUTHORIZATION;
 -- what a DBA gives for columns that are not to be chosen is not taken
-INSERT INTO apitoken.token_records (label, organization_id, created_by, created_by_name, created_at, updated_at, masked, revoked_at, revoked_by, revoke_reason, previous_expires_at)
+INSERT INTO apitoken_internal.token_records (label, organization_id, created_by, created_by_name, created_at, updated_at, masked, revoked_at, revoked_by, revoke_reason, previous_expires_at)
 VALUES ('chosen', 'acme', 'mallory', 'M.', '2020-01-01', '2020-01-01', 'apt_org_x', '2020-01-01', 'mallory', 'x', 'infinity')
-RETURNING created_by, created_by_name, created_at = now() AS now, updated_at = now() AS now, masked ~ '^apt_org_[0-9A-Za-z]{22}_\.\.\.' AS masked, revoked_at, revoked_by, revoke_reason, previous_expires_at, (apitoken.verify(apitoken.take_secret(id))).verdict;
+RETURNING created_by, created_by_name, created_at = now() AS now, updated_at = now() AS now, masked ~ '^apt_org_[0-9A-Za-z]{22}_\.\.\.' AS masked, revoked_at, revoked_by, revoke_reason, previous_expires_at, (apitoken.verify(apitoken.take_token(id))).verdict;
 -- nor by COPY, which a DBA may use
 BEGIN;
-\copy apitoken.token_records (label, organization_id) from program 'echo "by copy,acme"' with (format csv)
-SELECT role, access, (apitoken.verify(apitoken.take_secret(id))).verdict FROM apitoken.tokens WHERE label = 'by copy';
+\copy apitoken_internal.token_records (label, organization_id) from program 'echo "by copy,acme"' with (format csv)
+SELECT role, access, (apitoken.verify(apitoken.take_token(id))).verdict FROM apitoken.tokens WHERE label = 'by copy';
 COMMIT;
 -- rows that come with a digest are kept as they are, and only the owner's
-INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme, created_by)
+INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme, created_by)
 VALUES ('01890000-0000-7000-8000-000000000001', '', 'acme', 'gone', 'full', '2020-01-01', '2020-01-02', 'as it was', apitoken.hash('x'), 0, 'long gone')
 RETURNING id, label, role, created_by, masked;
-GRANT INSERT ON apitoken.token_records TO regress_apitoken_bypass, regress_apitoken_app;
-\set restored 'INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme) VALUES (''01890000-0000-7000-8000-000000000002'', ''sly'', ''acme'', ''admin'', ''full'', now(), now(), ''sly'', decode(repeat(''00'', 32), ''hex''), 0)'
+GRANT INSERT ON apitoken_internal.token_records TO regress_apitoken_bypass, regress_apitoken_app;
+\set restored 'INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme) VALUES (''01890000-0000-7000-8000-000000000002'', ''sly'', ''acme'', ''admin'', ''full'', now(), now(), ''sly'', decode(repeat(''00'', 32), ''hex''), 0)'
 SET SESSION AUTHORIZATION regress_apitoken_bypass;
 SELECT public.regress_try(:'restored') AS bypass;
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -382,7 +384,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 
 -- every token has its usage row and its event, but for the restored one
-SELECT count(*) FROM apitoken.token_records r WHERE NOT EXISTS (SELECT FROM apitoken.token_usage u WHERE u.token_id = r.id) OR NOT EXISTS (SELECT FROM apitoken.events e WHERE e.token_id = r.id AND e.action = 'create');
+SELECT count(*) FROM apitoken_internal.token_records r WHERE NOT EXISTS (SELECT FROM apitoken.token_usage u WHERE u.token_id = r.id) OR NOT EXISTS (SELECT FROM apitoken.events e WHERE e.token_id = r.id AND e.action = 'create');
 
 DROP FUNCTION pg_temp.answers(text);
 DROP TABLE pg_temp.bad;

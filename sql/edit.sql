@@ -5,6 +5,8 @@
 \pset null '(null)'
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_setup.sql
+-- what lies beneath the view is tried as well: as if somebody had granted USAGE on its schema
+GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC;
 \i :srcdir/test/regress_tenants.sql
 CREATE ROLE regress_apitoken_gateway LOGIN;
 CREATE ROLE regress_apitoken_bypass LOGIN BYPASSRLS;
@@ -41,7 +43,7 @@ UPDATE apitoken.tokens SET description = 'mine', access = 'read_only' WHERE id =
 -- many at once, by the table beneath, by a subquery
 WITH changed AS (UPDATE apitoken.tokens SET metadata = metadata || '{"team": "x"}' RETURNING *)
 SELECT label, metadata FROM changed ORDER BY label COLLATE "C";
-UPDATE apitoken.token_records SET description = 'beneath' WHERE label = 'second' RETURNING label, description;
+UPDATE apitoken_internal.token_records SET description = 'beneath' WHERE label = 'second' RETURNING label, description;
 -- values are checked as at creation
 CREATE TEMP TABLE bad AS SELECT a AS assignment FROM pg_catalog.unnest(ARRAY[$$label = ''$$, $$label = NULL$$, $$label = repeat('x', 256)$$, $$label = 'second'$$, $$description = repeat('x', 4001)$$,
 	$$role = NULL$$, $$role = 'nobody'$$, $$access = NULL$$, $$access = 'write'$$, $$access = 'custom'$$, $$access = 'custom', permissions = '{article}'$$,
@@ -66,25 +68,25 @@ ROLLBACK;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT c AS "column", pg_catalog.split_part(public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET %I = NULL WHERE id = %L', c, :'org_id')), ' | ', 1) AS view,
-	pg_catalog.split_part(public.regress_try(pg_catalog.format('UPDATE apitoken.token_records SET %I = NULL WHERE id = %L', c, :'org_id')), ' | ', 1) AS beneath
+	pg_catalog.split_part(public.regress_try(pg_catalog.format('UPDATE apitoken_internal.token_records SET %I = NULL WHERE id = %L', c, :'org_id')), ' | ', 1) AS beneath
 FROM pg_catalog.unnest('{id,organization_id,user_id,masked,created_by,created_by_name,created_at,updated_at,revoked_at,revoked_by,revoke_reason,digest,digest_scheme,previous_digest,previous_digest_scheme,previous_expires_at,last_used_at,status}'::text[]) c;
 COMMIT;
 RESET SESSION AUTHORIZATION;
-SELECT a AS superuser, public.regress_try(pg_catalog.format('UPDATE apitoken.token_records SET %s WHERE id = %L', a, :'org_id')) AS answer
+SELECT a AS superuser, public.regress_try(pg_catalog.format('UPDATE apitoken_internal.token_records SET %s WHERE id = %L', a, :'org_id')) AS answer
 FROM pg_catalog.unnest(ARRAY[$$id = gen_random_uuid()$$, $$organization_id = 'globex'$$, $$organization_id = NULL, user_id = 'ada', role = NULL$$, $$masked = 'x'$$, $$created_by = 'x'$$, $$created_by_name = 'x'$$,
 	$$created_at = now()$$, $$digest = decode(repeat('00', 32), 'hex')$$, $$digest_scheme = 1$$, $$previous_digest = digest, previous_digest_scheme = 0, previous_expires_at = 'infinity'$$,
 	$$revoked_at = now()$$, $$revoked_by = 'x'$$, $$revoke_reason = 'x'$$]) a;
 -- updated_at is the extension's own: what is given for it is not taken
-UPDATE apitoken.token_records SET updated_at = '2020-01-01', description = 'dba' WHERE id = :'org_id' RETURNING updated_at > now() - '1 day'::interval AS own;
-UPDATE apitoken.token_records SET updated_at = '2020-01-01' WHERE id = :'org_id' RETURNING updated_at > now() - '1 day'::interval AS own;
-GRANT UPDATE ON apitoken.token_records TO regress_apitoken_app;
+UPDATE apitoken_internal.token_records SET updated_at = '2020-01-01', description = 'dba' WHERE id = :'org_id' RETURNING updated_at > now() - '1 day'::interval AS own;
+UPDATE apitoken_internal.token_records SET updated_at = '2020-01-01' WHERE id = :'org_id' RETURNING updated_at > now() - '1 day'::interval AS own;
+GRANT UPDATE ON apitoken_internal.token_records TO regress_apitoken_app;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
-SELECT public.regress_try($$UPDATE apitoken.token_records SET organization_id = 'globex'$$) AS granted_too_much, public.regress_try($$UPDATE apitoken.token_records SET digest = decode(repeat('00', 32), 'hex')$$) AS granted_too_much;
+SELECT public.regress_try($$UPDATE apitoken_internal.token_records SET organization_id = 'globex'$$) AS granted_too_much, public.regress_try($$UPDATE apitoken_internal.token_records SET digest = decode(repeat('00', 32), 'hex')$$) AS granted_too_much;
 COMMIT;
 RESET SESSION AUTHORIZATION;
-REVOKE UPDATE ON apitoken.token_records FROM regress_apitoken_app;
+REVOKE UPDATE ON apitoken_internal.token_records FROM regress_apitoken_app;
 SELECT apitoken.allow('regress_apitoken_app', 'manage');
 SELECT (apitoken.verify(:'org_token')).verdict;
 
@@ -115,11 +117,11 @@ RESET SESSION AUTHORIZATION;
 --
 -- DELETE is refused, with a hint
 --
-SELECT public.regress_try('DELETE FROM apitoken.tokens') AS superuser, public.regress_try('TRUNCATE apitoken.token_records') AS truncate;
+SELECT public.regress_try('DELETE FROM apitoken.tokens') AS superuser, public.regress_try('TRUNCATE apitoken_internal.token_records') AS truncate;
 SET SESSION AUTHORIZATION regress_apitoken_bypass;
-SELECT public.regress_try('DELETE FROM apitoken.tokens') AS bypass, public.regress_try('DELETE FROM apitoken.token_records') AS beneath, public.regress_try('TRUNCATE apitoken.token_records') AS truncate;
+SELECT public.regress_try('DELETE FROM apitoken.tokens') AS bypass, public.regress_try('DELETE FROM apitoken_internal.token_records') AS beneath, public.regress_try('TRUNCATE apitoken_internal.token_records') AS truncate;
 SET SESSION AUTHORIZATION regress_apitoken_app;
-SELECT public.regress_try('DELETE FROM apitoken.tokens') AS anonymous, public.regress_try('DELETE FROM apitoken.token_records') AS beneath;
+SELECT public.regress_try('DELETE FROM apitoken.tokens') AS anonymous, public.regress_try('DELETE FROM apitoken_internal.token_records') AS beneath;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT public.regress_try('DELETE FROM apitoken.tokens') AS ada, public.regress_try('DELETE FROM apitoken.tokens WHERE false') AS none;
@@ -154,8 +156,8 @@ SELECT updated_at AS before, masked AS old_masked FROM apitoken.tokens WHERE id 
 SELECT id = :'org_id' AS same_id, token AS org_token2, masked AS new_masked, expires_at IS NULL AS forever FROM apitoken.regenerate_token(:'org_id') \gset
 SELECT :'same_id' AS same_id, :'forever' AS forever, :'org_token2' <> :'org_token' AS other, :'new_masked' <> :'old_masked' AS other_mask;
 SELECT label, organization_id, role, access, masked = :'new_masked' AS masked, updated_at > :'before' AS updated, expires_at FROM apitoken.tokens WHERE id = :'org_id';
--- take_secret is for insertions
-SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_secret(%L)', :'org_id')) AS take_secret;
+-- take_token is for insertions
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.take_token(%L)', :'org_id')) AS take_token;
 COMMIT;
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT (apitoken.verify(:'org_token')).verdict AS old, (apitoken.verify(:'org_token2')).verdict AS new;
@@ -175,11 +177,11 @@ SELECT token AS org_token4 FROM apitoken.regenerate_token(:'org_id', overlap => 
 COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT (apitoken.verify(:'org_token2')).verdict AS second, (apitoken.verify(:'org_token3')).verdict AS third, (apitoken.verify(:'org_token4')).verdict AS fourth;
-SELECT previous_expires_at BETWEEN now() + '1 day 23 hours' AND now() + '2 days' AS in_two_days FROM apitoken.token_records WHERE id = :'org_id';
+SELECT previous_expires_at BETWEEN now() + '1 day 23 hours' AND now() + '2 days' AS in_two_days FROM apitoken_internal.token_records WHERE id = :'org_id';
 -- when the overlap is over, so is the old secret
 BEGIN;
 SET LOCAL session_replication_role = replica;
-UPDATE apitoken.token_records SET previous_expires_at = clock_timestamp() WHERE id = :'org_id';
+UPDATE apitoken_internal.token_records SET previous_expires_at = clock_timestamp() WHERE id = :'org_id';
 SELECT (apitoken.verify(:'org_token3')).verdict AS third, (apitoken.verify(:'org_token4')).verdict AS fourth;
 ROLLBACK;
 -- suspension and revocation end both
@@ -193,7 +195,7 @@ ROLLBACK;
 BEGIN;
 SELECT token AS org_token5 FROM apitoken.regenerate_token(:'org_id') \gset
 SELECT (apitoken.verify(:'org_token3')).verdict AS third, (apitoken.verify(:'org_token4')).verdict AS fourth, (apitoken.verify(:'org_token5')).verdict AS fifth;
-SELECT num_nonnulls(previous_digest, previous_digest_scheme, previous_expires_at) AS previous FROM apitoken.token_records WHERE id = :'org_id';
+SELECT num_nonnulls(previous_digest, previous_digest_scheme, previous_expires_at) AS previous FROM apitoken_internal.token_records WHERE id = :'org_id';
 -- and a rollback undoes it
 ROLLBACK;
 SELECT (apitoken.verify(:'org_token3')).verdict AS third, (apitoken.verify(:'org_token4')).verdict AS fourth, (apitoken.verify(:'org_token5')).verdict AS fifth;
@@ -207,7 +209,7 @@ SELECT public.regress_try('SELECT apitoken.regenerate_token(NULL)') AS null, pub
 SELECT id AS short_id, token AS short_token FROM apitoken.create_token('short', 'acme', expires_in => '1 hour') \gset
 SELECT token AS short_token2, expires_at - now() AS lives FROM apitoken.regenerate_token(:'short_id', overlap => '30 days', expires_in => '90 days') \gset
 \echo :lives
-SELECT previous_expires_at <= created_at + '1 hour' AS within_the_old, expires_at > now() + '89 days' AS new FROM apitoken.token_records WHERE id = :'short_id';
+SELECT previous_expires_at <= created_at + '1 hour' AS within_the_old, expires_at > now() + '89 days' AS new FROM apitoken_internal.token_records WHERE id = :'short_id';
 -- a null expires_in keeps the expiry
 SELECT expires_at > now() + '89 days' AND expires_at <= now() + '90 days' AS kept FROM apitoken.regenerate_token(:'short_id');
 -- nor does an edit of the expiry carry the old secret along
@@ -215,20 +217,20 @@ BEGIN;
 SELECT token AS short_token3 FROM apitoken.regenerate_token(:'short_id', overlap => '30 days', expires_in => '30 days') \gset
 UPDATE apitoken.tokens SET expires_at = now() + '10 days'::interval WHERE id = :'short_id';
 SET LOCAL session_replication_role = replica;
-UPDATE apitoken.token_records SET expires_at = clock_timestamp() WHERE id = :'short_id';
+UPDATE apitoken_internal.token_records SET expires_at = clock_timestamp() WHERE id = :'short_id';
 SET LOCAL session_replication_role = origin;
 SELECT (apitoken.verify(:'short_token3')).verdict;
 -- an expired token needs a new expiry; what its old secret was is over then
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L)', :'short_id')) AS without, public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L, %L)', :'short_id', '1 day')) AS overlap_only;
 SELECT token AS short_token4 FROM apitoken.regenerate_token(:'short_id', '1 day', '30 days') \gset
 SELECT (apitoken.verify(:'short_token3')).verdict AS old, (apitoken.verify(:'short_token4')).verdict AS new;
-SELECT num_nonnulls(previous_digest, previous_expires_at) AS previous FROM apitoken.token_records WHERE id = :'short_id';
+SELECT num_nonnulls(previous_digest, previous_expires_at) AS previous FROM apitoken_internal.token_records WHERE id = :'short_id';
 ROLLBACK;
 -- an expired token whose expiry is edited is accepted again, with the secret it had
 BEGIN;
 SELECT token AS short_token5 FROM apitoken.regenerate_token(:'short_id') \gset
 SET LOCAL session_replication_role = replica;
-UPDATE apitoken.token_records SET expires_at = clock_timestamp() WHERE id = :'short_id';
+UPDATE apitoken_internal.token_records SET expires_at = clock_timestamp() WHERE id = :'short_id';
 SET LOCAL session_replication_role = origin;
 UPDATE apitoken.tokens SET description = 'still expired' WHERE id = :'short_id' RETURNING status;
 UPDATE apitoken.tokens SET expires_at = NULL WHERE id = :'short_id' RETURNING status;
@@ -274,10 +276,10 @@ SELECT (apitoken.verify(:'org_token')).verdict AS first, (apitoken.verify(:'org_
 SELECT label, status, revoked_by, revoke_reason FROM apitoken.tokens WHERE status = 'revoked' ORDER BY label COLLATE "C";
 
 -- A revoked token does not come back, by any path, for anybody
-SELECT a AS superuser, public.regress_try(pg_catalog.format('UPDATE apitoken.token_records SET %s WHERE id = %L', a, :'org_id')) AS answer
+SELECT a AS superuser, public.regress_try(pg_catalog.format('UPDATE apitoken_internal.token_records SET %s WHERE id = %L', a, :'org_id')) AS answer
 FROM pg_catalog.unnest(ARRAY[$$revoked_at = NULL$$, $$revoked_at = NULL, revoked_by = NULL, revoke_reason = NULL$$, $$revoked_at = 'infinity'$$, $$suspended_at = NULL$$, $$suspended_at = now()$$, $$expires_at = NULL$$, $$label = 'x'$$, $$description = 'x'$$]) a;
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L, %L, %L)', :'org_id', '1 hour', '30 days')) AS regenerate;
-SELECT public.regress_try(pg_catalog.format($$INSERT INTO apitoken.token_records SELECT (r).* FROM (SELECT r FROM apitoken.token_records r WHERE id = %L) s ON CONFLICT (id) DO UPDATE SET revoked_at = NULL$$, :'org_id')) AS on_conflict;
+SELECT public.regress_try(pg_catalog.format($$INSERT INTO apitoken_internal.token_records SELECT (r).* FROM (SELECT r FROM apitoken_internal.token_records r WHERE id = %L) s ON CONFLICT (id) DO UPDATE SET revoked_at = NULL$$, :'org_id')) AS on_conflict;
 SELECT public.regress_try(pg_catalog.format($$UPDATE apitoken.tokens SET label = label || '!' WHERE id = %L$$, :'org_id')) AS view;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;

@@ -6,6 +6,8 @@
 \pset null '(null)'
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_setup.sql
+-- what lies beneath the view is tried as well: as if somebody had granted USAGE on its schema
+GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC;
 \i :srcdir/test/regress_tenants.sql
 CREATE ROLE regress_apitoken_web NOLOGIN;
 CREATE ROLE regress_apitoken_gateway LOGIN;
@@ -25,7 +27,7 @@ CREATE FUNCTION public.regress_news(OUT action text, OUT owner text, OUT actor t
 	WITH news AS (INSERT INTO public.regress_seen SELECT id FROM apitoken.events WHERE id NOT IN (SELECT id FROM public.regress_seen) RETURNING id)
 	SELECT e.action, coalesce(e.organization_id, 'user ' || e.user_id), e.actor, t.label, e.database_user, e.client_address,
 		pg_catalog.regexp_replace(pg_catalog.regexp_replace(e.details::text, '_[0-9A-Za-z]{22}_\.\.\.[0-9A-Za-z]{4}"', '_(masked)"', 'g'), '"\d{4}-\d\d-\d\dT[^"]*"', '"(time)"', 'g')::jsonb
-	FROM apitoken.events e JOIN news ON news.id = e.id LEFT JOIN apitoken.token_records t ON t.id = e.actor_token_id
+	FROM apitoken.events e JOIN news ON news.id = e.id LEFT JOIN apitoken_internal.token_records t ON t.id = e.actor_token_id
 	ORDER BY e.id
 $$;
 
@@ -40,7 +42,7 @@ SET LOCAL apitoken.client_address = '192.0.2.7';
 SELECT id AS org_id, token AS org_token FROM apitoken.create_token('deploy', 'acme', role => 'admin') \gset
 SELECT id AS own_id, token AS own_token FROM apitoken.create_token('laptop') \gset
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('one', 'acme'), ('two', 'acme');
-INSERT INTO apitoken.tokens (label, organization_id) VALUES ('taken', 'acme') RETURNING apitoken.take_secret(id) IS NOT NULL AS taken;
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('taken', 'acme') RETURNING apitoken.take_token(id) IS NOT NULL AS taken;
 COMMIT;
 SELECT * FROM public.regress_news();
 -- edits: the old and the new values of what changed, and only of that
@@ -137,7 +139,7 @@ RESET SESSION AUTHORIZATION;
 --
 BEGIN;
 UPDATE apitoken.tokens SET label = label, metadata = metadata, access = access, suspended_at = suspended_at WHERE label = 'deploy';
-UPDATE apitoken.token_records SET updated_at = now() - '1 day'::interval WHERE label = 'deploy';
+UPDATE apitoken_internal.token_records SET updated_at = now() - '1 day'::interval WHERE label = 'deploy';
 UPDATE apitoken.tokens SET description = 'x' WHERE false;
 COMMIT;
 SELECT public.regress_try($$UPDATE apitoken.tokens SET label = '' WHERE label = 'deploy'$$), public.regress_try($$SELECT apitoken.create_token('deploy', 'acme')$$), public.regress_try($$SELECT apitoken.create_token('', 'acme')$$);
@@ -154,15 +156,15 @@ ROLLBACK TO s;
 COMMIT;
 SELECT count(*) FROM public.regress_news();
 -- restored rows are no changes, and bring no usage row: the dump has it
-INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
-SELECT id, 'restored', organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme FROM (SELECT gen_random_uuid() AS id, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme FROM apitoken.token_records WHERE label = 'deploy') s;
+INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
+SELECT id, 'restored', organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme FROM (SELECT gen_random_uuid() AS id, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme FROM apitoken_internal.token_records WHERE label = 'deploy') s;
 SELECT count(*) FROM public.regress_news();
-SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = 'restored';
+SELECT count(*) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label = 'restored';
 -- but changes to them are
 UPDATE apitoken.tokens SET description = 'edited' WHERE label = 'restored';
 SELECT action, details - 'masked' AS details FROM public.regress_news();
 -- restored together with a new one in one transaction and one statement
-INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
+INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
 SELECT CASE WHEN i = 1 THEN gen_random_uuid() END, 'mixed ' || i, 'acme', 'developer', 'full', now(), now(), '', CASE WHEN i = 1 THEN decode(repeat('00', 32), 'hex') END, 0 FROM pg_catalog.generate_series(1, 2) i;
 SELECT action, details ->> 'label' AS label FROM public.regress_news();
 
@@ -171,7 +173,7 @@ SELECT action, details ->> 'label' AS label FROM public.regress_news();
 -- however they come and whatever else is done to them in between
 --
 CREATE FUNCTION public.regress_made(OUT action text, OUT labels text, OUT usage bigint) RETURNS SETOF record LANGUAGE sql SECURITY DEFINER AS $$
-	SELECT n.action, pg_catalog.string_agg(n.details ->> 'label', ', '), (SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = ANY (pg_catalog.array_agg(n.details ->> 'label')))
+	SELECT n.action, pg_catalog.string_agg(n.details ->> 'label', ', '), (SELECT count(*) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label = ANY (pg_catalog.array_agg(n.details ->> 'label')))
 	FROM public.regress_news() n GROUP BY n.action ORDER BY 1
 $$;
 -- events stand in the order of the rows
@@ -180,19 +182,19 @@ SELECT 'many ' || i, CASE WHEN i % 2 = 0 THEN 'acme' END, CASE WHEN i % 2 = 1 TH
 SELECT owner, details ->> 'label' AS label FROM public.regress_news();
 INSERT INTO apitoken.tokens (label, organization_id) SELECT 'thousand ' || i, 'acme' FROM pg_catalog.generate_series(1, 1000) i;
 SELECT count(*), count(DISTINCT details ->> 'label') AS labels, bool_and(owner = 'acme' AND action = 'create') AS created FROM public.regress_news();
-SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'thousand %';
+SELECT count(*) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label LIKE 'thousand %';
 -- several statements in one, COPY, ON CONFLICT, MERGE, none at all
-WITH a AS (INSERT INTO apitoken.tokens (label, organization_id) VALUES ('with a', 'acme') RETURNING id), b AS (INSERT INTO apitoken.token_records (label, user_id) VALUES ('with b', 'ada'))
+WITH a AS (INSERT INTO apitoken.tokens (label, organization_id) VALUES ('with a', 'acme') RETURNING id), b AS (INSERT INTO apitoken_internal.token_records (label, user_id) VALUES ('with b', 'ada'))
 INSERT INTO apitoken.tokens (label, organization_id) SELECT 'with c', 'acme' FROM a;
 SELECT action, pg_catalog.string_agg(label, ', ' ORDER BY label) AS labels FROM (SELECT action, details ->> 'label' AS label FROM public.regress_news()) n GROUP BY 1;
-COPY apitoken.token_records (label, organization_id) FROM stdin;
+COPY apitoken_internal.token_records (label, organization_id) FROM stdin;
 copied 1	acme
 copied 2	acme
 \.
 SELECT * FROM public.regress_made();
-INSERT INTO apitoken.token_records (label, organization_id) VALUES ('on conflict', 'acme') ON CONFLICT DO NOTHING;
-INSERT INTO apitoken.token_records (label, organization_id) VALUES ('on conflict 2', 'acme') ON CONFLICT (id) DO UPDATE SET description = 'never';
-MERGE INTO apitoken.token_records r USING (VALUES ('merged'), ('two')) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET description = 'merged' WHEN NOT MATCHED THEN INSERT (label, organization_id) VALUES (v.label, 'acme');
+INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES ('on conflict', 'acme') ON CONFLICT DO NOTHING;
+INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES ('on conflict 2', 'acme') ON CONFLICT (id) DO UPDATE SET description = 'never';
+MERGE INTO apitoken_internal.token_records r USING (VALUES ('merged'), ('two')) v (label) ON r.label = v.label WHEN MATCHED THEN UPDATE SET description = 'merged' WHEN NOT MATCHED THEN INSERT (label, organization_id) VALUES (v.label, 'acme');
 SELECT action, details ->> 'label' AS label FROM public.regress_news() ORDER BY 1, 2;
 INSERT INTO apitoken.tokens (label, organization_id) SELECT 'never', 'acme' WHERE false;
 SELECT count(*) FROM public.regress_news();
@@ -204,14 +206,14 @@ BEGIN
 	INSERT INTO apitoken.token_usage (token_id, accepted) SELECT (apitoken.parse(token)).id, 1 ON CONFLICT DO NOTHING;
 	RETURN verdict;
 END $$;
-INSERT INTO apitoken.tokens (label, organization_id) SELECT 'used at once ' || i, 'acme' FROM pg_catalog.generate_series(1, 2) i RETURNING label, public.regress_use(apitoken.take_secret(id)) AS verdict;
-SELECT r.label, u.accepted > 0 AS used FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'used at once %' ORDER BY 1;
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'used at once ' || i, 'acme' FROM pg_catalog.generate_series(1, 2) i RETURNING label, public.regress_use(apitoken.take_token(id)) AS verdict;
+SELECT r.label, u.accepted > 0 AS used FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label LIKE 'used at once %' ORDER BY 1;
 SELECT * FROM public.regress_made();
 DROP FUNCTION public.regress_use(text);
 -- an administrator's trigger that suspends what is new, and one that makes more: the creation comes first
 CREATE FUNCTION public.regress_suspend() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	UPDATE apitoken.token_records SET suspended_at = clock_timestamp() WHERE id = NEW.id;
+	UPDATE apitoken_internal.token_records SET suspended_at = clock_timestamp() WHERE id = NEW.id;
 	IF NEW.label = 'outer' THEN
 		BEGIN
 			INSERT INTO apitoken.tokens (label, organization_id) VALUES ('inner, rolled back', 'acme');
@@ -222,11 +224,11 @@ BEGIN
 	END IF;
 	RETURN NULL;
 END $$;
-CREATE TRIGGER z_suspend AFTER INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_suspend();
+CREATE TRIGGER z_suspend AFTER INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_suspend();
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('outer', 'acme'), ('outer 2', 'acme');
 SELECT action, details ->> 'label' AS label FROM public.regress_news();
-SELECT count(*) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label ~ '^(outer|inner)';
-DROP TRIGGER z_suspend ON apitoken.token_records;
+SELECT count(*) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label ~ '^(outer|inner)';
+DROP TRIGGER z_suspend ON apitoken_internal.token_records;
 DROP FUNCTION public.regress_suspend();
 
 --
@@ -246,7 +248,7 @@ INSERT INTO apitoken.tokens (label, organization_id) VALUES ('indexed', 'acme');
 SET LOCAL enable_seqscan = off;
 SELECT count(*) FROM apitoken.events WHERE details ->> 'label' = 'indexed' AND details ->> 'label' LIKE 'indexed%';
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('not refused', 'acme'), ('refused', 'acme')$$) AS constrained, public.regress_try($$INSERT INTO apitoken.tokens (label, user_id) VALUES ('indexed', 'ada')$$) AS unique;
-SELECT count(*) FROM apitoken.token_records WHERE label IN ('refused', 'not refused');
+SELECT count(*) FROM apitoken_internal.token_records WHERE label IN ('refused', 'not refused');
 ROLLBACK;
 CREATE FUNCTION public.regress_told() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -279,14 +281,14 @@ DROP FUNCTION public.regress_told(), public.regress_made();
 -- Nothing in there that opens anything
 --
 SELECT count(*) > 20 AS enough, count(*) FILTER (WHERE e::text ~ '(org|usr)_[0-9A-Za-z]{71}') AS tokens,
-	count(*) FILTER (WHERE EXISTS (SELECT FROM apitoken.token_records r WHERE e::text LIKE '%' || pg_catalog.encode(r.digest, 'hex') || '%' OR e::text LIKE '%' || pg_catalog.encode(r.digest, 'base64') || '%')) AS digests,
+	count(*) FILTER (WHERE EXISTS (SELECT FROM apitoken_internal.token_records r WHERE e::text LIKE '%' || pg_catalog.encode(r.digest, 'hex') || '%' OR e::text LIKE '%' || pg_catalog.encode(r.digest, 'base64') || '%')) AS digests,
 	count(*) FILTER (WHERE e.details::text ~ 'digest') AS digest_keys,
 	count(*) FILTER (WHERE EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[:'org_token', :'org_token2', :'org_token3', :'own_token', :'found_token']) t WHERE e::text LIKE '%' || pg_catalog.substr(t, 31, 20) || '%')) AS secrets
 FROM apitoken.events e;
 -- each names its token as lists show it, has a time, and ascends
 SELECT count(*) FILTER (WHERE e.details ->> 'masked' IS DISTINCT FROM r.masked AND NOT EXISTS (SELECT FROM apitoken.events l WHERE l.token_id = e.token_id AND l.action = 'regenerate')) AS other_mask,
 	count(*) FILTER (WHERE e.at IS NULL OR e.at > clock_timestamp()) AS wrong_time, count(*) FILTER (WHERE pg_catalog.substr(e.id::text, 15, 1) <> '7') AS not_version_7
-FROM apitoken.events e JOIN apitoken.token_records r ON r.id = e.token_id;
+FROM apitoken.events e JOIN apitoken_internal.token_records r ON r.id = e.token_id;
 
 --
 -- Only ever added to: also for who was granted more, and for a superuser
@@ -299,7 +301,7 @@ SET SESSION AUTHORIZATION regress_apitoken_granted;
 SELECT s AS granted, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'DELETE FROM apitoken.events', 'TRUNCATE apitoken.events',
 	-- an event of one's own making: no policy lets it in
 	'INSERT INTO apitoken.events (id, at, action, token_id, database_user, details) VALUES (gen_random_uuid(), now(), ''create'', gen_random_uuid(), ''x'', ''{}'')',
-	'CREATE TRIGGER t BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION apitoken.event_refuse_change()', 'ALTER TABLE apitoken.events DISABLE TRIGGER ALL']) s;
+	'CREATE TRIGGER t BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION apitoken_internal.event_refuse_change()', 'ALTER TABLE apitoken.events DISABLE TRIGGER ALL']) s;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 SELECT s AS manager, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'DELETE FROM apitoken.events', 'TRUNCATE apitoken.events',
 	'INSERT INTO apitoken.events (id, at, action, token_id, database_user, details) VALUES (gen_random_uuid(), now(), ''create'', gen_random_uuid(), ''x'', ''{}'')']) s;
@@ -358,7 +360,7 @@ BEGIN;
 INSERT INTO apitoken.organizations (id) VALUES ('initech');
 INSERT INTO apitoken.tokens (label, organization_id, user_id) VALUES ('t', 'initech', NULL), ('t', NULL, 'ada');
 DROP EXTENSION apitoken CASCADE;
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken;
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('t', 'initech')$$) AS organization, public.regress_try($$INSERT INTO apitoken.tokens (label, user_id) VALUES ('t', 'ada')$$) AS "user";
 SELECT id FROM apitoken.users;
 ROLLBACK;

@@ -4,7 +4,6 @@
 --
 \set VERBOSITY terse
 SET client_min_messages = warning;
-DROP EXTENSION IF EXISTS pgcrypto;
 CREATE ROLE regress_apitoken_attacker LOGIN;
 CREATE ROLE regress_apitoken_login LOGIN;
 DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO regress_apitoken_attacker', current_database()); END $$;
@@ -15,18 +14,24 @@ DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO regress_apitoken_atta
 --
 SET SESSION AUTHORIZATION regress_apitoken_attacker;
 CREATE SCHEMA apitoken;
-CREATE TABLE apitoken.token_records (id uuid);
+CREATE TABLE apitoken.tokens (id uuid);
 RESET SESSION AUTHORIZATION;
 \set VERBOSITY sqlstate
-CREATE EXTENSION apitoken CASCADE;
-\set VERBOSITY terse
-SELECT count(*) FROM pg_extension WHERE extname IN ('apitoken', 'pgcrypto');
-SELECT relname, relowner::regrole FROM pg_class WHERE relnamespace = 'apitoken'::regnamespace;
+CREATE EXTENSION apitoken;
 DROP SCHEMA apitoken CASCADE;
+SET SESSION AUTHORIZATION regress_apitoken_attacker;
+CREATE SCHEMA apitoken_internal;
+CREATE TABLE apitoken_internal.token_records (id uuid);
+RESET SESSION AUTHORIZATION;
+CREATE EXTENSION apitoken;
+\set VERBOSITY terse
+SELECT count(*) FROM pg_extension WHERE extname = 'apitoken';
+SELECT oid::regclass, relowner::regrole FROM pg_class WHERE relnamespace::regnamespace::text ~ '^apitoken';
+DROP SCHEMA apitoken_internal CASCADE;
 
 --
 -- A schema of the attacker's, full of traps, comes before pg_catalog; the
--- installation runs with it in the path, and even pgcrypto is in it.  Each
+-- installation runs with it in the path.  Each
 -- trap writes down as whom it ran.
 --
 SET SESSION AUTHORIZATION regress_apitoken_attacker;
@@ -87,7 +92,6 @@ CREATE TYPE evil.issued_token AS (token pg_catalog.text);
 RESET SESSION AUTHORIZATION;
 
 SET search_path = evil, pg_catalog;
-CREATE EXTENSION pgcrypto SCHEMA evil;
 CREATE EXTENSION apitoken;
 RESET search_path;
 SELECT * FROM evil.ran;
@@ -118,7 +122,7 @@ SELECT pg_catalog.count(*) FROM apitoken.tokens;
 SELECT pg_catalog.count(*) FROM apitoken.members;
 SELECT pg_catalog.count(*) FROM apitoken.events;
 SELECT apitoken.can('article:read', 'acme'), apitoken.can('article:read', 'beta');
-INSERT INTO apitoken.tokens (label, organization_id) VALUES ('three', 'acme') RETURNING apitoken.take_secret(id) IS NOT NULL AS taken;
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('three', 'acme') RETURNING apitoken.take_token(id) IS NOT NULL AS taken;
 SELECT apitoken.revoke_token(:'id', 'two', 'reason');
 SELECT apitoken.revoke_by_token(:'personal');
 SELECT apitoken.revoke_tokens('acme');
@@ -149,7 +153,9 @@ DROP SCHEMA evil CASCADE;
 --
 -- From here on: an ordinary installation, two tenants.
 --
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken;
+-- what lies beneath the view is tried as well: as if somebody had granted USAGE on its schema
+GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC;
 INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('beta');
 INSERT INTO apitoken.users (id, name, email) VALUES ('ada', 'Ada', 'ada@example.com'), ('zoe', 'Zoe', 'zoe@example.com');
 INSERT INTO apitoken.roles (name, permissions) VALUES ('sees', '{token:read}'), ('creates', '{token:create,article:read}'), ('reader', '{article:read}');
@@ -157,12 +163,12 @@ INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'see'
 SELECT apitoken.allow('regress_apitoken_login', 'use', 'act', 'manage', 'verify');
 SET SESSION AUTHORIZATION regress_apitoken_login;
 BEGIN;
-SELECT apitoken.act_as('zoe')->>'user_id' AS acts;
+SELECT apitoken.act_as('zoe') AS acts;
 SELECT id AS beta_id, token AS beta FROM apitoken.create_token('beta only', organization_id => 'beta') \gset
 SELECT id AS zoe_id FROM apitoken.create_token('zoe only') \gset
 COMMIT;
 BEGIN;
-SELECT apitoken.act_as('ada')->>'user_id' AS acts;
+SELECT apitoken.act_as('ada') AS acts;
 SELECT id AS acme_id, token AS acme FROM apitoken.create_token('acme only', organization_id => 'acme') \gset
 SELECT id AS ada_id FROM apitoken.create_token('ada only') \gset
 COMMIT;
@@ -205,10 +211,10 @@ SELECT count(DISTINCT answer) AS answers, max(answer) AS answer, what FROM (
 			(3, 'revoke, label right', 'SELECT apitoken.revoke_token(%L, ''beta only'')'),
 			(4, 'revoke, reason too long', 'SELECT apitoken.revoke_token(%L, ''beta only'', repeat(''x'', 10000))'),
 			(5, 'regenerate, bad overlap', 'SELECT apitoken.regenerate_token(%L, ''1 second'', ''-1 day'')'),
-			(6, 'take_secret', 'SELECT apitoken.take_secret(%L)'),
+			(6, 'take_token', 'SELECT apitoken.take_token(%L)'),
 			(7, 'update', 'UPDATE apitoken.tokens SET label = ''x'' WHERE id = %L'),
 			(8, 'update, bad value', 'UPDATE apitoken.tokens SET label = '''' WHERE id = %L'),
-			(9, 'list before', 'SELECT * FROM apitoken.list_tokens(before => %L)'),
+			(9, 'list before', 'SELECT * FROM apitoken.list_tokens(before_id => %L)'),
 			(10, 'lock', 'SELECT id FROM apitoken.tokens WHERE id = %L FOR UPDATE')) AS c (n, what, command)) a
 GROUP BY what ORDER BY what;
 SELECT count(DISTINCT answer) AS answers, max(answer) AS answer FROM (
@@ -218,12 +224,12 @@ SELECT count(DISTINCT answer) AS answers, max(answer) AS answer FROM (
 	SELECT attack.try('ada', format('SELECT apitoken.create_token(%L, user_id => %L)', label, owner))
 	FROM (VALUES ('zoe'), ('no such'), ('')) AS o (owner), (VALUES ('zoe only'), ('free')) AS l (label)
 	UNION ALL
-	SELECT attack.try('ada', format('INSERT INTO apitoken.token_records (label, organization_id) VALUES (%L, ''beta'')', label))
+	SELECT attack.try('ada', format('INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES (%L, ''beta'')', label))
 	FROM (VALUES ('beta only'), ('free')) AS l (label)) a;
 SELECT attack.try('ada', 'SELECT 1 WHERE apitoken.revoke_tokens(organization_id => ''beta'') + apitoken.revoke_tokens(user_id => ''zoe'') + apitoken.revoke_tokens(created_by => ''zoe'') > 0') AS revoked;
 -- to change the owner is not to be had
 SELECT attack.try('ada', 'UPDATE apitoken.tokens SET organization_id = ''beta''') AS moved,
-	attack.try('ada', 'UPDATE apitoken.token_records SET user_id = ''ada'', organization_id = NULL') AS taken;
+	attack.try('ada', 'UPDATE apitoken_internal.token_records SET user_id = ''ada'', organization_id = NULL') AS taken;
 
 --
 -- Functions and operators of one's own in a query, however cheap, see no row
@@ -243,9 +249,9 @@ $$;
 CREATE OPERATOR attack.## (FUNCTION = attack.leak, RIGHTARG = text);
 CREATE VIEW attack.leaky AS SELECT * FROM apitoken.tokens WHERE attack.leak(label);
 BEGIN;
-SELECT apitoken.act_as('ada')->>'user_id' AS acts;
+SELECT apitoken.act_as('ada') AS acts;
 SELECT count(*) FROM apitoken.tokens WHERE attack.leak(label);
-SELECT count(*) FROM apitoken.token_records WHERE OPERATOR(attack.##) label AND OPERATOR(attack.##) masked IS NOT NULL;
+SELECT count(*) FROM apitoken_internal.token_records WHERE OPERATOR(attack.##) label AND OPERATOR(attack.##) masked IS NOT NULL;
 SELECT count(*) FROM attack.leaky WHERE attack.leak(created_by);
 SELECT count(*) FROM apitoken.events WHERE attack.leak(actor);
 SELECT count(*) FROM apitoken.token_usage WHERE attack.leak(token_id::text) AND token_id IN (:'beta_id', :'zoe_id');
@@ -267,7 +273,7 @@ COPY (SELECT label FROM apitoken.tokens ORDER BY 1) TO STDOUT;
 ROLLBACK;
 -- the statistics, once there are some
 RESET SESSION AUTHORIZATION;
-ANALYZE apitoken.token_records;
+ANALYZE apitoken_internal.token_records;
 ANALYZE apitoken.users;
 SET SESSION AUTHORIZATION regress_apitoken_login;
 SELECT count(*) FROM pg_stats WHERE schemaname = 'apitoken';
@@ -301,7 +307,7 @@ SELECT what, seqscan, count(DISTINCT plan) AS plans, bool_and(plan ~ 'Scan' AND 
 			('user', 'ada'), ('user', 'zoe'), ('user', 'nil'),
 			('token', :'ada_id'), ('token', :'zoe_id'), ('token', :'beta_id'), ('token', '00000000-0000-7000-8000-000000000000')) AS t (kind, target),
 		(VALUES ('organization', 'tokens, list', 'SELECT * FROM apitoken.tokens WHERE organization_id = %L ORDER BY created_at DESC, id DESC LIMIT 5'),
-			('organization', 'tokens, count', 'SELECT count(*) FROM apitoken.token_records WHERE organization_id = %L'),
+			('organization', 'tokens, count', 'SELECT count(*) FROM apitoken_internal.token_records WHERE organization_id = %L'),
 			('organization', 'tokens, label', 'SELECT id FROM apitoken.tokens WHERE organization_id = %L AND label = ''beta only'''),
 			('organization', 'tokens, update', 'UPDATE apitoken.tokens SET label = ''x'' WHERE organization_id = %L'),
 			('organization', 'events', 'SELECT * FROM apitoken.events WHERE organization_id = %L'),
@@ -321,12 +327,12 @@ PREPARE mine AS SELECT label FROM apitoken.tokens WHERE $1 ORDER BY 1;
 CREATE FUNCTION attack.mine() RETURNS SETOF text LANGUAGE plpgsql AS $$ BEGIN RETURN QUERY SELECT label FROM apitoken.tokens ORDER BY 1; END $$;
 SET plan_cache_mode = force_generic_plan;
 BEGIN;
-SELECT apitoken.act_as('ada')->>'user_id' AS acts;
+SELECT apitoken.act_as('ada') AS acts;
 EXECUTE mine(true);
 SELECT * FROM attack.mine();
 COMMIT;
 BEGIN;
-SELECT apitoken.act_as('zoe')->>'user_id' AS acts;
+SELECT apitoken.act_as('zoe') AS acts;
 EXECUTE mine(true);
 SELECT * FROM attack.mine();
 COMMIT;
@@ -350,14 +356,14 @@ INSERT INTO attack.command (command) VALUES
 	('INSERT INTO apitoken.token_usage (token_id) SELECT gen_random_uuid()'),
 	('UPDATE apitoken.token_usage SET last_used_at = NULL'),
 	('DELETE FROM apitoken.token_usage'),
-	('INSERT INTO apitoken.token_records (label, organization_id, id) VALUES (''x'', ''acme'', gen_random_uuid())'),
-	('INSERT INTO apitoken.token_records (label, organization_id, digest, digest_scheme) VALUES (''x'', ''acme'', sha256(''x''), 0)'),
-	('INSERT INTO apitoken.token_records (label, organization_id, created_by) VALUES (''x'', ''acme'', ''zoe'')'),
+	('INSERT INTO apitoken_internal.token_records (label, organization_id, id) VALUES (''x'', ''acme'', gen_random_uuid())'),
+	('INSERT INTO apitoken_internal.token_records (label, organization_id, digest, digest_scheme) VALUES (''x'', ''acme'', sha256(''x''), 0)'),
+	('INSERT INTO apitoken_internal.token_records (label, organization_id, created_by) VALUES (''x'', ''acme'', ''zoe'')'),
 	('INSERT INTO apitoken.tokens (label, organization_id, revoked_at) VALUES (''x'', ''acme'', NULL)'),
-	('UPDATE apitoken.token_records SET digest = sha256(''x'')'),
-	('UPDATE apitoken.token_records SET previous_digest = sha256(''x''), previous_digest_scheme = 0, previous_expires_at = ''infinity'''),
-	('UPDATE apitoken.token_records SET digest_scheme = 0'),
-	('UPDATE apitoken.token_records SET revoked_at = now(), revoke_reason = ''x'''),
+	('UPDATE apitoken_internal.token_records SET digest = sha256(''x'')'),
+	('UPDATE apitoken_internal.token_records SET previous_digest = sha256(''x''), previous_digest_scheme = 0, previous_expires_at = ''infinity'''),
+	('UPDATE apitoken_internal.token_records SET digest_scheme = 0'),
+	('UPDATE apitoken_internal.token_records SET revoked_at = now(), revoke_reason = ''x'''),
 	('UPDATE apitoken.tokens SET revoked_by = ''zoe'''),
 	('UPDATE apitoken.tokens SET id = gen_random_uuid()'),
 	('UPDATE apitoken.tokens SET masked = ''x'''),
@@ -365,36 +371,36 @@ INSERT INTO attack.command (command) VALUES
 	('UPDATE apitoken.tokens SET created_at = now()'),
 	('UPDATE apitoken.tokens SET updated_at = now()'),
 	('UPDATE apitoken.tokens SET last_used_at = now()'),
-	('DELETE FROM apitoken.token_records'),
-	('TRUNCATE apitoken.token_records'),
+	('DELETE FROM apitoken_internal.token_records'),
+	('TRUNCATE apitoken_internal.token_records'),
 	-- the objects
 	('SELECT apitoken.allow(''regress_apitoken_login'', ''directory'')'),
 	('SELECT apitoken.disallow(''regress_apitoken_attacker'', ''manage'')'),
 	('GRANT regress_apitoken_attacker TO regress_apitoken_login'),
 	('GRANT UPDATE ON apitoken.memberships TO PUBLIC'),
-	('GRANT EXECUTE ON FUNCTION apitoken.token_before_insert() TO PUBLIC'),
-	('ALTER TABLE apitoken.token_records DISABLE ROW LEVEL SECURITY'),
-	('ALTER TABLE apitoken.token_records DISABLE TRIGGER ALL'),
-	('ALTER TABLE apitoken.token_records OWNER TO regress_apitoken_login'),
+	('GRANT EXECUTE ON FUNCTION apitoken_internal.token_before_insert() TO PUBLIC'),
+	('ALTER TABLE apitoken_internal.token_records DISABLE ROW LEVEL SECURITY'),
+	('ALTER TABLE apitoken_internal.token_records DISABLE TRIGGER ALL'),
+	('ALTER TABLE apitoken_internal.token_records OWNER TO regress_apitoken_login'),
 	('ALTER VIEW apitoken.tokens SET (security_invoker = false)'),
 	('CREATE OR REPLACE VIEW apitoken.tokens AS SELECT 1 AS id'),
-	('CREATE POLICY p ON apitoken.token_records USING (true)'),
-	('DROP POLICY token_records_read ON apitoken.token_records'),
-	('CREATE TRIGGER t BEFORE INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()'),
+	('CREATE POLICY p ON apitoken_internal.token_records USING (true)'),
+	('DROP POLICY token_records_read ON apitoken_internal.token_records'),
+	('CREATE TRIGGER t BEFORE INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()'),
 	('CREATE TRIGGER t INSTEAD OF INSERT ON apitoken.tokens FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()'),
 	('CREATE RULE r AS ON INSERT TO apitoken.tokens DO INSTEAD NOTHING'),
 	('CREATE TABLE apitoken.mine ()'),
 	('CREATE FUNCTION apitoken.verify(text) RETURNS int LANGUAGE sql RETURN 1'),
 	('ALTER FUNCTION apitoken.verify(text, text, text, inet) SET search_path = attack'),
-	('CREATE TABLE attack.child () INHERITS (apitoken.token_records)'),
+	('CREATE TABLE attack.child () INHERITS (apitoken_internal.token_records)'),
 	('CREATE TABLE attack.refers (id text REFERENCES apitoken.organizations)'),
-	('CREATE TABLE attack.fires (id uuid); CREATE TRIGGER t BEFORE INSERT ON attack.fires FOR EACH ROW EXECUTE FUNCTION apitoken.token_before_insert()'),
-	('CREATE INDEX ON apitoken.token_records (attack.leak(label))'),
-	('CREATE STATISTICS attack.s ON id, label FROM apitoken.token_records'),
+	('CREATE TABLE attack.fires (id uuid); CREATE TRIGGER t BEFORE INSERT ON attack.fires FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_insert()'),
+	('CREATE INDEX ON apitoken_internal.token_records (attack.leak(label))'),
+	('CREATE STATISTICS attack.s ON id, label FROM apitoken_internal.token_records'),
 	('COMMENT ON VIEW apitoken.tokens IS ''x'''),
 	('ALTER EXTENSION apitoken DROP VIEW apitoken.members'),
 	('DROP EXTENSION apitoken CASCADE'),
-	('LOCK TABLE apitoken.token_records IN ACCESS EXCLUSIVE MODE'),
+	('LOCK TABLE apitoken_internal.token_records IN ACCESS EXCLUSIVE MODE'),
 	('LOCK TABLE apitoken.tokens IN ACCESS EXCLUSIVE MODE'),
 	('LOCK TABLE apitoken.tokens IN SHARE MODE'),
 	('LOCK TABLE apitoken.organizations IN SHARE ROW EXCLUSIVE MODE'),
@@ -421,28 +427,28 @@ SET SESSION AUTHORIZATION regress_apitoken_login;
 -- and nothing comes of such a GRANT
 SET client_min_messages = error;
 GRANT ALL ON apitoken.tokens TO PUBLIC;
-GRANT SELECT (digest) ON apitoken.token_records TO regress_apitoken_login;
+GRANT SELECT (digest) ON apitoken_internal.token_records TO regress_apitoken_login;
 SET client_min_messages = warning;
 SELECT has_table_privilege('public', 'apitoken.tokens', 'SELECT') AS tokens,
-	has_column_privilege('regress_apitoken_login', 'apitoken.token_records', 'digest', 'SELECT') AS digest;
+	has_column_privilege('regress_apitoken_login', 'apitoken_internal.token_records', 'digest', 'SELECT') AS digest;
 
 --
 -- COPY neither gets at the digests nor past the policies.
 --
 \set VERBOSITY sqlstate
 BEGIN;
-SELECT apitoken.act_as('ada')->>'user_id' AS acts;
+SELECT apitoken.act_as('ada') AS acts;
 SAVEPOINT s;
-COPY apitoken.token_records TO STDOUT;
+COPY apitoken_internal.token_records TO STDOUT;
 ROLLBACK TO s;
-COPY apitoken.token_records (label, digest) TO STDOUT;
+COPY apitoken_internal.token_records (label, digest) TO STDOUT;
 ROLLBACK TO s;
-COPY apitoken.token_records (label) TO STDOUT;
+COPY apitoken_internal.token_records (label) TO STDOUT;
 COPY apitoken.tokens TO STDOUT;
 ROLLBACK TO s;
-COPY apitoken.token_records (label, organization_id) FROM PROGRAM 'true';
+COPY apitoken_internal.token_records (label, organization_id) FROM PROGRAM 'true';
 ROLLBACK TO s;
-COPY apitoken.token_records (label, organization_id) FROM STDIN;
+COPY apitoken_internal.token_records (label, organization_id) FROM STDIN;
 x	acme
 \.
 ROLLBACK TO s;
@@ -456,8 +462,8 @@ ROLLBACK;
 -- Rows that one may only read cannot be locked against others.
 --
 SELECT attack.try('see', 'SELECT 1 FROM apitoken.tokens') AS sees, attack.try('see', 'SELECT 1 FROM apitoken.tokens FOR UPDATE') AS "for update",
-	attack.try('see', 'SELECT 1 FROM apitoken.token_records FOR NO KEY UPDATE') AS "for no key update",
-	attack.try('see', 'SELECT 1 FROM apitoken.token_records FOR SHARE') AS "for share",
+	attack.try('see', 'SELECT 1 FROM apitoken_internal.token_records FOR NO KEY UPDATE') AS "for no key update",
+	attack.try('see', 'SELECT 1 FROM apitoken_internal.token_records FOR SHARE') AS "for share",
 	attack.try('see', 'SELECT 1 FROM apitoken.tokens FOR KEY SHARE') AS "for key share";
 SELECT left(attack.try('ada', 'SELECT 1 FROM apitoken.organizations FOR UPDATE'), 5) AS organizations,
 	left(attack.try('ada', 'SELECT 1 FROM apitoken.roles FOR SHARE'), 5) AS roles,
@@ -477,17 +483,17 @@ CREATE FUNCTION attack.by_owner(OUT id uuid) LANGUAGE sql SECURITY DEFINER
 SET SESSION AUTHORIZATION regress_apitoken_login;
 \set VERBOSITY sqlstate
 BEGIN;
-SELECT apitoken.act_as('ada')->>'user_id' AS acts;
+SELECT apitoken.act_as('ada') AS acts;
 SELECT id FROM attack.by_owner() \gset
 SAVEPOINT s;
 -- made by another role
-SELECT apitoken.take_secret(:'id');
+SELECT apitoken.take_token(:'id');
 ROLLBACK TO s;
-INSERT INTO apitoken.tokens (label, organization_id) VALUES ('once', 'acme') RETURNING id, length(apitoken.take_secret(id)) AS length \gset
+INSERT INTO apitoken.tokens (label, organization_id) VALUES ('once', 'acme') RETURNING id, length(apitoken.take_token(id)) AS length \gset
 SELECT :length AS length;
-SELECT apitoken.take_secret(:'id');
+SELECT apitoken.take_token(:'id');
 ROLLBACK TO s;
-SELECT apitoken.take_secret(:'id');
+SELECT apitoken.take_token(:'id');
 ROLLBACK;
 
 --
@@ -557,13 +563,13 @@ SELECT apitoken.current_user_id();
 -- superuser attached them.
 --
 RESET SESSION AUTHORIZATION;
-CREATE TABLE attack.fires AS SELECT * FROM apitoken.token_records WITH NO DATA;
+CREATE TABLE attack.fires AS SELECT * FROM apitoken_internal.token_records WITH NO DATA;
 SELECT left(attack.try(NULL, format('SELECT %s', oid::regprocedure)), 5) AS answer, proname
-FROM pg_proc WHERE pronamespace = 'apitoken'::regnamespace AND prorettype = 'trigger'::regtype ORDER BY 2;
+FROM pg_proc WHERE pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace) AND prorettype = 'trigger'::regtype ORDER BY 2;
 SELECT left(attack.try(NULL, format('CREATE TRIGGER t %s INSERT ON attack.fires FOR EACH %s EXECUTE FUNCTION %s;
 	INSERT INTO attack.fires (id, label, organization_id) VALUES (gen_random_uuid(), ''x'', ''acme'')', at, level, oid::regprocedure)), 5) AS answer, proname, at, level
 FROM pg_proc, (VALUES ('BEFORE', 'ROW'), ('AFTER', 'ROW'), ('AFTER', 'STATEMENT')) AS v (at, level)
-WHERE pronamespace = 'apitoken'::regnamespace AND prorettype = 'trigger'::regtype ORDER BY 2, 3, 4;
+WHERE pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace) AND prorettype = 'trigger'::regtype ORDER BY 2, 3, 4;
 DROP TABLE attack.fires;
 
 --
@@ -585,12 +591,12 @@ CREATE VIEW attack.call AS
 	WITH f AS (
 		SELECT p.oid, proname, a.type::regtype AS type, a.n, CASE WHEN provariadic <> 0 AND a.n = pronargs THEN 'VARIADIC ' ELSE '' END AS spread
 		FROM pg_proc p, unnest(proargtypes::oid[]) WITH ORDINALITY AS a (type, n)
-		WHERE pronamespace = 'apitoken'::regnamespace AND prorettype <> 'trigger'::regtype)
+		WHERE pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace) AND prorettype <> 'trigger'::regtype)
 	-- all null, then one odd value at each place
-	SELECT proname, format('SELECT apitoken.%I(%s)', proname, string_agg(spread || CASE type WHEN '"any"'::regtype THEN 'NULL' ELSE 'NULL::' || type END, ', ' ORDER BY n)) AS command
+	SELECT proname, format('SELECT %s(%s)', oid::regproc, string_agg(spread || CASE type WHEN '"any"'::regtype THEN 'NULL' ELSE 'NULL::' || type END, ', ' ORDER BY n)) AS command
 	FROM f GROUP BY oid, proname
 	UNION ALL
-	SELECT f.proname, format('SELECT apitoken.%I(%s)', f.proname, (SELECT string_agg(g.spread || CASE WHEN g.n = f.n THEN v.value || CASE WHEN f.type <> '"any"'::regtype THEN '::' || f.type ELSE '' END
+	SELECT f.proname, format('SELECT %s(%s)', f.oid::regproc, (SELECT string_agg(g.spread || CASE WHEN g.n = f.n THEN v.value || CASE WHEN f.type <> '"any"'::regtype THEN '::' || f.type ELSE '' END
 			WHEN g.type = 'text'::regtype THEN '''x''' WHEN g.type = '"any"'::regtype THEN 'NULL' ELSE 'NULL::' || g.type END, ', ' ORDER BY g.n) FROM f g WHERE g.oid = f.oid))
 	FROM f JOIN attack.value v ON v.type = f.type;
 GRANT SELECT ON attack.call TO PUBLIC;
@@ -606,7 +612,7 @@ RESET SESSION AUTHORIZATION;
 CREATE ROLE regress_apitoken_nobody LOGIN;
 SET SESSION AUTHORIZATION regress_apitoken_nobody;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(), apitoken.current_groups(),
-	apitoken.can('article:read'), apitoken.can('article:read', 'acme'), apitoken.managed_user('token:read'), apitoken.managed_organizations('a:b', 'token:read', NULL), apitoken.own_organizations();
+	apitoken.can('article:read'), apitoken.can('article:read', 'acme'), apitoken_internal.managed_user('token:read'), apitoken_internal.managed_organizations('a:b', 'token:read', NULL), apitoken_internal.own_organizations();
 RESET SESSION AUTHORIZATION;
 DROP ROLE regress_apitoken_nobody;
 RESET client_min_messages;
@@ -654,12 +660,12 @@ RESET SESSION AUTHORIZATION;
 -- The ground moves: columns added by an owner, and the extension dropped and
 -- made again, under plans that the session has saved.
 --
-ALTER TABLE apitoken.token_records ADD COLUMN extra text DEFAULT 'x';
+ALTER TABLE apitoken_internal.token_records ADD COLUMN extra text DEFAULT 'x';
 ALTER TABLE apitoken.organizations ADD COLUMN extra text DEFAULT 'x';
-CREATE INDEX regress_extra ON apitoken.token_records (extra);
+CREATE INDEX regress_extra ON apitoken_internal.token_records (extra);
 SET SESSION AUTHORIZATION regress_apitoken_login;
 BEGIN;
-SELECT apitoken.act_as('ada')->>'user_id' AS acts;
+SELECT apitoken.act_as('ada') AS acts;
 SELECT id, token FROM apitoken.create_token('with extra', organization_id => 'acme') \gset
 UPDATE apitoken.tokens SET description = 'x' WHERE id = :'id' RETURNING label, status;
 SELECT token FROM apitoken.regenerate_token(:'id') \gset
@@ -681,7 +687,7 @@ SELECT (apitoken.verify(:'acme')).verdict;
 DROP EXTENSION apitoken CASCADE;
 EXECUTE saved;
 SELECT 1 AS still_here;
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken;
 SELECT (apitoken.verify(:'acme')).verdict;
 EXECUTE saved;
 SELECT id FROM apitoken.tokens \gset

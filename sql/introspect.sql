@@ -52,7 +52,7 @@ INSERT INTO made
 -- one that never expires, in so many words, as only a superuser can store it
 INSERT INTO made SELECT 'ann infinity', id, token FROM apitoken.create_token('ann infinity', user_id => 'ann');
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET expires_at = 'infinity' WHERE label = 'ann infinity';
+UPDATE apitoken_internal.token_records SET expires_at = 'infinity' WHERE label = 'ann infinity';
 RESET session_replication_role;
 SELECT token AS org, id AS org_id FROM made WHERE label = 'org' \gset
 SELECT token AS ann, id AS ann_id FROM made WHERE label = 'ann' \gset
@@ -86,7 +86,7 @@ CREATE TEMP VIEW expected AS
 		'organization_id', r.organization_id,
 		'role', v.role,
 		'access', r.access)) AS answer
-	FROM apitoken.token_records r JOIN made USING (id), LATERAL apitoken.verify(made.token) v;
+	FROM apitoken_internal.token_records r JOIN made USING (id), LATERAL apitoken.verify(made.token) v;
 SELECT count(*) AS tokens, count(*) FILTER (WHERE apitoken.introspect(m.token) = e.answer) AS as_expected
 FROM made m JOIN expected e USING (label);
 SELECT key, jsonb_typeof(value) AS type, bool_and(jsonb_typeof(value) <> 'number' OR value::text ~ '^[1-9][0-9]*$') AS whole,
@@ -94,7 +94,7 @@ SELECT key, jsonb_typeof(value) AS type, bool_and(jsonb_typeof(value) <> 'number
 FROM made, LATERAL jsonb_each(apitoken.introspect(token)) GROUP BY 1, 2 ORDER BY 1, 2;
 -- nothing of the text, and no digest
 SELECT bool_or(answer LIKE '%' || right(token, 49) || '%' OR answer LIKE '%' || encode(digest, 'hex') || '%') AS told
-FROM made JOIN apitoken.token_records USING (id), LATERAL CAST(apitoken.introspect(token) AS text) AS answer;
+FROM made JOIN apitoken_internal.token_records USING (id), LATERAL CAST(apitoken.introspect(token) AS text) AS answer;
 
 -- the subject is one user's id or one token's, whoever is called alike
 SELECT label, answer->>'sub' = 'ann' AS says_ann FROM made, LATERAL apitoken.introspect(token) AS answer
@@ -150,7 +150,7 @@ FROM CAST(apitoken.introspect(:'many')->>'scope' AS text) AS scope;
 SET session_replication_role = replica;
 UPDATE apitoken.roles SET permissions = ARRAY['article:read', 'a b:c', 'x"y:z', 'x\y:z', E'x\ny:z', '', ' ', 'ä:ö', 'article:read token:read']
 WHERE name = 'many';
-UPDATE apitoken.token_records SET access = 'full', permissions = NULL WHERE label = 'many';
+UPDATE apitoken_internal.token_records SET access = 'full', permissions = NULL WHERE label = 'many';
 RESET session_replication_role;
 SELECT apitoken.introspect(:'many')->>'scope';
 
@@ -333,15 +333,15 @@ SELECT id AS regen_id, token AS first FROM apitoken.create_token('regenerated', 
 SELECT token AS second FROM apitoken.regenerate_token(:'regen_id', overlap => '1 hour') \gset
 SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', previous_expires_at) AS first,
 	apitoken.introspect(:'second')->'exp' AS second
-FROM apitoken.token_records WHERE id = :'regen_id';
+FROM apitoken_internal.token_records WHERE id = :'regen_id';
 UPDATE apitoken.tokens SET expires_at = now() + '10 minutes'::interval WHERE id = :'regen_id';
 SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', expires_at) AS first,
 	apitoken.introspect(:'first') = apitoken.introspect(:'second') AS alike
-FROM apitoken.token_records WHERE id = :'regen_id';
+FROM apitoken_internal.token_records WHERE id = :'regen_id';
 UPDATE apitoken.tokens SET expires_at = now() + '1 year'::interval WHERE id = :'regen_id';
 SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', previous_expires_at) AS first,
 	to_timestamp((apitoken.introspect(:'second')->'exp')::bigint) = date_trunc('second', expires_at) AS second
-FROM apitoken.token_records WHERE id = :'regen_id';
+FROM apitoken_internal.token_records WHERE id = :'regen_id';
 
 --
 -- revoke_by_token: an unknown token is no error, the hint is not looked at

@@ -122,7 +122,7 @@ RESET SESSION AUTHORIZATION;
 SET session_replication_role = replica;
 SELECT public.regress_try('SELECT apitoken.run_maintenance()');
 RESET session_replication_role;
-DELETE FROM apitoken.token_records;
+DELETE FROM apitoken_internal.token_records;
 
 --
 -- Idle tokens.  Each label says what is to become of it; the timeout is 30 days,
@@ -165,16 +165,16 @@ SELECT apitoken.revoke_token(id, label, 'test') FROM public.regress_token WHERE 
 UPDATE apitoken.organizations SET suspended_at = now() WHERE id IN ('asleep', 'woken');
 -- as time would
 SET session_replication_role = replica;
-UPDATE apitoken.token_records r SET created_at = now() - t.changed, updated_at = now() - t.changed FROM public.regress_token t WHERE t.id = r.id;
+UPDATE apitoken_internal.token_records r SET created_at = now() - t.changed, updated_at = now() - t.changed FROM public.regress_token t WHERE t.id = r.id;
 UPDATE apitoken.token_usage u SET last_used_at = now() - t.used FROM public.regress_token t WHERE t.id = u.token_id;
-UPDATE apitoken.token_records SET expires_at = now() - '1 day'::interval WHERE label = 'kept: expired';
+UPDATE apitoken_internal.token_records SET expires_at = now() - '1 day'::interval WHERE label = 'kept: expired';
 DELETE FROM apitoken.token_usage u USING public.regress_token t WHERE t.id = u.token_id AND label = 'kept: not known when it was used';
 RESET session_replication_role;
 UPDATE apitoken.tokens SET description = 'x' WHERE label = 'kept: edited lately';
 SELECT r.token IS NOT NULL AS regenerated FROM public.regress_token t, apitoken.regenerate_token(t.id) r WHERE label = 'kept: regenerated lately';
 UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'kept: resumed lately';
 UPDATE apitoken.organizations SET suspended_at = NULL WHERE id = 'woken';
-CREATE TABLE public.regress_before AS SELECT * FROM apitoken.token_records;
+CREATE TABLE public.regress_before AS SELECT * FROM apitoken_internal.token_records;
 SELECT count(*) AS events FROM apitoken.events \gset
 -- without a timeout nothing is idle
 SELECT * FROM apitoken.run_maintenance();
@@ -222,9 +222,9 @@ SET client_min_messages = error;
 DROP SCHEMA regress_evil CASCADE;
 SET client_min_messages = warning;
 SELECT t.label, r.revoked_by, r.revoke_reason, r.revoked_at > now() - '1 hour'::interval AS just_now, r.updated_at > now() - '1 hour'::interval AS touched
-FROM apitoken.token_records r JOIN public.regress_token t USING (id) WHERE r.revoked_at IS NOT NULL ORDER BY t.label;
+FROM apitoken_internal.token_records r JOIN public.regress_token t USING (id) WHERE r.revoked_at IS NOT NULL ORDER BY t.label;
 -- all that is kept is what it was
-SELECT t.label FROM public.regress_token t WHERE NOT EXISTS (SELECT FROM apitoken.token_records r JOIN public.regress_before b ON b = r WHERE r.id = t.id) ORDER BY 1;
+SELECT t.label FROM public.regress_token t WHERE NOT EXISTS (SELECT FROM apitoken_internal.token_records r JOIN public.regress_before b ON b = r WHERE r.id = t.id) ORDER BY 1;
 -- one event each, of nobody
 SELECT e.details ->> 'label' AS label, e.action, e.actor, e.actor_token_id, e.database_user, e.details #>> '{new,revoke_reason}' AS reason
 FROM apitoken.events e ORDER BY e.id OFFSET :events;
@@ -244,21 +244,21 @@ UPDATE apitoken.organizations SET idle_timeout = NULL;
 --
 -- Previous digests go when their overlap is over: no event, no new updated_at
 --
-DELETE FROM apitoken.token_records;
+DELETE FROM apitoken_internal.token_records;
 SELECT id AS over_id, token AS over_before FROM apitoken.create_token('over', 'acme') \gset
 SELECT id AS running_id, token AS running_before FROM apitoken.create_token('running', 'acme') \gset
 SELECT token AS over FROM apitoken.regenerate_token(:'over_id', overlap => '1 hour') \gset
 SELECT token AS running FROM apitoken.regenerate_token(:'running_id', overlap => '1 hour') \gset
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET previous_expires_at = now() - '1 s'::interval, updated_at = '2020-01-01' WHERE id = :'over_id';
+UPDATE apitoken_internal.token_records SET previous_expires_at = now() - '1 s'::interval, updated_at = '2020-01-01' WHERE id = :'over_id';
 RESET session_replication_role;
 SELECT count(*) AS events FROM apitoken.events \gset
 SELECT * FROM apitoken.run_maintenance();
-SELECT label, pg_catalog.num_nulls(previous_digest, previous_digest_scheme, previous_expires_at) AS cleared, updated_at < '2021-01-01' AS untouched FROM apitoken.token_records ORDER BY label;
+SELECT label, pg_catalog.num_nulls(previous_digest, previous_digest_scheme, previous_expires_at) AS cleared, updated_at < '2021-01-01' AS untouched FROM apitoken_internal.token_records ORDER BY label;
 SELECT count(*) = :events AS no_event FROM apitoken.events;
 SELECT (apitoken.verify(:'over_before')).verdict AS over_before, (apitoken.verify(:'over')).verdict AS over, (apitoken.verify(:'running_before')).verdict AS running_before, (apitoken.verify(:'running')).verdict AS running;
 -- not even a superuser clears it by hand
-SELECT public.regress_try('UPDATE apitoken.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL');
+SELECT public.regress_try('UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL');
 
 --
 -- Events older than apitoken.retention, and they alone
@@ -290,7 +290,7 @@ BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT public.regress_try($$UPDATE apitoken.tokens SET expires_at = '2000-01-01'$$) AS expires_at,
 	pg_catalog.left(public.regress_try($$UPDATE apitoken.tokens SET created_at = '2000-01-01'$$), 5) AS created_at,
-	pg_catalog.left(public.regress_try($$UPDATE apitoken.token_records SET revoked_at = '2000-01-01'$$), 5) AS revoked_at,
+	pg_catalog.left(public.regress_try($$UPDATE apitoken_internal.token_records SET revoked_at = '2000-01-01'$$), 5) AS revoked_at,
 	pg_catalog.left(public.regress_try($$SET apitoken.retention = '1d'$$), 5) AS retention;
 COMMIT;
 RESET SESSION AUTHORIZATION;
@@ -298,7 +298,7 @@ RESET SESSION AUTHORIZATION;
 --
 -- Tokens that ended longer ago go, with their usage; their younger events stay
 --
-DELETE FROM apitoken.token_records;
+DELETE FROM apitoken_internal.token_records;
 DELETE FROM public.regress_token;
 INSERT INTO public.regress_token (label, organization_id, user_id) VALUES
 	('removed: revoked', 'acme', NULL), ('removed: expired', 'acme', NULL), ('removed: revoked, would have lived', 'acme', NULL), ('removed: personal', NULL, 'ada'),
@@ -316,10 +316,10 @@ BEGIN
 END $$;
 SELECT count(apitoken.revoke_token(id, label)) FROM public.regress_token WHERE label ~ 'revoked|personal';
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET created_at = now() - '5 years'::interval, updated_at = now() - '2 years'::interval;
-UPDATE apitoken.token_records SET revoked_at = now() - CASE WHEN label LIKE 'removed%' THEN '366 days' ELSE '364 days' END::interval WHERE revoked_at IS NOT NULL;
-UPDATE apitoken.token_records SET expires_at = now() - CASE WHEN label ~ 'removed|before' THEN '366 days' ELSE '364 days' END::interval WHERE expires_at IS NOT NULL AND label !~ 'would|expires';
-UPDATE apitoken.token_records SET suspended_at = now() WHERE label ~ 'suspended';
+UPDATE apitoken_internal.token_records SET created_at = now() - '5 years'::interval, updated_at = now() - '2 years'::interval;
+UPDATE apitoken_internal.token_records SET revoked_at = now() - CASE WHEN label LIKE 'removed%' THEN '366 days' ELSE '364 days' END::interval WHERE revoked_at IS NOT NULL;
+UPDATE apitoken_internal.token_records SET expires_at = now() - CASE WHEN label ~ 'removed|before' THEN '366 days' ELSE '364 days' END::interval WHERE expires_at IS NOT NULL AND label !~ 'would|expires';
+UPDATE apitoken_internal.token_records SET suspended_at = now() WHERE label ~ 'suspended';
 RESET session_replication_role;
 INSERT INTO apitoken.token_usage_daily SELECT id, current_date - i, 1, 0 FROM public.regress_token, pg_catalog.generate_series(1, 3) i;
 SELECT count(*) AS events FROM apitoken.events \gset
@@ -327,7 +327,7 @@ SET apitoken.retention = -1;
 SELECT tokens_removed AS kept_for_ever FROM apitoken.run_maintenance();
 SET apitoken.retention = '365d';
 SELECT * FROM apitoken.run_maintenance();
-SELECT t.label, (SELECT count(*) FROM apitoken.token_records r WHERE r.id = t.id) AS rows, (SELECT count(*) FROM apitoken.token_usage u WHERE u.token_id = t.id) AS usage,
+SELECT t.label, (SELECT count(*) FROM apitoken_internal.token_records r WHERE r.id = t.id) AS rows, (SELECT count(*) FROM apitoken.token_usage u WHERE u.token_id = t.id) AS usage,
 	(SELECT count(*) FROM apitoken.token_usage_daily d WHERE d.token_id = t.id AND d.day < current_date) AS days, (apitoken.verify(t.token)).verdict
 FROM public.regress_token t ORDER BY label;
 SELECT count(*) - :events AS events FROM apitoken.events;
@@ -342,7 +342,7 @@ RESET apitoken.retention;
 --
 -- token_usage_daily: seen by who sees the token, written by nobody
 --
-DELETE FROM apitoken.token_records;
+DELETE FROM apitoken_internal.token_records;
 SELECT count(*) FROM apitoken.token_usage_daily WHERE day < current_date;
 SELECT (apitoken.create_token('a', 'acme')).id AS acme_id \gset
 SELECT (apitoken.create_token('g', 'globex')).id AS globex_id \gset
@@ -375,7 +375,7 @@ REVOKE ALL ON apitoken.token_usage_daily FROM regress_apitoken_app;
 SELECT apitoken.allow('regress_apitoken_app', 'manage');
 -- each has one row for a day, and goes with its token
 SELECT pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-01'')', :'acme_id')), ' | Key ', 1) AS regress_try;
-DELETE FROM apitoken.token_records WHERE id = :'globex_id';
+DELETE FROM apitoken_internal.token_records WHERE id = :'globex_id';
 SELECT count(*) FROM apitoken.token_usage_daily;
 
 --
@@ -401,32 +401,32 @@ INSERT INTO apitoken.token_usage (token_id, accepted) SELECT gen_random_uuid(), 
 INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT token_id, now() FROM apitoken.token_usage WHERE accepted = 1;
 BEGIN;
 SET LOCAL session_replication_role = replica;
-DELETE FROM apitoken.token_records;
+DELETE FROM apitoken_internal.token_records;
 SET LOCAL session_replication_role = origin;
 SELECT usage_removed FROM apitoken.run_maintenance();
 ROLLBACK;
 SELECT usage_removed FROM apitoken.run_maintenance();
-SELECT (SELECT count(*) FROM apitoken.token_usage) AS usage, (SELECT count(DISTINCT token_id) FROM apitoken.token_usage_daily) AS daily, (SELECT count(*) FROM apitoken.token_records) AS tokens;
+SELECT (SELECT count(*) FROM apitoken.token_usage) AS usage, (SELECT count(DISTINCT token_id) FROM apitoken.token_usage_daily) AS daily, (SELECT count(*) FROM apitoken_internal.token_records) AS tokens;
 
 --
 -- More of everything than fits a batch (10000 rows, and 100000 usage rows to look
 -- through) is done in one call
 --
-DELETE FROM apitoken.token_records;
-INSERT INTO apitoken.token_records (id, label, organization_id, role, access, created_at, updated_at, revoked_at, masked, digest, digest_scheme, previous_digest, previous_digest_scheme, previous_expires_at)
+DELETE FROM apitoken_internal.token_records;
+INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, revoked_at, masked, digest, digest_scheme, previous_digest, previous_digest_scheme, previous_expires_at)
 SELECT gen_random_uuid(), 'batch ' || i, 'acme', 'developer', 'full', '2020-01-01', '2020-01-01', CASE WHEN i > 10010 THEN '2020-01-01'::timestamptz END, '', '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea, 0,
 	CASE WHEN i <= 10010 THEN '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea END, CASE WHEN i <= 10010 THEN 0 END, CASE WHEN i <= 10010 THEN '2020-01-01'::timestamptz END
 FROM pg_catalog.generate_series(1, 20020) i;
-INSERT INTO apitoken.token_usage (token_id) SELECT id FROM apitoken.token_records;
+INSERT INTO apitoken.token_usage (token_id) SELECT id FROM apitoken_internal.token_records;
 INSERT INTO apitoken.token_usage (token_id) SELECT gen_random_uuid() FROM pg_catalog.generate_series(1, 100010);
-INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2020-01-01' FROM apitoken.token_records;
+INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2020-01-01' FROM apitoken_internal.token_records;
 INSERT INTO apitoken.events (id, at, action, token_id, database_user, details)
 SELECT public.regress_id('2020-01-01'::timestamptz + i * '1 s'::interval), '2020-01-01'::timestamptz + i * '1 s'::interval, 'edit', gen_random_uuid(), 'x', '{}' FROM pg_catalog.generate_series(1, 20010) i;
-ANALYZE apitoken.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
+ANALYZE apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
 UPDATE apitoken.organizations SET idle_timeout = '1 year' WHERE id = 'acme';
 SET apitoken.retention = '365d';
 SELECT * FROM apitoken.run_maintenance();
-SELECT count(*), count(revoked_at), count(previous_digest) FROM apitoken.token_records;
+SELECT count(*), count(revoked_at), count(previous_digest) FROM apitoken_internal.token_records;
 SELECT count(*) FROM apitoken.token_usage;
 SELECT count(*) FROM apitoken.token_usage_daily;
 SELECT count(*) FROM apitoken.events WHERE details #>> '{new,revoke_reason}' = 'idle' AND details ->> 'label' LIKE 'batch %';

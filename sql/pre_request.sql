@@ -516,7 +516,7 @@ UPDATE apitoken.users SET role = 'reader' WHERE id = 'ada';
 SET apitoken.jwt_user_claim = 'sub';
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 BEGIN; SELECT (apitoken.authenticate(pre.fill('<reader>'))).verdict, current_user; SELECT current_user; COMMIT;
-BEGIN; SELECT apitoken.act_as('ada')->>'database_user', apitoken.current_role_name(); COMMIT;
+BEGIN; SELECT apitoken.act_as('ada') IS NOT NULL, apitoken.whoami()->>'database_user', apitoken.current_role_name(); COMMIT;
 SELECT pre.request('{}', '{"sub": "ada"}', 'regress_apitoken_web'), pre.request('{"x-api-key": "<ada>"}', '{}', 'regress_apitoken_web');
 BEGIN; SELECT apitoken.authenticate(pre.fill('<other>')); ROLLBACK;
 RESET SESSION AUTHORIZATION;

@@ -6,7 +6,8 @@
 \pset null '(null)'
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS apitoken CASCADE;
-DROP EXTENSION IF EXISTS pgcrypto;
+-- apitoken is what people use, apitoken_internal the rest
+\set schemas '(''apitoken''::regnamespace, ''apitoken_internal''::regnamespace)'
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_try.sql
 -- how many objects there are of each kind
@@ -22,107 +23,100 @@ CREATE VIEW public.regress_objects AS
 		(SELECT count(*) FROM pg_catalog.pg_default_acl) AS default_acls;
 SELECT o::text AS before FROM public.regress_objects o \gset
 
--- pgcrypto comes along
+-- it needs nothing else
 CREATE EXTENSION apitoken;
-CREATE EXTENSION apitoken CASCADE;
-SELECT extname, extrelocatable FROM pg_catalog.pg_extension WHERE extname IN ('apitoken', 'pgcrypto') ORDER BY 1;
+SELECT extname, extrelocatable FROM pg_catalog.pg_extension ORDER BY extname COLLATE "C";
 
 --
 -- The objects
 --
 -- relations: kind, row-level security, carried by pg_dump, options
-SELECT c.relkind, c.relname, c.relrowsecurity AS rls, c.oid = ANY (e.extconfig) AS dumped, c.reloptions
+SELECT c.relkind, c.oid::regclass AS relation, c.relrowsecurity AS rls, c.oid = ANY (e.extconfig) AS dumped, c.reloptions
 FROM pg_catalog.pg_class c, pg_catalog.pg_extension e
-WHERE c.relnamespace = 'apitoken'::regnamespace AND e.extname = 'apitoken' AND c.relkind <> 'i'
-ORDER BY c.relkind, c.relname COLLATE "C";
+WHERE c.relnamespace IN :schemas AND e.extname = 'apitoken' AND c.relkind <> 'i'
+ORDER BY c.relkind, c.oid::regclass::text COLLATE "C";
 -- whole tables are dumped, not parts
 SELECT extcondition FROM pg_catalog.pg_extension WHERE extname = 'apitoken';
 -- no sequence anywhere, no rule but the views' own
-SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace = 'apitoken'::regnamespace AND relkind = 'S';
+SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace IN :schemas AND relkind = 'S';
 SELECT count(*) FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
-WHERE c.relnamespace = 'apitoken'::regnamespace AND r.rulename <> '_RETURN';
+WHERE c.relnamespace IN :schemas AND r.rulename <> '_RETURN';
 SELECT indexrelid::regclass, indisunique FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
-WHERE c.relnamespace = 'apitoken'::regnamespace ORDER BY indexrelid::regclass::text COLLATE "C";
-SELECT tablename, policyname, permissive, roles, cmd FROM pg_catalog.pg_policies WHERE schemaname = 'apitoken'
+WHERE c.relnamespace IN :schemas ORDER BY indexrelid::regclass::text COLLATE "C";
+SELECT tablename, policyname, permissive, roles, cmd FROM pg_catalog.pg_policies WHERE schemaname IN ('apitoken', 'apitoken_internal')
 ORDER BY tablename, policyname;
 SELECT tgrelid::regclass, tgname, tgfoid::regproc, tgenabled FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-WHERE c.relnamespace = 'apitoken'::regnamespace AND NOT tgisinternal ORDER BY tgrelid::regclass::text COLLATE "C", tgname;
+WHERE c.relnamespace IN :schemas AND NOT tgisinternal ORDER BY tgrelid::regclass::text COLLATE "C", tgname;
 
 \pset format unaligned
--- columns, in the order that src/tables/tables.h numbers
+-- columns
 SELECT c.relname, pg_catalog.string_agg(a.attname, ' ' ORDER BY a.attnum) AS columns
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v', 'c')
+WHERE c.relnamespace IN :schemas AND c.relkind IN ('r', 'v', 'c')
 GROUP BY c.relname ORDER BY c.relname COLLATE "C";
 \pset format aligned
--- the numbers there, and those of the catalog: none differs
-\set header `grep '^#define Anum_' "$PG_ABS_SRCDIR/src/tables/tables.h"`
-WITH line AS (
-	SELECT pg_catalog.regexp_match(l, '^#define Anum_([a-z_]+)\s+(\d+)$') AS m FROM pg_catalog.regexp_split_to_table(:'header', '\n') l
-), number AS (
-	SELECT m[1] AS name, m[2]::int AS attnum FROM line
-), actual AS (
-	SELECT c.relname || '_' || a.attname AS name, a.attnum
+-- What src/tables/columns.h says of each column is what the catalog has: number, type, null; and each column of
+-- these relations is there.
+\set header `sed -n 's/^[[:space:]]*COLUMN(\(.*\)).*/\1/p' "$PG_ABS_SRCDIR/src/tables/columns.h"`
+CREATE TABLE public.regress_described AS
+	SELECT m[1] AS relation, m[2] AS name, pg_catalog.row_number() OVER (PARTITION BY m[1] ORDER BY line) AS attnum,
+		pg_catalog.regexp_replace(pg_catalog.lower(m[3]), '^(\w+)arrayoid$|^(\w+)oid$', CASE WHEN m[3] ~ 'ARRAY' THEN '_\1' ELSE '\2' END)::regtype AS type,
+		m[4] = 'NOT_NULL' AS not_null, m[5] AS granted
+	FROM pg_catalog.regexp_split_to_table(:'header', '\n') WITH ORDINALITY AS l (text, line),
+		pg_catalog.regexp_match(l.text, '^(\w+), (\w+), +(\w+), +(\w+), "(\w*)"$') m;
+WITH actual AS (
+	SELECT c.relname AS relation, a.attname AS name, a.attnum, a.atttypid::regtype AS type, a.attnotnull AS not_null
 	FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-	WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind = 'r'
+	WHERE c.relnamespace IN :schemas AND c.relname IN (SELECT relation FROM public.regress_described)
 )
-SELECT count(*) >= 40 AS enough, count(*) FILTER (WHERE actual.attnum IS DISTINCT FROM number.attnum) AS wrong
-FROM number LEFT JOIN actual USING (name);
--- every column of the largest table is numbered: check_protected_columns() counts on the last
-SELECT max(attnum) AS last FROM pg_catalog.pg_attribute WHERE attrelid = 'apitoken.token_records'::regclass;
+SELECT pg_catalog.count(d.*) AS described,
+	pg_catalog.count(*) FILTER (WHERE (d.attnum, d.type, d.not_null) IS DISTINCT FROM (a.attnum, a.type, a.not_null)) AS wrong
+FROM public.regress_described d FULL JOIN actual a USING (relation, name);
+-- each verdict of src/base/verdicts.h has its column in stats, in that order
+\set header `sed -n 's/^[[:space:]]*VERDICT(\([A-Z_]*\), *\([a-z_]*\),.*/\2/p' "$PG_ABS_SRCDIR/src/base/verdicts.h"`
+SELECT pg_catalog.count(*) AS verdicts, pg_catalog.bool_and(a.attname IS NOT DISTINCT FROM v.name) AS in_order
+FROM pg_catalog.regexp_split_to_table(:'header', '\n') WITH ORDINALITY AS v (name, n)
+	LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = 'apitoken.stats'::regclass
+		AND a.attnum = v.n + (SELECT attnum FROM pg_catalog.pg_attribute WHERE attrelid = 'apitoken.stats'::regclass AND attname = 'valid') - 1;
 
 -- functions: texts of tokens only by VOLATILE ones, none SECURITY DEFINER
 SELECT oid::regprocedure AS function, provolatile AS v, proparallel AS p, proisstrict AS strict, prosecdef AS definer
-FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace ORDER BY oid::regprocedure::text COLLATE "C";
+FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT count(*) AS not_volatile FROM pg_catalog.pg_proc
-WHERE pronamespace = 'apitoken'::regnamespace AND 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v';
+WHERE pronamespace IN :schemas AND 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v';
 \pset format unaligned
 -- their names of arguments and defaults are part of the contract
 SELECT proname, pg_catalog.pg_get_function_arguments(oid) AS arguments
-FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace AND pronargs > 0 ORDER BY oid::regprocedure::text COLLATE "C";
+FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas AND pronargs > 0 ORDER BY oid::regprocedure::text COLLATE "C";
 \pset format aligned
 
 -- all that stands in the schema belongs to the extension, and nothing else does
 SELECT pg_catalog.pg_describe_object(classid, objid, 0) AS stray
-FROM (SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_catalog.pg_class WHERE relnamespace = 'apitoken'::regnamespace AND relkind IN ('r', 'v', 'S', 'm', 'f')
-	UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken'::regnamespace
+FROM (SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_catalog.pg_class WHERE relnamespace IN :schemas AND relkind IN ('r', 'v', 'S', 'm', 'f')
+	UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas
 	UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
-		WHERE t.typnamespace = 'apitoken'::regnamespace AND c.relkind = 'c') o
+		WHERE t.typnamespace IN :schemas AND c.relkind = 'c') o
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
 	WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND d.classid = o.classid AND d.objid = o.objid);
 SELECT count(*) AS elsewhere
 FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass,
 	pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
-WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND i.schema IS DISTINCT FROM 'apitoken' AND i.identity <> 'apitoken';
+WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND (i.schema IN ('apitoken', 'apitoken_internal')) IS NOT TRUE AND i.identity NOT IN ('apitoken', 'apitoken_internal');
 
--- each has a comment: schema, relations, columns, functions, types, policies, triggers, constraints, indexes
--- (the index of a constraint has the constraint's; PostgreSQL 18 has constraints for NOT NULL as well)
-SELECT 'schema' AS uncommented WHERE pg_catalog.obj_description('apitoken'::regnamespace, 'pg_namespace') IS NULL
+-- what people see has a comment: schemas, relations, functions, types; columns of what they use
+SELECT oid::regnamespace::text AS uncommented FROM pg_catalog.pg_namespace WHERE oid IN :schemas AND pg_catalog.obj_description(oid, 'pg_namespace') IS NULL
 UNION ALL
 SELECT oid::regclass::text FROM pg_catalog.pg_class
-WHERE relnamespace = 'apitoken'::regnamespace AND relkind IN ('r', 'v') AND pg_catalog.obj_description(oid, 'pg_class') IS NULL
+WHERE relnamespace IN :schemas AND relkind IN ('r', 'v') AND pg_catalog.obj_description(oid, 'pg_class') IS NULL
 UNION ALL
 SELECT c.relname || '.' || a.attname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v', 'c') AND pg_catalog.col_description(c.oid, a.attnum) IS NULL
 UNION ALL
 SELECT oid::regprocedure::text FROM pg_catalog.pg_proc
-WHERE pronamespace = 'apitoken'::regnamespace AND pg_catalog.obj_description(oid, 'pg_proc') IS NULL
+WHERE pronamespace IN :schemas AND pg_catalog.obj_description(oid, 'pg_proc') IS NULL
 UNION ALL
 SELECT t.oid::regtype::text FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
-WHERE t.typnamespace = 'apitoken'::regnamespace AND c.relkind = 'c' AND pg_catalog.obj_description(t.oid, 'pg_type') IS NULL
-UNION ALL
-SELECT 'policy ' || p.polname FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
-WHERE c.relnamespace = 'apitoken'::regnamespace AND pg_catalog.obj_description(p.oid, 'pg_policy') IS NULL
-UNION ALL
-SELECT 'trigger ' || t.tgname FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-WHERE c.relnamespace = 'apitoken'::regnamespace AND NOT t.tgisinternal AND pg_catalog.obj_description(t.oid, 'pg_trigger') IS NULL
-UNION ALL
-SELECT 'constraint ' || conname FROM pg_catalog.pg_constraint
-WHERE connamespace = 'apitoken'::regnamespace AND contype <> 'n' AND pg_catalog.obj_description(oid, 'pg_constraint') IS NULL
-UNION ALL
-SELECT 'index ' || c.relname FROM pg_catalog.pg_class c
-WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind = 'i' AND pg_catalog.obj_description(c.oid, 'pg_class') IS NULL
-	AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conindid = c.oid AND contype IN ('p', 'u', 'x'));
+WHERE t.typnamespace IN :schemas AND c.relkind = 'c' AND pg_catalog.obj_description(t.oid, 'pg_type') IS NULL;
 SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'apitoken' AND pg_catalog.obj_description(oid, 'pg_extension') IS NULL;
 
 -- settings (apitoken.token shows nowhere but by SHOW, and then as ***)
@@ -134,46 +128,60 @@ SHOW apitoken.token;
 
 --
 -- Who may do what.  The owner's own entries aside, before anything is allowed:
--- PUBLIC has the schema, what tells only about the caller, and USAGE of the
--- two types, as of any type.
+-- PUBLIC has the schema apitoken, what tells only about the caller, and USAGE of
+-- the two types, as of any type; of apitoken_internal it has what policies and
+-- views call, but not the schema, so that nobody else can.
 --
 CREATE VIEW public.regress_privileges AS
 	SELECT grantee, privilege_type AS privilege, is_grantable, 'schema' AS kind, nspname::text AS object, NULL AS columns
 	FROM pg_catalog.pg_namespace, pg_catalog.aclexplode(coalesce(nspacl, pg_catalog.acldefault('n', nspowner)))
-	WHERE nspname = 'apitoken' AND grantee <> nspowner
+	WHERE oid IN :schemas AND grantee <> nspowner
 	UNION ALL
 	SELECT grantee, privilege_type, is_grantable, 'function', oid::regprocedure::text, NULL
 	FROM pg_catalog.pg_proc, pg_catalog.aclexplode(coalesce(proacl, pg_catalog.acldefault('f', proowner)))
-	WHERE pronamespace = 'apitoken'::regnamespace AND grantee <> proowner
+	WHERE pronamespace IN :schemas AND grantee <> proowner
 	UNION ALL
 	SELECT grantee, privilege_type, is_grantable, 'relation', oid::regclass::text, NULL
 	FROM pg_catalog.pg_class, pg_catalog.aclexplode(coalesce(relacl, pg_catalog.acldefault('r', relowner)))
-	WHERE relnamespace = 'apitoken'::regnamespace AND relkind IN ('r', 'v') AND grantee <> relowner
+	WHERE relnamespace IN :schemas AND relkind IN ('r', 'v') AND grantee <> relowner
 	UNION ALL
 	SELECT grantee, privilege_type, is_grantable, 'columns', attrelid::regclass::text, pg_catalog.string_agg(attname, ' ' ORDER BY attnum)
 	FROM pg_catalog.pg_attribute JOIN pg_catalog.pg_class c ON c.oid = attrelid, pg_catalog.aclexplode(attacl)
-	WHERE relnamespace = 'apitoken'::regnamespace AND grantee <> relowner
+	WHERE relnamespace IN :schemas AND grantee <> relowner
 	GROUP BY 1, 2, 3, 5
 	UNION ALL
 	SELECT grantee, privilege_type, is_grantable, 'type', t.oid::regtype::text, NULL
 	FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c ON c.oid = typrelid AND c.relkind = 'c',
 		pg_catalog.aclexplode(coalesce(typacl, pg_catalog.acldefault('T', typowner)))
-	WHERE typnamespace = 'apitoken'::regnamespace AND grantee <> typowner;
+	WHERE typnamespace IN :schemas AND grantee <> typowner;
 SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee, privilege, is_grantable, kind, object, columns
 FROM public.regress_privileges ORDER BY grantee, kind, object COLLATE "C", privilege;
 
 -- a role without capabilities gets nowhere, but to the names and permissions of roles
 CREATE ROLE regress_apitoken_nobody;
-CREATE ROLE regress_apitoken_some;
+CREATE ROLE regress_apitoken_some LOGIN;
 SET ROLE regress_apitoken_nobody;
 SELECT public.regress_try(pg_catalog.format('TABLE apitoken.%I', r)) AS refused
-FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_records,token_usage,token_usage_daily,events,tokens,members,stats}'::text[]) r;
+FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_usage,token_usage_daily,events,tokens,members,stats}'::text[]) r;
 SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.unnest(ARRAY['authenticate(NULL)', 'verify(NULL)',
-	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_secret(pg_catalog.gen_random_uuid())', 'regenerate_token(NULL)', 'revoke_token(NULL)',
-	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'list_limit(1, NULL)', 'run_maintenance()', 'flush_usage()', 'read_stats()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
+	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_token(pg_catalog.gen_random_uuid())', 'regenerate_token(NULL)', 'revoke_token(NULL)',
+	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'run_maintenance()', 'flush_usage()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(),
-	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed,
-	apitoken.managed_organizations('token:read'), apitoken.managed_user('token:read'), apitoken.own_organizations();
+	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed;
+-- nobody but the owner gets to anything in apitoken_internal by its name, whatever they were allowed
+RESET ROLE;
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
+SELECT r AS role, pg_catalog.count(*) > 40 AS enough, pg_catalog.array_agg(DISTINCT outcome) AS outcomes
+FROM pg_catalog.unnest('{regress_apitoken_nobody,regress_apitoken_some}'::name[]) r, LATERAL (
+	SELECT pg_catalog.set_config('role', r, true), public.regress_try('TABLE apitoken_internal.token_records') AS outcome
+	UNION ALL
+	SELECT pg_catalog.set_config('role', r, true), public.regress_try(pg_catalog.format('SELECT %s FROM apitoken_internal.token_records', name)) FROM public.regress_described WHERE relation = 'token_records'
+	UNION ALL
+	SELECT pg_catalog.set_config('role', r, true), public.regress_try(pg_catalog.format('SELECT apitoken_internal.%I(NULL)', proname))
+	FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken_internal'::regnamespace) t
+GROUP BY r ORDER BY r;
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
+SET ROLE regress_apitoken_nobody;
 SELECT apitoken.whoami();
 -- nor may it hand out capabilities, not even with the right to call allow()
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_nobody', 'manage')$$);
@@ -187,7 +195,7 @@ RESET ROLE;
 REVOKE EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) FROM regress_apitoken_nobody;
 -- trigger functions serve no table but the extension's own
 CREATE TABLE public.regress_other (id uuid, digest bytea);
-SELECT f, public.regress_try(pg_catalog.format('CREATE TRIGGER t BEFORE INSERT ON public.regress_other FOR EACH ROW EXECUTE FUNCTION apitoken.%I()', f)) AS created,
+SELECT f, public.regress_try(pg_catalog.format('CREATE TRIGGER t BEFORE INSERT ON public.regress_other FOR EACH ROW EXECUTE FUNCTION apitoken_internal.%I()', f)) AS created,
 	public.regress_try('INSERT INTO public.regress_other DEFAULT VALUES') AS used,
 	public.regress_try('DROP TRIGGER t ON public.regress_other') AS dropped
 FROM pg_catalog.unnest('{token_before_insert,token_before_update,token_after_change,token_refuse_delete,event_refuse_change,role_before_change,role_after_change,owner_before_change,owner_after_delete}'::text[]) f;
@@ -227,10 +235,34 @@ SELECT pg_catalog.left(public.regress_try(s), 5) AS refused FROM pg_catalog.unne
 	'SELECT apitoken.flush_usage()', 'TABLE apitoken.token_usage', 'TABLE apitoken.tokens', 'SELECT apitoken.verify(NULL)']) s;
 RESET ROLE;
 -- half of it is not enough
-REVOKE EXECUTE ON FUNCTION apitoken.read_stats() FROM regress_apitoken_some;
+REVOKE EXECUTE ON FUNCTION apitoken_internal.read_stats() FROM regress_apitoken_some;
 SET ROLE regress_apitoken_some;
 SELECT public.regress_try('TABLE apitoken.stats') AS refused;
 RESET ROLE;
+
+-- manage is enough for a member to do everything there is, with no right to name what lies beneath
+INSERT INTO apitoken.organizations (id) VALUES ('acme');
+INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
+SELECT apitoken.allow('regress_apitoken_some', 'act', 'manage');
+SET SESSION AUTHORIZATION regress_apitoken_some;
+SELECT pg_catalog.has_schema_privilege('apitoken_internal', 'USAGE') AS usage;
+BEGIN;
+SELECT apitoken.act_as('ada');
+SELECT id FROM apitoken.create_token('one', organization_id => 'acme') \gset
+INSERT INTO apitoken.tokens (label) VALUES ('mine') RETURNING label, apitoken.take_token(id) IS NOT NULL AS taken;
+UPDATE apitoken.tokens SET description = 'edited' WHERE id = :'id' RETURNING label, description, status;
+SELECT token IS NOT NULL AS regenerated FROM apitoken.regenerate_token(:'id', overlap => '1 hour');
+SELECT label, last_used, organization_id FROM apitoken.list_tokens('o');
+SELECT label FROM apitoken.tokens WHERE organization_id = 'acme' ORDER BY created_at DESC LIMIT 5;
+SELECT (SELECT count(*) FROM apitoken.events) AS events, (SELECT count(*) FROM apitoken.token_usage) AS usage,
+	(SELECT count(*) FROM apitoken.token_usage_daily) AS daily, (SELECT count(*) FROM apitoken.members) AS members,
+	(SELECT count(*) FROM apitoken.organizations) AS organizations, (SELECT count(*) FROM apitoken.memberships) AS memberships;
+SELECT apitoken.revoke_token(:'id', 'one'), apitoken.revoke_tokens(user_id => 'ada');
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+DELETE FROM apitoken.organizations;
+SELECT apitoken.disallow('regress_apitoken_some', 'act', 'manage');
+SELECT apitoken.allow('regress_apitoken_some', 'monitor');
 
 -- twice is once; all together still do not reach digests, audit and usage
 SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'directory');
@@ -238,14 +270,14 @@ SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
 SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <> 0 GROUP BY 1;
 SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
 FROM pg_catalog.pg_attribute a, pg_catalog.unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) p
-WHERE a.attrelid = 'apitoken.token_records'::regclass AND (a.attname LIKE '%digest%' OR a.attname = 'previous_expires_at') ORDER BY a.attnum, p;
-SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken.token_records,apitoken.token_usage,apitoken.events}'::text[]) r,
+WHERE a.attrelid = 'apitoken_internal.token_records'::regclass AND (a.attname LIKE '%digest%' OR a.attname = 'previous_expires_at') ORDER BY a.attnum, p;
+SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken_internal.token_records,apitoken.token_usage,apitoken.events}'::text[]) r,
 	pg_catalog.unnest('{INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) p
 WHERE has_table_privilege('regress_apitoken_some', r, p);
 SELECT has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database_role', 'INSERT') AS insert,
 	has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database_role', 'UPDATE') AS update;
 SELECT oid::regprocedure AS never_granted FROM pg_catalog.pg_proc
-WHERE pronamespace = 'apitoken'::regnamespace AND NOT has_function_privilege('regress_apitoken_some', oid, 'EXECUTE')
+WHERE pronamespace IN :schemas AND NOT has_function_privilege('regress_apitoken_some', oid, 'EXECUTE')
 ORDER BY oid::regprocedure::text COLLATE "C";
 -- disallowing manage takes use with it; what others grant stays
 SELECT apitoken.disallow('regress_apitoken_some', 'manage');
@@ -314,17 +346,19 @@ DROP ROLE "regress_apitoken_Some ""one""";
 --
 DROP ROLE regress_apitoken_some, regress_apitoken_nobody;
 DROP VIEW public.regress_privileges;
-DROP EXTENSION pgcrypto;
+DROP TABLE public.regress_described;
 DROP EXTENSION apitoken;
-DROP EXTENSION pgcrypto;
 SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
-SELECT pg_catalog.to_regnamespace('apitoken');
--- nor is anything made where somebody else has made the schema
+SELECT pg_catalog.to_regnamespace('apitoken'), pg_catalog.to_regnamespace('apitoken_internal');
+-- nor is anything made where somebody else has made one of the schemas
 CREATE SCHEMA apitoken;
-SELECT public.regress_try('CREATE EXTENSION apitoken CASCADE');
+SELECT public.regress_try('CREATE EXTENSION apitoken');
 DROP SCHEMA apitoken;
+CREATE SCHEMA apitoken_internal;
+SELECT public.regress_try('CREATE EXTENSION apitoken');
+DROP SCHEMA apitoken_internal;
 SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
--- pgcrypto may live anywhere
+-- a digest is pgcrypto's, wherever that lives
 CREATE SCHEMA "regress_apitoken Elsewhere";
 CREATE EXTENSION pgcrypto SCHEMA "regress_apitoken Elsewhere";
 CREATE EXTENSION apitoken;

@@ -48,7 +48,7 @@ INSERT INTO oddity VALUES
 	(4, 'one character', 'a'),
 	(5, 'underscores', repeat('_', 83)),
 	(6, 'control characters', E'apt_org_\x01\x02\x1b[2J'),
-	(7, 'a quote', $$apt_org_'; DROP TABLE apitoken.token_records; --$$),
+	(7, 'a quote', $$apt_org_'; DROP TABLE apitoken_internal.token_records; --$$),
 	(8, 'backslashes', repeat('\', 79)),
 	(9, 'not ASCII', repeat('ä', 40)),
 	(10, 'stored out of line', repeat('apt_org_', 100000)),
@@ -114,7 +114,7 @@ END
 $$;
 SELECT (apitoken.verify(pg_temp.with_checksum(left(:'org', -6)))).verdict AS unchanged;
 SELECT shape, array_agg(DISTINCT v.verdict) AS verdicts
-FROM apitoken.token_records r,
+FROM apitoken_internal.token_records r,
 	LATERAL split_part(masked, '_', 3) AS i (code),
 	LATERAL (VALUES (1, encode(digest, 'hex')), (2, encode(digest, 'base64')), (3, digest::text), (4, masked),
 		(5, pg_temp.with_checksum('apt_org_' || i.code || left(encode(digest, 'hex'), 43))),
@@ -146,7 +146,7 @@ FROM apitoken.verify(:'usr');
 SELECT id AS bad_id, token AS bad FROM apitoken.create_token('bad', organization_id => 'beta', role => 'reader',
 	allowed_networks => '{192.0.2.0/24}', rate_limit_per_minute => 10) \gset
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET revoked_at = now(), expires_at = now() - '1 day'::interval, suspended_at = now() WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET revoked_at = now(), expires_at = now() - '1 day'::interval, suspended_at = now() WHERE id = :'bad_id';
 UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'beta';
 RESET session_replication_role;
 CREATE FUNCTION pg_temp.bad(token text, OUT valid boolean, OUT verdict text, OUT told text) LANGUAGE sql AS $$
@@ -154,24 +154,24 @@ CREATE FUNCTION pg_temp.bad(token text, OUT valid boolean, OUT verdict text, OUT
 $$;
 SELECT * FROM pg_temp.bad(:'bad');
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET revoked_at = NULL WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET revoked_at = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
-UPDATE apitoken.token_records SET expires_at = NULL WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET expires_at = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
-UPDATE apitoken.token_records SET suspended_at = NULL WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET suspended_at = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
 UPDATE apitoken.organizations SET suspended_at = NULL WHERE id = 'beta';
 SELECT * FROM pg_temp.bad(:'bad');
-UPDATE apitoken.token_records SET allowed_networks = NULL WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET allowed_networks = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
 -- (one use a minute: the first is accepted with shared preload, none without, where a warning says so;
 -- test/t/014_rate_limit.pl tells them apart)
-UPDATE apitoken.token_records SET role = 'writer', rate_limit_per_minute = 1 WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET role = 'writer', rate_limit_per_minute = 1 WHERE id = :'bad_id';
 SET client_min_messages = error;
 SELECT valid AS accepted_once FROM pg_temp.bad(:'bad') \gset
 SELECT valid, verdict, replace(told, ' retry_after', '') AS told FROM pg_temp.bad(:'bad');
 RESET client_min_messages;
-UPDATE apitoken.token_records SET rate_limit_per_minute = NULL WHERE id = :'bad_id';
+UPDATE apitoken_internal.token_records SET rate_limit_per_minute = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
 -- an owner that is gone counts as suspended, should a row be left
 DELETE FROM apitoken.organizations WHERE id = 'beta';
@@ -300,7 +300,7 @@ INSERT INTO happening VALUES
 	(5, :'org', $$UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme'$$),
 	(6, :'org', $$DELETE FROM apitoken.organizations WHERE id = 'acme'$$),
 	(7, :'org', $$UPDATE apitoken.users SET suspended_at = now()$$),
-	(8, :'org', $$UPDATE apitoken.token_records SET allowed_networks = '{10.0.0.0/8}' WHERE label = 'build'$$),
+	(8, :'org', $$UPDATE apitoken_internal.token_records SET allowed_networks = '{10.0.0.0/8}' WHERE label = 'build'$$),
 	(9, :'usr', $$UPDATE apitoken.users SET suspended_at = now() WHERE id = 'ann'$$),
 	(10, :'usr', $$DELETE FROM apitoken.users WHERE id = 'ann'$$),
 	(11, :'usr', $$SELECT apitoken.revoke_tokens(user_id => 'ann')$$),
@@ -320,7 +320,7 @@ COMMIT;
 SELECT (apitoken.verify(token)).verdict FROM apitoken.create_token('just now', user_id => 'ann');
 SELECT token AS short FROM apitoken.create_token('short', user_id => 'ann') \gset
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET expires_at = clock_timestamp() + '3 seconds'::interval WHERE label = 'short';
+UPDATE apitoken_internal.token_records SET expires_at = clock_timestamp() + '3 seconds'::interval WHERE label = 'short';
 RESET session_replication_role;
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT (apitoken.verify(:'short')).verdict;
@@ -337,12 +337,12 @@ SELECT token AS two FROM apitoken.regenerate_token(:'id', overlap => '30 minutes
 SELECT (apitoken.verify(:'one')).verdict, (apitoken.verify(:'two')).verdict;
 SELECT token AS three FROM apitoken.regenerate_token(:'id', overlap => '10 days', expires_in => '20 days') \gset
 SELECT (apitoken.verify(:'one')).verdict, (apitoken.verify(:'two')).verdict, (apitoken.verify(:'three')).verdict;
-SELECT previous_expires_at <= created_at + '1 hour'::interval AS not_past_old_expiry FROM apitoken.token_records WHERE id = :'id';
+SELECT previous_expires_at <= created_at + '1 hour'::interval AS not_past_old_expiry FROM apitoken_internal.token_records WHERE id = :'id';
 UPDATE apitoken.tokens SET suspended_at = now() WHERE id = :'id';
 SELECT (apitoken.verify(:'two')).verdict, (apitoken.verify(:'three')).verdict;
 UPDATE apitoken.tokens SET suspended_at = NULL WHERE id = :'id';
 SET session_replication_role = replica;
-UPDATE apitoken.token_records SET previous_expires_at = clock_timestamp() WHERE id = :'id';
+UPDATE apitoken_internal.token_records SET previous_expires_at = clock_timestamp() WHERE id = :'id';
 RESET session_replication_role;
 SELECT (apitoken.verify(:'two')).verdict, (apitoken.verify(:'three')).verdict;
 SELECT token AS four FROM apitoken.regenerate_token(:'id', overlap => '30 minutes') \gset

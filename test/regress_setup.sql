@@ -4,6 +4,6 @@
 -- regress_try.sql makes.  regress_teardown.sql takes both away.
 --
 SET client_min_messages = warning;
-CREATE EXTENSION apitoken CASCADE;
+CREATE EXTENSION apitoken;
 RESET client_min_messages;
 \i :srcdir/test/regress_try.sql

@@ -6,7 +6,6 @@
 --
 SET client_min_messages = warning;
 DROP EXTENSION apitoken CASCADE;
-DROP EXTENSION IF EXISTS pgcrypto;
 DROP FUNCTION IF EXISTS public.regress_try(text);
 DO $$
 DECLARE

@@ -167,7 +167,7 @@ sub psql_file
 		'-d', $how{db} // $b->{db}, (map { ('-v', "$_=$vars{$_}") } sort keys %vars), '-f', $file);
 }
 
-# milliseconds SQL, set => { name => value }, before => SQL, db =>, ...: server
+# milliseconds SQL, set => { name => value }, before_id => SQL, db =>, ...: server
 # time of one statement, whose rows go nowhere; with processor => 1 only what it
 # had of a processor, for what neither waits nor writes.
 sub milliseconds
@@ -179,7 +179,7 @@ sub milliseconds
 			'SELECT ' . ($how{processor} ? 'processor' : 'clock') . " FROM bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
-# microseconds SQL, times =>, before => SQL, db =>, user =>, ...: the processor's
+# microseconds SQL, times =>, before_id => SQL, db =>, user =>, ...: the processor's
 # time for a statement that is prepared, one of so many in a loop; each row is
 # fetched.  What is to come before is in the same transaction, and not counted.
 sub microseconds
