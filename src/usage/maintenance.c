@@ -129,7 +129,7 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 	if (retention_cutoff(APITOKEN_RETENTION, now, &cutoff))
 	{
 		values[0] = TimestampTzGetDatum(cutoff);
-		apitoken_least_id(cutoff + EVENT_SLACK, &bound);
+		apitoken_min_id(cutoff + EVENT_SLACK, &bound);
 		values[2] = UUIDPGetDatum(&bound);
 		more |= work(APITOKEN_REMOVE_EVENTS, values, batch, &done->events_removed);
 		more |= work(APITOKEN_REMOVE_REVOKED, values, batch, &done->tokens_removed);
