@@ -1,15 +1,15 @@
 # apitoken: API tokens inside PostgreSQL.
 #
 #   make && make install       build, and install into the server of PG_CONFIG
-#   make test                  everything else: see test/README.md
-#   make bench                 how fast it is: see test/bench/README.md
+#   make test                  run the tests: see test/README.md
+#   make bench                 run the benchmarks: see test/bench/README.md
 
 EXTENSION = apitoken
 MODULE_big = apitoken
 PGFILEDESC = "apitoken - API tokens verified inside the database"
 DATA = apitoken--1.0.sql
 
-# Ground floor first: see src/README.md.
+# The lowest folder comes first: see src/README.md.
 OBJS = \
 	apitoken.o \
 	src/text/token.o \
@@ -59,8 +59,8 @@ OBJS = \
 	src/api/introspect.o
 INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
-# Each test by name: a stray file in sql/ is never run unnoticed, and
-# test/run.sh fails when a file there is missing from these lists.
+# Tests are listed by name, so that a stray file in sql/ is not run.
+# test/run.sh fails if a file in sql/ is missing from these lists.
 REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance pre_request introspect policies
 ISOLATION = last_used revocation regenerate role label owner_deleted maintenance revoke_tokens
 TAP_TESTS = 1
@@ -68,13 +68,13 @@ PROVE_TESTS = test/t/*.pl
 
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 
-# The control file is the one place where the version is written.
+# The version is written in the control file only.
 EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" apitoken.control)
 PG_CPPFLAGS = -I$(srcdir)/src -DAPITOKEN_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 
 # Bitcode would let the JIT inline our functions into expressions.  None of
-# them gains by that, and without it clang is not needed to build.
+# them would become faster, and without bitcode the build does not need clang.
 ifndef with_llvm
 override with_llvm := no
 endif
@@ -89,23 +89,23 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 
 .DEFAULT_GOAL := all
 
-# On a machine without PostgreSQL's development files the targets that fetch
-# them (test, demo) must still work, so their absence is only an error for the
-# targets that need them at once.
+# On a machine without PostgreSQL's development files, the targets that fetch
+# them (test, demo) must still work.  Only the targets below, which cannot fetch
+# them, report an error.
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 
-# where the TAP tests' own module is, as seen from here
+# the directory of the TAP tests' own module
 PROVE_FLAGS += -I test/t
 
-# PGXS knows no dependencies on headers.
+# PGXS does not track dependencies on headers.
 $(OBJS): $(INCLUDED)
 apitoken.o: apitoken.control
 
-# test/unit/x_test.c tests src/text/x.c alone: it prints TAP, and brings along what
-# that file takes from the server; functions that need more of it are dropped
-# by the linker, as long as no test calls them.  The sanitizers end it with an
-# error.
+# test/unit/x_test.c tests src/text/x.c alone, and prints TAP.  It defines the
+# server functions that the tested code needs.  The linker drops functions of
+# x.c that no test calls, so their references need no definition.  If a
+# sanitizer finds a fault, it ends the program with an error.
 test/unit/bin/%_test: test/unit/%_test.c src/text/%.c $(INCLUDED)
 	@$(MKDIR_P) $(@D)
 	$(CC) $(CFLAGS) $(UNIT_CFLAGS) $(CPPFLAGS) $(filter %.c,$^) -o $@
@@ -119,8 +119,8 @@ all install installcheck uninstall clean unit-programs:
 	@exit 1
 endif
 
-# What follows runs in throw-away places only.  The scripts read PG_CONFIG from
-# the environment.
+# The targets below run in temporary directories only.  Their scripts read
+# PG_CONFIG from the environment.
 export PG_CONFIG
 
 deps:
@@ -148,7 +148,7 @@ bench:
 	@test/deps.sh build bench
 	@test/bench.sh
 
-# For scripts: the value of a variable of this file.
+# For scripts: print the value of a variable of this file.
 print-%:
 	@echo $($*)
 

@@ -1,10 +1,11 @@
 /*
  * apitoken.c
- *		Entry of the module: settings, callbacks and hooks.
+ *		Module entry: installs settings, callbacks and hooks.
  *
- * Loaded by the first call of one of its functions, by
- * session_preload_libraries, or by shared_preload_libraries.  The hooks work
- * from then on: with a preload from the first statement of a session.
+ * The module is loaded by shared_preload_libraries, by
+ * session_preload_libraries, or by the first call of one of its functions.  The
+ * hooks take effect when it is loaded.  With a preload, that is before the first
+ * statement of a session.
  *
  * Copyright (c) 2026, the apitoken authors
  */
@@ -31,10 +32,10 @@ _PG_init(void)
 	apitoken_locked_init();
 	apitoken_guard_init();
 
-	/* last: of the hooks that both have, the one installed last runs first */
+	/* This must follow guard: of hooks on the same event, the last one installed runs first. */
 	apitoken_redact_init();
 
-	/* pg_upgrade's servers verify nothing, and must not be written to */
+	/* The servers that pg_upgrade starts verify no tokens, and must not be written to. */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		apitoken_shared_init();

@@ -1,12 +1,18 @@
 /*
  * address.c
- *		Where a client is.
+ *		The address of the client.
  *
- * In order: the client_address argument, the setting apitoken.client_address,
- * and the header of an HTTP request that the administrator has named, all only
- * from a session that may speak for others; then the connection's own address.
- * Unknown (a Unix socket, a request without the header) is NULL, and matches
- * no list of networks.
+ * The first of these that is present gives the address:
+ *
+ *	1. the argument client_address,
+ *	2. the setting apitoken.client_address,
+ *	3. the HTTP header that apitoken.client_address_header names,
+ *	4. the address of the connection.
+ *
+ * The first three count only in a session that may speak for clients.  If a
+ * request does not have the configured header, or if the connection uses a Unix
+ * socket, the address is unknown.  An unknown address is NULL, and is in no
+ * list of networks.
  */
 #include "postgres.h"
 
@@ -18,7 +24,7 @@
 
 #include "base/base.h"
 
-/* The server parses it anew each time, but it is the session's. */
+/* The connection's address, cached because inet_client_addr() parses it on each call. */
 static inet *
 connection_address(void)
 {
@@ -40,11 +46,12 @@ connection_address(void)
 }
 
 /*
- * An IPv4 address as a dual-stack gateway gives it (::ffff:a.b.c.d, RFC 4291
- * section 2.5.5.2) is the IPv4 address, and in its networks.
+ * Convert an IPv4-mapped IPv6 address (::ffff:a.b.c.d, RFC 4291 section
+ * 2.5.5.2), which a dual-stack gateway sends, to the IPv4 address, so that it
+ * matches IPv4 networks.
  */
 static inet *
-unmapped(inet *address)
+unmap_ipv4(inet *address)
 {
 	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 	inet	   *plain;
@@ -60,7 +67,7 @@ unmapped(inet *address)
 	return plain;
 }
 
-/* Nothing, or a colon and a port. */
+/* Is the text empty, or a colon and a port number? */
 static bool
 is_port(const char *text)
 {
@@ -70,8 +77,8 @@ is_port(const char *text)
 }
 
 /*
- * An address as proxies write it: alone, or as IPv4:port, [IPv6] or
- * [IPv6]:port.  NULL: it is none.
+ * Parse an address in the forms that proxies write: an address alone,
+ * IPv4:port, [IPv6] or [IPv6]:port.  Returns NULL if it is malformed.
  */
 static inet *
 parse_address(const char *text)
@@ -101,11 +108,12 @@ parse_address(const char *text)
 }
 
 /*
- * The last address in the header that the administrator has named: the
- * nearest proxy has appended it, those before it are what it was told.
+ * Returns the last address in the header that apitoken.client_address_header
+ * names, or NULL.  The nearest proxy appended that one; a client can forge the
+ * addresses before it.
  */
 static inet *
-address_in_header(List *headers)
+header_address(List *headers)
 {
 	List	   *values = apitoken_header_values(headers, apitoken_client_address_header);
 	ApitokenField *field;
@@ -133,16 +141,16 @@ apitoken_client_address(inet *argument)
 	List	   *headers;
 
 	if ((argument != NULL || setting != NULL) &&
-		apitoken_session_may_vouch())
-		return unmapped(argument != NULL ? argument :
+		apitoken_session_is_trusted())
+		return unmap_ipv4(argument != NULL ? argument :
 						DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting))));
 	if (*apitoken_client_address_header != '\0' &&
 		apitoken_request_headers(&headers) != APITOKEN_NO_REQUEST &&
-		apitoken_session_may_vouch())
+		apitoken_session_is_trusted())
 	{
-		inet	   *address = address_in_header(headers);
+		inet	   *address = header_address(headers);
 
-		return address == NULL ? NULL : unmapped(address);
+		return address == NULL ? NULL : unmap_ipv4(address);
 	}
 	return connection_address();
 }

@@ -1,7 +1,7 @@
 /*
  * base.h
- *		What all floors above need: settings, digests, the HTTP request, the
- *		client's address, and what differs between PostgreSQL's majors.
+ *		Settings, capabilities, digests, the HTTP request and the client's
+ *		address, for all higher folders.
  */
 #ifndef APITOKEN_BASE_H
 #define APITOKEN_BASE_H
@@ -18,7 +18,7 @@
 
 /* ----- guc.c: settings ----- */
 
-/* ids of organizations and users, in bytes */
+/* maximum length of the id of an organization or a user, in bytes */
 #define APITOKEN_OWNER_ID_MAX 255
 
 typedef enum ApitokenSetting
@@ -51,26 +51,26 @@ extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
 extern const char *apitoken_request_setting(const char *name, Oid *setter);
 
-/* ----- json.c: fields of JSON objects ----- */
+/* ----- json.c: build fields of JSON objects ----- */
 
 extern void apitoken_json_string(ApitokenJson *state, const char *key, const char *string);
 extern void apitoken_json_bool(ApitokenJson *state, const char *key, bool boolean);
 extern void apitoken_json_integer(ApitokenJson *state, const char *key, int64 integer);
 extern void apitoken_json_strings(ApitokenJson *state, const char *key, ArrayType *array);
 
-/* ----- request.c: what PostgREST tells of an HTTP request ----- */
+/* ----- request.c: the HTTP request, from PostgREST's settings ----- */
 
 typedef enum ApitokenRequest
 {
 	APITOKEN_NO_REQUEST,
 	APITOKEN_REQUEST,
-	APITOKEN_BROKEN_REQUEST		/* its headers are no JSON object */
+	APITOKEN_BROKEN_REQUEST		/* the headers are not a JSON object */
 } ApitokenRequest;
 
 typedef struct ApitokenField
 {
 	char	   *name;
-	char	   *value;			/* NULL: neither a string nor a number */
+	char	   *value;			/* NULL if neither a string nor a number */
 	bool		is_string;
 } ApitokenField;
 
@@ -78,13 +78,13 @@ extern ApitokenRequest apitoken_request_headers(List **headers);
 extern List *apitoken_header_values(List *headers, const char *name);
 extern char *apitoken_request_claim(const char *name, Oid *setter);
 
-/* ----- pepper.c: the peppers, from their file ----- */
+/* ----- pepper.c: the pepper file ----- */
 
 #define APITOKEN_PEPPER_BYTES_MAX 128
 
 typedef struct ApitokenPepper
 {
-	int16		scheme;			/* the digest scheme that it makes, 1 or more */
+	int16		scheme;			/* number of the digest scheme, 1 or more */
 	uint8		length;
 	uint8		key[APITOKEN_PEPPER_BYTES_MAX];
 } ApitokenPepper;
@@ -104,21 +104,21 @@ extern void apitoken_decoy_digest(const char *text, size_t length);
 extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 									const uint8 b[APITOKEN_DIGEST_LENGTH]);
 
-/* ----- function.c: the extension's functions, and who may execute them ----- */
+/* ----- function.c: functions of the extension, capabilities of roles ----- */
 
 extern void apitoken_function_init(void);
 extern Oid	apitoken_find_function(const char *schema, const char *name, int nargs, const Oid *args);
 extern bool apitoken_role_may_act(Oid role);
-extern bool apitoken_session_may_vouch(void);
+extern bool apitoken_session_is_trusted(void);
 
-/* ----- address.c: where a client is ----- */
+/* ----- address.c: the address of the client ----- */
 
 extern inet *apitoken_client_address(inet *argument);
 extern bool apitoken_in_networks(inet *address, ArrayType *networks);
 
-/* ----- subtransaction.c: what a transaction keeps, by subtransactions ----- */
+/* ----- subtransaction.c: lists whose entries end with their subtransaction ----- */
 
-/* The part of an entry that tells in which subtransaction it was made. */
+/* The first part of an entry: the subtransaction that made it. */
 typedef struct ApitokenMade
 {
 	dlist_node	node;

@@ -1,11 +1,12 @@
 /*
  * digest.c
- *		What is stored of a token, and comparing it.
+ *		Compute and compare the digests of tokens, which are stored in place of
+ *		their texts.
  *
- * Scheme 0 is SHA-256 of the whole text: a secret has 256 random bits, so that
- * nothing slower would be safer.  Scheme n is HMAC-SHA-256 under pepper n, a
- * key that is kept outside the database: whoever can write the table, but not
- * read that file, can then not forge a digest either.
+ * Scheme 0 is SHA-256 of the whole text.  A secret has 256 random bits, so a
+ * slower hash would not be safer.  Scheme n is HMAC-SHA-256 under pepper n, a
+ * key that is kept outside the database.  With a pepper, write access to the
+ * table is not enough to forge a digest; that also needs the pepper file.
  */
 #include "postgres.h"
 
@@ -16,10 +17,11 @@
 #include "utils/resowner.h"
 
 /*
- * The contexts in which digests are computed are made once in a session: to
- * make one costs more than the digest of a token.  The server frees a context
- * together with the resource owner that it was made under, so these have one of
- * their own.  (After an error the server itself sets CurrentResourceOwner.)
+ * The contexts in which digests are computed.  They are created once in a
+ * session, because creating one costs more than the digest of a token.  The
+ * server frees a context together with the resource owner that was current when
+ * it was created, so these contexts have a resource owner of their own.  (After
+ * an error, the server resets CurrentResourceOwner itself.)
  */
 static pg_cryptohash_ctx *sha256_context = NULL;
 static pg_hmac_ctx *hmac_context = NULL;
@@ -42,7 +44,7 @@ make_contexts(void)
 	MemoryContextSwitchTo(memory);
 }
 
-/* SHA-256; NULL, or what went wrong. */
+/* Compute a SHA-256 digest.  Returns NULL, or an error message. */
 static const char *
 sha256(const char *text, size_t length, uint8 *digest)
 {
@@ -55,7 +57,7 @@ sha256(const char *text, size_t length, uint8 *digest)
 	return NULL;
 }
 
-/* HMAC-SHA-256 under a pepper; NULL, or what went wrong. */
+/* Compute an HMAC-SHA-256 digest under a pepper.  Returns NULL, or an error message. */
 static const char *
 hmac_sha256(const ApitokenPepper *pepper, const char *text, size_t length, uint8 *digest)
 {
@@ -68,7 +70,7 @@ hmac_sha256(const ApitokenPepper *pepper, const char *text, size_t length, uint8
 	return NULL;
 }
 
-/* The scheme for new digests.  Raises if there is a pepper file that cannot be used. */
+/* Returns the scheme for new digests.  Raises an error if the pepper file is set but unusable. */
 int16
 apitoken_signing_scheme(void)
 {
@@ -77,7 +79,7 @@ apitoken_signing_scheme(void)
 	return pepper == NULL ? 0 : pepper->scheme;
 }
 
-/* The digest of a token's text under a scheme, or an error. */
+/* Compute the digest of a token's text under a scheme, or raise an error. */
 void
 apitoken_digest(const char *text, size_t length, int16 scheme,
 				uint8 digest[APITOKEN_DIGEST_LENGTH])
@@ -99,9 +101,10 @@ apitoken_digest(const char *text, size_t length, int16 scheme,
 }
 
 /*
- * The work that a digest costs, for an id that does not exist, so that the time
- * of an answer does not tell which ids do.  Never raises, as an unknown token
- * is not a broken server: without usable peppers it is the plain digest.
+ * Do the work of a digest for an id that does not exist, so that the response
+ * time does not reveal which ids exist.  This never raises an error, because an
+ * unknown token does not mean that the server is misconfigured.  Without a usable
+ * pepper it computes the plain digest.
  */
 void
 apitoken_decoy_digest(const char *text, size_t length)
@@ -109,7 +112,7 @@ apitoken_decoy_digest(const char *text, size_t length)
 	uint8		digest[APITOKEN_DIGEST_LENGTH];
 	const ApitokenPepper *pepper = apitoken_decoy_pepper();
 
-	/* calls into the server, so the compiler cannot leave them out */
+	/* These functions call the server, so the compiler cannot optimize them away. */
 	if (pepper != NULL)
 		(void) hmac_sha256(pepper, text, length, digest);
 	else
@@ -117,7 +120,7 @@ apitoken_decoy_digest(const char *text, size_t length)
 	explicit_bzero(digest, sizeof(digest));
 }
 
-/* Equality that takes the same time wherever the digests differ. */
+/* Compare digests in constant time. */
 bool
 apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 						const uint8 b[APITOKEN_DIGEST_LENGTH])

@@ -1,10 +1,10 @@
 /*
  * function.c
- *		The extension's functions, and who may execute them.
+ *		Look up functions of the extension, and check the capabilities of roles.
  *
- * The capabilities act and verify are the privilege to execute the function of
- * that name.  Their OIDs are cached for the session, and dropped when any
- * function changes.
+ * A role has the capability act or verify if it may execute apitoken.act_as() or
+ * apitoken.verify().  The OIDs of these functions are cached for the session.
+ * The cache is cleared whenever a function changes.
  */
 #include "postgres.h"
 
@@ -34,8 +34,8 @@ apitoken_function_init(void)
 }
 
 /*
- * A function, without asking whether the caller has USAGE on its schema;
- * InvalidOid: there is none.
+ * Look up a function without checking for USAGE on its schema.  Returns
+ * InvalidOid if it does not exist.
  */
 Oid
 apitoken_find_function(const char *schema, const char *name, int nargs, const Oid *args)
@@ -51,28 +51,28 @@ apitoken_find_function(const char *schema, const char *name, int nargs, const Oi
 }
 
 static bool
-role_may(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
+role_may_execute(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
 {
 	if (!OidIsValid(*function))
 		*function = apitoken_find_function("apitoken", name, nargs, args);
 	return OidIsValid(*function) && compat_may_execute(*function, role);
 }
 
-/* Does this role hold the capability act? */
+/* Does this role have the capability act? */
 bool
 apitoken_role_may_act(Oid role)
 {
 	static const Oid args[] = {TEXTOID};
 
-	return role_may(role, &act_as_function, "act_as", lengthof(args), args);
+	return role_may_execute(role, &act_as_function, "act_as", lengthof(args), args);
 }
 
-/* Does the session user speak for clients: does it hold act or verify? */
+/* May the session user speak for clients?  It must have the capability act or verify. */
 bool
-apitoken_session_may_vouch(void)
+apitoken_session_is_trusted(void)
 {
 	static const Oid args[] = {TEXTOID, TEXTOID, TEXTOID, INETOID};
 
 	return apitoken_role_may_act(GetSessionUserId()) ||
-		role_may(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
+		role_may_execute(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
 }

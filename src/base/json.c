@@ -1,6 +1,6 @@
 /*
  * json.c
- *		Fields of the JSON objects that the extension answers with.
+ *		Build the fields of the JSON objects that the extension returns.
  */
 #include "postgres.h"
 

@@ -1,12 +1,14 @@
 /*
  * pepper.c
- *		The peppers, and the file that they come from.
+ *		Read the peppers from the pepper file.
  *
- * The file is looked at with stat() at each use and read anew when it changed,
- * so that adding a pepper needs no reload.  (A check hook could not read it: one
- * that fails while the server starts silently leaves the setting empty, and
- * digests without any pepper.)  Loading never raises by itself but tells what
- * went wrong, because a decoy digest must not raise while a real one must.
+ * Each use of a pepper calls stat() on the file, and reads the file again if it
+ * changed, so a new pepper takes effect without a reload.  A check hook is not
+ * used to read the file.  If one failed while the server starts, the setting
+ * would silently stay empty, and new digests would have no pepper.
+ *
+ * Loading does not raise an error but returns the problem, because a real digest
+ * must raise it, but a decoy digest must not.
  */
 #include "postgres.h"
 
@@ -18,7 +20,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
-/* macOS has its own names for the times with nanoseconds */
+/* macOS has other names for these members. */
 #ifdef __APPLE__
 #define st_mtim st_mtimespec
 #define st_ctim st_ctimespec
@@ -26,20 +28,19 @@
 
 #define PEPPER_FILE_MAX (64 * 1024)
 #define PEPPER_BYTES_MIN 16
-#define APITOKEN_PEPPER_BYTES_MAX 128
 
-/* "1:", the shortest key and a line feed */
+/* minimum length of a line with a pepper: "1:", the shortest key and a line feed */
 #define PEPPER_LINE_MIN (2 + 2 * PEPPER_BYTES_MIN + 1)
 
-/* One allocation, so that one explicit_bzero leaves nothing of it behind. */
+/* A loaded pepper file.  It is one allocation, which one explicit_bzero() erases. */
 typedef struct PepperFile
 {
-	struct stat identity;		/* as it was before the file was read */
+	struct stat identity;		/* the file's status before it was read */
 	size_t		size;			/* of this allocation */
-	char	   *path;
-	const ApitokenPepper *highest;		/* signs new tokens */
+	char	   *path;			/* within this allocation */
+	const ApitokenPepper *highest;	/* used for new digests */
 	int			count;
-	ApitokenPepper		peppers[FLEXIBLE_ARRAY_MEMBER];
+	ApitokenPepper peppers[FLEXIBLE_ARRAY_MEMBER];
 } PepperFile;
 
 typedef enum PepperFault
@@ -59,11 +60,11 @@ typedef enum PepperFault
 typedef struct PepperProblem
 {
 	PepperFault fault;
-	int			error_number;	/* FAULT_ACCESS */
-	int			line;			/* FAULT_LINE, FAULT_DUPLICATE */
+	int			error_number;	/* for FAULT_ACCESS */
+	int			line;			/* for FAULT_LINE and FAULT_DUPLICATE */
 } PepperProblem;
 
-/* the peppers in use, in TopMemoryContext; NULL until they are needed */
+/* the loaded file, in TopMemoryContext; NULL if none is loaded */
 static PepperFile *loaded = NULL;
 
 static bool
@@ -80,8 +81,8 @@ wipe_peppers(PepperFile *file)
 }
 
 /*
- * Whether nothing happened to a file.  The change time tells of permissions
- * that were taken away, and of a modification time that was put back.
+ * Is the file unchanged?  The status change time (ctime) shows changes of the
+ * permissions, and changes that were hidden by resetting the modification time.
  */
 static bool
 same_file(const struct stat *a, const struct stat *b)
@@ -95,7 +96,7 @@ same_file(const struct stat *a, const struct stat *b)
 		a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-/* The rule for the server's private key, ssl_key_file, holds for peppers too. */
+/* Check the file's owner and permissions by the rules for ssl_key_file, and its type and size. */
 static bool
 check_file(const struct stat *file, PepperProblem *problem)
 {
@@ -116,7 +117,7 @@ check_file(const struct stat *file, PepperProblem *problem)
 	return false;
 }
 
-/* The value of a hexadecimal digit, or -1. */
+/* Returns the value of a hexadecimal digit, or -1 for any other character. */
 static int
 hex_value(char digit)
 {
@@ -135,14 +136,14 @@ is_blank(char c)
 	return c == ' ' || c == '\t' || c == '\r';
 }
 
-/* Parse "n:hex", without the line's end. */
+/* Parse a line "n:hex", without its line feed. */
 static bool
 parse_pepper(const char *line, size_t length, ApitokenPepper *pepper)
 {
 	size_t		digits = 0;
 	int			scheme = 0;
 
-	/* five digits cannot overflow an int; 0 is the scheme without a pepper */
+	/* Five digits cannot overflow an int.  Scheme 0 is the one without a pepper. */
 	while (digits < length && digits < 5 && line[digits] >= '0' && line[digits] <= '9')
 		scheme = scheme * 10 + (line[digits++] - '0');
 	if (scheme < 1 || scheme > PG_INT16_MAX || digits == length || line[digits] != ':')
@@ -177,7 +178,7 @@ find_pepper(const PepperFile *file, int16 scheme)
 	return NULL;
 }
 
-/* Fill file from the text of a pepper file, which it has room for. */
+/* Parse the text of a pepper file into "file", which must have room for all its peppers. */
 static bool
 parse_peppers(const char *text, size_t length, PepperFile *file, PepperProblem *problem)
 {
@@ -189,11 +190,11 @@ parse_peppers(const char *text, size_t length, PepperFile *file, PepperProblem *
 		const char *feed = memchr(text, '\n', end - text);
 		const char *next = feed ? feed + 1 : end;
 		size_t		line_length = (feed ? feed : end) - text;
-		ApitokenPepper	   *pepper = &file->peppers[file->count];
+		ApitokenPepper *pepper = &file->peppers[file->count];
 
 		problem->line++;
 
-		/* what no editor shows, a carriage return say, is no fault */
+		/* Ignore trailing blanks, including a carriage return, because editors do not show them. */
 		while (line_length > 0 && is_blank(text[line_length - 1]))
 			line_length--;
 
@@ -204,7 +205,7 @@ parse_peppers(const char *text, size_t length, PepperFile *file, PepperProblem *
 				problem->fault = FAULT_LINE;
 				return false;
 			}
-			/* the new one is not counted yet, so it does not find itself */
+			/* This does not find the new pepper itself, which is not counted yet. */
 			if (find_pepper(file, pepper->scheme) != NULL)
 			{
 				problem->fault = FAULT_DUPLICATE;
@@ -225,7 +226,10 @@ parse_peppers(const char *text, size_t length, PepperFile *file, PepperProblem *
 	return true;
 }
 
-/* Fill buffer as far as the file goes; -1 with errno set if it cannot be read. */
+/*
+ * Read from the file until the buffer is full or the file ends.  Returns the
+ * number of bytes, or -1 with errno set.
+ */
 static ssize_t
 read_all(int fd, char *buffer, size_t size)
 {
@@ -247,8 +251,8 @@ read_all(int fd, char *buffer, size_t size)
 }
 
 /*
- * Read what an opened file holds.  What is checked is the file that is read,
- * whatever the path has come to mean since it was opened.
+ * Load the peppers from an open file.  The checks use the file descriptor, so
+ * they apply to the file that is read even if the path now names another one.
  */
 static PepperFile *
 read_open_file(int fd, const char *path, PepperProblem *problem)
@@ -271,9 +275,9 @@ read_open_file(int fd, const char *path, PepperProblem *problem)
 		return NULL;
 
 	/*
-	 * Memory is taken before there are secrets, so that running out of it
-	 * leaves none behind.  One byte more than the file's size shows whether
-	 * it grew.
+	 * Allocate all memory before secrets are read, so that an out-of-memory error
+	 * leaves none of them in memory.  The additional byte shows whether the file
+	 * grew.
 	 */
 	size = offsetof(PepperFile, peppers) +
 		(before.st_size / PEPPER_LINE_MIN + 1) * sizeof(ApitokenPepper);
@@ -285,8 +289,9 @@ read_open_file(int fd, const char *path, PepperProblem *problem)
 	file->identity = before;
 
 	/*
-	 * Half of a file that is being written could end within a key and still
-	 * be well formed; a token signed under that would never verify again.
+	 * Refuse a file that changed while it was read.  If it is still being written,
+	 * its text may end within a key and yet be well-formed.  A token created
+	 * with such a truncated key could not be verified later.
 	 */
 	length = read_all(fd, text, before.st_size + 1);
 	if (length < 0 || fstat(fd, &after) != 0)
@@ -310,12 +315,13 @@ read_open_file(int fd, const char *path, PepperProblem *problem)
 }
 
 /*
- * The peppers as the file has them now; NULL, with the problem, if there is
- * anything wrong with it.  Peppers that were loaded before are gone then: a
- * file that was taken away must not live on in some sessions.
+ * Returns the current peppers, reading the file if it changed.  If there is a
+ * problem with the file, this returns NULL and sets "problem".  It then also
+ * discards the peppers loaded before, so that no session continues to use a file
+ * that was removed.
  */
 static const PepperFile *
-current_peppers(PepperProblem *problem)
+load_peppers(PepperProblem *problem)
 {
 	struct stat now;
 	bool		found;
@@ -341,7 +347,7 @@ current_peppers(PepperProblem *problem)
 	if (!found)
 		return NULL;
 
-	/* opening a pipe would wait for a writer without O_NONBLOCK */
+	/* Without O_NONBLOCK, opening a pipe would wait for a writer. */
 	fd = OpenTransientFile(apitoken_pepper_file, O_RDONLY | O_NONBLOCK | PG_BINARY);
 	if (fd < 0)
 	{
@@ -354,7 +360,7 @@ current_peppers(PepperProblem *problem)
 	return loaded;
 }
 
-/* Raise what is wrong with the pepper file.  Its content is never shown. */
+/* Raise an error about the pepper file.  The message never shows its content. */
 static void
 report_problem(const PepperProblem *problem)
 {
@@ -425,12 +431,12 @@ report_problem(const PepperProblem *problem)
 	}
 }
 
-/* The peppers, for who cannot do without. */
+/* Returns the current peppers, or raises an error. */
 static const PepperFile *
-require_peppers(void)
+get_peppers(void)
 {
 	PepperProblem problem;
-	const PepperFile *file = current_peppers(&problem);
+	const PepperFile *file = load_peppers(&problem);
 
 	if (file == NULL)
 		report_problem(&problem);
@@ -438,8 +444,8 @@ require_peppers(void)
 }
 
 /*
- * The pepper for new digests; NULL: no file is set.  Raises if there is one
- * that cannot be used.
+ * Returns the pepper for new digests, or NULL if no file is set.  Raises an error
+ * if the file is set but unusable.
  */
 const ApitokenPepper *
 apitoken_signing_pepper(void)
@@ -449,10 +455,10 @@ apitoken_signing_pepper(void)
 		apitoken_require_setting(&apitoken_pepper_file);
 		return NULL;
 	}
-	return require_peppers()->highest;
+	return get_peppers()->highest;
 }
 
-/* The pepper of a scheme; raises if there is none. */
+/* Returns the pepper of a scheme, or raises an error if there is none. */
 const ApitokenPepper *
 apitoken_pepper(int16 scheme)
 {
@@ -464,7 +470,7 @@ apitoken_pepper(int16 scheme)
 				 errmsg("token digest needs pepper %d, but no pepper file is set", scheme),
 				 errhint("Set apitoken.pepper_file to the file that has this pepper.")));
 
-	pepper = find_pepper(require_peppers(), scheme);
+	pepper = find_pepper(get_peppers(), scheme);
 	if (pepper == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
@@ -475,12 +481,12 @@ apitoken_pepper(int16 scheme)
 	return pepper;
 }
 
-/* The pepper for new digests, for work that must not raise; NULL: none can be used. */
+/* Returns the pepper for new digests, or NULL if none is set or usable. */
 const ApitokenPepper *
 apitoken_decoy_pepper(void)
 {
 	PepperProblem problem;
-	const PepperFile *file = pepper_file_is_set() ? current_peppers(&problem) : NULL;
+	const PepperFile *file = pepper_file_is_set() ? load_peppers(&problem) : NULL;
 
 	return file == NULL ? NULL : file->highest;
 }

@@ -1,12 +1,14 @@
 /*
  * request.c
- *		What PostgREST tells of an HTTP request, in settings: request.headers
- *		and request.jwt.claims, each a JSON object.
+ *		The HTTP request, as PostgREST passes it in the settings
+ *		request.headers and request.jwt.claims, each a JSON object.
  *
- * They count only if they were set in this transaction, as PostgREST does it;
- * what a finished transaction left behind (empty) or a session has set is no
- * request.  Names and values are read by the server's JSON parser, but one
- * after the other: of two headers of one name none may be lost.
+ * A setting counts only if it was set in the current transaction, which is what
+ * PostgREST does.  An empty value that a finished transaction left behind, and a
+ * value set for the session, do not count.
+ *
+ * The objects are parsed with the server's JSON parser, and not as jsonb: jsonb
+ * would keep only one of several headers of the same name.
  */
 #include "postgres.h"
 
@@ -15,55 +17,54 @@
 
 #include "base/base.h"
 
-typedef struct Reading
+typedef struct ObjectParser
 {
 	JsonLexContext *lex;
 	int			depth;
-	char	   *name;			/* of the value to come, in the outermost object */
-	bool		is_object;
-	List	   *fields;
-} Reading;
+	bool		is_object;		/* is the outermost value an object? */
+	List	   *fields;			/* ApitokenField, of the outermost object */
+} ObjectParser;
 
 static APITOKEN_JSON_ACTION
-begin_nested(void *state)
+start_nested(void *state)
 {
-	Reading    *reading = state;
+	ObjectParser *parser = state;
 
-	if (reading->depth++ == 0)
-		reading->is_object = reading->lex->token_type == JSON_TOKEN_OBJECT_START;
+	if (parser->depth++ == 0)
+		parser->is_object = parser->lex->token_type == JSON_TOKEN_OBJECT_START;
 	return APITOKEN_JSON_GO_ON;
 }
 
 static APITOKEN_JSON_ACTION
-end_nested(void *state)
+finish_nested(void *state)
 {
-	((Reading *) state)->depth--;
+	((ObjectParser *) state)->depth--;
 	return APITOKEN_JSON_GO_ON;
 }
 
 static APITOKEN_JSON_ACTION
-begin_field(void *state, char *name, bool isnull)
+start_field(void *state, char *name, bool isnull)
 {
-	Reading    *reading = state;
+	ObjectParser *parser = state;
 
-	if (reading->depth == 1)
+	if (parser->depth == 1)
 	{
 		ApitokenField *field = palloc0(sizeof(ApitokenField));
 
 		field->name = pstrdup(name);
-		reading->fields = lappend(reading->fields, field);
+		parser->fields = lappend(parser->fields, field);
 	}
 	return APITOKEN_JSON_GO_ON;
 }
 
 static APITOKEN_JSON_ACTION
-read_scalar(void *state, char *token, JsonTokenType type)
+add_scalar(void *state, char *token, JsonTokenType type)
 {
-	Reading    *reading = state;
+	ObjectParser *parser = state;
 
-	if (reading->depth == 1 && reading->fields != NIL)
+	if (parser->depth == 1 && parser->fields != NIL)
 	{
-		ApitokenField *field = llast(reading->fields);
+		ApitokenField *field = llast(parser->fields);
 
 		if (type == JSON_TOKEN_STRING || type == JSON_TOKEN_NUMBER)
 			field->value = pstrdup(token);
@@ -72,28 +73,31 @@ read_scalar(void *state, char *token, JsonTokenType type)
 	return APITOKEN_JSON_GO_ON;
 }
 
-/* The fields of a JSON object, in order; false: it is none. */
+/*
+ * Parse a JSON object into a list of ApitokenField, in the order of the text.
+ * Returns false if the text is not a JSON object.
+ */
 static bool
-read_object(const char *json, List **fields)
+parse_object(const char *json, List **fields)
 {
-	Reading		reading = {0};
+	ObjectParser parser = {0};
 	JsonSemAction actions = {0};
-	bool		good;
+	bool		valid;
 
-	reading.lex = compat_json_lexer(json, strlen(json), GetDatabaseEncoding());
-	actions.semstate = &reading;
-	actions.object_start = begin_nested;
-	actions.object_end = end_nested;
-	actions.array_start = begin_nested;
-	actions.array_end = end_nested;
-	actions.object_field_start = begin_field;
-	actions.scalar = read_scalar;
-	good = pg_parse_json(reading.lex, &actions) == JSON_SUCCESS && reading.is_object;
-	*fields = reading.fields;
-	return good;
+	parser.lex = compat_json_lexer(json, strlen(json), GetDatabaseEncoding());
+	actions.semstate = &parser;
+	actions.object_start = start_nested;
+	actions.object_end = finish_nested;
+	actions.array_start = start_nested;
+	actions.array_end = finish_nested;
+	actions.object_field_start = start_field;
+	actions.scalar = add_scalar;
+	valid = pg_parse_json(parser.lex, &actions) == JSON_SUCCESS && parser.is_object;
+	*fields = parser.fields;
+	return valid;
 }
 
-/* The request's headers, as a list of ApitokenField.  PostgREST's names are in lower case. */
+/* Get the request's headers, as a list of ApitokenField.  PostgREST folds their names to lower case. */
 ApitokenRequest
 apitoken_request_headers(List **headers)
 {
@@ -102,10 +106,10 @@ apitoken_request_headers(List **headers)
 	*headers = NIL;
 	if (json == NULL)
 		return APITOKEN_NO_REQUEST;
-	return read_object(json, headers) ? APITOKEN_REQUEST : APITOKEN_BROKEN_REQUEST;
+	return parse_object(json, headers) ? APITOKEN_REQUEST : APITOKEN_BROKEN_REQUEST;
 }
 
-/* The values of a header, in order. */
+/* Returns all headers of this name, as a list of ApitokenField, in order. */
 List *
 apitoken_header_values(List *headers, const char *name)
 {
@@ -123,8 +127,8 @@ apitoken_header_values(List *headers, const char *name)
 }
 
 /*
- * A claim of the JWT that PostgREST has verified, a string or a number, and
- * the role that told us; NULL: there is none.
+ * Returns a claim, a string or a number, of the JWT that PostgREST verified, or
+ * NULL if there is none.  "setter" is set to the role that set the claims.
  */
 char *
 apitoken_request_claim(const char *name, Oid *setter)
@@ -134,13 +138,13 @@ apitoken_request_claim(const char *name, Oid *setter)
 	ListCell   *lc;
 	char	   *claim = NULL;
 
-	if (json == NULL || !read_object(json, &fields))
+	if (json == NULL || !parse_object(json, &fields))
 		return NULL;
 	foreach(lc, fields)
 	{
 		ApitokenField *field = lfirst(lc);
 
-		/* JSON's common reading: the last of several wins */
+		/* As most JSON parsers do, use the last of several claims of this name. */
 		if (strcmp(field->name, name) == 0)
 			claim = field->value;
 	}

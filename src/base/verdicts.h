@@ -1,13 +1,16 @@
 /*
  * verdicts.h
- *		The verdicts of a verification, each described once.
+ *		The verdicts of a verification.
+ *
+ * Each line below describes one verdict:
  *
  *	VERDICT(C name, name, known, HTTP status)
  *
- * The name is what verify() answers and a column of apitoken.stats; the columns
- * there have the order of these lines.  `known`: only a caller who presented the
- * right secret is told this verdict, and which token it is about.  The status is
- * what PostgREST answers (RFC 9110 section 15, RFC 6585 section 4).
+ * The name is the text that verify() returns.  It is also the name of a column
+ * of apitoken.stats; those columns have the order of these lines.  `known` is
+ * true if the verdict requires the right secret.  Only then does the caller learn
+ * which token the verdict is about.  The status is the one that PostgREST sends
+ * (RFC 9110 section 15, RFC 6585 section 4).
  */
 #ifndef APITOKEN_VERDICTS_H
 #define APITOKEN_VERDICTS_H

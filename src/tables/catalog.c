@@ -1,8 +1,8 @@
 /*
  * catalog.c
- *		Where the extension's objects are, and who owns them.
+ *		Look up the extension's tables and types, and their owner.
  *
- * OIDs are cached for the session and dropped by the relcache callback.
+ * OIDs are cached for the session.  A relcache callback marks the cache invalid.
  */
 #include "postgres.h"
 
@@ -30,7 +30,7 @@
 
 #include "tables/tables.h"
 
-/* A column as columns.h describes it. */
+/* A column, as described in columns.h. */
 typedef struct Column
 {
 	const char *name;
@@ -63,14 +63,14 @@ static const RelationInfo row_info[] = {ROW_RELATIONS(RELATION_ROW)};
 static Oid	tables[APITOKEN_TABLES];
 static bool tables_valid = false;
 static bool columns_checked[APITOKEN_TABLES];
-static uint64 invalidations = 0;	/* seen so far */
+static uint64 invalidations = 0;	/* number of relcache invalidations so far */
 
-/* Advances whenever one of our tables may have changed. */
+/* This is incremented whenever one of our tables may have changed. */
 uint64		apitoken_table_changes = 0;
 
 static Oid	row_types[APITOKEN_ROWS];
 
-/* Any of our tables, or everything (InvalidOid), may have changed. */
+/* Relcache callback.  InvalidOid means that any relation may have changed. */
 static void
 relation_changed(Datum arg, Oid relid)
 {
@@ -100,8 +100,9 @@ apitoken_catalog_init(void)
 }
 
 /*
- * The owner of a table can change its columns.  Reading a value as another type,
- * or a null where none is expected, would crash the server.
+ * Check that a table has the expected columns, because its owner can alter them.
+ * Reading a value as the wrong type, or an unexpected null, would crash the
+ * server.
  */
 static void
 check_columns(ApitokenTable table, Relation relation)
@@ -137,14 +138,14 @@ apitoken_table_name(ApitokenTable table)
 	return table_info[table].name;
 }
 
-/* Do capabilities grant this privilege (an ACL letter) on this column? */
+/* Does any capability grant this privilege, a letter as in ACLs, on this column? */
 bool
 apitoken_column_granted(ApitokenTable table, AttrNumber attribute, char privilege)
 {
 	return strchr(table_info[table].columns[attribute - 1].granted, privilege) != NULL;
 }
 
-/* The names of all columns on which they do, as a list of String nodes. */
+/* Returns the names of the columns with such a grant, as a list of String nodes. */
 List *
 apitoken_columns_granted(ApitokenTable table, char privilege)
 {
@@ -159,12 +160,13 @@ apitoken_columns_granted(ApitokenTable table, char privilege)
 }
 
 /*
- * Is the extension there, in this database, now?  With a preload this is asked
- * in every database, and a schema and tables of these names may be anybody's.
+ * Is the extension installed in this database?  With a preload, this is called in
+ * every database.  It checks that the tables belong to the extension, because
+ * anybody may have created tables of the same names.
  *
- * A look-up may raise (a cancel, while it waits for a lock) and may itself
- * bring news of changes: the cache counts only once all of it is there and
- * nothing came in between.
+ * The lookups may raise an error (for example on a cancel while waiting for a
+ * lock) and may process invalidations.  Therefore the cache is filled after all
+ * lookups, and is valid only if no invalidation arrived during them.
  */
 bool
 apitoken_installed(void)
@@ -206,14 +208,14 @@ require_installed(void)
 }
 
 /*
- * A table of the extension, with AccessShareLock.  Its columns are checked
- * here, and not when the extension is looked for: nobody is to wait for the
- * lock on a table that they do not read.
+ * Open a table of the extension, with AccessShareLock.  Its columns are checked
+ * here rather than in apitoken_installed(), so that nothing waits for a lock on a
+ * table that it does not read.
  */
 Relation
 apitoken_open_table(ApitokenTable table)
 {
-	/* A second try, in case the extension was dropped and made anew. */
+	/* Try twice, in case the extension was dropped and created again. */
 	for (int attempt = 0; attempt < 2; attempt++)
 	{
 		Relation	relation;
@@ -234,7 +236,7 @@ apitoken_open_table(ApitokenTable table)
 	return NULL;				/* keep the compiler quiet */
 }
 
-/* Its OID, for who has it open: with columns as they should be. */
+/* Returns the OID of a table whose columns have been checked. */
 Oid
 apitoken_table(ApitokenTable table)
 {
@@ -244,7 +246,7 @@ apitoken_table(ApitokenTable table)
 	return tables[table];
 }
 
-/* The version in which the extension is installed. */
+/* Returns the installed version of the extension, or NULL. */
 static char *
 installed_version(Oid extension)
 {
@@ -272,8 +274,9 @@ installed_version(Oid extension)
 }
 
 /*
- * Keep the extension from being dropped, and another transaction that asks the
- * same away, until the transaction ends.  False: it is not installed.
+ * Lock the extension until the end of the transaction.  This prevents it from
+ * being dropped, and makes other callers of this function wait.  Returns false if
+ * it is not installed, and raises an error if its version is not the library's.
  */
 bool
 apitoken_lock_extension(void)
@@ -296,7 +299,7 @@ apitoken_lock_extension(void)
 	return apitoken_installed();
 }
 
-/* The role that owns the tables, and as which write.c acts. */
+/* Returns the owner of the tables, as which write.c runs its statements. */
 Oid
 apitoken_owner(void)
 {
@@ -307,18 +310,18 @@ apitoken_owner(void)
 	return owner;
 }
 
-/* Is the current user the tables' owner, a member of it, or a superuser? */
+/* Does the current user have the privileges of the tables' owner? */
 bool
 apitoken_is_owner(void)
 {
 	return has_privs_of_role(GetUserId(), apitoken_owner());
 }
 
-/* Is the current user above the policies: superuser, owner, BYPASSRLS? */
+/* Does the current user bypass row-level security, as superuser, owner or with BYPASSRLS? */
 bool
 apitoken_bypasses_rls(void)
 {
-	/* opened: for a table that is not there the server would say yes */
+	/* Open the table, because check_enable_rls() returns RLS_NONE for a table that does not exist. */
 	Relation	relation = apitoken_open_table(APITOKEN_TOKEN_RECORDS);
 	bool		bypasses = check_enable_rls(RelationGetRelid(relation), InvalidOid, true) != RLS_ENABLED;
 
@@ -326,7 +329,7 @@ apitoken_bypasses_rls(void)
 	return bypasses;
 }
 
-/* The row that a function of the extension answers with, of so many columns. */
+/* Returns the row type of a function's result, which must have this number of columns. */
 TupleDesc
 apitoken_result_type(FunctionCallInfo fcinfo, int columns)
 {
@@ -352,8 +355,9 @@ row_type(ApitokenRow row)
 }
 
 /*
- * A row of a composite type of the extension, from as many values as columns.h
- * gives it columns.  Behind them there may be some that were added and dropped.
+ * Form a row of a composite type of the extension.  The arrays have one element
+ * for each column in columns.h.  The type may have further columns that were
+ * added and dropped again.
  */
 Datum
 apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls)
@@ -369,7 +373,7 @@ apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls)
 	{
 		bool		known = i < info->natts;
 
-		/* a dropped column has no type */
+		/* The type of a dropped column is InvalidOid. */
 		expected = TupleDescAttr(descriptor, i)->atttypid == (known ? info->columns[i].type : InvalidOid);
 		row_values[i] = known ? values[i] : (Datum) 0;
 		row_nulls[i] = known ? nulls[i] : true;

@@ -1,19 +1,19 @@
 /*
  * columns.h
- *		The extension's tables and composite types, each column described once.
+ *		The columns of the extension's tables and composite types.
  *
- * A line is a column, in the order of the attribute numbers:
+ * Each line describes one column, in the order of the attribute numbers:
  *
  *	COLUMN(relation, name, type, null, granted)
  *
- * `null` is NOT_NULL where the table has that constraint.  `granted` has the
- * privileges that capabilities grant on single columns, in the letters of
- * PostgreSQL's ACLs: r (SELECT), a (INSERT), w (UPDATE).  A w in token_records
- * also means that an UPDATE may change the column at all.
+ * `null` is NOT_NULL if the column has that constraint.  `granted` lists the
+ * privileges that capabilities grant on the column, as letters of PostgreSQL's
+ * ACLs: r (SELECT), a (INSERT), w (UPDATE).  In token_records, only columns with
+ * w can be updated by users.
  *
- * From these lines come the attribute numbers (Anum_...), their count
- * (Natts_...), what the tables are checked against before they are read, and
- * the column grants.  sql/schema.sql compares them with the catalog.
+ * These lines define the attribute numbers (Anum_...), the number of columns
+ * (Natts_...), the check of a table's columns before it is read, and the column
+ * grants.  sql/schema.sql compares them with the catalog.
  */
 #ifndef APITOKEN_COLUMNS_H
 #define APITOKEN_COLUMNS_H
@@ -46,7 +46,7 @@
 	COLUMN(memberships, user_id,         TEXTOID, NOT_NULL, "") \
 	COLUMN(memberships, role,            TEXTOID, NOT_NULL, "")
 
-/* A verification reads the columns up to masked: what it does not need stands behind. */
+/* A verification reads the columns up to masked.  Columns that it does not need follow. */
 #define TOKEN_RECORDS_COLUMNS(COLUMN) \
 	COLUMN(token_records, id,                     UUIDOID,        NOT_NULL, "r") \
 	COLUMN(token_records, created_at,             TIMESTAMPTZOID, NOT_NULL, "r") \
@@ -95,7 +95,7 @@
 	COLUMN(events, client_address,  INETOID,        NULLABLE, "") \
 	COLUMN(events, details,         JSONBOID,       NOT_NULL, "")
 
-/* The composite types that functions answer with. */
+/* Composite types that functions return. */
 
 #define VERIFICATION_COLUMNS(COLUMN) \
 	COLUMN(verification, valid,           BOOLOID,        NULLABLE, "") \
@@ -120,8 +120,8 @@
 	COLUMN(issued_token, expires_at, TIMESTAMPTZOID, NULLABLE, "")
 
 /*
- * The relations: RELATION(C name, schema, name).  Tables first, then types,
- * which is the order of ApitokenTable and ApitokenRow.
+ * The relations: RELATION(C name, schema, name).  ApitokenTable has the order of
+ * the tables, ApitokenRow that of the types.
  */
 #define TABLE_RELATIONS(RELATION) \
 	RELATION(ORGANIZATIONS, apitoken, organizations) \

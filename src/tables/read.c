@@ -1,19 +1,20 @@
 /*
  * read.c
- *		The one place that reads the extension's tables directly.
+ *		Look up rows of the extension's tables by index, without SQL.
  *
- * What decides about the caller (tokens, owners, roles, memberships) must be
- * read past the caller's own privileges and policies, and as it is now: by
- * primary key, with a registered catalog snapshot, which is the latest
- * committed state whatever the transaction's isolation level, and which may
- * be taken in a parallel plan's leader and on a standby.  A probe takes
- * AccessShareLock and gives it back at once, so that DROP EXTENSION never
- * waits for a verification's transaction.
+ * This is the only file that reads the tables directly.  It bypasses the
+ * caller's privileges and row-level security, because tokens, owners, roles and
+ * memberships decide what the caller may do.  Callers of these functions must
+ * first check that the user may know the result.
  *
- * The index of a primary key is asked of the table's relcache entry each time,
- * under the table's lock, so REINDEX CONCURRENTLY cannot surprise us.
+ * Lookups use a registered catalog snapshot.  It shows the latest committed state
+ * at any isolation level, and can be taken in the leader of a parallel plan and
+ * on a standby.
  *
- * Whoever calls this must have decided that the caller may know the answer.
+ * A lookup takes AccessShareLock on the table and releases it at its end, so DROP
+ * EXTENSION never waits for the transaction of a verification.  Each lookup gets
+ * the index of the primary key from the table's relcache entry while it has this
+ * lock, so REINDEX CONCURRENTLY is safe.
  */
 #include "postgres.h"
 
@@ -31,7 +32,7 @@
 
 #include "tables/tables.h"
 
-/* Indexes that are not primary keys. */
+/* Indexes other than primary keys, which are found by name. */
 typedef enum
 {
 	MEMBERSHIPS_OF_USER,
@@ -50,19 +51,20 @@ static const char *const index_names[INDEXES] = {
 	"token_records_user_id_idx",
 };
 
-/* A table being probed, and the row that was found: as many columns as asked for. */
-typedef struct Probe
+/* A lookup in progress, and the current row.  Only the columns that were asked for are valid. */
+typedef struct Lookup
 {
 	Relation	relation;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	const Datum *values;
 	const bool *nulls;
-} Probe;
+} Lookup;
 
 /*
- * The latest committed state, and what this transaction did before this
- * command.  To be given back with UnregisterSnapshot; an error does that too.
+ * Returns a snapshot that shows the latest committed state and the changes of
+ * earlier commands of this transaction.  Release it with UnregisterSnapshot();
+ * an error releases it as well.
  */
 Snapshot
 apitoken_latest_snapshot(void)
@@ -71,7 +73,7 @@ apitoken_latest_snapshot(void)
 }
 
 static void
-begin_probe(Probe *probe, ApitokenTable table, const char *index_name,
+begin_lookup(Lookup *lookup, ApitokenTable table, const char *index_name,
 			Snapshot snapshot, int nkeys, ScanKey keys)
 {
 	Relation	relation = apitoken_open_table(table);
@@ -82,36 +84,36 @@ begin_probe(Probe *probe, ApitokenTable table, const char *index_name,
 	else
 		index = get_relname_relid(index_name, RelationGetNamespace(relation));
 
-	probe->relation = relation;
-	probe->scan = systable_beginscan(relation, index, OidIsValid(index), snapshot, nkeys, keys);
+	lookup->relation = relation;
+	lookup->scan = systable_beginscan(relation, index, OidIsValid(index), snapshot, nkeys, keys);
 }
 
-/* The next row, and of it the columns up to this one. */
+/* Fetch the next row, with the columns up to "last".  Returns false at the end. */
 static bool
-next_row(Probe *probe, AttrNumber last)
+next_row(Lookup *lookup, AttrNumber last)
 {
-	TupleTableSlot *slot = probe->scan->slot;
+	TupleTableSlot *slot = lookup->scan->slot;
 
-	probe->tuple = systable_getnext(probe->scan);
-	if (!HeapTupleIsValid(probe->tuple))
+	lookup->tuple = systable_getnext(lookup->scan);
+	if (!HeapTupleIsValid(lookup->tuple))
 		return false;
 	slot_getsomeattrs(slot, last);
-	probe->values = slot->tts_values;
-	probe->nulls = slot->tts_isnull;
+	lookup->values = slot->tts_values;
+	lookup->nulls = slot->tts_isnull;
 	return true;
 }
 
 static void
-end_probe(Probe *probe)
+end_lookup(Lookup *lookup)
 {
-	systable_endscan(probe->scan);
-	relation_close(probe->relation, AccessShareLock);
+	systable_endscan(lookup->scan);
+	relation_close(lookup->relation, AccessShareLock);
 }
 
 static void
 text_key(ScanKey key, AttrNumber attribute, const char *value)
 {
-	/* ids and labels are indexed under "C", which is what a scan key means */
+	/* The indexed columns have collation "C", which is also ScanKeyInit()'s. */
 	ScanKeyInit(key, attribute, BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(value));
 }
 
@@ -180,7 +182,7 @@ record_from_values(const Datum *values, const bool *nulls, ApitokenRecord *recor
 	}
 }
 
-/* The same for a row that a trigger was given, where much may be null yet. */
+/* Convert a row that a trigger received.  Any column may still be null. */
 void
 apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record)
 {
@@ -197,108 +199,111 @@ apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord
 #define RECORD_COLUMNS Anum_token_records_masked
 
 static void
-begin_token_probe(Probe *probe, StrategyNumber strategy, RegProcedure operator, Snapshot snapshot,
+begin_token_lookup(Lookup *lookup, StrategyNumber strategy, RegProcedure operator, Snapshot snapshot,
 				  const pg_uuid_t *id)
 {
 	ScanKeyData key;
 
 	ScanKeyInit(&key, Anum_token_records_id, strategy, operator, UUIDPGetDatum(id));
-	begin_probe(probe, APITOKEN_TOKEN_RECORDS, NULL, snapshot, 1, &key);
+	begin_lookup(lookup, APITOKEN_TOKEN_RECORDS, NULL, snapshot, 1, &key);
 }
 
 static bool
-end_token_probe(Probe *probe, ApitokenRecord *record)
+finish_token_lookup(Lookup *lookup, ApitokenRecord *record)
 {
-	bool		found = next_row(probe, RECORD_COLUMNS);
+	bool		found = next_row(lookup, RECORD_COLUMNS);
 
 	if (found)
-		record_from_values(probe->values, probe->nulls, record);
-	end_probe(probe);
+		record_from_values(lookup->values, lookup->nulls, record);
+	end_lookup(lookup);
 	return found;
 }
 
 bool
 apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record)
 {
-	Probe		probe;
+	Lookup		lookup;
 
-	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
-	return end_token_probe(&probe, record);
+	begin_token_lookup(&lookup, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
+	return finish_token_lookup(&lookup, record);
 }
 
-/* Whose a token is, and since when. */
+/* Fetch the owner and the creation time of a token. */
 bool
 apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner)
 {
-	Probe		probe;
+	Lookup		lookup;
 	bool		found;
 
-	begin_token_probe(&probe, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
-	found = next_row(&probe, Anum_token_records_user_id) &&
-		/* it has one, but for a check constraint that somebody dropped */
-		!(probe.nulls[Anum_token_records_organization_id - 1] && probe.nulls[Anum_token_records_user_id - 1]);
+	begin_token_lookup(&lookup, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
+	found = next_row(&lookup, Anum_token_records_user_id) &&
+		/* Both are null only if somebody dropped the check constraint. */
+		!(lookup.nulls[Anum_token_records_organization_id - 1] && lookup.nulls[Anum_token_records_user_id - 1]);
 	if (found)
 	{
-		bool		personal = probe.nulls[Anum_token_records_organization_id - 1];
+		bool		personal = lookup.nulls[Anum_token_records_organization_id - 1];
 
 		owner->kind = personal ? APITOKEN_USER : APITOKEN_ORGANIZATION;
-		owner->id = DatumGetTextPCopy(probe.values[(personal ? Anum_token_records_user_id :
+		owner->id = DatumGetTextPCopy(lookup.values[(personal ? Anum_token_records_user_id :
 													Anum_token_records_organization_id) - 1]);
-		owner->since = timestamp_at(probe.values, probe.nulls, Anum_token_records_created_at, DT_NOBEGIN);
+		owner->created_at = timestamp_at(lookup.values, lookup.nulls, Anum_token_records_created_at, DT_NOBEGIN);
 	}
-	end_probe(&probe);
+	end_lookup(&lookup);
 	return found;
 }
 
-/* Ids of this owner's tokens that are not newer, newest first; how many. */
+/*
+ * Fetch the ids of up to "max" tokens of this owner that are not newer than
+ * owner->created_at, newest first.  Returns their number.
+ */
 int
 apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max)
 {
 	bool		personal = owner->kind == APITOKEN_USER;
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData keys[2];
 	int			count = 0;
 
 	ScanKeyInit(&keys[0], personal ? Anum_token_records_user_id : Anum_token_records_organization_id,
 				BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(owner->id));
 	ScanKeyInit(&keys[1], Anum_token_records_created_at,
-				BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, TimestampTzGetDatum(owner->since));
-	begin_probe(&probe, APITOKEN_TOKEN_RECORDS,
+				BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, TimestampTzGetDatum(owner->created_at));
+	begin_lookup(&lookup, APITOKEN_TOKEN_RECORDS,
 				index_names[personal ? TOKENS_OF_USER : TOKENS_OF_ORGANIZATION], snapshot, 2, keys);
-	/* without the index there is no order, and no reason to read the table */
-	while (probe.scan->irel != NULL && count < max && next_row(&probe, Anum_token_records_id))
-		ids[count++] = *DatumGetUUIDP(probe.values[Anum_token_records_id - 1]);
-	end_probe(&probe);
+	/* Without the index, rows come in no order, and reading the whole table would be too slow. */
+	while (lookup.scan->irel != NULL && count < max && next_row(&lookup, Anum_token_records_id))
+		ids[count++] = *DatumGetUUIDP(lookup.values[Anum_token_records_id - 1]);
+	end_lookup(&lookup);
 	return count;
 }
 
 /*
- * The work that hides from a clock whether there is a token of an id: what has
- * been refused looks for the next one in the index, and whoever has not read a
- * row yet reads that one's.
+ * Do decoy work, so that the response time does not reveal whether a token with
+ * this id exists.  Every refused verification finds the next id in the index.  If
+ * the verification has not read a row (read_row), this also reads the row found.
  */
 void
-apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool row)
+apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ApitokenRecord decoy;
 
-	begin_token_probe(&probe, BTGreaterEqualStrategyNumber, F_UUID_GE, snapshot, id);
-	if (row)
-		(void) end_token_probe(&probe, &decoy);
+	begin_token_lookup(&lookup, BTGreaterEqualStrategyNumber, F_UUID_GE, snapshot, id);
+	if (read_row)
+		(void) finish_token_lookup(&lookup, &decoy);
 	else
 	{
-		if (probe.scan->iscan != NULL)
-			(void) index_getnext_tid(probe.scan->iscan, ForwardScanDirection);
-		end_probe(&probe);
+		if (lookup.scan->iscan != NULL)
+			(void) index_getnext_tid(lookup.scan->iscan, ForwardScanDirection);
+		end_lookup(&lookup);
 	}
 }
 
-/* The token with this one's label among its owner's that are not revoked. */
+/* Fetch the token that has the same owner and label as "like", and is not revoked. */
 bool
 apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData keys[2];
 	bool		found;
 
@@ -307,60 +312,60 @@ apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenReco
 	else
 		text_key(&keys[0], Anum_token_records_user_id, like->user_id);
 	text_key(&keys[1], Anum_token_records_label, like->label);
-	begin_probe(&probe, APITOKEN_TOKEN_RECORDS,
+	begin_lookup(&lookup, APITOKEN_TOKEN_RECORDS,
 				index_names[like->kind == APITOKEN_ORGANIZATION ? LABEL_OF_ORGANIZATION : LABEL_OF_USER],
 				snapshot, 2, keys);
-	/* the index has only tokens that are not revoked; without it, look */
+	/* The index has only tokens that are not revoked, but a scan without it finds all. */
 	do
 	{
-		found = next_row(&probe, RECORD_COLUMNS);
+		found = next_row(&lookup, RECORD_COLUMNS);
 		if (found)
-			record_from_values(probe.values, probe.nulls, record);
+			record_from_values(lookup.values, lookup.nulls, record);
 	} while (found && record->revoked);
-	end_probe(&probe);
+	end_lookup(&lookup);
 	return found;
 }
 
 bool
 apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData key;
 	bool		found;
 
 	text_key(&key, Anum_organizations_id, id);
-	begin_probe(&probe, APITOKEN_ORGANIZATIONS, NULL, snapshot, 1, &key);
-	found = next_row(&probe, Anum_organizations_suspended_at);
+	begin_lookup(&lookup, APITOKEN_ORGANIZATIONS, NULL, snapshot, 1, &key);
+	found = next_row(&lookup, Anum_organizations_suspended_at);
 	if (found)
-		*suspended = !probe.nulls[Anum_organizations_suspended_at - 1];
-	end_probe(&probe);
+		*suspended = !lookup.nulls[Anum_organizations_suspended_at - 1];
+	end_lookup(&lookup);
 	return found;
 }
 
 bool
 apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData key;
 	bool		found;
 
 	text_key(&key, Anum_users_id, id);
-	begin_probe(&probe, APITOKEN_USERS, NULL, snapshot, 1, &key);
-	found = next_row(&probe, Anum_users_suspended_at);
+	begin_lookup(&lookup, APITOKEN_USERS, NULL, snapshot, 1, &key);
+	found = next_row(&lookup, Anum_users_suspended_at);
 	if (found)
 	{
-		user->name = text_at(probe.values, probe.nulls, Anum_users_name);
-		user->role = text_at(probe.values, probe.nulls, Anum_users_role);
-		user->groups = DatumGetArrayTypePCopy(probe.values[Anum_users_groups - 1]);
-		user->suspended = !probe.nulls[Anum_users_suspended_at - 1];
+		user->name = text_at(lookup.values, lookup.nulls, Anum_users_name);
+		user->role = text_at(lookup.values, lookup.nulls, Anum_users_role);
+		user->groups = DatumGetArrayTypePCopy(lookup.values[Anum_users_groups - 1]);
+		user->suspended = !lookup.nulls[Anum_users_suspended_at - 1];
 	}
-	end_probe(&probe);
+	end_lookup(&lookup);
 	return found;
 }
 
-/* Does the trigger of role.c fire, whoever changes a role? */
+/* Does the trigger of role.c fire regardless of session_replication_role? */
 static bool
-tells_of_changes(Relation roles)
+trigger_always_fires(Relation roles)
 {
 	const TriggerDesc *triggers = roles->trigdesc;
 
@@ -375,77 +380,80 @@ tells_of_changes(Relation roles)
 bool
 apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData key;
 	bool		found;
 
 	text_key(&key, Anum_roles_name, name);
-	begin_probe(&probe, APITOKEN_ROLES, NULL, snapshot, 1, &key);
-	found = next_row(&probe, Anum_roles_database_role);
+	begin_lookup(&lookup, APITOKEN_ROLES, NULL, snapshot, 1, &key);
+	found = next_row(&lookup, Anum_roles_database_role);
 	if (found)
 	{
-		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(probe.values[Anum_roles_permissions - 1]));
-		row->database_role = probe.nulls[Anum_roles_database_role - 1] ? NULL :
-			pstrdup(NameStr(*DatumGetName(probe.values[Anum_roles_database_role - 1])));
-		row->lasting = tells_of_changes(probe.relation) &&
-			!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(probe.tuple->t_data));
+		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(lookup.values[Anum_roles_permissions - 1]));
+		row->database_role = lookup.nulls[Anum_roles_database_role - 1] ? NULL :
+			pstrdup(NameStr(*DatumGetName(lookup.values[Anum_roles_database_role - 1])));
+		row->cacheable = trigger_always_fires(lookup.relation) &&
+			!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(lookup.tuple->t_data));
 	}
-	end_probe(&probe);
+	end_lookup(&lookup);
 	return found;
 }
 
-/* The role that a user has in an organization; NULL: not a member. */
+/* Returns the role of a user in an organization, or NULL if the user is not a member. */
 char *
 apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData keys[2];
 	char	   *role = NULL;
 
 	text_key(&keys[0], Anum_memberships_organization_id, organization_id);
 	text_key(&keys[1], Anum_memberships_user_id, user_id);
-	begin_probe(&probe, APITOKEN_MEMBERSHIPS, NULL, snapshot, 2, keys);
-	if (next_row(&probe, Anum_memberships_role))
-		role = text_at(probe.values, probe.nulls, Anum_memberships_role);
-	end_probe(&probe);
+	begin_lookup(&lookup, APITOKEN_MEMBERSHIPS, NULL, snapshot, 2, keys);
+	if (next_row(&lookup, Anum_memberships_role))
+		role = text_at(lookup.values, lookup.nulls, Anum_memberships_role);
+	end_lookup(&lookup);
 	return role;
 }
 
-/* All memberships of a user, as a list of ApitokenMembership. */
+/* Returns all memberships of a user, as a list of ApitokenMembership. */
 List *
 apitoken_fetch_memberships(Snapshot snapshot, const char *user_id)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData key;
 	List	   *memberships = NIL;
 
 	text_key(&key, Anum_memberships_user_id, user_id);
-	begin_probe(&probe, APITOKEN_MEMBERSHIPS, index_names[MEMBERSHIPS_OF_USER], snapshot, 1, &key);
-	while (next_row(&probe, Anum_memberships_role))
+	begin_lookup(&lookup, APITOKEN_MEMBERSHIPS, index_names[MEMBERSHIPS_OF_USER], snapshot, 1, &key);
+	while (next_row(&lookup, Anum_memberships_role))
 	{
 		ApitokenMembership *membership = palloc(sizeof(ApitokenMembership));
 
-		membership->organization_id = text_at(probe.values, probe.nulls, Anum_memberships_organization_id);
-		membership->role = text_at(probe.values, probe.nulls, Anum_memberships_role);
+		membership->organization_id = text_at(lookup.values, lookup.nulls, Anum_memberships_organization_id);
+		membership->role = text_at(lookup.values, lookup.nulls, Anum_memberships_role);
 		memberships = lappend(memberships, membership);
 	}
-	end_probe(&probe);
+	end_lookup(&lookup);
 	return memberships;
 }
 
-/* When a token was last used (DT_NOBEGIN: never); false: it has no usage row. */
+/*
+ * Fetch the time of a token's last use, or DT_NOBEGIN if it was never used.
+ * Returns false if the token has no usage row.
+ */
 bool
 apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, TimestampTz *last_used_at)
 {
-	Probe		probe;
+	Lookup		lookup;
 	ScanKeyData key;
 	bool		found;
 
 	ScanKeyInit(&key, Anum_token_usage_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
-	begin_probe(&probe, APITOKEN_TOKEN_USAGE, NULL, snapshot, 1, &key);
-	found = next_row(&probe, Anum_token_usage_last_used_at);
+	begin_lookup(&lookup, APITOKEN_TOKEN_USAGE, NULL, snapshot, 1, &key);
+	found = next_row(&lookup, Anum_token_usage_last_used_at);
 	if (found)
-		*last_used_at = timestamp_at(probe.values, probe.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
-	end_probe(&probe);
+		*last_used_at = timestamp_at(lookup.values, lookup.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
+	end_lookup(&lookup);
 	return found;
 }

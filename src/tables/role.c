@@ -1,19 +1,21 @@
 /*
  * role.c
- *		What roles allow, remembered for the session.
+ *		A cache of roles, for the session.
  *
- * Roles are few and change seldom, and each verification asks about one.  So
- * that a change tells at once all the same, a trigger on the table sends the
- * relcache invalidation of the table, which the server delivers to all
- * sessions, on standbys too, once the change is committed, and to the session
- * itself from its next command on, or when that is rolled back.  Whoever asks
- * looks for such news first, and reads with a snapshot that is taken after it.
+ * Every verification needs the patterns of a role, while roles are few and
+ * rarely change.  Changes take effect at once nevertheless: a trigger on the
+ * table sends a relcache invalidation for the table.  The server delivers it to
+ * all sessions, also on standbys, when the change is committed.  The session
+ * that makes the change receives it at its next command, and on rollback.  Each
+ * lookup first accepts pending invalidations, and then takes its snapshot.
  *
- * What is not there is not remembered, so that a new role needs no news; nor is
- * what this transaction has written, so that nobody need tell when a new role,
- * or a change of which the trigger has not told yet, is rolled back; nor
- * anything while the trigger is not enabled always: a restore that disables
- * triggers and enables them again leaves it enabled as any other.
+ * Some rows are not cached:
+ *
+ *	- Roles that do not exist, so the creation of a role needs no invalidation.
+ *	- Rows that the current transaction wrote.  A rollback sends no invalidation
+ *	  for a new role, or for a change for which the trigger has not fired yet.
+ *	- All rows, while the trigger is not enabled as ALWAYS.  (A restore that
+ *	  disables and enables triggers leaves it enabled, but not as ALWAYS.)
  */
 #include "postgres.h"
 
@@ -25,43 +27,43 @@
 
 #include "tables/tables.h"
 
-/* Beyond so many all are forgotten. */
-#define ROLES_MAX 1000
+/* The cache is cleared when it has this many entries. */
+#define CACHED_ROLES_MAX 1000
 
-typedef struct Role
+typedef struct CachedRole
 {
-	char		name[NAMEDATALEN];	/* the table's names are no longer */
+	char		name[NAMEDATALEN];	/* role names are not longer */
 	ApitokenRoleRow row;
-} Role;
+} CachedRole;
 
-static HTAB *roles = NULL;		/* NULL: there is nothing to be found */
-static MemoryContext memory = NULL; /* of the table and all that is in it */
-static uint64 remembered_since; /* what apitoken_table_changes was then */
+static HTAB *role_cache = NULL; /* NULL if it is not valid */
+static MemoryContext cache_context = NULL;	/* has the hash table and its entries */
+static uint64 cached_changes;	/* apitoken_table_changes when the cache was created */
 
-/* Has nothing been heard since then that may concern the table? */
+/* Has there been no invalidation since the cache was created? */
 static bool
-is_valid(void)
+cache_is_valid(void)
 {
-	return roles != NULL && remembered_since == apitoken_table_changes;
+	return role_cache != NULL && cached_changes == apitoken_table_changes;
 }
 
 static void
-begin_anew(void)
+reset_cache(void)
 {
 	HASHCTL		control = {0};
 
-	if (memory == NULL)
-		memory = AllocSetContextCreate(TopMemoryContext, "apitoken roles", ALLOCSET_DEFAULT_SIZES);
-	roles = NULL;
-	MemoryContextReset(memory);
+	if (cache_context == NULL)
+		cache_context = AllocSetContextCreate(TopMemoryContext, "apitoken roles", ALLOCSET_DEFAULT_SIZES);
+	role_cache = NULL;
+	MemoryContextReset(cache_context);
 	control.keysize = NAMEDATALEN;
-	control.entrysize = sizeof(Role);
-	control.hcxt = memory;
-	roles = hash_create("apitoken roles", 16, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	remembered_since = apitoken_table_changes;
+	control.entrysize = sizeof(CachedRole);
+	control.hcxt = cache_context;
+	role_cache = hash_create("apitoken roles", 16, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	cached_changes = apitoken_table_changes;
 }
 
-/* In the memory of now: what is remembered may be gone with the next look at a table. */
+/* Copy a row into the current memory context.  A cached row may go away at the next table access. */
 static void
 copy_row(const ApitokenRoleRow *from, ApitokenRoleRow *to)
 {
@@ -74,36 +76,36 @@ copy_row(const ApitokenRoleRow *from, ApitokenRoleRow *to)
 }
 
 static void
-remember(const char *name, const ApitokenRoleRow *row)
+add_to_cache(const char *name, const ApitokenRoleRow *row)
 {
 	ApitokenRoleRow copy;
-	MemoryContext caller = MemoryContextSwitchTo(memory);
+	MemoryContext caller = MemoryContextSwitchTo(cache_context);
 
-	/* whole before it can be found */
+	/* Complete the copy before adding the entry, because the copy may raise an error. */
 	copy_row(row, &copy);
 	MemoryContextSwitchTo(caller);
-	((Role *) hash_search(roles, name, HASH_ENTER, NULL))->row = copy;
+	((CachedRole *) hash_search(role_cache, name, HASH_ENTER, NULL))->row = copy;
 }
 
-/* A role, its patterns reduced; false: there is none. */
+/* Look up a role, with its patterns reduced.  Returns false if it does not exist. */
 bool
 apitoken_role(const char *name, ApitokenRoleRow *row)
 {
-	Role	   *known;
+	CachedRole *cached;
 	Snapshot	snapshot;
 	bool		found;
 
-	/* no role has such a name; the hash table would cut it off */
+	/* No role has such a long name.  The hash table would truncate it. */
 	if (strlen(name) >= NAMEDATALEN)
 		return false;
 
 	AcceptInvalidationMessages();
-	if (!is_valid() || hash_get_num_entries(roles) >= ROLES_MAX)
-		begin_anew();
-	known = hash_search(roles, name, HASH_FIND, NULL);
-	if (known != NULL)
+	if (!cache_is_valid() || hash_get_num_entries(role_cache) >= CACHED_ROLES_MAX)
+		reset_cache();
+	cached = hash_search(role_cache, name, HASH_FIND, NULL);
+	if (cached != NULL)
 	{
-		copy_row(&known->row, row);
+		copy_row(&cached->row, row);
 		return true;
 	}
 
@@ -113,9 +115,9 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 	if (!found)
 		return false;
 	row->patterns = apitoken_patterns_reduce(row->patterns);
-	/* unless there was news while it was read */
-	if (is_valid() && row->lasting)
-		remember(name, row);
+	/* Do not cache the row if an invalidation arrived while it was read. */
+	if (cache_is_valid() && row->cacheable)
+		add_to_cache(name, row);
 	return true;
 }
 

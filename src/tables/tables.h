@@ -1,6 +1,6 @@
 /*
  * tables.h
- *		The extension's objects in the catalog, and its tables read and written.
+ *		The extension's objects in the catalog, and access to its tables.
  */
 #ifndef APITOKEN_TABLES_H
 #define APITOKEN_TABLES_H
@@ -15,7 +15,7 @@
 
 #include "tables/columns.h"
 
-/* ----- catalog.c: where the extension's objects are, and whose ----- */
+/* ----- catalog.c: the extension's tables and types, and their owner ----- */
 
 extern void apitoken_catalog_init(void);
 extern bool apitoken_installed(void);
@@ -33,38 +33,38 @@ extern bool apitoken_bypasses_rls(void);
 extern TupleDesc apitoken_result_type(FunctionCallInfo fcinfo, int columns);
 extern Datum apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls);
 
-/* ----- read.c: reads the tables, past privileges and row-level security ----- */
+/* ----- read.c: reads the tables, bypassing privileges and row-level security ----- */
 
-/* A row of token_records, in the caller's memory context. */
+/* A row of token_records, allocated in the caller's memory context. */
 typedef struct ApitokenRecord
 {
 	pg_uuid_t	id;
 	ApitokenKind kind;
-	char	   *organization_id;	/* NULL: personal */
-	char	   *user_id;		/* NULL: an organization's */
+	char	   *organization_id;	/* NULL in a personal token */
+	char	   *user_id;		/* NULL in an organization's token */
 	char	   *label;
-	char	   *role;			/* NULL: personal */
+	char	   *role;			/* NULL in a personal token */
 	ApitokenAccess access;
-	List	   *permissions;	/* with APITOKEN_CUSTOM */
-	ArrayType  *allowed_networks;	/* NULL: from everywhere */
-	int32		rate_limit;		/* a minute; 0: none */
+	List	   *permissions;	/* used with APITOKEN_CUSTOM */
+	ArrayType  *allowed_networks;	/* NULL if not restricted */
+	int32		rate_limit;		/* uses per minute, 0 if not limited */
 	Datum		metadata;		/* jsonb */
 	char	   *masked;
 	TimestampTz created_at;
-	TimestampTz expires_at;		/* DT_NOEND: never */
+	TimestampTz expires_at;		/* DT_NOEND if never */
 	bool		suspended;
 	bool		revoked;
 	int16		digest_scheme;
 	uint8		digest[APITOKEN_DIGEST_LENGTH];
-	TimestampTz previous_expires_at;	/* DT_NOBEGIN: no previous digest */
+	TimestampTz previous_expires_at;	/* DT_NOBEGIN if there is no previous digest */
 	int16		previous_digest_scheme;
 	uint8		previous_digest[APITOKEN_DIGEST_LENGTH];
 } ApitokenRecord;
 
 typedef struct ApitokenUserRow
 {
-	char	   *name;			/* NULL: none given */
-	char	   *role;			/* NULL: no limit */
+	char	   *name;			/* NULL if none */
+	char	   *role;			/* limits the user outside organizations; NULL if none */
 	ArrayType  *groups;
 	bool		suspended;
 } ApitokenUserRow;
@@ -72,8 +72,8 @@ typedef struct ApitokenUserRow
 typedef struct ApitokenRoleRow
 {
 	List	   *patterns;
-	char	   *database_role;	/* NULL: none */
-	bool		lasting;		/* until somebody tells of a change */
+	char	   *database_role;	/* NULL if none */
+	bool		cacheable;		/* may role.c cache this row? */
 } ApitokenRoleRow;
 
 typedef struct ApitokenMembership
@@ -86,7 +86,7 @@ typedef struct ApitokenOwner
 {
 	ApitokenKind kind;
 	text	   *id;
-	TimestampTz since;			/* when the token was made */
+	TimestampTz created_at;		/* creation time of the token */
 } ApitokenOwner;
 
 extern Snapshot apitoken_latest_snapshot(void);
@@ -94,7 +94,7 @@ extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, Ap
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
 extern bool apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner);
 extern int	apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max);
-extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool row);
+extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row);
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
 extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
@@ -104,7 +104,7 @@ extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
 									 TimestampTz *last_used_at);
 
-/* ----- role.c: what roles allow, remembered ----- */
+/* ----- role.c: cache of roles ----- */
 
 extern bool apitoken_role(const char *name, ApitokenRoleRow *row);
 
@@ -149,13 +149,13 @@ extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, c
 								   Datum *value);
 extern void apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg);
 
-/* ----- append.c: new rows, written without a statement ----- */
+/* ----- append.c: inserts rows without a statement ----- */
 
 extern bool apitoken_open_append(Relation *relation, ApitokenTable table, int columns);
 extern void apitoken_append(Relation relation, const Datum *values, const bool *nulls);
 extern void apitoken_close_append(Relation relation);
 
-/* ----- trigger.c: what the trigger functions have in common ----- */
+/* ----- trigger.c: functions that several trigger functions use ----- */
 
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
 extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);

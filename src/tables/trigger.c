@@ -1,6 +1,6 @@
 /*
  * trigger.c
- *		What the trigger functions have in common.
+ *		Functions that several trigger functions use.
  */
 #include "postgres.h"
 
@@ -11,7 +11,7 @@
 
 #include "tables/tables.h"
 
-/* Trigger functions work for the extension's own triggers only. */
+/* Raise an error unless the function is called by a trigger on this table. */
 void
 apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
 {
@@ -24,7 +24,7 @@ apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
 				 errmsg("this function serves the triggers of apitoken only")));
 }
 
-/* Did an update change this column? */
+/* Did the update change this column? */
 bool
 apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)
 {
@@ -40,7 +40,7 @@ apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)
 	return !datum_image_eq(old_value, new_value, column->attbyval, column->attlen);
 }
 
-/* Did an update change anything that an UPDATE of a token may change? */
+/* Did the update change any column of token_records that users may update? */
 bool
 apitoken_edited(TriggerData *trigger)
 {

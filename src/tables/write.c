@@ -1,16 +1,17 @@
 /*
  * write.c
- *		Statements that the extension runs as the tables' owner.
+ *		Run the extension's statements as the owner of its tables.
  *
- * Callers hold no privilege on digests, events, usage and the revocation
- * columns; what they may cause there goes through these statements, after
- * their authorization was checked.  Each is a constant text with parameters,
- * saved per session.  Since a saved plan is analyzed again whenever the
- * caller's search_path is another one, every name in them, operators too, is
- * qualified: nothing that a caller owns can come between.
+ * Users have no privileges on digests, events, usage and the columns about
+ * revocation.  These statements change such data for them, after the caller has
+ * checked their authorization.  Each statement is a constant string with
+ * parameters, whose plan is saved for the session.  The server analyzes a saved
+ * plan again when search_path changes.  Therefore all names in a statement,
+ * including operators, are schema-qualified, so that no object of a user can
+ * take the place of the intended one.
  *
- * They run with the latest snapshot, as the server's foreign-key checks do,
- * so that a revocation inside REPEATABLE READ hits what there is now.
+ * The statements use the latest snapshot, as the server's foreign-key checks do,
+ * so that a revocation in a REPEATABLE READ transaction finds the current rows.
  */
 #include "postgres.h"
 
@@ -23,7 +24,7 @@
 
 #include "tables/tables.h"
 
-/* Stands for the row type of token_records, whose OID is not fixed. */
+/* Placeholder for the row type of token_records, whose OID is not fixed. */
 #define RECORDTYPE InvalidOid
 
 #define PARAMETERS_MAX 8
@@ -35,13 +36,13 @@ typedef struct
 	Oid			args[PARAMETERS_MAX];
 } Statement;
 
-/* The event of a change; the actor's columns are $3 to $6. */
+/* Insert an event.  Parameters $3 to $6 describe the actor. */
 #define EVENT_COLUMNS \
 	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
 	" actor, actor_token_id, database_user, client_address, details) "
 
-/* What a usage row u becomes by a use of the same token that is counted apart. */
-#define LATER_USE(use) \
+/* Add the usage in `use` to the row u of token_usage. */
+#define ADD_USE(use) \
 	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
 	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
 	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
@@ -79,8 +80,9 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		3, {UUIDOID, TEXTOID, TEXTOID}
 	},
 	/*
-	 * $6: past the policies; $7, $8: whose the caller may revoke otherwise.
-	 * Locked in the order of their ids: two that meet do not deadlock.
+	 * $6 is true if the caller bypasses the policies.  Otherwise the caller may
+	 * revoke the tokens of organizations $7 and of user $8.  The rows are locked
+	 * in the order of their ids, so that two such statements do not deadlock.
 	 */
 	[APITOKEN_REVOKE_MATCHING] = {
 		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
@@ -127,7 +129,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
 	},
-	/* never waits: what somebody else has locked, APITOKEN_REMOVE_ORPHANS finds */
+	/* This never waits.  It skips locked rows, which APITOKEN_REMOVE_ORPHANS removes later. */
 	[APITOKEN_FORGET_USAGE] = {
 		"WITH daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT ctid FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))) "
@@ -135,7 +137,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))",
 		1, {UUIDOID}
 	},
-	/* never waits: a row that somebody else has locked is left to them */
+	/* This never waits.  It does nothing if the row is locked. */
 	[APITOKEN_TOUCH_USAGE] = {
 		"UPDATE apitoken.token_usage SET last_used_at = $2, last_used_from = $3, accepted = accepted OPERATOR(pg_catalog.+) 1"
 		" WHERE token_id OPERATOR(pg_catalog.=) (SELECT token_id FROM apitoken.token_usage"
@@ -143,8 +145,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
 	},
 	/*
-	 * For a token that came without usage, by a partial restore say.  Whoever
-	 * gets the token's row is the only one to insert, so this never waits.
+	 * For a token without a usage row, for example after a partial restore.  Only
+	 * the transaction that locks the token's row inserts, so this never waits.
 	 */
 	[APITOKEN_ADD_USAGE] = {
 		"INSERT INTO apitoken.token_usage (token_id, last_used_at, last_used_from, accepted)"
@@ -153,13 +155,16 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
 	},
 	/*
-	 * What is there is updated, which is less to write than by way of ON
-	 * CONFLICT: that is for what comes meanwhile.  There is but one flush at a
-	 * time, and nobody else waits for one of these rows while holding another.
-	 * No row is made for a token that is gone.
+	 * Existing rows are updated by UPDATE, which writes less than ON CONFLICT DO
+	 * UPDATE does.  The ON CONFLICT clause handles rows that others insert at the
+	 * same time.  No row is inserted for a token that no longer exists.
 	 *
-	 * $1: tokens; $2: when last used; $3: accepted; $4: refused; $5: from where;
-	 * in the order of the keys, which is that of the pages.
+	 * This cannot deadlock: there is only one flush at a time, and no other
+	 * statement waits for a row of this table while it has another one locked.
+	 *
+	 * The parameters are arrays in the order of the token ids, which is about the
+	 * order of the pages: $1 token ids, $2 times of last use, $3 numbers of
+	 * accepted uses, $4 of refused uses, $5 addresses of last use.
 	 */
 	[APITOKEN_WRITE_USAGE] = {
 		"WITH given AS MATERIALIZED ("
@@ -167,7 +172,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
 		" pg_catalog.unnest($5)) AS g (token_id, last_used_at, accepted, refused, last_used_from)"
 		"), updated AS ("
-		"UPDATE apitoken.token_usage u SET " LATER_USE("g")
+		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
 		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
 		" RETURNING u.token_id"
 		") "
@@ -175,10 +180,10 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
-		" ON CONFLICT (token_id) DO UPDATE SET " LATER_USE("excluded"),
+		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),
 		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
 	},
-	/* the same in all; $2: days */
+	/* The same for token_usage_daily: $1 token ids, $2 days, $3 accepted, $4 refused. */
 	[APITOKEN_WRITE_USAGE_DAILY] = {
 		"WITH given AS MATERIALIZED ("
 		"SELECT g.token_id, g.day, g.accepted, g.refused"
@@ -207,16 +212,19 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 
 	/*
-	 * Housekeeping, in batches.  None of these waits for a row: one that is
-	 * locked is left to the next run.
+	 * Housekeeping, in batches.  These statements never wait for a row.  They
+	 * skip locked rows, which the next run processes.
+	 */
+
+	/*
+	 * Revoke idle tokens with ids greater than $3, and up to $4 unless that is
+	 * null.  $1 is the current time; all uses before $2 are recorded.
 	 *
-	 * Idle tokens with ids after $3 and up to $4, if that is given, as in
-	 * APITOKEN_REMOVE_ORPHANS.  The usage row is locked as well, so that no use is recorded
-	 * between the look at it and the revocation, and one that an open
-	 * transaction is recording counts.  A token without a usage row is left
-	 * alone: a restore brings the tokens first and the usage later.  $2: how
-	 * far last use is known.  Intervals are taken off in UTC, whatever the
-	 * session's time zone.
+	 * The usage row is locked too.  So no use is recorded between the check and
+	 * the revocation, and the row is skipped if an open transaction is recording
+	 * a use.  A token without a usage row is not revoked, because a restore loads
+	 * tokens before their usage.  Intervals are subtracted in UTC, so the result
+	 * does not depend on the session's time zone.
 	 */
 	[APITOKEN_REVOKE_IDLE] = {
 		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'idle'"
@@ -239,7 +247,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE previous_expires_at OPERATOR(pg_catalog.<=) $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
-	/* $3: no event of that age has an id from there on, or hardly one; it needs no index of its own */
+	/* $3 is an upper bound on the ids of events that old, so that this can use the primary key. */
 	[APITOKEN_REMOVE_EVENTS] = {
 		"DELETE FROM apitoken.events WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.events"
 		" WHERE id OPERATOR(pg_catalog.<) $3 AND at OPERATOR(pg_catalog.<) $1"
@@ -261,15 +269,16 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT ctid FROM apitoken.token_usage_daily WHERE day OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
 		2, {DATEOID, INT8OID}
 	},
-	/* the end of the next $2 rows after $1 */
+	/* Find the last of the next $2 rows after id $1. */
 	[APITOKEN_NEXT_USAGE] = {
 		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.>) $1"
 		" ORDER BY token_id OFFSET $2 OPERATOR(pg_catalog.-) 1 LIMIT 1",
 		2, {UUIDOID, INT8OID}
 	},
 	/*
-	 * Usage of tokens that are gone, with ids after $1 and up to $2, if that is
-	 * given.  Where there is no token at all, a restore has not got to them yet.
+	 * Remove usage of tokens that no longer exist, with ids greater than $1, and up
+	 * to $2 unless that is null.  This does nothing while there are no tokens at
+	 * all, because a restore may not have loaded them yet.
 	 */
 	[APITOKEN_REMOVE_ORPHANS] = {
 		"WITH gone AS (DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
@@ -288,11 +297,12 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 };
 
 /*
- * Planned for each execution: what may meet very many rows must not go by how
- * few there were when the session began.  Planned once, whatever it is given:
- * what looks for each row by its key, in a worker that lives some seconds.
+ * Custom plans are for statements that may process very many rows: the numbers
+ * of rows may have grown much since the session started.  Generic plans are for
+ * statements that find each row by its key, and run in short-lived workers.
+ * For other statements, the server chooses.
  */
-static const int planning[APITOKEN_STATEMENTS] = {
+static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_WRITE_USAGE_DAILY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
@@ -309,12 +319,12 @@ static const int planning[APITOKEN_STATEMENTS] = {
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];
 
-/* The row type that the plan was made for: another one after DROP and CREATE EXTENSION. */
+/* The row type that the plan was made for.  It changes on DROP and CREATE EXTENSION. */
 static Oid	plan_record_types[APITOKEN_STATEMENTS];
 
 /*
- * The statement being run, which tells the triggers on token_records that the
- * extension itself is changing the row.
+ * The statement that is running.  It tells the triggers on token_records that the
+ * extension itself, and not a user, changes the row.
  */
 ApitokenStatement apitoken_running_statement = APITOKEN_NO_STATEMENT;
 
@@ -335,7 +345,7 @@ saved_plan(ApitokenStatement statement)
 	}
 	for (int i = 0; i < statements[statement].nargs; i++)
 		args[i] = statements[statement].args[i] == RECORDTYPE ? record_type : statements[statement].args[i];
-	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args, planning[statement]);
+	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args, plan_options[statement]);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);
@@ -344,7 +354,7 @@ saved_plan(ApitokenStatement statement)
 	return plan;
 }
 
-/* Of the first row the first column, in the caller's memory; 0 without a row. */
+/* Returns the first column of the first row, in the caller's memory context; 0 if null or no row. */
 static Datum
 first_value(void)
 {
@@ -360,7 +370,7 @@ first_value(void)
 }
 
 /*
- * Do something as the tables' owner, with `statement` as the one that runs.
+ * Call work(arg) as the tables' owner, with `statement` as the running statement.
  */
 void
 apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg)
@@ -370,12 +380,13 @@ apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *a
 	int			context;
 	MemoryContext caller_context = CurrentMemoryContext;
 
-	/* An error resets the user with the (sub)transaction. */
+	/* On an error, the abort of the (sub)transaction restores the user. */
 	GetUserIdAndSecContext(&user, &context);
 
 	/*
-	 * A worker's session is a superuser's.  There the owner's own triggers may
-	 * leave nothing for the end of the transaction, when it would run as that.
+	 * A worker's session user is a superuser.  In a worker, triggers of the tables'
+	 * owner must not be able to queue anything until the end of the transaction,
+	 * where it would run as superuser.
 	 */
 	SetUserIdAndSecContext(apitoken_owner(),
 						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS |
@@ -393,7 +404,7 @@ apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *a
 		MemoryContextSwitchTo(caller_context);
 		error = CopyErrorData();
 
-		/* the owner is shown the failing row, digests and all; the caller must not be */
+		/* The detail was made for the owner, and can show the row with its digests.  Remove it. */
 		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
 			PG_RE_THROW();
 		FlushErrorState();
@@ -410,12 +421,12 @@ typedef struct Execution
 	ApitokenStatement statement;
 	Datum	   *values;
 	const char *nulls;
-	Datum	   *value;			/* where the first one goes; NULL: nowhere */
+	Datum	   *value;			/* receives the first column of the first row, unless NULL */
 	uint64		processed;
 } Execution;
 
 static void
-run(void *arg)
+run_statement(void *arg)
 {
 	Execution  *execution = arg;
 	int			result;
@@ -438,13 +449,13 @@ execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *va
 {
 	Execution	execution = {statement, values, nulls, value, 0};
 
-	apitoken_as_owner(statement, run, &execution);
+	apitoken_as_owner(statement, run_statement, &execution);
 	return execution.processed;
 }
 
 /*
- * Run a statement as the tables' owner; how many rows it processed.  `nulls`
- * as for SPI: 'n' where a value is null, or NULL where none is.
+ * Run a statement as the tables' owner.  `nulls` is as in SPI: 'n' marks a null,
+ * and NULL means that there are none.  Returns the number of rows processed.
  */
 uint64
 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
@@ -452,7 +463,7 @@ apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
 	return execute(statement, values, nulls, NULL);
 }
 
-/* The same for a value that is not null, if there is a row. */
+/* Run a statement that returns a single non-null value.  Returns false if there is no row. */
 bool
 apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
 {

@@ -1,15 +1,18 @@
 /*
  * permission.c
- *		Permissions, patterns, and what covers what.
+ *		Permissions and permission patterns.
  *
- * A permission is "resource:action".  A pattern has "*" for either half, or is
- * "*".  Permissions on tokens ("token:...") are special: whoever holds them can
- * make further tokens, so that a leaked one could outlive its revocation.  They
- * are therefore matched only by "*", "token:*" or by name, and "*:*" means
- * everything except them.
+ * A permission is "resource:action".  A pattern may have "*" in place of either
+ * half, or be "*" alone.  A pattern covers another one if it matches every
+ * permission that the other one matches.
  *
- * What is not a well-formed pattern matches nothing, covers nothing and is
- * covered by nothing: a fault in a stored list takes rights away, never adds.
+ * Permissions on tokens ("token:...") are special.  They allow creating more
+ * tokens, and those would survive the revocation of a leaked token.  Therefore
+ * only "*", "token:*" and the exact name match them; "*:*" matches everything
+ * else.
+ *
+ * A malformed pattern matches nothing, covers nothing and is covered by
+ * nothing.  So an error in a stored list can only take permissions away.
  */
 #include "postgres.h"
 
@@ -24,12 +27,12 @@
 #define EVERYTHING_BUT_TOKENS "*:*"
 #define TOKEN_RESOURCE "token"
 
-/* how much of a malformed pattern an error shows, in characters */
+/* An error message quotes at most this many characters of a malformed pattern. */
 #define QUOTED_CHARS 100
 
 typedef struct Half
 {
-	const char *text;			/* within the pattern, so not terminated */
+	const char *text;			/* points into the pattern; not null-terminated */
 	size_t		length;
 } Half;
 
@@ -39,7 +42,7 @@ typedef struct Halves
 	Half		action;
 } Halves;
 
-/* the actions that a read-only token keeps */
+/* the permissions that a read-only token keeps */
 static const char *const read_only_patterns[] = {"*:read", "*:list"};
 
 static const char *const access_names[] = {
@@ -67,13 +70,13 @@ same_half(Half a, Half b)
 }
 
 static bool
-is_token(Half resource)
+is_token_resource(Half resource)
 {
 	return resource.length == strlen(TOKEN_RESOURCE) &&
 		memcmp(resource.text, TOKEN_RESOURCE, resource.length) == 0;
 }
 
-/* Compared by hand: what a letter is must not depend on the locale. */
+/* This does not use isalpha() or isalnum(), whose results depend on the locale. */
 static bool
 valid_half(Half half)
 {
@@ -92,7 +95,7 @@ valid_half(Half half)
 	return true;
 }
 
-/* False for "*", which has no halves, and for everything malformed. */
+/* Split a pattern into its halves.  Returns false for "*" alone and for malformed patterns. */
 static bool
 split(const char *pattern, Halves *halves)
 {
@@ -107,11 +110,11 @@ split(const char *pattern, Halves *halves)
 	return valid_half(halves->resource) && valid_half(halves->action);
 }
 
-/* Does every resource that matches b match a? */
+/* Does a match every resource that b matches? */
 static bool
 resource_covers(Half a, Half b)
 {
-	return same_half(a, b) || (is_any(a) && !is_token(b));
+	return same_half(a, b) || (is_any(a) && !is_token_resource(b));
 }
 
 static bool
@@ -120,7 +123,7 @@ action_covers(Half a, Half b)
 	return same_half(a, b) || is_any(a);
 }
 
-/* Is this a permission, which names both its halves? */
+/* Is this a permission?  It has no "*". */
 bool
 apitoken_valid_permission(const char *permission)
 {
@@ -129,7 +132,7 @@ apitoken_valid_permission(const char *permission)
 	return split(permission, &halves) && !is_any(halves.resource) && !is_any(halves.action);
 }
 
-/* Is this a pattern?  Each permission is one, too. */
+/* Is this a well-formed pattern?  Every permission is also a pattern. */
 bool
 apitoken_valid_pattern(const char *pattern)
 {
@@ -138,16 +141,16 @@ apitoken_valid_pattern(const char *pattern)
 	return is_everything(pattern) || split(pattern, &halves);
 }
 
-/* Does this pattern allow this permission? */
+/* Does the pattern match the permission? */
 bool
 apitoken_pattern_matches(const char *pattern, const char *permission)
 {
-	/* a permission is the pattern that matches nothing else */
+	/* As a pattern, a permission matches only itself. */
 	return apitoken_valid_permission(permission) &&
 		apitoken_pattern_covers(pattern, permission);
 }
 
-/* Does every permission that matches other match pattern? */
+/* Does pattern match every permission that other matches? */
 bool
 apitoken_pattern_covers(const char *pattern, const char *other)
 {
@@ -162,8 +165,9 @@ apitoken_pattern_covers(const char *pattern, const char *other)
 }
 
 /*
- * The one pattern that matches what both match; false if there is nothing.
- * Halves meet independently, so that one pattern always suffices.
+ * Compute the pattern that matches exactly the permissions that both patterns
+ * match.  Returns false if there are none.  One pattern is always enough,
+ * because the two halves are independent.
  */
 bool
 apitoken_pattern_intersect(const char *a, const char *b,
@@ -180,7 +184,7 @@ apitoken_pattern_intersect(const char *a, const char *b,
 		return false;
 	if (!left_split || !right_split)
 	{
-		/* what is not "*" has two valid halves, so it fits */
+		/* The pattern that could be split is valid, so it fits into the buffer. */
 		strcpy(result, left_split ? a : b);
 		return true;
 	}
@@ -206,7 +210,7 @@ apitoken_pattern_intersect(const char *a, const char *b,
 	return true;
 }
 
-/* Does any of these allow this permission? */
+/* Does any of the patterns match the permission? */
 bool
 apitoken_patterns_match(List *patterns, const char *permission)
 {
@@ -221,10 +225,11 @@ apitoken_patterns_match(List *patterns, const char *permission)
 }
 
 /*
- * The first of patterns that no single one of by covers, or NULL.
+ * Returns the first pattern in "patterns" that no single pattern in "by"
+ * covers, or NULL if all are covered.
  *
- * Several that cover it only together do not count: what they cover would then
- * depend on which resources and actions there are.
+ * A pattern that only several patterns together cover counts as uncovered.
+ * Otherwise the result would depend on which resources and actions exist.
  */
 const char *
 apitoken_patterns_uncovered(List *patterns, List *by)
@@ -252,9 +257,10 @@ apitoken_patterns_uncovered(List *patterns, List *by)
 }
 
 /*
- * A set of patterns: a table of pointers with open addressing, at most half
- * full.  Two lists of a hundred patterns can meet in ten thousand, where
- * comparing all with all would take seconds of every verification.
+ * A set of patterns: a hash table of pointers with open addressing, at most
+ * half full.  Two lists of a hundred patterns can have ten thousand
+ * intersections.  Comparing each of those with all others would add seconds to
+ * every verification.
  */
 typedef struct PatternSet
 {
@@ -262,7 +268,7 @@ typedef struct PatternSet
 	uint32		mask;
 } PatternSet;
 
-/* Where a pattern is, or the free slot where it would be. */
+/* Returns the slot of the pattern, or the free slot where it can be inserted. */
 static const char **
 find_slot(const PatternSet *set, const char *pattern)
 {
@@ -279,11 +285,11 @@ contains(const PatternSet *set, const char *pattern)
 	return *find_slot(set, pattern) != NULL;
 }
 
-/* Is there a pattern in the set that covers this one and is another one? */
+/* Does the set contain a different pattern that covers this one? */
 static bool
 covered_in_set(const PatternSet *set, const char *pattern)
 {
-	/* besides "*", only these three can, whatever else there is */
+	/* Apart from "*", only patterns of these three forms can cover this one. */
 	static const char *const formats[] = {"%.*s:*", "*:%.*s", EVERYTHING_BUT_TOKENS};
 	Halves		halves;
 	int			count;
@@ -295,7 +301,7 @@ covered_in_set(const PatternSet *set, const char *pattern)
 	if (!split(pattern, &halves))
 		return false;
 
-	count = is_token(halves.resource) ? 1 : lengthof(formats);
+	count = is_token_resource(halves.resource) ? 1 : lengthof(formats);
 	for (int i = 0; i < count; i++)
 	{
 		Half		half = i == 0 ? halves.resource : halves.action;
@@ -308,7 +314,7 @@ covered_in_set(const PatternSet *set, const char *pattern)
 	return false;
 }
 
-/* Drop repetitions and what another one covers; keep the order. */
+/* Remove duplicates and patterns that another pattern covers; keep the order. */
 List *
 apitoken_patterns_reduce(List *patterns)
 {
@@ -356,15 +362,17 @@ append_intersection(List *result, const char *a, const char *b)
 }
 
 /*
- * The effective patterns: those of a role or a user, which are reduced, narrowed
- * by a token's access and, if that is custom, by the token's own ones.  A new
- * list of new strings, reduced as well: what full access leaves of each pattern
- * is that pattern, or nothing.
+ * Compute the effective patterns of a token: the patterns of a role or a user,
+ * narrowed by the token's access and, with custom access, by the token's own
+ * patterns.  The given patterns must be reduced.  The result is a new list of
+ * new strings, and is reduced too.  (Full access keeps or drops each pattern, or
+ * turns "*" into "*:*", so its result needs no further reduction.)
  *
- * A personal token has all that its user may do, but manages tokens only where
- * its own patterns name that.  So "*" means "*:*" then, unless "token:..." is
- * written out; and with full access nothing is.  Read-only tokens never manage
- * tokens, as "*:read" does not match "token:read".
+ * A personal token can do whatever its user may do, except that it manages
+ * tokens only if its own patterns name "token:...".  Therefore "*" means "*:*"
+ * for a personal token.  With full access there are no own patterns, so such a
+ * token never manages tokens.  A read-only token does not either, because
+ * "*:read" does not match "token:read".
  */
 List *
 apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool personal)
@@ -403,8 +411,8 @@ apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool 
 }
 
 /*
- * Does a token's narrowing leave this permission?  The same as asking the
- * effective patterns, without making them.
+ * Do a token's access and own patterns allow this permission?  This checks only
+ * the token's part of apitoken_patterns_narrow(), and builds no list.
  */
 bool
 apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal, const char *permission)
@@ -433,7 +441,7 @@ apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal, const
 	return false;
 }
 
-/* The elements of a text[], patterns or ids; none for a null array or null elements. */
+/* Convert a text[] to a list of C strings.  Null elements are skipped; a NULL array gives NIL. */
 List *
 apitoken_strings_from_array(ArrayType *array)
 {
@@ -453,7 +461,7 @@ apitoken_strings_from_array(ArrayType *array)
 	return result;
 }
 
-/* The reverse; an empty array, never null, for an empty list. */
+/* Convert a list of C strings to a text[].  An empty list gives an empty array. */
 ArrayType *
 apitoken_strings_to_array(List *strings)
 {
@@ -469,14 +477,14 @@ apitoken_strings_to_array(List *strings)
 	return construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
-/* The beginning of a text that an error quotes. */
+/* Returns a copy of the text, truncated for use in an error message. */
 char *
 apitoken_clip(const char *text)
 {
 	return pnstrdup(text, pg_mbcharcliplen(text, strlen(text), QUOTED_CHARS));
 }
 
-/* Raise for a malformed pattern or permission, quoting its beginning. */
+/* Raise an error about a malformed pattern or permission. */
 static void
 report_malformed(const char *pattern, const char *hint)
 {
@@ -486,7 +494,7 @@ report_malformed(const char *pattern, const char *hint)
 			 errhint("%s", hint)));
 }
 
-/* Raise unless these are patterns that may be stored. */
+/* Raise an error unless the array is a valid list of patterns. */
 void
 apitoken_check_patterns(ArrayType *array)
 {
@@ -502,7 +510,7 @@ apitoken_check_patterns(ArrayType *array)
 				 errmsg("permissions must be an array of one dimension"),
 				 errhint("Write them as '{article:read,article:write}'.")));
 
-	/* counted before the elements are taken apart, which costs memory */
+	/* Check the count first, because deconstruct_array() allocates memory for each element. */
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	if (count > APITOKEN_PATTERNS_MAX)
 		ereport(ERROR,
@@ -531,7 +539,7 @@ apitoken_check_patterns(ArrayType *array)
 	}
 }
 
-/* Raise unless this can be asked for. */
+/* Raise an error unless this is a valid permission. */
 void
 apitoken_check_permission(const char *permission)
 {

@@ -1,9 +1,9 @@
 /*
  * text.h
- *		The text of a token, and the language of permissions.
+ *		The text of a token, and permission patterns.
  *
- * The ground floor: nothing here reads a catalog, so that it can be tested and
- * fuzzed without a server.
+ * This is the lowest folder.  Nothing in it reads a catalog, so it can be
+ * tested and fuzzed without a server.
  */
 #ifndef APITOKEN_TEXT_H
 #define APITOKEN_TEXT_H
@@ -30,7 +30,7 @@
 /* "<prefix>_<kind>_<id>_...<last four>", without a terminating zero */
 #define APITOKEN_MASKED_MAX (APITOKEN_PREFIX_MAX + 1 + 3 + 1 + APITOKEN_ID_CHARS + 4 + 4)
 
-/* a text that was cut off is a secret as soon as it has this many characters of one */
+/* A truncated token text counts as a secret if it has at least this many characters of the secret. */
 #define APITOKEN_SECRET_CUT 8
 
 typedef enum ApitokenKind
@@ -53,16 +53,16 @@ extern bool apitoken_generate_id(pg_uuid_t *id);
 extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
 								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
 extern TimestampTz apitoken_id_time(const pg_uuid_t *id);
-extern void apitoken_least_id(TimestampTz at, pg_uuid_t *id);
+extern void apitoken_min_id(TimestampTz at, pg_uuid_t *id);
 extern const char *apitoken_kind_code(ApitokenKind kind);	/* org, usr */
 extern const char *apitoken_kind_name(ApitokenKind kind);	/* organization, user */
 extern bool apitoken_kind_from_name(const char *name, ApitokenKind *kind);
 extern bool apitoken_holds_secret(const char *text, size_t length);
 extern bool apitoken_mask_secrets(char *text, size_t length);
 
-/* ----- permission.c: permissions, patterns and what covers what ----- */
+/* ----- permission.c: permissions and patterns ----- */
 
-/* "resource:action", each half 1 to this many characters */
+/* maximum length of each half of "resource:action"; the minimum is 1 */
 #define APITOKEN_HALF_MAX 64
 #define APITOKEN_PATTERN_MAX (2 * APITOKEN_HALF_MAX + 1)
 #define APITOKEN_PATTERNS_MAX 100

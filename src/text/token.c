@@ -1,15 +1,16 @@
 /*
  * token.c
- *		The text of a token: making it, taking it apart, masking it, and
- *		finding it in other texts.
+ *		The text of a token: generate, parse and mask it, and find it in
+ *		other texts.
  *
  * A token is "<prefix>_<kind>_<id><secret><checksum>", for example "apt_org_"
- * followed by 71 base62 digits.  The checksum lets mistyped and made-up texts
- * be refused before any table is touched, and secret scanners be certain.
+ * followed by 71 base62 digits.  Because of the checksum, mistyped and invented
+ * texts are refused before any table is read, and secret scanners can recognize
+ * a token with certainty.
  *
- * Whatever a stranger sends arrives here first.  Therefore nothing in this
- * file allocates, raises or reads a catalog: it can be fuzzed and tested
- * alone, without a server.
+ * This file is the first to process input from unauthenticated clients.  It
+ * does not allocate memory, raise errors or read a catalog, so it can be
+ * fuzzed and tested without a server.
  */
 #include "postgres.h"
 
@@ -22,7 +23,7 @@
 #define BASE 62
 #define KIND_CHARS 3
 
-/* what follows the prefix always has the same length, so that finds the prefix */
+/* The part after the prefix has a fixed length, so the total length gives the prefix's length. */
 #define TAIL_CHARS (1 + KIND_CHARS + 1 + APITOKEN_BODY_CHARS)
 
 /* "_org_", "_usr_" */
@@ -31,25 +32,25 @@
 #define MASK "_..."
 #define MASK_SHOWN 4
 
-/* the largest multiple of BASE that a byte can hold: bytes from there on are thrown away */
+/* Random bytes from this value on are discarded: the largest multiple of BASE up to 256. */
 #define UNBIASED_BYTES (256 - 256 % BASE)
 
-/* a UUID's timestamp has 48 bits of milliseconds, then 12 bits of their fraction */
+/* A UUID's timestamp has 48 bits of milliseconds, and 12 bits for the fraction of a millisecond. */
 #define FRACTION_BITS 12
 
-/* a UUID as four 32-bit digits, most significant first */
+/* A UUID is converted as a number of four 32-bit limbs, most significant first. */
 #define LIMBS (UUID_LEN / sizeof(uint32))
 
-/* as many base62 digits as a limb can hold, and how many values they have */
+/* the number of base62 digits that fit into a limb */
 #define GROUP_DIGITS 5
-#define GROUP_BASE UINT64CONST(916132832)	/* BASE to that power */
+#define GROUP_BASE UINT64CONST(916132832)	/* BASE to the power of GROUP_DIGITS */
 
 static const char base62_digits[] =
 "0123456789"
 "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 "abcdefghijklmnopqrstuvwxyz";
 
-/* A table, as comparisons of random digits mislead the branch predictor. */
+/* A table is faster than comparisons, which the CPU cannot predict for random digits. */
 static const int8 base62_values[128] = {
 	-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
 	-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
@@ -61,7 +62,7 @@ static const int8 base62_values[128] = {
 	51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, -1, -1, -1, -1, -1,
 };
 
-/* The value of a base62 digit, or -1. */
+/* Returns the value of a base62 digit, or -1 for any other character. */
 static inline int
 digit_value(char digit)
 {
@@ -69,8 +70,9 @@ digit_value(char digit)
 }
 
 /*
- * 22 digits can say almost three bits more than an id has: those are refused.
- * They are taken in groups as large as a limb can hold; the first has two.
+ * Decode 22 base62 digits.  They can encode numbers of almost 131 bits; this
+ * returns false for a number that does not fit into the 128 bits of an id.  The
+ * digits are processed in groups of five, after a first group of two.
  */
 static bool
 decode_id(const char *digits, pg_uuid_t *id)
@@ -124,8 +126,8 @@ encode_id(const pg_uuid_t *id, char *digits)
 }
 
 /*
- * The checksum of a text.  What PostgreSQL calls the traditional CRC-32 is
- * zlib's; its pg_crc32c has another polynomial.
+ * Compute the checksum of a text: the CRC-32 that zlib uses, which PostgreSQL
+ * calls traditional.  (pg_crc32c uses a different polynomial.)
  */
 static uint32
 checksum_of(const char *text, size_t length)
@@ -138,7 +140,7 @@ checksum_of(const char *text, size_t length)
 	return crc;
 }
 
-/* Six digits can say more than 32 bits; such a number equals no checksum. */
+/* Six digits can encode a number above 32 bits, which then equals no checksum. */
 static uint64
 decode_checksum(const char *digits)
 {
@@ -159,7 +161,7 @@ encode_checksum(uint32 value, char *digits)
 	}
 }
 
-/* Compared by hand: what a letter is must not depend on the locale. */
+/* This does not use isalpha() or isalnum(), whose results depend on the locale. */
 static bool
 valid_prefix(const char *prefix, size_t length)
 {
@@ -176,28 +178,28 @@ valid_prefix(const char *prefix, size_t length)
 	return true;
 }
 
-/* May new tokens begin with this?  [a-z][a-z0-9]{1,11} */
+/* Is this a valid prefix?  It must match [a-z][a-z0-9]{1,11}. */
 bool
 apitoken_valid_prefix(const char *prefix)
 {
 	return valid_prefix(prefix, strlen(prefix));
 }
 
-/* How a token says whose it is. */
+/* Returns the kind as it appears in a token's text. */
 const char *
 apitoken_kind_code(ApitokenKind kind)
 {
 	return kind == APITOKEN_ORGANIZATION ? "org" : "usr";
 }
 
-/* The kind as SQL names it. */
+/* Returns the kind as it appears in SQL. */
 const char *
 apitoken_kind_name(ApitokenKind kind)
 {
 	return kind == APITOKEN_ORGANIZATION ? "organization" : "user";
 }
 
-/* The kind of this name, or of this code. */
+/* Look up a kind by its name or code.  Returns false if there is none. */
 bool
 apitoken_kind_from_name(const char *name, ApitokenKind *kind)
 {
@@ -209,7 +211,10 @@ apitoken_kind_from_name(const char *name, ApitokenKind *kind)
 	return false;
 }
 
-/* Prefix, kind and id stay readable; the rest cannot be completed to a token. */
+/*
+ * Write the masked form of a token's text.  Prefix, kind, id and the last four
+ * characters stay readable; the rest of the token cannot be derived from them.
+ */
 static void
 fill_masked(const char *text, size_t length, char *masked)
 {
@@ -224,9 +229,9 @@ fill_masked(const char *text, size_t length, char *masked)
 }
 
 /*
- * Take a text apart.  Any bytes of any length will do, zeros among them; no
- * byte past length is read.  False for whatever is not exactly a token's text,
- * and then parts is left as it was.
+ * Parse the text of a token.  The input may be any bytes of any length,
+ * including zeros; no byte past length is read.  Returns false, and leaves
+ * "parts" unchanged, unless the input is exactly a token's text.
  */
 bool
 apitoken_parse_text(const char *text, size_t length, ApitokenParts *parts)
@@ -277,7 +282,7 @@ apitoken_parse_text(const char *text, size_t length, ApitokenParts *parts)
 	return true;
 }
 
-/* An id begins with 48 bits of milliseconds since 1970. */
+/* Set the first 48 bits of an id: the milliseconds since 1970. */
 static void
 put_milliseconds(uint64 milliseconds, pg_uuid_t *id)
 {
@@ -289,12 +294,13 @@ put_milliseconds(uint64 milliseconds, pg_uuid_t *id)
 }
 
 /*
- * A new id: UUID version 7 with a fraction of a millisecond in place of the
- * leftmost random bits (RFC 9562, section 6.2, method 3).
+ * Generate an id: a UUID version 7 with a fraction of a millisecond in place of
+ * the leftmost random bits (RFC 9562, section 6.2, method 3).  Returns false if
+ * the random source fails.
  *
- * Ids made by one process strictly ascend, so that they can be listed in the
- * order of creation.  When the clock stands still or goes back, the timestamp
- * runs ahead of it by the smallest step (a quarter of a microsecond) an id.
+ * The ids of one process strictly ascend, so they can be listed in the order of
+ * creation.  If the clock stands still or goes back, each new id gets the last
+ * timestamp plus the smallest step, a quarter of a microsecond.
  */
 bool
 apitoken_generate_id(pg_uuid_t *id)
@@ -306,7 +312,7 @@ apitoken_generate_id(pg_uuid_t *id)
 	if (!pg_strong_random(id->data + 8, UUID_LEN - 8))
 		return false;
 
-	/* a clock that cannot be read is one that stands still */
+	/* If the clock cannot be read, this continues as if it stood still. */
 	(void) clock_gettime(CLOCK_REALTIME, &now);
 	stamp = ((uint64) now.tv_sec * 1000 + now.tv_nsec / 1000000) << FRACTION_BITS;
 	stamp += ((uint64) (now.tv_nsec % 1000000) << FRACTION_BITS) / 1000000;
@@ -321,10 +327,10 @@ apitoken_generate_id(pg_uuid_t *id)
 	return true;
 }
 
-/* Microseconds from 1970 to 2000, where PostgreSQL's timestamps begin. */
+/* microseconds from 1970 to 2000, the epoch of PostgreSQL's timestamps */
 #define EPOCH ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
-/* When an id was made, to the millisecond (RFC 9562, section 5.7). */
+/* Returns the time of creation of an id, with millisecond precision (RFC 9562, section 5.7). */
 TimestampTz
 apitoken_id_time(const pg_uuid_t *id)
 {
@@ -335,22 +341,23 @@ apitoken_id_time(const pg_uuid_t *id)
 	return milliseconds * 1000 - EPOCH;
 }
 
-/* The least id that can have been made at this time. */
+/* Set "id" to the smallest id with this time of creation. */
 void
-apitoken_least_id(TimestampTz at, pg_uuid_t *id)
+apitoken_min_id(TimestampTz at, pg_uuid_t *id)
 {
 	memset(id, 0, sizeof(*id));
 	put_milliseconds(Max(at + EPOCH, 0) / 1000, id);
 }
 
 /*
- * A new secret: 43 uniform base62 digits.  A byte modulo 62 would favour the
- * first eight digits, so the few bytes that cause it are thrown away.
+ * Generate a secret: 43 uniformly distributed base62 digits.  A byte modulo 62
+ * would favor the first eight digits, so the few bytes from UNBIASED_BYTES on
+ * are discarded.
  */
 static bool
 fill_secret(char *secret)
 {
-	uint8		random[64];		/* mostly enough the first time */
+	uint8		random[64];		/* usually enough for one pass */
 	int			filled = 0;
 	bool		drawn;
 
@@ -369,8 +376,8 @@ fill_secret(char *secret)
 }
 
 /*
- * A new token's text, with its terminating zero, and its parts.  False when the
- * random source fails; text is all zeros then.
+ * Generate the null-terminated text of a new token, and its parts.  Returns
+ * false, with "text" all zeros, if the random source fails.
  */
 bool
 apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
@@ -381,7 +388,7 @@ apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *i
 
 	Assert(apitoken_valid_prefix(prefix));
 
-	/* also keeps a bad prefix from writing past the end of text */
+	/* This check also prevents an invalid prefix from overflowing the buffer. */
 	if (!valid_prefix(prefix, prefix_length))
 		goto failed;
 
@@ -400,7 +407,7 @@ apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *i
 	end += APITOKEN_CHECKSUM_CHARS;
 	*end = '\0';
 
-	/* nothing is handed out that would not be accepted */
+	/* Return the text only if it can be parsed again. */
 	if (apitoken_parse_text(text, end - text, parts))
 		return true;
 
@@ -410,13 +417,15 @@ failed:
 }
 
 /*
- * Find a secret in text[*start .. length): what follows "_org_" or "_usr_", a
- * character of a prefix before it and an id behind it, however long it is.  No
- * checksum is asked for: a text that was cut off, mistyped or folded to lower
- * case has most of a secret in it all the same.
+ * Find the next secret in text[*start .. length).  The function searches for a
+ * mark, "_org_" or "_usr_", after a character that a prefix can have.  The mark
+ * is followed by base62 digits: an id, then the secret, which may be of any
+ * length from APITOKEN_SECRET_CUT on.  The checksum is not verified, because a
+ * text that was truncated, mistyped or folded to lower case still contains most
+ * of a secret.
  *
- * Looks at each character a bounded number of times, whatever the text is: no
- * mark begins within a body.
+ * The function examines each character a bounded number of times, because no
+ * mark can begin within the digits that follow a mark.
  */
 static bool
 next_secret(const char *text, size_t length, size_t *start, size_t *count)
@@ -450,7 +459,7 @@ next_secret(const char *text, size_t length, size_t *start, size_t *count)
 			return true;
 		}
 
-		/* the mark's end can be the beginning of one: "a_usr_org_" */
+		/* The last character of a mark can be the first one of the next: "a_usr_org_". */
 		at += MARK_CHARS - 1;
 	}
 	return false;
@@ -466,8 +475,9 @@ apitoken_holds_secret(const char *text, size_t length)
 }
 
 /*
- * Overwrite each secret in a text, without changing its length: positions in
- * it stay right.  True if there was one.  A masked text holds none.
+ * Overwrite each secret in a text, and return whether there was one.  The
+ * length of the text does not change, so positions in it stay valid.  The
+ * masked form of a token contains no secret.
  */
 bool
 apitoken_mask_secrets(char *text, size_t length)
@@ -481,7 +491,7 @@ apitoken_mask_secrets(char *text, size_t length)
 		memset(text + start, '*', count);
 		start += count;
 
-		/* in a comment of a statement, which others scan, "*" and "/" would be its end */
+		/* Within an SQL comment, a "*" before this "/" would end the comment. */
 		if (start < length && text[start] == '/')
 			text[start - 1] = '_';
 		found = true;

@@ -1,17 +1,16 @@
 /*
  * flush.c
- *		Writing recorded usage to the tables of one database: how a worker does
- *		it, and how it is asked for.
+ *		Write the recorded usage of a database to its tables.
  *
- * A flush takes what shared memory has of the database, writes it to the two
- * tables of usage, and commits, batch by batch.  What cannot be written goes
- * back to where it was taken from.  Batches grow as long as they are written
- * quickly, and stay smaller after one that failed; for what there is no time
- * left, the launcher is hastened.
+ * A flush runs in a worker.  In each batch it takes usage of the database from
+ * shared memory, writes it to token_usage and token_usage_daily, and commits.  On
+ * an error, the usage goes back to shared memory.  Batches grow while they are
+ * fast, and are smaller after failures.  If time runs out, the flush wakes the
+ * launcher, so that another flush follows soon.
  *
- * The extension is locked meanwhile, against being dropped and against a
- * second flush of the same database: so when one has ended, what was taken
- * before it began has been written as well.
+ * Each batch locks the extension, so that it cannot be dropped and there is no
+ * concurrent flush of the same database.  Therefore, when a flush has ended, any
+ * usage that was taken before it started has been written too.
  */
 #include "postgres.h"
 
@@ -31,39 +30,39 @@
 
 #include "usage/usage.h"
 
-/* Rows of a batch: the first one of a flush, and limits. */
+/* Rows in the first batch of a flush, and limits for the others. */
 #define BATCH_FIRST 1000
 #define BATCH_MAX 10000
 #define BATCH_MIN 100
 
-/* After one that took no longer than this the next may be twice as large. */
+/* If a batch takes no longer than this (in microseconds), the next one may be twice as large. */
 #define BATCH_QUICK (250 * INT64CONST(1000))
 
-/* No batch is begun unless it has this long. */
+/* Another batch is started only if at least this much time is left. */
 #define BATCH_TIME (3 * USECS_PER_SEC)
 
 /*
- * A token that is not there may be one of a transaction that has not ended:
- * its use is kept for as long as its id is so young.
+ * A token that is not found may have been created by a transaction that has not
+ * committed yet.  Its usage is deferred until its id is this old.
  */
-#define YOUNG (1 * USECS_PER_MINUTE)
+#define UNCOMMITTED_AGE_MAX (1 * USECS_PER_MINUTE)
 
-/* What was taken from shared memory, and is not committed yet. */
-static ApitokenUsageRow *in_hand = NULL;
-static int	count_in_hand = 0;
+/* usage that was taken from shared memory and is not committed yet */
+static ApitokenUsageRow *batch_rows = NULL;
+static int	batch_count = 0;
 
 /*
- * What is in hand is written with the commit.  Otherwise, also when the worker
- * is told to stop, it goes back: before the extension is unlocked, so that the
- * next flush finds it there.
+ * Transaction callback.  On an abort, also when the worker is terminated, the
+ * batch goes back to shared memory.  This happens before the lock on the extension
+ * is released, so the next flush finds the usage there.
  */
 static void
-transaction_ends(XactEvent event, void *arg)
+xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
-		apitoken_give_back_usage(in_hand, count_in_hand, 0);
+		apitoken_return_usage(batch_rows, batch_count, 0);
 	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_COMMIT)
-		count_in_hand = 0;
+		batch_count = 0;
 }
 
 static Datum
@@ -86,7 +85,7 @@ compare_rows(const void *a, const void *b)
 	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
 }
 
-/* Of sorted rows those of each token together; how many that makes. */
+/* Sum the sorted rows of each token, over all days, into `sums`.  Returns the number of tokens. */
 static int
 sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
 {
@@ -109,7 +108,7 @@ sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
 	return tokens;
 }
 
-/* What of a row a statement is given. */
+/* Fields of a row that are passed to statements. */
 typedef enum
 {
 	TOKEN_ID,
@@ -122,7 +121,7 @@ typedef enum
 } Field;
 
 static Datum
-field_of(const ApitokenUsageRow *row, Field field, bool *isnull)
+field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 {
 	*isnull = (field == LAST_USED_AT && row->last.at == DT_NOBEGIN) ||
 		(field == LAST_USED_FROM && row->last.from.family == 0);
@@ -146,7 +145,7 @@ field_of(const ApitokenUsageRow *row, Field field, bool *isnull)
 }
 
 static Datum
-array_of(const ApitokenUsageRow *rows, int count, Field field)
+field_array(const ApitokenUsageRow *rows, int count, Field field)
 {
 	static const Oid types[FIELDS] = {
 		[TOKEN_ID] = UUIDOID,[DAY] = DATEOID,[LAST_USED_AT] = TIMESTAMPTZOID,
@@ -160,18 +159,19 @@ array_of(const ApitokenUsageRow *rows, int count, Field field)
 	char		align;
 
 	for (int i = 0; i < count; i++)
-		values[i] = field_of(&rows[i], field, &nulls[i]);
+		values[i] = field_datum(&rows[i], field, &nulls[i]);
 	get_typlenbyvalalign(types[field], &length, &byval, &align);
 	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &bound,
 											  types[field], length, byval, align));
 }
 
 /*
- * Write what is in hand, in the order of its keys.
+ * Write the batch, in the order of its keys.
  *
- * token_usage first: its row is locked from then on, so that whoever deletes
- * the token meanwhile leaves it to housekeeping, which finds the token's days
- * by it.  The other way round these might be left alone.
+ * token_usage must be written first.  This locks the token's row there, so a
+ * concurrent deletion of the token skips that row.  Housekeeping later finds the
+ * row, and through it the rows in token_usage_daily.  In the other order, the
+ * daily rows could remain without a row in token_usage.
  */
 static void
 write_usage(void)
@@ -179,65 +179,66 @@ write_usage(void)
 	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
 	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED};
 	Datum		arrays[FIELDS];
-	ApitokenUsageRow *sums = palloc(count_in_hand * sizeof(ApitokenUsageRow));
+	ApitokenUsageRow *sums = palloc(batch_count * sizeof(ApitokenUsageRow));
 	int			tokens;
 
-	qsort(in_hand, count_in_hand, sizeof(ApitokenUsageRow), compare_rows);
-	tokens = sum_days(in_hand, count_in_hand, sums);
+	qsort(batch_rows, batch_count, sizeof(ApitokenUsageRow), compare_rows);
+	tokens = sum_days(batch_rows, batch_count, sums);
 	for (int i = 0; i < lengthof(usage); i++)
-		arrays[i] = array_of(sums, tokens, usage[i]);
+		arrays[i] = field_array(sums, tokens, usage[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
 	for (int i = 0; i < lengthof(daily); i++)
-		arrays[i] = array_of(in_hand, count_in_hand, daily[i]);
+		arrays[i] = field_array(batch_rows, batch_count, daily[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
 }
 
-/* Is this of a token that may yet come? */
+/* May this row belong to a token whose creation is not committed yet? */
 static bool
-may_come(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz now)
+may_be_uncommitted(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz now)
 {
 	TimestampTz made_at = apitoken_id_time(&row->key.token_id);
 	ApitokenRecord record;
 
-	return made_at > now - YOUNG && made_at < now + YOUNG &&
+	return made_at > now - UNCOMMITTED_AGE_MAX && made_at < now + UNCOMMITTED_AGE_MAX &&
 		!apitoken_fetch_token(snapshot, &row->key.token_id, &record);
 }
 
 /*
- * Give back what is of tokens that may yet come, and keep the rest in hand.
- * This flush does not take it again: however much it is, the rest gets its turn.
+ * Remove the rows of possibly uncommitted tokens from the batch, and return them
+ * to shared memory.  This flush does not take them again, so that they cannot
+ * delay other usage.
  */
 static void
-set_aside_young(uint32 flush)
+defer_uncommitted(uint32 flush)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Snapshot	snapshot = apitoken_latest_snapshot();
-	bool	   *young = palloc(count_in_hand * sizeof(bool));
-	int			kept = 0;
+	bool	   *uncommitted = palloc(batch_count * sizeof(bool));
+	int			remaining = 0;
 
-	for (int i = 0; i < count_in_hand; i++)
-		young[i] = may_come(&in_hand[i], snapshot, now);
+	for (int i = 0; i < batch_count; i++)
+		uncommitted[i] = may_be_uncommitted(&batch_rows[i], snapshot, now);
 	UnregisterSnapshot(snapshot);
 
-	/* from here on nothing is interrupted: each row is in one place */
-	for (int i = 0; i < count_in_hand; i++)
+	/* Nothing can interrupt this loop, so no row is lost or duplicated. */
+	for (int i = 0; i < batch_count; i++)
 	{
-		if (young[i])
-			apitoken_give_back_usage(&in_hand[i], 1, flush);
+		if (uncommitted[i])
+			apitoken_return_usage(&batch_rows[i], 1, flush);
 		else
-			in_hand[kept++] = in_hand[i];
+			batch_rows[remaining++] = batch_rows[i];
 	}
-	count_in_hand = kept;
+	batch_count = remaining;
 }
 
 typedef struct Batch
 {
-	uint32		flush;			/* which */
-	int			max;
+	uint32		flush;			/* the flush's ticket */
+	int			max;			/* maximum number of rows */
 	ApitokenOutcome outcome;
 } Batch;
 
-/* One batch, within a transaction. */
+/* Write one batch, within a transaction.  Returns whether there may be more. */
 static bool
 flush_batch(void *arg)
 {
@@ -248,10 +249,10 @@ flush_batch(void *arg)
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
 	}
-	count_in_hand = apitoken_take_usage(MyDatabaseId, batch->flush, in_hand, batch->max);
-	batch->outcome = count_in_hand < batch->max ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
-	set_aside_young(batch->flush);
-	if (count_in_hand > 0)
+	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, batch_rows, batch->max);
+	batch->outcome = batch_count < batch->max ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
+	defer_uncommitted(batch->flush);
+	if (batch_count > 0)
 	{
 		write_usage();
 		apitoken_count(APITOKEN_FLUSHES, 1);
@@ -260,11 +261,12 @@ flush_batch(void *arg)
 }
 
 /*
- * Do something in a transaction of its own, that must end before `until`.
- * What it answers; false after an error, which is put in words.
+ * Call work(arg) in a transaction of its own, with a statement timeout at `until`.
+ * Returns its result.  On an error, returns false and copies the error message to
+ * `problem`, which is empty otherwise.
  */
 bool
-apitoken_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
+apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 						char problem[APITOKEN_PROBLEM_MAX])
 {
 	volatile bool more = false;
@@ -305,7 +307,7 @@ apitoken_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 }
 
 static void
-tell(ApitokenOutcome outcome, const char *problem)
+report_outcome(ApitokenOutcome outcome, const char *problem)
 {
 	char	   *database;
 
@@ -322,48 +324,48 @@ tell(ApitokenOutcome outcome, const char *problem)
 	CommitTransactionCommand();
 }
 
-/* Write what is recorded of this worker's database; how that ended is noted under the ticket. */
+/* Write the usage of this worker's database, and record the outcome under the ticket. */
 ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
 {
 	ApitokenFlushState state;
 	Batch		batch = {(uint32) ticket, BATCH_FIRST, APITOKEN_FLUSH_FAILED};
-	int			largest = BATCH_MAX;
-	TimestampTz began;
+	int			max_rows = BATCH_MAX;
+	TimestampTz started_at;
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 
 	if (apitoken_flush_state(MyDatabaseId, &state))
-		largest = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
-	batch.max = Min(batch.max, largest);
-	in_hand = MemoryContextAlloc(TopMemoryContext, largest * sizeof(ApitokenUsageRow));
-	RegisterXactCallback(transaction_ends, NULL);
+		max_rows = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
+	batch.max = Min(batch.max, max_rows);
+	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
+	RegisterXactCallback(xact_callback, NULL);
 	apitoken_remove_usage_file();
 
 	do
 	{
-		began = GetCurrentTimestamp();
-		more = apitoken_in_transaction(flush_batch, &batch, until, problem);
+		started_at = GetCurrentTimestamp();
+		more = apitoken_run_in_transaction(flush_batch, &batch, until, problem);
 		if (problem[0] != '\0')
 			batch.outcome = APITOKEN_FLUSH_FAILED;
-		if (GetCurrentTimestamp() - began <= BATCH_QUICK)
-			batch.max = Min(2 * batch.max, largest);
+		if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
+			batch.max = Min(2 * batch.max, max_rows);
 	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
 	if (more)
-		apitoken_hasten();
+		apitoken_wake_launcher();
 
 	if (batch.outcome == APITOKEN_FLUSH_MISSING)
 		snprintf(problem, sizeof(problem), "extension apitoken is not installed");
-	if (apitoken_flush_ended(MyDatabaseId, ticket, batch.outcome, problem))
-		tell(batch.outcome, problem);
+	if (apitoken_record_flush(MyDatabaseId, ticket, batch.outcome, problem))
+		report_outcome(batch.outcome, problem);
 	return batch.outcome;
 }
 
 /* ---- in any session ---- */
 
 /*
- * Start a worker for a database; its ticket, or 0 if there is no place for
- * one.  The caller is told, by its latch, when the worker starts and ends.
+ * Start a worker for a database.  Returns the worker's ticket, or 0 if no worker
+ * slot is free.  The caller's latch is set when the worker starts and ends.
  */
 uint64
 apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **handle)
@@ -387,14 +389,14 @@ apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **h
 }
 
 /*
- * Have all that was recorded of this database before now written, and wait
- * until it is on disk.  A worker does it, so that it lasts whatever becomes of
- * the caller's transaction.
+ * Flush all usage of this database that was recorded before now, and wait until it
+ * is on disk.  A worker writes it, so it remains written even if the caller's
+ * transaction is rolled back.
  */
 void
 apitoken_flush_now(void)
 {
-	/* without shared memory use is written where it happens */
+	/* Without shared memory, usage is written immediately. */
 	if (apitoken_shared == NULL)
 		return;
 	if (RecoveryInProgress())
@@ -421,7 +423,7 @@ apitoken_flush_now(void)
 		{
 			if (state.done_ticket >= ticket)
 				return;
-			/* that of a later one, which found something left, is as good */
+			/* If this flush or a later one was unfinished, start another one. */
 			if (state.last_ticket >= ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
 				continue;
 			if (state.last_ticket >= ticket)

@@ -1,11 +1,11 @@
 /*
  * flush_state.c
- *		What is known, in shared memory, of each database with tokens in use:
- *		how writing its usage went, when to try again, when it was maintained.
+ *		The state of each database with usage, in shared memory: the outcome of
+ *		its flushes, the time of the next attempt, the last maintenance.
  *
- * A flush that fails is tried again after twice the time each time, and the
- * same problem is told once.  All is under one lock (shared.c has the rules),
- * held for a few assignments.
+ * After each consecutive failure of a flush, the delay before the next attempt
+ * doubles.  The same problem is reported only once.  One lock protects all states
+ * (see shared.c for the rules).  It is held for a few assignments only.
  */
 #include "postgres.h"
 
@@ -13,7 +13,7 @@
 
 #include "usage/usage.h"
 
-/* A copy of what is known; false: nothing is. */
+/* Get a copy of a database's state.  Returns false if it has none. */
 bool
 apitoken_flush_state(Oid database, ApitokenFlushState *state)
 {
@@ -27,7 +27,7 @@ apitoken_flush_state(Oid database, ApitokenFlushState *state)
 	return entry != NULL;
 }
 
-/* All of which something is known, `max` at most; how many. */
+/* Get the databases that have a state, at most `max`.  Returns their number. */
 int
 apitoken_flush_state_databases(Oid *databases, int max)
 {
@@ -45,9 +45,9 @@ apitoken_flush_state_databases(Oid *databases, int max)
 	return count;
 }
 
-/* The entry, made if need be; NULL: there is no room.  The lock is held. */
+/* Returns the entry, adding it if necessary; NULL if there is no room.  The caller holds the lock. */
 static ApitokenFlushState *
-entry_of(Oid database)
+find_or_add_entry(Oid database)
 {
 	bool		found;
 	ApitokenFlushState *entry = hash_search(apitoken_flush_states, &database, HASH_ENTER_NULL, &found);
@@ -61,24 +61,24 @@ entry_of(Oid database)
 }
 
 /*
- * A flush has ended.  True if there is something to tell: a problem that is
- * not the last one's, or the end of one.
+ * Record the end of a flush.  Returns true if it must be reported: on a new
+ * problem, or on the first success after failures.
  */
 bool
-apitoken_flush_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, const char *problem)
+apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome, const char *problem)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		good = outcome == APITOKEN_FLUSH_DONE || outcome == APITOKEN_FLUSH_UNFINISHED;
-	bool		news;
+	bool		succeeded = outcome == APITOKEN_FLUSH_DONE || outcome == APITOKEN_FLUSH_UNFINISHED;
+	bool		report;
 	ApitokenFlushState *entry;
 
 	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
-	entry = entry_of(database);
+	entry = find_or_add_entry(database);
 	if (entry == NULL)
-		news = !good;
-	else if (good)
+		report = !succeeded;
+	else if (succeeded)
 	{
-		news = entry->failures > 0;
+		report = entry->failures > 0;
 		entry->failures = 0;
 		entry->missing = 0;
 		entry->retry_at = 0;
@@ -90,7 +90,7 @@ apitoken_flush_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, const
 	{
 		int			doublings = Min(entry->failures, 12);
 
-		news = entry->failures == 0 || strncmp(entry->problem, problem, APITOKEN_PROBLEM_MAX - 1) != 0;
+		report = entry->failures == 0 || strncmp(entry->problem, problem, APITOKEN_PROBLEM_MAX - 1) != 0;
 		entry->failures++;
 		entry->missing = outcome == APITOKEN_FLUSH_MISSING ? entry->missing + 1 : 0;
 		entry->retry_at = now + Min((int64) apitoken_flush_interval << doublings, APITOKEN_RETRY_MAX) * 1000;
@@ -103,17 +103,20 @@ apitoken_flush_ended(Oid database, uint64 ticket, ApitokenOutcome outcome, const
 		entry->outcome = outcome;
 	}
 	LWLockRelease(apitoken_flush_states_lock);
-	return news;
+	return report;
 }
 
-/* Maintenance has ended (`at`), or got so far and goes on the next time (`at` is 0). */
+/*
+ * Record the end of a worker's maintenance.  `at` is the current time if the run
+ * is finished.  It is 0 if the next worker must continue at usage_seen.
+ */
 void
-apitoken_maintenance_ended(Oid database, TimestampTz at, const pg_uuid_t *usage_seen)
+apitoken_record_maintenance(Oid database, TimestampTz at, const pg_uuid_t *usage_seen)
 {
 	ApitokenFlushState *entry;
 
 	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
-	entry = entry_of(database);
+	entry = find_or_add_entry(database);
 	if (entry != NULL)
 	{
 		if (at != 0)
@@ -124,7 +127,7 @@ apitoken_maintenance_ended(Oid database, TimestampTz at, const pg_uuid_t *usage_
 }
 
 void
-apitoken_forget_flush_state(Oid database)
+apitoken_remove_flush_state(Oid database)
 {
 	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
 	hash_search(apitoken_flush_states, &database, HASH_REMOVE, NULL);

@@ -1,23 +1,26 @@
 /*
  * limit.c
- *		Rate limits: the generic cell rate algorithm (ITU-T I.371), which needs
- *		one time for each token.
+ *		Rate limits, counted in shared memory.
  *
- * A token with a limit of n a minute earns one use each 60/n seconds, up to n:
- * after a minute's rest it may be used n times at once.  `free_at` is when
- * all that was used will be earned again.  A use moves it on by 60/n seconds,
- * and is refused if it would then be more than a minute ahead.
+ * Only requests that know the token's secret count, so a stranger cannot use up
+ * the limit of a token.
  *
- * The time is the monotonic clock's, so that setting the server's clock
- * neither stops a token nor frees it, in nanoseconds, so that a limit of a
- * million a minute is one.  Each process moves `free_at` on by compare and
- * exchange: of two at once one tries again.
+ * The algorithm is the generic cell rate algorithm (GCRA, ITU-T I.371).  It needs
+ * one timestamp for each token, the theoretical arrival time ("tat").  A token
+ * with a limit of n uses per minute regains one use every 60/n seconds, up to n.
+ * So it may be used n times at once after a minute without use.  tat is the time
+ * when the token will have regained all uses.  Each use adds 60/n seconds to it.
+ * A use is refused if tat would then be more than a minute in the future.
  *
- * A use counts when it is verified and nothing else refuses it, whatever
- * becomes of the transaction.  When the limit is edited `free_at` stays: what
- * was used of a minute's share is used of the new one.  The limit is one
- * server's: replicas and other servers count for themselves, and a restart
- * forgets what was used.
+ * Times are from the monotonic clock, so setting the server's clock does not
+ * affect limits.  They are in nanoseconds, so that even a limit of a million uses
+ * per minute is exact enough.  tat is updated by compare-and-exchange: if two
+ * processes update it at the same time, one of them tries again.
+ *
+ * A use counts if nothing else refuses it, even if the transaction is rolled
+ * back.  When a limit is edited, tat does not change: the fraction of the old
+ * limit that is used up is also used up of the new one.  Each server, including
+ * standbys, counts for itself.  After a restart, counting starts anew.
  */
 #include "postgres.h"
 
@@ -34,21 +37,21 @@ monotonic_time(void)
 {
 	struct timespec now = {0};
 
-	/* CLOCK_MONOTONIC is always there, POSIX.1-2001 says */
+	/* CLOCK_MONOTONIC exists on all supported platforms, so this cannot fail. */
 	(void) clock_gettime(CLOCK_MONOTONIC, &now);
 	return (uint64) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 static void
-begin_limit(void *entry)
+init_limit(void *entry)
 {
-	pg_atomic_init_u64(&((ApitokenLimit *) entry)->free_at, 0);
+	pg_atomic_init_u64(&((ApitokenLimit *) entry)->tat, 0);
 }
 
 /*
- * May this token be used once more now?  Then that is counted; otherwise
- * `retry_after` says in how many microseconds it may.  The token's secret has
- * been found right: a stranger uses up nobody's limit.
+ * May this token be used now?  If so, this counts the use.  Otherwise it sets
+ * `retry_after` to the number of microseconds until the next use is allowed.  The
+ * caller must have verified the secret.
  */
 bool
 apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
@@ -56,14 +59,14 @@ apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
 	ApitokenLimitKey key;
 	ApitokenLimit *limit;
 	LWLock	   *lock;
-	uint64		each = (MINUTE + per_minute - 1) / per_minute;
+	uint64		interval = (MINUTE + per_minute - 1) / per_minute;
 	uint64		now;
-	uint64		free_at;
+	uint64		tat;
 	uint64		ahead;
 
 	if (apitoken_shared == NULL)
 	{
-		/* never silently unlimited */
+		/* Refuse the use rather than ignore the limit. */
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("a token with a rate limit cannot be verified on this server"),
@@ -75,43 +78,43 @@ apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
 	memset(&key, 0, sizeof(key));
 	key.database = MyDatabaseId;
 	key.token_id = *id;
-	limit = apitoken_map_entry(apitoken_limit_map, &key, begin_limit, &lock);
+	limit = apitoken_map_entry(apitoken_limit_map, &key, init_limit, &lock);
 	if (limit == NULL)
 	{
-		/* nor unlimited for want of room, which the launcher makes now */
+		/* There is no room to count the use, so refuse it too.  The launcher will make room. */
 		apitoken_count(APITOKEN_DROPPED, 1);
-		apitoken_hasten();
+		apitoken_wake_launcher();
 		*retry_after = USECS_PER_SEC;
 		return false;
 	}
 
 	now = monotonic_time();
-	free_at = pg_atomic_read_u64(&limit->free_at);
+	tat = pg_atomic_read_u64(&limit->tat);
 	do
 	{
-		ahead = Max(free_at, now) - now;
-		if (ahead > (per_minute - 1) * each)
+		ahead = Max(tat, now) - now;
+		if (ahead > (per_minute - 1) * interval)
 			break;
-	} while (!pg_atomic_compare_exchange_u64(&limit->free_at, &free_at, now + ahead + each));
+	} while (!pg_atomic_compare_exchange_u64(&limit->tat, &tat, now + ahead + interval));
 	LWLockRelease(lock);
 
-	if (ahead <= (per_minute - 1) * each)
+	if (ahead <= (per_minute - 1) * interval)
 		return true;
-	*retry_after = (ahead - (per_minute - 1) * each + 999) / 1000;
+	*retry_after = (ahead - (per_minute - 1) * interval + 999) / 1000;
 	return false;
 }
 
 static bool
-earned_again(void *entry, void *now)
+limit_expired(void *entry, void *now)
 {
-	return pg_atomic_read_u64(&((ApitokenLimit *) entry)->free_at) <= *(uint64 *) now;
+	return pg_atomic_read_u64(&((ApitokenLimit *) entry)->tat) <= *(uint64 *) now;
 }
 
-/* An entry whose time has come says no more than none. */
+/* Remove limits whose tat has passed.  Such an entry means the same as no entry. */
 void
-apitoken_forget_limits(void)
+apitoken_remove_expired_limits(void)
 {
 	uint64		now = monotonic_time();
 
-	apitoken_map_remove(apitoken_limit_map, earned_again, &now);
+	apitoken_map_remove(apitoken_limit_map, limit_expired, &now);
 }

@@ -1,20 +1,21 @@
 /*
  * maintenance.c
- *		Housekeeping: idle tokens are revoked, previous digests past their
- *		overlap cleared, and what is older than its retention is removed.
+ *		Housekeeping: revoke idle tokens, clear previous digests after their
+ *		overlap, and remove data that is older than its retention.
  *
- * It is done in batches, by the worker each in a transaction of its own, by
- * run_maintenance() all in the caller's.  It acts for nobody: what it does
- * depends on the tables, the clock and settings that only a superuser can set,
- * and not on who calls.  So who was granted run_maintenance() chooses no more
- * than the moment.
+ * Maintenance runs in batches.  A worker runs each batch in a transaction of its
+ * own; run_maintenance() runs all in the caller's transaction.  The result does not
+ * depend on the caller, but only on the tables, the clock, and settings that only a
+ * superuser can change.  So the privilege to execute run_maintenance() only allows
+ * choosing the time.
  *
- * Its statements never wait for a row: what another transaction has locked is
- * left to the next run.  So it blocks on nobody and is part of no deadlock.
+ * The statements never wait for a row.  Rows that another transaction has locked
+ * are left to the next run.  So maintenance is never blocked, and never takes part
+ * in a deadlock.
  *
- * No event tells of a removal: a retention is there to leave no trace.  No
- * tenant can hasten one either, since the times that it goes by are set by the
- * extension alone.
+ * Removals write no events, because the purpose of a retention is to remove all
+ * traces.  Tenants cannot bring a removal forward: only the extension sets the
+ * times on which it depends.
  */
 #include "postgres.h"
 
@@ -29,24 +30,26 @@
 
 #include "usage/usage.h"
 
-/* Rows of each kind that run_maintenance() takes at once. */
+/* Rows of each kind in a batch of run_maintenance(). */
 #define BATCH 10000
 
-/* Usage rows that a batch looks through, for each row of other kinds that it may take. */
-#define LOOKS 10
+/* the number of token_usage rows that a batch checks, as a multiple of the batch size */
+#define USAGE_FACTOR 10
 
-/* Last use is known to the minute. */
+/* The recorded last use may be this much earlier than the actual one, in microseconds. */
 #define USE_PRECISION USECS_PER_MINUTE
 
 /*
- * An event's id is made after its time was taken: later by as long as its
- * transaction had been going on.  One that was slower is found some time after.
+ * The id of an event is generated after its time `at`: the difference is up to the
+ * duration of the transaction.  An event with a larger difference than this slack
+ * is removed later.
  */
 #define EVENT_SLACK USECS_PER_HOUR
 
 /*
- * What is older than the cutoff is removed; false: everything is kept.  The
- * default never takes the place of a value that was refused.
+ * Compute the time before which data is removed.  Returns false if everything is
+ * kept.  Raises an error if the configured value was refused: the default must not
+ * take its place.
  */
 static bool
 retention_cutoff(const int *retention, TimestampTz now, TimestampTz *cutoff)
@@ -56,9 +59,9 @@ retention_cutoff(const int *retention, TimestampTz now, TimestampTz *cutoff)
 	return *retention != APITOKEN_KEEP_ALL;
 }
 
-/* Run a statement; was its batch full, so that there may be more to do? */
+/* Run a statement.  Returns true if its batch was full, so there may be more rows. */
 static bool
-work(ApitokenStatement statement, Datum *values, int batch, uint64 *counter)
+run_batch(ApitokenStatement statement, Datum *values, int batch, uint64 *counter)
 {
 	uint64		processed = apitoken_execute(statement, values, NULL);
 
@@ -67,12 +70,12 @@ work(ApitokenStatement statement, Datum *values, int batch, uint64 *counter)
 }
 
 /*
- * The next rows of usage: is it of idle tokens, or of tokens that are gone?
- * All of them are looked through once in a run, so that each batch takes as
- * long as the others, however many tokens there are.
+ * Check the next rows of token_usage: revoke their tokens if they are idle, and
+ * remove rows of tokens that no longer exist.  A run checks each row once, in
+ * batches, so the duration of a batch does not depend on the number of tokens.
  */
 static void
-look_through_usage(int batch, TimestampTz now, ApitokenMaintenance *done)
+check_usage(int batch, TimestampTz now, ApitokenMaintenance *done)
 {
 	Datum		next[2];
 	Datum		idle[4];
@@ -82,7 +85,7 @@ look_through_usage(int batch, TimestampTz now, ApitokenMaintenance *done)
 	Datum		end = (Datum) 0;
 
 	next[0] = UUIDPGetDatum(&done->usage_seen);
-	next[1] = Int64GetDatum((int64) batch * LOOKS);
+	next[1] = Int64GetDatum((int64) batch * USAGE_FACTOR);
 	done->usage_done = !apitoken_execute_value(APITOKEN_NEXT_USAGE, next, NULL, &end);
 	if (done->usage_done)
 		idle_nulls[3] = orphans_nulls[1] = 'n';
@@ -98,9 +101,9 @@ look_through_usage(int batch, TimestampTz now, ApitokenMaintenance *done)
 }
 
 /*
- * At most so many rows of each kind, in the current transaction, which has an
- * active snapshot; is there more to do?  It takes the recorded uses as they
- * are in the table: whoever calls this has flushed them before.
+ * Run one batch of maintenance, with at most `batch` rows of each kind, in the
+ * current transaction, which must have an active snapshot.  Returns whether there
+ * is more to do.  The caller must have flushed the recorded usage.
  */
 bool
 apitoken_maintain(int batch, ApitokenMaintenance *done)
@@ -111,7 +114,7 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 	Datum		values[3];
 	bool		more = false;
 
-	/* a revocation without its event, a deletion that leaves usage behind */
+	/* Without triggers, a revocation would write no event, and a deletion would not remove usage. */
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -121,28 +124,28 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 
 	values[1] = Int64GetDatum(batch);
 	values[0] = TimestampTzGetDatum(now);
-	more |= work(APITOKEN_CLEAR_PREVIOUS, values, batch, &done->digests_cleared);
+	more |= run_batch(APITOKEN_CLEAR_PREVIOUS, values, batch, &done->digests_cleared);
 
 	if (retention_cutoff(&apitoken_retention, now, &cutoff))
 	{
 		values[0] = TimestampTzGetDatum(cutoff);
-		apitoken_least_id(cutoff + EVENT_SLACK, &bound);
+		apitoken_min_id(cutoff + EVENT_SLACK, &bound);
 		values[2] = UUIDPGetDatum(&bound);
-		more |= work(APITOKEN_REMOVE_EVENTS, values, batch, &done->events_removed);
-		more |= work(APITOKEN_REMOVE_REVOKED, values, batch, &done->tokens_removed);
-		more |= work(APITOKEN_REMOVE_EXPIRED, values, batch, &done->tokens_removed);
+		more |= run_batch(APITOKEN_REMOVE_EVENTS, values, batch, &done->events_removed);
+		more |= run_batch(APITOKEN_REMOVE_REVOKED, values, batch, &done->tokens_removed);
+		more |= run_batch(APITOKEN_REMOVE_EXPIRED, values, batch, &done->tokens_removed);
 	}
 	if (retention_cutoff(&apitoken_usage_retention, now, &cutoff))
 	{
 		/* days are those of UTC, whatever the session's time zone */
 		values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
-		more |= work(APITOKEN_REMOVE_DAYS, values, batch, &done->usage_removed);
+		more |= run_batch(APITOKEN_REMOVE_DAYS, values, batch, &done->usage_removed);
 	}
 
-	/* last, when no token is removed any more that could leave some */
+	/* Check usage last, because removing tokens can leave rows of usage behind. */
 	if (!more && !done->usage_done)
 	{
-		look_through_usage(batch, now, done);
+		check_usage(batch, now, done);
 		more = !done->usage_done;
 	}
 	return more;
@@ -161,7 +164,7 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("apitoken.run_maintenance()");
 	PreventCommandIfParallelMode("apitoken.run_maintenance()");
 
-	/* nobody's token is idle who used it just now */
+	/* Flush first, so that a token that was just used does not appear idle. */
 	apitoken_flush_now();
 
 	while (apitoken_maintain(BATCH, &done))

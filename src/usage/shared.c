@@ -1,38 +1,42 @@
 /*
  * shared.c
- *		Memory that all sessions share; with shared_preload_libraries only.
+ *		The extension's shared memory.
  *
- * What is there
+ * It exists only if the library is in shared_preload_libraries.
  *
- *	- two maps, from a token to its use that is not written yet (usage.c), and
+ * Contents
+ *
+ *	- two maps: from a token to its usage that is not written yet (usage.c), and
  *	  from a token to the state of its rate limit (limit.c);
- *	- what is known of each database that has tokens in use (flush_state.c);
- *	- counters since the server started (stats.c).
+ *	- the state of each database that has usage (flush_state.c);
+ *	- counters since the start of the server (stats.c).
  *
- * All of it has a fixed size, given by apitoken.usage_slots.  What does not
- * fit is dropped and counted as dropped; nothing ever waits for room.
+ * The sizes are fixed; apitoken.usage_slots sets the size of the maps.  If a use
+ * does not fit, it is dropped and counted as dropped.  Nothing ever waits for
+ * free space.
  *
  * Locking
  *
- * A map is APITOKEN_PARTITIONS hash tables of the server's, each with an
- * LWLock.  A key belongs to one partition, by the high bits of its hash.
+ * A map consists of APITOKEN_PARTITIONS shared hash tables (dynahash), each with
+ * an LWLock.  The high bits of a key's hash value give its partition.
  *
- *	- Shared, the lock keeps entries where they are: it is what a verification
- *	  takes whose token has an entry, and whoever looks at all entries in turn.
- *	  Under it an entry's counters are changed by atomic operations, and what
- *	  does not fit into one of these under the entry's own spinlock.
- *	- Exclusive, it is needed to add an entry or to remove some.
+ *	- The shared lock prevents entries from being added or removed.  A
+ *	  verification takes it if the token already has an entry, and so does a scan
+ *	  of all entries.  Processes with the shared lock change the counters of an
+ *	  entry by atomic operations, and other members under the entry's spinlock.
+ *	- The exclusive lock is required to add or remove entries.
  *
- * A process holds one of these locks at a time, for as long as it takes to
- * look at the entries of one partition at most.  Under it nothing allocates
- * memory, reads a catalog, raises, or waits for anything but an entry's
- * spinlock, and under that there are but a few assignments.
+ * A process holds only one of these locks at a time, at most for a scan of one
+ * partition.  While it holds the lock, it does not allocate memory, read a catalog,
+ * raise an error, or wait for anything except an entry's spinlock.  A spinlock is
+ * held for a few assignments only.
  *
- * The lock on the databases is taken alone, too.  The counters are atomic, in
- * stripes, of which a process always uses the same.
+ * A process that takes the lock on the database states holds no other of these
+ * locks.  The counters are atomic and divided into stripes; a process always uses
+ * the same stripe.
  *
- * In the postmaster the locks are taken before the first process is there and
- * after the last one is gone, when nobody can be in the way.
+ * The postmaster takes these locks before it starts the first process, and after
+ * the last one has ended, so it never waits for them.
  */
 #include "postgres.h"
 
@@ -75,8 +79,8 @@ LWLock	   *apitoken_flush_states_lock = NULL;
 
 ApitokenShared *apitoken_shared = NULL;
 
-static shmem_request_hook_type previous_request = NULL;
-static shmem_startup_hook_type previous_startup = NULL;
+static shmem_request_hook_type previous_shmem_request = NULL;
+static shmem_startup_hook_type previous_shmem_startup = NULL;
 
 static int
 slots_in_partition(void)
@@ -91,10 +95,10 @@ map_size(const ApitokenMap *map)
 }
 
 static void
-request_memory(void)
+request_shmem(void)
 {
-	if (previous_request)
-		previous_request();
+	if (previous_shmem_request)
+		previous_shmem_request();
 	RequestAddinShmemSpace(MAXALIGN(sizeof(ApitokenShared)));
 	RequestAddinShmemSpace(map_size(&usage_map));
 	RequestAddinShmemSpace(map_size(&limit_map));
@@ -102,9 +106,9 @@ request_memory(void)
 	RequestNamedLWLockTranche(TRANCHE, 2 * APITOKEN_PARTITIONS + 1);
 }
 
-/* All entries of a table are there from the start: it cannot grow. */
+/* Create a hash table whose entries are all allocated at once, so it cannot grow. */
 static HTAB *
-make_table(const char *name, int slots, Size key_size, Size entry_size)
+create_table(const char *name, int slots, Size key_size, Size entry_size)
 {
 	HASHCTL		control = {0};
 
@@ -114,35 +118,35 @@ make_table(const char *name, int slots, Size key_size, Size entry_size)
 }
 
 static void
-make_map(ApitokenMap *map, LWLockPadded *locks)
+create_map(ApitokenMap *map, LWLockPadded *locks)
 {
 	map->locks = locks;
 	for (int i = 0; i < APITOKEN_PARTITIONS; i++)
-		map->partitions[i] = make_table(psprintf("%s %d", map->name, i), slots_in_partition(),
+		map->partitions[i] = create_table(psprintf("%s %d", map->name, i), slots_in_partition(),
 										map->key_size, map->entry_size);
 }
 
 static void
-set_up_memory(void)
+startup_shmem(void)
 {
 	LWLockPadded *locks;
 	bool		found;
 
-	if (previous_startup)
-		previous_startup();
+	if (previous_shmem_startup)
+		previous_shmem_startup();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	apitoken_shared = ShmemInitStruct("apitoken", sizeof(ApitokenShared), &found);
 	locks = GetNamedLWLockTranche(TRANCHE);
-	make_map(&usage_map, locks);
-	make_map(&limit_map, locks + APITOKEN_PARTITIONS);
-	apitoken_flush_states = make_table("apitoken databases", APITOKEN_DATABASES_MAX, sizeof(Oid), sizeof(ApitokenFlushState));
+	create_map(&usage_map, locks);
+	create_map(&limit_map, locks + APITOKEN_PARTITIONS);
+	apitoken_flush_states = create_table("apitoken databases", APITOKEN_DATABASES_MAX, sizeof(Oid), sizeof(ApitokenFlushState));
 	apitoken_flush_states_lock = &locks[2 * APITOKEN_PARTITIONS].lock;
 	if (!found)
 	{
 		memset(apitoken_shared, 0, sizeof(ApitokenShared));
 		apitoken_shared->started_at = GetCurrentTimestamp();
 		SpinLockInit(&apitoken_shared->mutex);
-		pg_atomic_init_u32(&apitoken_shared->hasten, 0);
+		pg_atomic_init_u32(&apitoken_shared->wake_requested, 0);
 		pg_atomic_init_u64(&apitoken_shared->tickets, 0);
 		pg_atomic_init_u32(&apitoken_shared->usage_file, 0);
 		for (int i = 0; i < APITOKEN_PARTITIONS; i++)
@@ -157,21 +161,21 @@ set_up_memory(void)
 void
 apitoken_shared_init(void)
 {
-	previous_request = shmem_request_hook;
-	shmem_request_hook = request_memory;
-	previous_startup = shmem_startup_hook;
-	shmem_startup_hook = set_up_memory;
+	previous_shmem_request = shmem_request_hook;
+	shmem_request_hook = request_shmem;
+	previous_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = startup_shmem;
 }
 
 /*
- * The entry of a key, with its partition's lock in `lock`, to be released by
- * the caller.  An entry that is not there yet is added, and `initialize` is
- * called for it.  NULL, and no lock: there is no room.
+ * Returns the entry of a key, and sets `lock` to its partition's lock, which the
+ * caller must release.  If there is no entry, one is added, and `initialize` is
+ * called for it.  If the partition is full, returns NULL and holds no lock.
  */
 void *
 apitoken_map_entry(ApitokenMap *map, const void *key, void (*initialize) (void *entry), LWLock **lock)
 {
-	/* the low bits are what the partition's own table goes by */
+	/* The partition's hash table uses the low bits of the hash value. */
 	uint32		hash = get_hash_value(map->partitions[0], key);
 	int			partition = hash / (PG_UINT32_MAX / APITOKEN_PARTITIONS + 1);
 	HTAB	   *table = map->partitions[partition];
@@ -194,7 +198,7 @@ apitoken_map_entry(ApitokenMap *map, const void *key, void (*initialize) (void *
 	return entry;
 }
 
-/* Show each entry to `visit`, until it says false.  No entry is added or removed meanwhile where it looks. */
+/* Call `visit` for each entry, with the shared lock on its partition, until it returns false. */
 void
 apitoken_map_each(ApitokenMap *map, bool (*visit) (void *entry, void *arg), void *arg)
 {
@@ -215,27 +219,30 @@ apitoken_map_each(ApitokenMap *map, bool (*visit) (void *entry, void *arg), void
 	}
 }
 
-/* Remove the entries that `spent` says true of.  It looks first with the lock that disturbs nobody. */
+/*
+ * Remove the entries for which `removable` returns true.  A first pass over each
+ * partition takes only the shared lock, and checks whether there are any.
+ */
 void
-apitoken_map_remove(ApitokenMap *map, bool (*spent) (void *entry, void *arg), void *arg)
+apitoken_map_remove(ApitokenMap *map, bool (*removable) (void *entry, void *arg), void *arg)
 {
 	for (int i = 0; i < APITOKEN_PARTITIONS; i++)
 	{
-		for (int look = 0; look < 2; look++)
+		for (int pass = 0; pass < 2; pass++)
 		{
 			HASH_SEQ_STATUS status;
 			void	   *entry;
 			int			count = 0;
 
-			LWLockAcquire(&map->locks[i].lock, look == 0 ? LW_SHARED : LW_EXCLUSIVE);
+			LWLockAcquire(&map->locks[i].lock, pass == 0 ? LW_SHARED : LW_EXCLUSIVE);
 			hash_seq_init(&status, map->partitions[i]);
 			while ((entry = hash_seq_search(&status)) != NULL)
 			{
-				if (!spent(entry, arg))
+				if (!removable(entry, arg))
 					continue;
 				count++;
-				if (look > 0)
-					/* the key is where the entry begins; the one just seen may go */
+				if (pass > 0)
+					/* An entry begins with its key.  A scan allows removing its current entry. */
 					hash_search(map->partitions[i], entry, HASH_REMOVE, NULL);
 			}
 			LWLockRelease(&map->locks[i].lock);
@@ -245,7 +252,7 @@ apitoken_map_remove(ApitokenMap *map, bool (*spent) (void *entry, void *arg), vo
 	}
 }
 
-/* How many entries there are; about, while others add and remove some. */
+/* Returns the number of entries.  It is approximate while others add or remove entries. */
 int64
 apitoken_map_entries(ApitokenMap *map)
 {
@@ -256,7 +263,7 @@ apitoken_map_entries(ApitokenMap *map)
 	return count;
 }
 
-/* Count something that happened. */
+/* Add to a counter. */
 void
 apitoken_count(ApitokenCounter counter, uint64 by)
 {
@@ -265,7 +272,7 @@ apitoken_count(ApitokenCounter counter, uint64 by)
 }
 
 uint64
-apitoken_counted(ApitokenCounter counter)
+apitoken_counter_value(ApitokenCounter counter)
 {
 	uint64		sum = 0;
 
@@ -275,18 +282,18 @@ apitoken_counted(ApitokenCounter counter)
 }
 
 /*
- * Memory is full: what can be written should be, now.  Only the first to say
- * so wakes the launcher, which has then not yet looked.
+ * Wake the launcher, so that it makes room at once in shared memory.  This sets
+ * its latch only once until the launcher starts its next round.
  */
 void
-apitoken_hasten(void)
+apitoken_wake_launcher(void)
 {
 	Latch	   *launcher;
 
-	if (pg_atomic_exchange_u32(&apitoken_shared->hasten, 1) != 0)
+	if (pg_atomic_exchange_u32(&apitoken_shared->wake_requested, 1) != 0)
 		return;
 	SpinLockAcquire(&apitoken_shared->mutex);
-	launcher = apitoken_shared->launcher;
+	launcher = apitoken_shared->launcher_latch;
 	SpinLockRelease(&apitoken_shared->mutex);
 	if (launcher != NULL)
 		SetLatch(launcher);

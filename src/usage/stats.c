@@ -1,7 +1,7 @@
 /*
  * stats.c
- *		What the view apitoken.stats shows: the server's counters, and how
- *		writing this database's usage goes.
+ *		The data of the view apitoken.stats: the server's counters, and the
+ *		state of this database's flushes.
  */
 #include "postgres.h"
 
@@ -12,7 +12,7 @@
 
 #include "usage/usage.h"
 
-/* The columns that need care; counters stand where the verdicts begin. */
+/* Column numbers.  The counters have a column each, from FIRST_COUNTER on. */
 enum
 {
 	PRELOADED,
@@ -64,7 +64,7 @@ apitoken_read_stats(PG_FUNCTION_ARGS)
 	{
 		set_column(values, nulls, STARTED_AT, TimestampTzGetDatum(apitoken_shared->started_at));
 		for (int counter = 0; counter < APITOKEN_COUNTERS; counter++)
-			set_column(values, nulls, FIRST_COUNTER + counter, Int64GetDatum(apitoken_counted(counter)));
+			set_column(values, nulls, FIRST_COUNTER + counter, Int64GetDatum(apitoken_counter_value(counter)));
 		set_column(values, nulls, SLOTS, Int32GetDatum(apitoken_usage_slots));
 		set_column(values, nulls, ENTRIES, Int64GetDatum(apitoken_map_entries(apitoken_usage_map)));
 		set_column(values, nulls, LIMITS, Int64GetDatum(apitoken_map_entries(apitoken_limit_map)));

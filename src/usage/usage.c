@@ -1,25 +1,26 @@
 /*
  * usage.c
- *		When tokens are used, from where, and how often.
+ *		Record the usage of tokens: the time and address of the last use, and
+ *		the numbers of accepted and refused uses.
  *
- * With shared preload this is recorded in shared memory (shared.c has the
- * locking rules), at once and whatever becomes of the caller's transaction,
- * and written from there by a worker (flush.c).  An entry is of one token on
- * one day, which the counts by day need.  Taking what is to be written leaves
- * the entry with counts of zero; those that are so still are removed by the
- * launcher, when it has had everything written.  When there is no room for an
- * entry, the use is not recorded, but counted as dropped, and the launcher
- * hastened.
+ * With shared_preload_libraries, a use is recorded in shared memory at once, even
+ * if the caller's transaction is rolled back later (see shared.c for the locking
+ * rules).  A worker writes it to the tables (flush.c).  There is one entry for
+ * each token and day, because daily counts are kept.  When a flush takes the usage
+ * of an entry, it sets the counts to zero.  The launcher removes entries with
+ * counts of zero at the end of a round.  If there is no room for an entry, the
+ * use is not recorded but counted as dropped, and the launcher is woken.
  *
- * Refusals are recorded of those who had the right secret only: others cannot
- * be told from guesses, and the time that it takes would tell which ids exist.
+ * A refusal is recorded only if the request had the right secret.  Other requests
+ * may be guesses, and the time to record them would reveal which ids exist.
  *
- * Without preload a use is written in the caller's transaction, and must never
- * be what makes that transaction wait or fail: at most once a minute for a
- * token, only in a READ COMMITTED transaction that can write, and only if no
- * other transaction has the row locked (SKIP LOCKED, which would raise 40001
- * under REPEATABLE READ).  No advisory lock is taken: a query that verifies
- * many tokens would fill the server's lock table.
+ * Without shared memory, the caller's transaction writes the use to the table.
+ * This must never make that transaction wait or fail.  Therefore it is done at
+ * most once a minute for each token, only in a READ COMMITTED transaction that can
+ * write, and only if no other transaction has locked the row.  (SKIP LOCKED would
+ * raise a serialization failure, 40001, under REPEATABLE READ.)  It does not use
+ * advisory locks, because a query that verifies many tokens would fill the
+ * server's lock table.
  */
 #include "postgres.h"
 
@@ -46,28 +47,29 @@ day_of(TimestampTz at)
 /* ---- in shared memory ---- */
 
 static void
-begin_usage(void *entry)
+init_usage(void *entry)
 {
 	ApitokenUsage *usage = entry;
 
 	pg_atomic_init_u64(&usage->accepted, 0);
 	pg_atomic_init_u64(&usage->refused, 0);
-	usage->left_by = 0;
+	usage->deferred_by = 0;
 	SpinLockInit(&usage->mutex);
 	memset(&usage->last, 0, sizeof(usage->last));
 	usage->last.at = DT_NOBEGIN;
 }
 
 /*
- * Add to the entry of a key; false if it has none and there is no room.  If it
- * comes from a flush that leaves it for a later one: which.  (0: it does not.)
+ * Add usage to the entry of a key.  Returns false if there is no room for a new
+ * entry.  `deferred_by` is the flush that returns this usage and must not take it
+ * again, or 0.
  */
 static bool
 add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const ApitokenLastUse *last,
-		  uint32 left_by)
+		  uint32 deferred_by)
 {
 	LWLock	   *lock;
-	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, key, begin_usage, &lock);
+	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, key, init_usage, &lock);
 
 	if (usage == NULL)
 	{
@@ -76,14 +78,14 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 	}
 	if (last->at != DT_NOBEGIN)
 	{
-		/* before it is counted: whoever takes the count finds a time */
+		/* Set the time before the count, so that a flush never takes a count without a time. */
 		SpinLockAcquire(&usage->mutex);
 		if (last->at >= usage->last.at)
 			usage->last = *last;
 		SpinLockRelease(&usage->mutex);
 	}
-	if (left_by != 0)
-		usage->left_by = left_by;
+	if (deferred_by != 0)
+		usage->deferred_by = deferred_by;
 	if (accepted > 0)
 		pg_atomic_fetch_add_u64(&usage->accepted, accepted);
 	if (refused > 0)
@@ -93,7 +95,7 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 }
 
 static void
-remember_use(const pg_uuid_t *id, bool accepted, TimestampTz now, inet *address)
+record_in_memory(const pg_uuid_t *id, bool accepted, TimestampTz now, inet *address)
 {
 	ApitokenUsageKey key;
 	ApitokenLastUse last;
@@ -113,29 +115,29 @@ remember_use(const pg_uuid_t *id, bool accepted, TimestampTz now, inet *address)
 			memcpy(&last.from, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(last.from)));
 	}
 	if (!add_usage(&key, accepted ? 1 : 0, accepted ? 0 : 1, &last, 0))
-		apitoken_hasten();
+		apitoken_wake_launcher();
 }
 
-/* What apitoken_take_usage() collects. */
-typedef struct Taking
+/* Arguments and results of take_entry(). */
+typedef struct TakeState
 {
 	Oid			database;
 	uint32		flush;
 	ApitokenUsageRow *rows;
 	int			max;
 	int			count;
-} Taking;
+} TakeState;
 
 static bool
-take(void *entry, void *arg)
+take_entry(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
-	Taking	   *taking = arg;
-	ApitokenUsageRow *row = &taking->rows[taking->count];
+	TakeState  *state = arg;
+	ApitokenUsageRow *row = &state->rows[state->count];
 
-	if (usage->key.database != taking->database)
+	if (usage->key.database != state->database)
 		return true;
-	if (taking->flush != 0 && usage->left_by == taking->flush)
+	if (state->flush != 0 && usage->deferred_by == state->flush)
 		return true;
 	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
 	row->refused = pg_atomic_exchange_u64(&usage->refused, 0);
@@ -145,27 +147,30 @@ take(void *entry, void *arg)
 	SpinLockAcquire(&usage->mutex);
 	row->last = usage->last;
 	SpinLockRelease(&usage->mutex);
-	taking->count++;
-	return taking->count < taking->max;
+	state->count++;
+	return state->count < state->max;
 }
 
 /*
- * Take what has been recorded of a database, `max` rows of it at most (one or
- * more), but for what this flush has left already (0: leave nothing); how many.
- * Fewer than `max`: it is all.
+ * Take the recorded usage of a database, at most `max` rows (one or more).  Skips
+ * usage that this flush has deferred; with flush 0, takes all.  Returns the number
+ * of rows.  If it is less than `max`, nothing is left.
  */
 int
 apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max)
 {
-	Taking		taking = {database, flush, rows, max, 0};
+	TakeState	state = {database, flush, rows, max, 0};
 
-	apitoken_map_each(apitoken_usage_map, take, &taking);
-	return taking.count;
+	apitoken_map_each(apitoken_usage_map, take_entry, &state);
+	return state.count;
 }
 
-/* What could not be written goes back; what a flush leaves (not 0) it does not take again. */
+/*
+ * Return usage that was taken but not written.  If `flush` is not 0, that flush
+ * will not take it again.
+ */
 void
-apitoken_give_back_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
+apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
 {
 	for (int i = 0; i < count; i++)
 		(void) add_usage(&rows[i].key, rows[i].accepted, rows[i].refused, &rows[i].last, flush);
@@ -177,58 +182,58 @@ is_written(ApitokenUsage *usage)
 	return pg_atomic_read_u64(&usage->accepted) == 0 && pg_atomic_read_u64(&usage->refused) == 0;
 }
 
-/* What apitoken_databases_used() collects. */
-typedef struct Naming
+/* Arguments and results of add_database(). */
+typedef struct DatabaseList
 {
 	Oid		   *databases;
 	int			max;
 	int			count;
-} Naming;
+} DatabaseList;
 
 static bool
-name_database(void *entry, void *arg)
+add_database(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
-	Naming	   *naming = arg;
+	DatabaseList *list = arg;
 
 	if (is_written(usage))
 		return true;
-	for (int i = 0; i < naming->count; i++)
+	for (int i = 0; i < list->count; i++)
 	{
-		if (naming->databases[i] == usage->key.database)
+		if (list->databases[i] == usage->key.database)
 			return true;
 	}
-	naming->databases[naming->count++] = usage->key.database;
-	return naming->count < naming->max;
+	list->databases[list->count++] = usage->key.database;
+	return list->count < list->max;
 }
 
-/* The databases that have something to be written, `max` at most; how many. */
+/* Get the databases that have usage to be written, at most `max`.  Returns their number. */
 int
-apitoken_databases_used(Oid *databases, int max)
+apitoken_databases_with_usage(Oid *databases, int max)
 {
-	Naming		naming = {databases, max, 0};
+	DatabaseList list = {databases, max, 0};
 
-	apitoken_map_each(apitoken_usage_map, name_database, &naming);
-	return naming.count;
+	apitoken_map_each(apitoken_usage_map, add_database, &list);
+	return list.count;
 }
 
 static bool
-is_spent(void *entry, void *arg)
+is_removable(void *entry, void *arg)
 {
 	return is_written(entry);
 }
 
-/* Make room: what is written need not stay. */
+/* Make room by removing the entries whose usage was taken. */
 void
-apitoken_forget_written(void)
+apitoken_remove_written_usage(void)
 {
-	apitoken_map_remove(apitoken_usage_map, is_spent, NULL);
+	apitoken_map_remove(apitoken_usage_map, is_removable, NULL);
 }
 
 /* ---- in the caller's transaction ---- */
 
 static void
-write_use(const pg_uuid_t *id, TimestampTz now, inet *address)
+record_in_table(const pg_uuid_t *id, TimestampTz now, inet *address)
 {
 	TimestampTz last_used_at;
 	Snapshot	snapshot;
@@ -257,8 +262,8 @@ write_use(const pg_uuid_t *id, TimestampTz now, inet *address)
 }
 
 /*
- * Record the outcome of a verification, made at that time.  `id` is the token's
- * if the secret was right, otherwise NULL; `may_write` allows writing where
+ * Record the outcome of a verification at time `at`.  `id` is the token's id if the
+ * secret was right, otherwise NULL.  `may_write` allows writing to the table if
  * there is no shared memory.
  */
 void
@@ -269,7 +274,7 @@ apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at
 	if (id == NULL)
 		return;
 	if (apitoken_shared != NULL)
-		remember_use(id, verdict == APITOKEN_VALID, at, address);
+		record_in_memory(id, verdict == APITOKEN_VALID, at, address);
 	else if (verdict == APITOKEN_VALID && may_write)
-		write_use(id, at, address);
+		record_in_table(id, at, address);
 }

@@ -1,7 +1,7 @@
 /*
  * usage.h
- *		When tokens are used: recorded in shared memory, limited, counted, and
- *		written to the tables by background workers.
+ *		Usage of tokens: recorded and limited in shared memory, and written to
+ *		the tables by background workers; counters; housekeeping.
  */
 #ifndef APITOKEN_USAGE_H
 #define APITOKEN_USAGE_H
@@ -16,14 +16,14 @@
 #include "utils/date.h"
 #include "utils/hsearch.h"
 
-/* ----- shared.c: memory that all sessions share, with shared_preload_libraries ----- */
+/* ----- shared.c: shared memory, present only with shared_preload_libraries ----- */
 
 #define APITOKEN_PARTITIONS 16
 
-/* Databases of which anything is known at a time. */
+/* Maximum number of databases with an ApitokenFlushState. */
 #define APITOKEN_DATABASES_MAX 1024
 
-/* What is counted: verifications by verdict, then these. */
+/* The counters: first verifications by verdict (ApitokenVerdict), then these. */
 typedef enum ApitokenCounter
 {
 	APITOKEN_FLUSHES = APITOKEN_VERDICTS,
@@ -32,7 +32,7 @@ typedef enum ApitokenCounter
 	APITOKEN_COUNTERS
 } ApitokenCounter;
 
-/* A process counts in one stripe, so that processes seldom meet in a cache line. */
+/* Each process uses one of the stripes, so that few processes share a cache line. */
 typedef union ApitokenStripe
 {
 	pg_atomic_uint64 counters[APITOKEN_COUNTERS];
@@ -43,14 +43,14 @@ typedef struct ApitokenShared
 {
 	TimestampTz started_at;		/* never changes */
 	ApitokenStripe stripes[APITOKEN_PARTITIONS];
-	pg_atomic_uint32 hasten;	/* 1: the launcher has been asked to look at once */
-	pg_atomic_uint64 tickets;	/* of flushes begun */
-	pg_atomic_uint32 usage_file;	/* 1: what was saved is here, and its file is there still */
-	slock_t		mutex;			/* protects the next */
-	Latch	   *launcher;		/* NULL: it is not there */
+	pg_atomic_uint32 wake_requested;	/* 1 if the launcher was asked to run at once */
+	pg_atomic_uint64 tickets;	/* number of flushes started, and the last ticket */
+	pg_atomic_uint32 usage_file;	/* 1 if the file was loaded and not yet removed */
+	slock_t		mutex;			/* protects launcher_latch */
+	Latch	   *launcher_latch; /* NULL if the launcher is not running */
 } ApitokenShared;
 
-/* The use of a token in a database on a day (UTC, counted as type date does). */
+/* A token in a database on a day (in UTC, as a date). */
 typedef struct ApitokenUsageKey
 {
 	Oid			database;
@@ -58,20 +58,20 @@ typedef struct ApitokenUsageKey
 	pg_uuid_t	token_id;
 } ApitokenUsageKey;
 
-/* Who used it last and when; its family is 0 if the address is unknown. */
+/* The last accepted use: its time, and the client's address. */
 typedef struct ApitokenLastUse
 {
-	TimestampTz at;				/* DT_NOBEGIN: only refused */
-	inet_struct from;
+	TimestampTz at;				/* DT_NOBEGIN if all uses were refused */
+	inet_struct from;			/* its family is 0 if the address is unknown */
 } ApitokenLastUse;
 
 typedef struct ApitokenUsage
 {
 	ApitokenUsageKey key;		/* never changes */
-	pg_atomic_uint64 accepted;	/* not yet taken for writing */
+	pg_atomic_uint64 accepted;	/* uses not yet taken by a flush */
 	pg_atomic_uint64 refused;	/* the same */
-	uint32		left_by;		/* the last flush that left it for a later one; theirs alone */
-	slock_t		mutex;			/* protects the next */
+	uint32		deferred_by;	/* the flush that deferred this entry, or 0; only flushes access it */
+	slock_t		mutex;			/* protects "last" */
 	ApitokenLastUse last;
 } ApitokenUsage;
 
@@ -84,40 +84,40 @@ typedef struct ApitokenLimitKey
 typedef struct ApitokenLimit
 {
 	ApitokenLimitKey key;		/* never changes */
-	pg_atomic_uint64 free_at;	/* nanoseconds on the monotonic clock */
+	pg_atomic_uint64 tat;		/* theoretical arrival time: see limit.c */
 } ApitokenLimit;
 
 #define APITOKEN_PROBLEM_MAX 256
 
-/* How the last attempt to write a database's usage ended. */
+/* The outcome of a flush, which writes a database's usage. */
 typedef enum ApitokenOutcome
 {
-	APITOKEN_FLUSH_DONE,		/* nothing is left */
-	APITOKEN_FLUSH_UNFINISHED,	/* its time was up */
-	APITOKEN_FLUSH_MISSING,		/* the extension is not there */
+	APITOKEN_FLUSH_DONE,		/* everything was written */
+	APITOKEN_FLUSH_UNFINISHED,	/* its time was over, and more is left */
+	APITOKEN_FLUSH_MISSING,		/* the extension is not installed */
 	APITOKEN_FLUSH_FAILED
 } ApitokenOutcome;
 
-/* What is known of a database; all protected by apitoken_flush_states_lock. */
+/* The state of a database.  apitoken_flush_states_lock protects all members. */
 typedef struct ApitokenFlushState
 {
 	Oid			database;
-	int			failures;		/* in a row */
-	int			missing;		/* of these the last, for want of the extension */
-	TimestampTz retry_at;		/* not before then; 0: any time */
-	TimestampTz maintained_at;	/* 0: not since it is known */
-	pg_uuid_t	usage_seen;		/* how far the maintenance under way has looked */
-	uint64		done_ticket;	/* the last that left nothing to write */
-	uint64		last_ticket;	/* the highest that ended, and how: */
-	ApitokenOutcome outcome;
-	TimestampTz flushed_at;		/* 0: never */
-	TimestampTz failed_at;		/* 0: never */
-	char		problem[APITOKEN_PROBLEM_MAX];	/* of the last failure */
+	int			failures;		/* number of consecutive failed flushes */
+	int			missing;		/* how many of the latest failed because the extension is missing */
+	TimestampTz retry_at;		/* do not try again before this time, unless 0 */
+	TimestampTz maintained_at;	/* end of the last maintenance, or 0 */
+	pg_uuid_t	usage_seen;		/* position of an unfinished maintenance in token_usage */
+	uint64		done_ticket;	/* highest ticket of a flush that wrote everything */
+	uint64		last_ticket;	/* highest ticket of a flush that ended */
+	ApitokenOutcome outcome;	/* outcome of the flush with last_ticket */
+	TimestampTz flushed_at;		/* time of the last successful flush, or 0 */
+	TimestampTz failed_at;		/* time of the last failed flush, or 0 */
+	char		problem[APITOKEN_PROBLEM_MAX];	/* error message of the last failure */
 } ApitokenFlushState;
 
 typedef struct ApitokenMap ApitokenMap;
 
-extern ApitokenShared *apitoken_shared; /* NULL without shared preload */
+extern ApitokenShared *apitoken_shared; /* NULL without shared_preload_libraries */
 extern ApitokenMap *const apitoken_usage_map;
 extern ApitokenMap *const apitoken_limit_map;
 extern HTAB *apitoken_flush_states;
@@ -127,15 +127,15 @@ extern void apitoken_shared_init(void);
 extern void *apitoken_map_entry(ApitokenMap *map, const void *key,
 								void (*initialize) (void *entry), LWLock **lock);
 extern void apitoken_map_each(ApitokenMap *map, bool (*visit) (void *entry, void *arg), void *arg);
-extern void apitoken_map_remove(ApitokenMap *map, bool (*spent) (void *entry, void *arg), void *arg);
+extern void apitoken_map_remove(ApitokenMap *map, bool (*removable) (void *entry, void *arg), void *arg);
 extern int64 apitoken_map_entries(ApitokenMap *map);
 extern void apitoken_count(ApitokenCounter counter, uint64 by);
-extern uint64 apitoken_counted(ApitokenCounter counter);
-extern void apitoken_hasten(void);
+extern uint64 apitoken_counter_value(ApitokenCounter counter);
+extern void apitoken_wake_launcher(void);
 
-/* ----- usage.c: when tokens are used ----- */
+/* ----- usage.c: records the usage of tokens ----- */
 
-/* A piece of usage on its way from memory to the tables. */
+/* The usage of a token on a day, taken from shared memory to be written to the tables. */
 typedef struct ApitokenUsageRow
 {
 	ApitokenUsageKey key;
@@ -147,50 +147,50 @@ typedef struct ApitokenUsageRow
 extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at, inet *address,
 								bool may_write);
 extern int	apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max);
-extern void apitoken_give_back_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
-extern int	apitoken_databases_used(Oid *databases, int max);
-extern void apitoken_forget_written(void);
+extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
+extern int	apitoken_databases_with_usage(Oid *databases, int max);
+extern void apitoken_remove_written_usage(void);
 
 /* ----- limit.c: rate limits ----- */
 
 extern bool apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after);
-extern void apitoken_forget_limits(void);
+extern void apitoken_remove_expired_limits(void);
 
-/* ----- flush_state.c: what is known of each database with tokens in use ----- */
+/* ----- flush_state.c: state of each database with usage ----- */
 
-/* The longest time until a flush that failed is tried again, in milliseconds. */
+/* maximum delay before a failed flush is tried again, in milliseconds */
 #define APITOKEN_RETRY_MAX (5 * SECS_PER_MINUTE * 1000)
 
 extern bool apitoken_flush_state(Oid database, ApitokenFlushState *state);
 extern int	apitoken_flush_state_databases(Oid *databases, int max);
-extern bool apitoken_flush_ended(Oid database, uint64 ticket, ApitokenOutcome outcome,
+extern bool apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome,
 									const char *problem);
-extern void apitoken_maintenance_ended(Oid database, TimestampTz at, const pg_uuid_t *usage_seen);
-extern void apitoken_forget_flush_state(Oid database);
+extern void apitoken_record_maintenance(Oid database, TimestampTz at, const pg_uuid_t *usage_seen);
+extern void apitoken_remove_flush_state(Oid database);
 
-/* ----- usage_file.c: what is recorded survives a restart ----- */
+/* ----- usage_file.c: preserves recorded usage across a restart ----- */
 
 extern void apitoken_remove_usage_file(void);
 extern void apitoken_usage_file_init(void);
 
-/* ----- flush.c: recorded usage is written ----- */
+/* ----- flush.c: writes recorded usage to the tables ----- */
 
-/* What a worker is told, in its bgw_extra; its bgw_main_arg is the database. */
+/* A worker's bgw_extra.  Its bgw_main_arg is the database. */
 typedef struct ApitokenJob
 {
-	uint64		ticket;
-	bool		maintain;
+	uint64		ticket;			/* the flush's */
+	bool		maintain;		/* is maintenance due, too? */
 } ApitokenJob;
 
-extern bool apitoken_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
+extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 									char problem[APITOKEN_PROBLEM_MAX]);
 extern ApitokenOutcome apitoken_flush(uint64 ticket, TimestampTz until);
 extern uint64 apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **handle);
 extern void apitoken_flush_now(void);
 
-/* ----- maintenance.c: idle tokens, old digests, retention ----- */
+/* ----- maintenance.c: idle tokens, previous digests, retention ----- */
 
-/* One run, zeroed before its first batch: what was done, and how far it got. */
+/* Counts and position of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
 {
 	uint64		tokens_revoked;
@@ -198,8 +198,8 @@ typedef struct ApitokenMaintenance
 	uint64		events_removed;
 	uint64		tokens_removed;
 	uint64		usage_removed;
-	pg_uuid_t	usage_seen;		/* usage of tokens up to this id was looked through */
-	bool		usage_done;		/* all of it was */
+	pg_uuid_t	usage_seen;		/* token_usage was checked up to this token id */
+	bool		usage_done;		/* all of token_usage was checked */
 } ApitokenMaintenance;
 
 extern bool apitoken_maintain(int batch, ApitokenMaintenance *done);

@@ -1,18 +1,17 @@
 /*
  * usage_file.c
- *		What is recorded survives a clean restart.
+ *		Preserve recorded usage across a clean restart.
  *
- * When the server stops no worker can be started any more, so what is still
- * in shared memory is saved to a file, by the postmaster, after its last
- * process has ended; and taken over before it starts the first one again.
+ * Workers cannot be started during a shutdown.  So the postmaster saves the usage
+ * that is still in shared memory to a file, after its last process has ended.  It
+ * loads the file at the next start, before it starts the first process.
  *
- * The file is there for as long as nothing of it has been written to tables:
- * the launcher removes it when it starts, and so does a worker that is
- * earlier.  So a start that fails loses nothing, and a crash has nothing
- * counted twice.
+ * The file is removed before any usage is written to the tables: by the launcher
+ * when it starts, or by a worker that starts earlier.  Therefore a failed start
+ * loses no usage, and usage is not counted twice after a crash.
  *
- * The file is of this server only.  One of another version, or that is
- * damaged, is put aside with a message, and removed.
+ * The file is not portable between servers or versions.  A file that is damaged or
+ * of another version is ignored with a log message, and removed.
  */
 #include "postgres.h"
 
@@ -32,32 +31,32 @@
 #define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/apitoken.usage"
 #define TEMPORARY_FILE SAVED_FILE ".tmp"
 
-/* How the file begins; rows of usage follow, then databases, then a CRC of all. */
+/* The file's header.  Rows of usage, databases, and a CRC of everything before it follow. */
 typedef struct Header
 {
 	char		magic[16];
 	char		version[16];
 	int32		row_size;
 	int32		database_size;
-	int64		rows;
-	int64		databases;
+	int64		rows;			/* number of ApitokenUsageRow */
+	int64		databases;		/* number of SavedDatabase */
 } Header;
 
-/* The databases, and when they were maintained. */
+/* The time of a database's last maintenance. */
 typedef struct SavedDatabase
 {
 	Oid			database;
 	TimestampTz maintained_at;
 } SavedDatabase;
 
-/* A file being written or read. */
-typedef struct Saving
+/* A file that is being written or read; a NULL file only counts rows. */
+typedef struct UsageFile
 {
 	FILE	   *file;
 	pg_crc32c	crc;
 	bool		failed;
 	int64		rows;
-} Saving;
+} UsageFile;
 
 static shmem_startup_hook_type previous_startup = NULL;
 
@@ -72,28 +71,28 @@ fill_header(Header *header)
 }
 
 static void
-put(Saving *saving, const void *data, size_t size)
+write_data(UsageFile *usage_file, const void *data, size_t size)
 {
-	if (fwrite(data, size, 1, saving->file) != 1)
-		saving->failed = true;
-	COMP_CRC32C(saving->crc, data, size);
+	if (fwrite(data, size, 1, usage_file->file) != 1)
+		usage_file->failed = true;
+	COMP_CRC32C(usage_file->crc, data, size);
 }
 
 static bool
-get(Saving *saving, void *data, size_t size)
+read_data(UsageFile *usage_file, void *data, size_t size)
 {
-	if (fread(data, size, 1, saving->file) != 1)
-		saving->failed = true;
+	if (fread(data, size, 1, usage_file->file) != 1)
+		usage_file->failed = true;
 	else
-		COMP_CRC32C(saving->crc, data, size);
-	return !saving->failed;
+		COMP_CRC32C(usage_file->crc, data, size);
+	return !usage_file->failed;
 }
 
 static bool
-save_row(void *entry, void *arg)
+write_row(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
-	Saving	   *saving = arg;
+	UsageFile  *usage_file = arg;
 	ApitokenUsageRow row;
 
 	memset(&row, 0, sizeof(row));
@@ -103,25 +102,25 @@ save_row(void *entry, void *arg)
 	row.last = usage->last;
 	if (row.accepted == 0 && row.refused == 0)
 		return true;
-	saving->rows++;
-	if (saving->file != NULL)
-		put(saving, &row, sizeof(row));
+	usage_file->rows++;
+	if (usage_file->file != NULL)
+		write_data(usage_file, &row, sizeof(row));
 	return true;
 }
 
 static void
-write_file(Saving *saving)
+write_file(UsageFile *usage_file)
 {
 	Header		header;
-	Saving		counting = {0};
+	UsageFile	counting = {0};
 	Oid		   *databases = palloc(APITOKEN_DATABASES_MAX * sizeof(Oid));
 
-	apitoken_map_each(apitoken_usage_map, save_row, &counting);
+	apitoken_map_each(apitoken_usage_map, write_row, &counting);
 	fill_header(&header);
 	header.rows = counting.rows;
 	header.databases = apitoken_flush_state_databases(databases, APITOKEN_DATABASES_MAX);
-	put(saving, &header, sizeof(header));
-	apitoken_map_each(apitoken_usage_map, save_row, saving);
+	write_data(usage_file, &header, sizeof(header));
+	apitoken_map_each(apitoken_usage_map, write_row, usage_file);
 	for (int i = 0; i < header.databases; i++)
 	{
 		ApitokenFlushState state = {0};
@@ -131,16 +130,16 @@ write_file(Saving *saving)
 		(void) apitoken_flush_state(databases[i], &state);
 		saved.database = databases[i];
 		saved.maintained_at = state.maintained_at;
-		put(saving, &saved, sizeof(saved));
+		write_data(usage_file, &saved, sizeof(saved));
 	}
-	FIN_CRC32C(saving->crc);
-	if (fwrite(&saving->crc, sizeof(saving->crc), 1, saving->file) != 1)
-		saving->failed = true;
+	FIN_CRC32C(usage_file->crc);
+	if (fwrite(&usage_file->crc, sizeof(usage_file->crc), 1, usage_file->file) != 1)
+		usage_file->failed = true;
 }
 
-/* Was the server shut down in good order?  Stopped at once it was not, says the code what it will. */
+/* Was the server shut down cleanly?  An immediate shutdown never counts, whatever the exit code. */
 static bool
-ended_well(int code)
+shut_down_cleanly(int code)
 {
 	bool		crc_is_right;
 	ControlFileData *control;
@@ -153,21 +152,21 @@ ended_well(int code)
 }
 
 static void
-save(int code, Datum arg)
+save_usage(int code, Datum arg)
 {
-	Saving		saving = {0};
+	UsageFile	usage_file = {0};
 
-	/* memory, and its locks, are as the last process has left them */
-	if (!ended_well(code))
+	/* After a crash, shared memory and its locks may be in any state. */
+	if (!shut_down_cleanly(code))
 		return;
-	INIT_CRC32C(saving.crc);
-	saving.file = AllocateFile(TEMPORARY_FILE, PG_BINARY_W);
-	if (saving.file != NULL)
+	INIT_CRC32C(usage_file.crc);
+	usage_file.file = AllocateFile(TEMPORARY_FILE, PG_BINARY_W);
+	if (usage_file.file != NULL)
 	{
-		write_file(&saving);
-		if (FreeFile(saving.file) == 0 && !saving.failed)
+		write_file(&usage_file);
+		if (FreeFile(usage_file.file) == 0 && !usage_file.failed)
 		{
-			/* with the file's and the directory's fsync; it tells what fails */
+			/* This syncs the file and its directory, and logs errors. */
 			(void) durable_rename(TEMPORARY_FILE, SAVED_FILE, LOG);
 			return;
 		}
@@ -179,19 +178,19 @@ save(int code, Datum arg)
 	unlink(TEMPORARY_FILE);
 }
 
-/* Take a file over; false: it is none of ours. */
+/* Read a file, and load its data if `apply` is true.  Returns false if the file is not valid. */
 static bool
-read_file(Saving *saving, bool apply)
+read_file(UsageFile *usage_file, bool apply)
 {
 	Header		expected;
 	Header		header;
 	pg_crc32c	crc;
 	pg_uuid_t	nothing_seen = {0};
 
-	INIT_CRC32C(saving->crc);
-	rewind(saving->file);
+	INIT_CRC32C(usage_file->crc);
+	rewind(usage_file->file);
 	fill_header(&expected);
-	if (!get(saving, &header, sizeof(header)))
+	if (!read_data(usage_file, &header, sizeof(header)))
 		return false;
 	expected.rows = header.rows;
 	expected.databases = header.databases;
@@ -201,31 +200,31 @@ read_file(Saving *saving, bool apply)
 	{
 		ApitokenUsageRow row;
 
-		if (!get(saving, &row, sizeof(row)))
+		if (!read_data(usage_file, &row, sizeof(row)))
 			return false;
 		if (apply)
-			apitoken_give_back_usage(&row, 1, 0);
+			apitoken_return_usage(&row, 1, 0);
 	}
 	for (int64 i = 0; i < header.databases; i++)
 	{
 		SavedDatabase saved;
 
-		if (!get(saving, &saved, sizeof(saved)))
+		if (!read_data(usage_file, &saved, sizeof(saved)))
 			return false;
 		if (apply)
-			apitoken_maintenance_ended(saved.database, saved.maintained_at, &nothing_seen);
+			apitoken_record_maintenance(saved.database, saved.maintained_at, &nothing_seen);
 	}
-	FIN_CRC32C(saving->crc);
-	return fread(&crc, sizeof(crc), 1, saving->file) == 1 && EQ_CRC32C(crc, saving->crc);
+	FIN_CRC32C(usage_file->crc);
+	return fread(&crc, sizeof(crc), 1, usage_file->file) == 1 && EQ_CRC32C(crc, usage_file->crc);
 }
 
 static void
-restore(void)
+restore_usage(void)
 {
-	Saving		saving = {0};
+	UsageFile	usage_file = {0};
 
-	saving.file = AllocateFile(SAVED_FILE, PG_BINARY_R);
-	if (saving.file == NULL)
+	usage_file.file = AllocateFile(SAVED_FILE, PG_BINARY_R);
+	if (usage_file.file == NULL)
 	{
 		if (errno != ENOENT)
 			ereport(LOG,
@@ -234,20 +233,20 @@ restore(void)
 		return;
 	}
 
-	/* all of it is read and found right before the first row is taken over */
-	if (!read_file(&saving, false) || !read_file(&saving, true))
+	/* The first pass checks the whole file, the second one loads it. */
+	if (!read_file(&usage_file, false) || !read_file(&usage_file, true))
 		ereport(LOG,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ignoring file \"%s\": it is damaged, or of another version of apitoken", SAVED_FILE),
 				 errdetail("The usage of tokens that it holds is lost.")));
-	FreeFile(saving.file);
+	FreeFile(usage_file.file);
 	pg_atomic_write_u32(&apitoken_shared->usage_file, 1);
 }
 
 /*
- * What is in memory is about to be written: from then on the file, if there is
- * still one, would be counted twice after a crash.  Of two at once both see to
- * it that it is gone.
+ * Remove the file, if it still exists, before usage is written to the tables.
+ * Otherwise its usage would be counted twice after a crash.  Several processes may
+ * call this at the same time; none returns before the file is removed.
  */
 void
 apitoken_remove_usage_file(void)
@@ -264,20 +263,20 @@ apitoken_remove_usage_file(void)
 }
 
 static void
-start(void)
+startup_hook(void)
 {
 	if (previous_startup)
 		previous_startup();
 	if (IsUnderPostmaster)
 		return;
-	restore();
-	on_shmem_exit(save, (Datum) 0);
+	restore_usage();
+	on_shmem_exit(save_usage, (Datum) 0);
 }
 
-/* After shared.c: its hook makes the memory, and must run first. */
+/* Must be called after apitoken_shared_init(), whose hook creates the memory and must run first. */
 void
 apitoken_usage_file_init(void)
 {
 	previous_startup = shmem_startup_hook;
-	shmem_startup_hook = start;
+	shmem_startup_hook = startup_hook;
 }

@@ -1,20 +1,20 @@
 /*
  * worker.c
- *		The launcher, which has no database, and the workers that it starts.
+ *		The launcher and the workers that it starts.
  *
- * Every apitoken.flush_interval, and at once when shared memory is full, the
- * launcher looks which databases have usage to be written, or are due for
- * their daily maintenance, and starts a worker for one after the other.  A
- * worker connects, does what it can within WORK_TIME, and is gone: so DROP
- * DATABASE, CREATE DATABASE ... TEMPLATE, which give up after 5 s, and DROP
- * EXTENSION, which waits, are held up no longer.
+ * The launcher is not connected to a database.  Every apitoken.flush_interval, and
+ * at once when shared memory is full, it finds the databases that have usage to be
+ * written or are due for their daily maintenance, and starts a worker for each,
+ * one after the other.  A worker connects to its database, works for at most
+ * WORK_TIME, and ends.  So it does not block DROP DATABASE and CREATE DATABASE ...
+ * TEMPLATE, which give up after 5 seconds, and delays DROP EXTENSION only briefly.
  *
- * A worker that fails says why in shared memory, tells the log if that is
- * new, and ends quietly; the launcher tries again after a while that doubles
- * each time.  An error in the launcher ends it, and the postmaster starts it
- * again; nothing is lost thereby.
+ * A worker that fails records the problem in shared memory, logs it if it is new,
+ * and ends normally.  The launcher tries again after a delay, which doubles with
+ * each failure.  If the launcher fails, the postmaster restarts it, and no usage is
+ * lost.
  *
- * On a standby the launcher waits for the promotion.
+ * On a standby, the launcher starts workers only after promotion.
  */
 #include "postgres.h"
 
@@ -41,32 +41,35 @@
 
 #include "usage/usage.h"
 
-#define WORK_TIME (4 * USECS_PER_SEC)	/* of a worker, once it is connected */
-#define LAUNCH_TIME (15 * USECS_PER_SEC)	/* for it to start, connect and end */
+#define WORK_TIME (4 * USECS_PER_SEC)	/* for a worker to do its work, once connected */
+#define LAUNCH_TIME (15 * USECS_PER_SEC)	/* for a worker to start, connect and end */
 #define LOCK_TIMEOUT "2s"
-#define RESTART_TIME 5			/* of the launcher, in seconds */
+#define RESTART_TIME 5			/* before a failed launcher is restarted, in seconds */
 
-/* A full memory makes the launcher look again after this long, not earlier. */
-#define HASTE (200 * 1000)
+/* Minimum time between rounds of the launcher when memory is full, in microseconds. */
+#define WAKE_DELAY (200 * 1000)
 
 #define MAINTENANCE_INTERVAL USECS_PER_DAY
 #define MAINTENANCE_BATCH 1000
 
-/* Maintenance is not begun unless it has this long. */
+/* Maintenance is started only if at least this much time is left. */
 #define MAINTENANCE_TIME (2 * USECS_PER_SEC)
 
-/* Databases looked at in one round; others are in the next. */
+/* Maximum number of databases in one round.  Others follow in the next rounds. */
 #define DATABASES_MAX 512
 
-/* A database without the extension may be about to get it: looked for so often. */
-#define LOOKS_UNTIL_GONE 5
+/*
+ * The extension may be about to be created in a database.  So its usage is
+ * discarded only after this many attempts to find the extension.
+ */
+#define MISSING_MAX 5
 
 PGDLLEXPORT void apitoken_launcher_main(Datum arg);
 PGDLLEXPORT void apitoken_worker_main(Datum arg);
 
 /* ---- a worker ---- */
 
-/* What a database or a role may set, and what is right for a worker. */
+/* Values that a worker needs for settings that a database or a role may change. */
 static const char *const worker_settings[][2] = {
 	{"search_path", "pg_catalog"},
 	{"default_transaction_isolation", "read committed"},
@@ -75,11 +78,11 @@ static const char *const worker_settings[][2] = {
 	{"session_replication_role", "origin"},
 	{"row_security", "on"},
 	{"jit", "off"},
-	/* a flush looks up which rows it has updated: by hash, if the planner expects that to fit */
+	/* enough for the planner to use a hashed subplan in APITOKEN_WRITE_USAGE */
 	{"work_mem", "64MB"},
 	{"lock_timeout", LOCK_TIMEOUT},
-	{"transaction_timeout", "0"},	/* from PostgreSQL 17 on */
-	/* on disk here: a standby that does not answer must not hold up a worker */
+	{"transaction_timeout", "0"},	/* PostgreSQL 17 and later */
+	/* do not wait for a synchronous standby, which may not respond */
 	{"synchronous_commit", "local"},
 };
 
@@ -100,7 +103,7 @@ maintain(TimestampTz until)
 	if (apitoken_flush_state(MyDatabaseId, &state))
 		done.usage_seen = state.usage_seen;
 	do
-		more = apitoken_in_transaction(maintain_batch, &done, until, problem);
+		more = apitoken_run_in_transaction(maintain_batch, &done, until, problem);
 	while (more && GetCurrentTimestamp() < until - USECS_PER_SEC);
 
 	if (problem[0] != '\0')
@@ -111,7 +114,7 @@ maintain(TimestampTz until)
 				 errhint("SELECT * FROM apitoken.run_maintenance(); does it now.")));
 	if (!more)
 		memset(&done.usage_seen, 0, sizeof(done.usage_seen));
-	apitoken_maintenance_ended(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), &done.usage_seen);
+	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), &done.usage_seen);
 }
 
 void
@@ -131,7 +134,7 @@ apitoken_worker_main(Datum arg)
 			SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	}
 
-	/* what a slow flush leaves no time for is still due: the next worker does it */
+	/* If the flush leaves no time for maintenance, that stays due, and the next worker does it. */
 	if (apitoken_flush(job.ticket, until) == APITOKEN_FLUSH_DONE && job.maintain &&
 		GetCurrentTimestamp() < until - MAINTENANCE_TIME)
 		maintain(until);
@@ -145,7 +148,7 @@ typedef enum DatabaseState
 {
 	DATABASE_OPEN,
 	DATABASE_CLOSED,			/* ALLOW_CONNECTIONS false */
-	DATABASE_GONE				/* or half dropped */
+	DATABASE_GONE				/* dropped, at least in part */
 } DatabaseState;
 
 static DatabaseState
@@ -160,14 +163,14 @@ database_state(Oid database)
 	StartTransactionCommand();
 	relation = table_open(DatabaseRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_database_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(database));
-	/* soon after a start the index is not known to a process without a database */
+	/* Soon after a start, a process without a database cannot use the index. */
 	scan = systable_beginscan(relation, DatabaseOidIndexId, criticalSharedRelcachesBuilt, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
 		Form_pg_database row = (Form_pg_database) GETSTRUCT(tuple);
 
-		/* -2 is what a DROP DATABASE leaves that was interrupted */
+		/* An interrupted DROP DATABASE leaves a connection limit of -2. */
 		if (row->datconnlimit != -2)
 			state = row->datallowconn ? DATABASE_OPEN : DATABASE_CLOSED;
 	}
@@ -177,28 +180,28 @@ database_state(Oid database)
 	return state;
 }
 
-/* Nobody will ever want what is recorded of this database. */
+/* Discard the usage and the state of a database that is gone or does not have the extension. */
 static void
-discard(Oid database)
+discard_usage(Oid database)
 {
 	ApitokenUsageRow rows[100];
 
 	while (apitoken_take_usage(database, 0, rows, lengthof(rows)) == lengthof(rows))
 		;
-	apitoken_forget_flush_state(database);
+	apitoken_remove_flush_state(database);
 }
 
 static void
-launcher_ends(int code, Datum arg)
+launcher_exit(int code, Datum arg)
 {
 	SpinLockAcquire(&apitoken_shared->mutex);
-	apitoken_shared->launcher = NULL;
+	apitoken_shared->launcher_latch = NULL;
 	SpinLockRelease(&apitoken_shared->mutex);
 }
 
-/* Sleep until the latch is set, but no longer than that; true: stop everything. */
+/* Wait for the latch, at most until this time.  Returns true if the launcher must stop. */
 static bool
-rest_until(TimestampTz until)
+wait_until(TimestampTz until)
 {
 	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 
@@ -214,11 +217,11 @@ rest_until(TimestampTz until)
 	return ShutdownRequestPending;
 }
 
-/* Have a worker do what there is to do in a database; true: stop everything. */
+/* Run a worker for a database, and wait for its end.  Returns true if the launcher must stop. */
 static bool
-serve(Oid database, bool maintenance)
+run_worker(Oid database, bool maintenance)
 {
-	static bool told = false;
+	static bool reported = false;
 	BackgroundWorkerHandle *handle;
 	uint64		ticket = apitoken_start_worker(database, maintenance, &handle);
 	TimestampTz until = GetCurrentTimestamp() + LAUNCH_TIME;
@@ -227,29 +230,29 @@ serve(Oid database, bool maintenance)
 
 	if (ticket == 0)
 	{
-		if (!told)
+		if (!reported)
 			ereport(WARNING,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("there is no background worker to write the usage of tokens"),
 					 errdetail("It is kept in memory, and tried again."),
 					 errhint("Raise max_worker_processes.")));
-		told = true;
+		reported = true;
 		return false;
 	}
-	told = false;
+	reported = false;
 
 	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
 	{
 		if (GetCurrentTimestamp() > until)
 			TerminateBackgroundWorker(handle);
-		if (rest_until(Max(until, GetCurrentTimestamp() + USECS_PER_SEC)))
+		if (wait_until(Max(until, GetCurrentTimestamp() + USECS_PER_SEC)))
 			return true;
 	}
 	pfree(handle);
 
 	if (apitoken_flush_state(database, &state) && state.last_ticket >= ticket)
 		return false;
-	if (apitoken_flush_ended(database, ticket, APITOKEN_FLUSH_FAILED, "the worker ended early"))
+	if (apitoken_record_flush(database, ticket, APITOKEN_FLUSH_FAILED, "the worker ended early"))
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("a worker ended before it had written the usage of tokens in database %u", database),
@@ -258,60 +261,60 @@ serve(Oid database, bool maintenance)
 }
 
 /*
- * Is a time yet to come?  One that is further off than it ever was belongs to
- * a clock that was set back since, and is not waited for.
+ * Is this time in the future?  If it is more than `at_most` in the future, the
+ * clock was set back in the meantime, and the answer is no.
  */
 static bool
-is_to_come(TimestampTz at, TimestampTz now, int64 at_most)
+is_future(TimestampTz at, TimestampTz now, int64 at_most)
 {
 	return at > now && at <= now + at_most;
 }
 
-/* One round; true: stop everything. */
+/* Run one round of the launcher.  Returns true if the launcher must stop. */
 static bool
-look_around(void)
+run_once(void)
 {
 	Oid			databases[2 * DATABASES_MAX];
-	int			used;
+	int			with_usage;
 	int			count;
 
-	apitoken_forget_limits();
+	apitoken_remove_expired_limits();
 	if (RecoveryInProgress())
 		return false;
 
-	used = apitoken_databases_used(databases, DATABASES_MAX);
-	count = used + apitoken_flush_state_databases(databases + used, DATABASES_MAX);
+	with_usage = apitoken_databases_with_usage(databases, DATABASES_MAX);
+	count = with_usage + apitoken_flush_state_databases(databases + with_usage, DATABASES_MAX);
 	for (int i = 0; i < count; i++)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		ApitokenFlushState state = {0};
 		bool		known = apitoken_flush_state(databases[i], &state);
-		bool		due = !is_to_come(state.maintained_at + MAINTENANCE_INTERVAL, now, MAINTENANCE_INTERVAL);
+		bool		due = !is_future(state.maintained_at + MAINTENANCE_INTERVAL, now, MAINTENANCE_INTERVAL);
 
-		/* those known come twice if they are used, or are gone by now */
-		if (i >= used && !(known && due))
+		/* A database with usage is in both lists; its state may be removed by now. */
+		if (i >= with_usage && !(known && due))
 			continue;
-		if (is_to_come(state.retry_at, now, APITOKEN_RETRY_MAX * (int64) 1000))
+		if (is_future(state.retry_at, now, APITOKEN_RETRY_MAX * (int64) 1000))
 			continue;
 		switch (database_state(databases[i]))
 		{
 			case DATABASE_GONE:
-				discard(databases[i]);
+				discard_usage(databases[i]);
 				continue;
 			case DATABASE_CLOSED:
 				continue;
 			case DATABASE_OPEN:
 				break;
 		}
-		if (state.missing >= LOOKS_UNTIL_GONE)
+		if (state.missing >= MISSING_MAX)
 		{
-			discard(databases[i]);
+			discard_usage(databases[i]);
 			continue;
 		}
-		if (serve(databases[i], due))
+		if (run_worker(databases[i], due))
 			return true;
 	}
-	apitoken_forget_written();
+	apitoken_remove_written_usage();
 	return false;
 }
 
@@ -322,37 +325,37 @@ apitoken_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-	before_shmem_exit(launcher_ends, (Datum) 0);
+	before_shmem_exit(launcher_exit, (Datum) 0);
 	SpinLockAcquire(&apitoken_shared->mutex);
-	apitoken_shared->launcher = MyLatch;
+	apitoken_shared->launcher_latch = MyLatch;
 	SpinLockRelease(&apitoken_shared->mutex);
 	BackgroundWorkerUnblockSignals();
 
-	/* no database, but the catalogs that all share */
+	/* Connect to no database.  This gives access to the shared catalogs only. */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("apitoken launcher");
 	apitoken_remove_usage_file();
 
 	while (!stop)
 	{
-		TimestampTz began = GetCurrentTimestamp();
+		TimestampTz started_at = GetCurrentTimestamp();
 
-		/* whoever finds no room from here on asks again */
-		pg_atomic_write_u32(&apitoken_shared->hasten, 0);
+		/* From here on, processes that find no room request another round. */
+		pg_atomic_write_u32(&apitoken_shared->wake_requested, 0);
 		pg_memory_barrier();
-		stop = look_around();
+		stop = run_once();
 		while (!stop)
 		{
-			bool		hasty = pg_atomic_read_u32(&apitoken_shared->hasten) != 0;
-			int64		pause = hasty ? HASTE : apitoken_flush_interval * (int64) 1000;
+			bool		woken = pg_atomic_read_u32(&apitoken_shared->wake_requested) != 0;
+			int64		pause = woken ? WAKE_DELAY : apitoken_flush_interval * (int64) 1000;
 
-			if (!is_to_come(began + pause, GetCurrentTimestamp(), pause))
+			if (!is_future(started_at + pause, GetCurrentTimestamp(), pause))
 				break;
-			stop = rest_until(began + pause);
+			stop = wait_until(started_at + pause);
 		}
 	}
 
-	/* 1: started again, unless the server is stopping */
+	/* With exit code 1, the launcher is restarted, unless the server is stopping. */
 	proc_exit(1);
 }
 
