@@ -116,7 +116,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	if (principal != NULL)
 	{
 		organizations = apitoken_organizations_where(principal, permissions);
-		user_id = apitoken_managed_user_of(principal, permissions);
+		user_id = apitoken_manageable_user(principal, permissions);
 	}
 	values[0] = revoker(&nulls[0]);
 	values[1] = reason_argument(fcinfo, 3, &nulls[1]);
