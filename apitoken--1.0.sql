@@ -4,27 +4,29 @@
 \echo Use "CREATE EXTENSION apitoken" to load this file. \quit
 
 /*
- * Everything is created plainly (never OR REPLACE, never IF NOT EXISTS) in
- * two schemas that this script makes itself: a schema of that name made
- * before stops the installation and changes nothing.  Every name is
- * schema-qualified, operators in expressions resolve in pg_catalog alone (the
- * extension's own schema is pg_catalog, so that is the script's search_path).
+ * All objects are created plainly (never with OR REPLACE or IF NOT EXISTS), in
+ * two schemas that this script creates itself.  If a schema of one of these names
+ * exists already, the installation fails and changes nothing.  All names are
+ * schema-qualified.  Operators in expressions are resolved in pg_catalog alone:
+ * this is the extension's own schema, and therefore the script's search_path.
  */
 CREATE SCHEMA apitoken;
 GRANT USAGE ON SCHEMA apitoken TO PUBLIC;
-COMMENT ON SCHEMA apitoken IS 'API tokens: generate, verify, list, edit, regenerate, revoke, audit and limit them; who is acting and what they may do';
+COMMENT ON SCHEMA apitoken IS 'API tokens: create, verify, list, edit, regenerate, revoke, audit and rate-limit tokens; the current identity and its permissions';
 
--- Nobody needs USAGE on this one: the names in views and policies are resolved
--- here, and only privileges on tables and functions are checked later.
+-- Nobody needs USAGE on this schema.  Names in views and policies are resolved
+-- when these are created, and later only privileges on tables and functions are
+-- checked.
 CREATE SCHEMA apitoken_internal;
-COMMENT ON SCHEMA apitoken_internal IS 'What apitoken is made of: the table of tokens, trigger functions, helpers of policies and views. Not for use';
+COMMENT ON SCHEMA apitoken_internal IS 'Internal objects of the extension apitoken: the table of tokens, trigger functions, helpers of policies and views; not for direct use';
 
 ------------------------------------------------------------------------------
 -- Tables
 --
--- src/tables/columns.h describes the columns that C reads; sql/schema.sql compares.
--- Ids of organizations and users are the application's own, compared by byte
--- (COLLATE "C"), as text, so that uuid, bigint and text keys all fit.
+-- src/tables/columns.h describes the columns that C code reads, and sql/schema.sql
+-- compares it with the catalog.  Ids of organizations and users are the
+-- application's own.  They are stored as text, so that uuid, bigint and text keys
+-- all fit, and are compared by byte (COLLATE "C").
 ------------------------------------------------------------------------------
 
 CREATE TABLE apitoken.organizations (
@@ -34,19 +36,19 @@ CREATE TABLE apitoken.organizations (
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	idle_timeout interval,
 	resumed_at   timestamptz,
-	-- no part below zero, so that a mixed one is not over at once in a short month
+	-- no field is negative: a mixed interval could be over at once in a short month
 	CONSTRAINT organizations_idle_timeout CHECK (
 		idle_timeout BETWEEN '1 minute' AND '100 years'
 		AND LEAST(EXTRACT(year FROM idle_timeout), EXTRACT(month FROM idle_timeout),
 				  EXTRACT(day FROM idle_timeout), EXTRACT(hour FROM idle_timeout)) >= 0)
 );
-COMMENT ON TABLE apitoken.organizations IS 'Organizations that may own tokens; kept in step with the application''s own table';
-COMMENT ON COLUMN apitoken.organizations.id IS 'The application''s own id, as text; 1 to 255 bytes; cannot change';
-COMMENT ON COLUMN apitoken.organizations.name IS 'Name to show; null: none given';
-COMMENT ON COLUMN apitoken.organizations.suspended_at IS 'Not null: every token of the organization is refused and its members may do nothing there, until it is null again';
-COMMENT ON COLUMN apitoken.organizations.created_at IS 'When the row was made';
-COMMENT ON COLUMN apitoken.organizations.idle_timeout IS 'Tokens not used, changed or resumed for so long are revoked by run_maintenance(); at least a minute; null: never for that';
-COMMENT ON COLUMN apitoken.organizations.resumed_at IS 'When its last suspension ended: its tokens are not idle since before; null: it never was suspended';
+COMMENT ON TABLE apitoken.organizations IS 'Organizations that may own tokens; the application keeps them in step with its own table';
+COMMENT ON COLUMN apitoken.organizations.id IS 'The application''s own id, as text of 1 to 255 bytes; cannot change';
+COMMENT ON COLUMN apitoken.organizations.name IS 'Display name; null: none given';
+COMMENT ON COLUMN apitoken.organizations.suspended_at IS 'Time of the suspension; while it is not null, all tokens of the organization are refused and its members may do nothing there; null: not suspended';
+COMMENT ON COLUMN apitoken.organizations.created_at IS 'When the row was created';
+COMMENT ON COLUMN apitoken.organizations.idle_timeout IS 'Time after which run_maintenance() revokes tokens that were not used, changed or resumed; 1 minute to 100 years; null: never';
+COMMENT ON COLUMN apitoken.organizations.resumed_at IS 'When the last suspension ended; the idle time of the tokens starts no earlier; null: no suspension has ended';
 
 CREATE TABLE apitoken.users (
 	id           text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(id) BETWEEN 1 AND 255),
@@ -58,13 +60,13 @@ CREATE TABLE apitoken.users (
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE apitoken.users IS 'Users: owners of personal tokens and members of organizations; a user without a row gets one with their first token';
-COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text; 1 to 255 bytes; cannot change';
-COMMENT ON COLUMN apitoken.users.name IS 'Name to show to oneself and to co-members; null: none given';
-COMMENT ON COLUMN apitoken.users.email IS 'E-mail address, shown to the user alone; null: none given';
-COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups: what current_groups() answers for this user and for their personal tokens';
-COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what this user may do outside organizations; null: no limit on their own things';
-COMMENT ON COLUMN apitoken.users.suspended_at IS 'Not null: the user may do nothing and every personal token of theirs is refused, until it is null again';
-COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was made';
+COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text of 1 to 255 bytes; cannot change';
+COMMENT ON COLUMN apitoken.users.name IS 'Display name, visible to the user and to members of the same organizations; null: none given';
+COMMENT ON COLUMN apitoken.users.email IS 'E-mail address, visible to the user only; null: none given';
+COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_groups() returns for this user and for their personal tokens';
+COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what the user may do outside organizations; null: no limit';
+COMMENT ON COLUMN apitoken.users.suspended_at IS 'Time of the suspension; while it is not null, the user may do nothing and their personal tokens are refused; null: not suspended';
+COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was created';
 
 CREATE TABLE apitoken.roles (
 	name          text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(name) BETWEEN 1 AND 63),
@@ -72,14 +74,15 @@ CREATE TABLE apitoken.roles (
 	permissions   text[] NOT NULL,
 	database_role name
 );
-COMMENT ON TABLE apitoken.roles IS 'Named sets of permissions, that a member has in an organization and that an organization''s token carries';
-COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role; admin and developer are built in and may be edited, not deleted';
-COMMENT ON COLUMN apitoken.roles.description IS 'What the role is for; null: none given';
-COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of what the role may do: resource:action with * for either half, or * for everything; permissions of the resource token only by *, token:* or name';
-COMMENT ON COLUMN apitoken.roles.database_role IS 'Database role that authenticate() and pre_request() enter for the transaction under this role, if the session user is a member of it; only the tables'' owner may set it; null: none';
+COMMENT ON TABLE apitoken.roles IS 'Roles: named sets of permissions that members have in organizations and that tokens of organizations have';
+COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role, 1 to 63 bytes; admin and developer are built in and cannot be renamed or deleted';
+COMMENT ON COLUMN apitoken.roles.description IS 'Purpose of the role; null: none given';
+COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of the permissions: resource:action, with * for either half, or * for everything; permissions of the resource token are included only by *, by token:* or by name';
+COMMENT ON COLUMN apitoken.roles.database_role IS 'Database role that authenticate() and pre_request() enter until the transaction ends (42501 if the session user is not a member of it); only the tables'' owner may set it; null: none';
 
--- No foreign keys: the extension's are there before a restore's data, which
--- comes in any order with pg_restore --jobs.  Triggers do what they would.
+-- There are no foreign keys.  Those of an extension exist before a restore loads
+-- data, and pg_restore --jobs loads the tables in any order.  Triggers do the work
+-- of foreign keys.
 CREATE TABLE apitoken.memberships (
 	organization_id text COLLATE "C" NOT NULL,
 	user_id         text COLLATE "C" NOT NULL CHECK (pg_catalog.octet_length(user_id) BETWEEN 1 AND 255),
@@ -88,10 +91,10 @@ CREATE TABLE apitoken.memberships (
 );
 CREATE INDEX memberships_user_id_idx ON apitoken.memberships (user_id, organization_id);
 CREATE INDEX memberships_role_idx ON apitoken.memberships (role);
-COMMENT ON TABLE apitoken.memberships IS 'Who is a member of which organization, and in which role';
-COMMENT ON COLUMN apitoken.memberships.organization_id IS 'The organization; its memberships end with it';
-COMMENT ON COLUMN apitoken.memberships.user_id IS 'The user; needs no row in users, and memberships end when that row is deleted';
-COMMENT ON COLUMN apitoken.memberships.role IS 'Name of the role that the member has there';
+COMMENT ON TABLE apitoken.memberships IS 'Members of organizations and their roles';
+COMMENT ON COLUMN apitoken.memberships.organization_id IS 'The organization; deleting it ends its memberships';
+COMMENT ON COLUMN apitoken.memberships.user_id IS 'The user, who needs no row in users; deleting that row ends the memberships';
+COMMENT ON COLUMN apitoken.memberships.role IS 'Name of the member''s role in the organization';
 
 CREATE TABLE apitoken_internal.token_records (
 	id                     uuid PRIMARY KEY,
@@ -139,14 +142,15 @@ CREATE INDEX token_records_revoked_at_idx ON apitoken_internal.token_records (re
 	WHERE revoked_at IS NOT NULL;
 CREATE INDEX token_records_expires_at_idx ON apitoken_internal.token_records (expires_at)
 	WHERE expires_at IS NOT NULL AND revoked_at IS NULL;
-COMMENT ON TABLE apitoken_internal.token_records IS 'What is stored of each token; clients use the view apitoken.tokens. Made, changed and ended by the extension''s own functions and triggers';
-COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'Until then the secret before the last regeneration is accepted too; null: it is not';
-COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text; n: HMAC-SHA-256 of it under pepper n';
-COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'As digest_scheme, for previous_digest';
-COMMENT ON COLUMN apitoken_internal.token_records.digest IS 'Digest of the token text; granted to nobody';
-COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digest of the token text before the last regeneration; granted to nobody';
+COMMENT ON TABLE apitoken_internal.token_records IS 'Table beneath the view apitoken.tokens, which clients use; only the extension''s own functions and triggers create, change and revoke tokens';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'End of the overlap, until which the secret before the last regeneration is accepted; null: it is not accepted';
+COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text (FIPS 180-4); n: HMAC-SHA-256 (RFC 2104) of it with pepper n';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'Digest scheme of previous_digest; null: no previous digest';
+COMMENT ON COLUMN apitoken_internal.token_records.digest IS 'Digest of the token text, 32 bytes; granted to nobody';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digest of the token text before the last regeneration, 32 bytes; null: none; granted to nobody';
 
--- With room on each page: a flush then writes no index, and a quarter of the WAL.
+-- The fillfactor leaves room on each page.  A flush then updates no index, and
+-- writes a quarter of the WAL.
 CREATE TABLE apitoken.token_usage (
 	token_id       uuid PRIMARY KEY,
 	last_used_at   timestamptz,
@@ -154,12 +158,12 @@ CREATE TABLE apitoken.token_usage (
 	refused        bigint NOT NULL DEFAULT 0,
 	last_used_from inet
 ) WITH (fillfactor = 90);
-COMMENT ON TABLE apitoken.token_usage IS 'When each token was last used; its row is made with the token';
-COMMENT ON COLUMN apitoken.token_usage.token_id IS 'The token';
-COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When it was last accepted, to the minute without shared preload; null: never';
-COMMENT ON COLUMN apitoken.token_usage.accepted IS 'How often it was accepted; without shared preload at most one a minute counts';
-COMMENT ON COLUMN apitoken.token_usage.refused IS 'How often it was refused to who had the right secret; not counted without shared preload';
-COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of that use; null: unknown';
+COMMENT ON TABLE apitoken.token_usage IS 'Use of each token; the row is created with the token';
+COMMENT ON COLUMN apitoken.token_usage.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When the token was last accepted; without shared preload accurate to the minute; null: never';
+COMMENT ON COLUMN apitoken.token_usage.accepted IS 'Number of accepted verifications; without shared preload at most one per minute is counted';
+COMMENT ON COLUMN apitoken.token_usage.refused IS 'Number of refused verifications with the right secret; not counted without shared preload';
+COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of the last accepted verification; null: unknown';
 
 CREATE TABLE apitoken.token_usage_daily (
 	token_id uuid,
@@ -169,11 +173,11 @@ CREATE TABLE apitoken.token_usage_daily (
 	PRIMARY KEY (token_id, day)
 ) WITH (fillfactor = 70);
 CREATE INDEX token_usage_daily_day_idx ON apitoken.token_usage_daily (day);
-COMMENT ON TABLE apitoken.token_usage_daily IS 'How often each token was used on each day, kept for apitoken.usage_retention; filled with shared preload only';
-COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'The token';
-COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'The day, in UTC';
-COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'How often it was accepted on that day';
-COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'How often it was refused on that day';
+COMMENT ON TABLE apitoken.token_usage_daily IS 'Use of each token on each day, kept for apitoken.usage_retention; filled with shared preload only';
+COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'Day in UTC';
+COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted verifications on that day';
+COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret on that day';
 
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
@@ -192,21 +196,22 @@ CREATE INDEX events_token_id_idx ON apitoken.events (token_id, id);
 CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id) WHERE organization_id IS NOT NULL;
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation; only ever added to, and kept for apitoken.retention';
-COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7: ascends with time within a session';
-COMMENT ON COLUMN apitoken.events.at IS 'When it happened';
-COMMENT ON COLUMN apitoken.events.action IS 'create, edit, suspend, resume, regenerate or revoke';
-COMMENT ON COLUMN apitoken.events.token_id IS 'The token it happened to';
-COMMENT ON COLUMN apitoken.events.organization_id IS 'The organization that owns the token; null: a personal token';
-COMMENT ON COLUMN apitoken.events.user_id IS 'The user who owns the token; null: an organization''s token';
-COMMENT ON COLUMN apitoken.events.actor IS 'Id of the user who did it; null: an organization''s token or a database administrator';
-COMMENT ON COLUMN apitoken.events.actor_token_id IS 'The token that did it; null: no token';
-COMMENT ON COLUMN apitoken.events.database_user IS 'The login that did it (session_user)';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token; rows never change, and run_maintenance() removes those older than apitoken.retention';
+COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
+COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
+COMMENT ON COLUMN apitoken.events.action IS 'Action: create, edit, suspend, resume, regenerate or revoke';
+COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token; null: a personal token';
+COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token; null: a token of an organization';
+COMMENT ON COLUMN apitoken.events.actor IS 'Id of the user who acted; null: a token of an organization, a database administrator or housekeeping';
+COMMENT ON COLUMN apitoken.events.actor_token_id IS 'Id of the token that acted; null: no token';
+COMMENT ON COLUMN apitoken.events.database_user IS 'Login of the session (session_user)';
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
-COMMENT ON COLUMN apitoken.events.details IS 'masked and label of the token; old and new values of what an edit changed; the reason of a revocation';
+COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit; reason of a revocation';
 
 
--- one statement each: in a single SELECT only the last would be kept
+-- Each table needs its own statement: of a single SELECT, only the last call would
+-- be kept.
 SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.users', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.roles', '');
@@ -236,21 +241,21 @@ CREATE TYPE apitoken.verification AS (
 	metadata        jsonb,
 	retry_after     interval
 );
-COMMENT ON TYPE apitoken.verification IS 'Outcome of one verification; token_id and label whenever the secret was right, what follows them only when valid';
-COMMENT ON COLUMN apitoken.verification.valid IS 'May it go ahead?';
-COMMENT ON COLUMN apitoken.verification.verdict IS 'valid, malformed or unknown; and to who has the right secret: revoked, expired, suspended, network_refused, permission_refused, rate_limited';
-COMMENT ON COLUMN apitoken.verification.token_id IS 'The token; null unless the secret was right';
-COMMENT ON COLUMN apitoken.verification.label IS 'Its label; null unless the secret was right';
-COMMENT ON COLUMN apitoken.verification.kind IS 'organization or user: the kind of owner';
-COMMENT ON COLUMN apitoken.verification.organization_id IS 'The organization that owns it; null: a personal token';
-COMMENT ON COLUMN apitoken.verification.user_id IS 'The user who owns it; null: an organization''s token';
-COMMENT ON COLUMN apitoken.verification.role IS 'The role in force: an organization''s token''s own, or the user''s in the organization asked about; null: none';
-COMMENT ON COLUMN apitoken.verification.access IS 'read_only, full or custom';
-COMMENT ON COLUMN apitoken.verification.permissions IS 'Effective patterns: the role''s, narrowed by access, in the organization asked about';
-COMMENT ON COLUMN apitoken.verification.groups IS 'Visibility groups of the user; empty for an organization''s token';
-COMMENT ON COLUMN apitoken.verification.expires_at IS 'When it expires; null: never';
-COMMENT ON COLUMN apitoken.verification.metadata IS 'The application''s own JSON object';
-COMMENT ON COLUMN apitoken.verification.retry_after IS 'With rate_limited: how long to wait; null: another verdict, or without shared preload, which it needs';
+COMMENT ON TYPE apitoken.verification IS 'Result of a verification; token_id and label are null unless the secret was right, kind to metadata are null unless the token is valid';
+COMMENT ON COLUMN apitoken.verification.valid IS 'True if the verdict is valid; never null';
+COMMENT ON COLUMN apitoken.verification.verdict IS 'Verdict: valid, malformed, unknown, revoked, expired, suspended, network_refused, permission_refused or rate_limited; all but malformed and unknown need the right secret; never null';
+COMMENT ON COLUMN apitoken.verification.token_id IS 'Id of the token; null unless the secret was right';
+COMMENT ON COLUMN apitoken.verification.label IS 'Label of the token; null unless the secret was right';
+COMMENT ON COLUMN apitoken.verification.kind IS 'Kind of owner: organization or user';
+COMMENT ON COLUMN apitoken.verification.organization_id IS 'Organization that owns the token; null: a personal token';
+COMMENT ON COLUMN apitoken.verification.user_id IS 'User who owns the token; null: a token of an organization';
+COMMENT ON COLUMN apitoken.verification.role IS 'Role in force: the role of an organization''s token, or the user''s role in the given organization; null: none';
+COMMENT ON COLUMN apitoken.verification.access IS 'Access: read_only, full or custom';
+COMMENT ON COLUMN apitoken.verification.permissions IS 'Effective patterns in the given organization: those of the role, narrowed by access';
+COMMENT ON COLUMN apitoken.verification.groups IS 'Visibility groups of the user; empty for a token of an organization';
+COMMENT ON COLUMN apitoken.verification.expires_at IS 'When the token expires; null: never';
+COMMENT ON COLUMN apitoken.verification.metadata IS 'JSON object of the application';
+COMMENT ON COLUMN apitoken.verification.retry_after IS 'How long to wait, with the verdict rate_limited; null with other verdicts and without shared preload';
 
 CREATE TYPE apitoken.issued_token AS (
 	id         uuid,
@@ -258,28 +263,28 @@ CREATE TYPE apitoken.issued_token AS (
 	masked     text,
 	expires_at timestamptz
 );
-COMMENT ON TYPE apitoken.issued_token IS 'A token just made; its text is shown this once and stored nowhere';
-COMMENT ON COLUMN apitoken.issued_token.id IS 'Its id';
-COMMENT ON COLUMN apitoken.issued_token.token IS 'Its text, the credential itself';
-COMMENT ON COLUMN apitoken.issued_token.masked IS 'Its text without the secret, as lists show it';
-COMMENT ON COLUMN apitoken.issued_token.expires_at IS 'When it expires; null: never';
+COMMENT ON TYPE apitoken.issued_token IS 'A token that was just created or regenerated; its text is returned this once and not stored';
+COMMENT ON COLUMN apitoken.issued_token.id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.issued_token.token IS 'Token text, the credential itself';
+COMMENT ON COLUMN apitoken.issued_token.masked IS 'Token text without its secret, as in lists';
+COMMENT ON COLUMN apitoken.issued_token.expires_at IS 'When the token expires; null: never';
 
 ------------------------------------------------------------------------------
--- Who is acting.  Open to everyone: these tell only about the caller, and a
--- forgotten GRANT would break the users' own policies.
+-- The current identity.  PUBLIC may call these functions: they tell only about the
+-- caller, and without a GRANT the application's own policies would fail.
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken.current_user_id() RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_current_user_id' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.current_user_id() IS 'Id of the user who is acting, directly or by a personal token; null: an organization''s token, or anonymous';
+COMMENT ON FUNCTION apitoken.current_user_id() IS 'Id of the user who is acting, directly or by a personal token; null for a token of an organization and for an anonymous caller';
 
 CREATE FUNCTION apitoken.current_organization_id() RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_current_organization_id' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.current_organization_id() IS 'Id of the organization whose token is acting; null: a user (who may have many), or anonymous';
+COMMENT ON FUNCTION apitoken.current_organization_id() IS 'Id of the organization whose token is acting; null for a user, who may belong to several organizations, and for an anonymous caller';
 
 CREATE FUNCTION apitoken.current_token_id() RETURNS uuid
 	AS 'MODULE_PATHNAME', 'apitoken_current_token_id' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.current_token_id() IS 'Id of the token that is acting; null: no token';
+COMMENT ON FUNCTION apitoken.current_token_id() IS 'Id of the token that is acting; null if no token is';
 
 CREATE FUNCTION apitoken.current_role_name() RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_current_role_name' LANGUAGE C STABLE PARALLEL RESTRICTED;
@@ -287,59 +292,60 @@ COMMENT ON FUNCTION apitoken.current_role_name() IS 'Role of the organization''s
 
 CREATE FUNCTION apitoken.current_groups() RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_current_groups' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.current_groups() IS 'Visibility groups of the acting user; empty for an organization''s token and for anonymous, never null';
+COMMENT ON FUNCTION apitoken.current_groups() IS 'Visibility groups of the acting user; empty for a token of an organization and for an anonymous caller, never null';
 
 CREATE FUNCTION apitoken.whoami() RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'apitoken_whoami' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.whoami() IS 'Who is acting: source (token, user, jwt, none), user_id, organization_id, token_id, role, groups, access, suspended, read_only, database_user (current_user), bypasses_rls';
+COMMENT ON FUNCTION apitoken.whoami() IS 'Current identity: source (token, user, jwt or none), user_id, organization_id, token_id, role, groups, access, suspended, read_only, database_user (current_user), bypasses_rls';
 
 CREATE FUNCTION apitoken.can(permission text, organization_id "any" DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_can' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.can(text, "any") IS 'May who is acting do this (resource:action) in this organization? A null organization means an organization''s token''s own, or a user''s own things. Null permission: no. 22023 if the permission is malformed';
+COMMENT ON FUNCTION apitoken.can(text, "any") IS 'May the current identity do this (resource:action) in this organization? Without an organization, the question is about the own organization of an organization''s token, or about the user''s own things. False for a null permission and for an anonymous caller. 22023 if the permission is malformed.';
 
 CREATE FUNCTION apitoken.organizations_allowed(permission text) RETURNS SETOF text
 	AS 'MODULE_PATHNAME', 'apitoken_organizations_allowed' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 10;
-COMMENT ON FUNCTION apitoken.organizations_allowed(text) IS 'Ids of the organizations where who is acting may do this (resource:action); for policies: organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed(''article:read'')))';
+COMMENT ON FUNCTION apitoken.organizations_allowed(text) IS 'Ids of the organizations where the current identity may do this (resource:action); no rows for null. Use in policies: organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed(''article:read''))). 22023 if the permission is malformed.';
 
--- Used by the policies and views below; they, too, tell only about the caller.
+-- The policies and views below use these functions, which also tell only about
+-- the caller.
 CREATE FUNCTION apitoken_internal.managed_organizations(VARIADIC permissions text[]) RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_managed_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.managed_organizations(text[]) IS 'For policies: organizations where who is acting has at least one of these permissions (resource:action; without *, else 22023; nulls count for nothing); none where nobody acts, and for a null list';
+COMMENT ON FUNCTION apitoken_internal.managed_organizations(text[]) IS 'For policies: ids of the organizations where the current identity has at least one of these permissions (resource:action). Nulls in the list are ignored. Empty for a null list and for an anonymous caller. 22023 if a permission is malformed or contains a *.';
 
 CREATE FUNCTION apitoken_internal.managed_user(VARIADIC permissions text[]) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_managed_user' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.managed_user(text[]) IS 'For policies: the user whose personal tokens who is acting may manage: the user themself, or by a custom personal token that names one of these permissions; otherwise null. Permissions as for managed_organizations()';
+COMMENT ON FUNCTION apitoken_internal.managed_user(text[]) IS 'For policies: id of the user whose personal tokens the current identity may manage. That is the acting user, directly or by a custom personal token that names one of these permissions; otherwise null. Permissions and errors as for managed_organizations().';
 
 CREATE FUNCTION apitoken_internal.policy_support(internal) RETURNS internal
 	AS 'MODULE_PATHNAME', 'apitoken_policy_support' LANGUAGE C STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.policy_support(internal) IS 'For the planner: what it should know of the functions below';
+COMMENT ON FUNCTION apitoken_internal.policy_support(internal) IS 'Planner support function of manages_organization(), manages_user() and manages_owner()';
 
 CREATE FUNCTION apitoken_internal.manages_organization(organization_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_organization' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
 	SUPPORT apitoken_internal.policy_support;
-COMMENT ON FUNCTION apitoken_internal.manages_organization(text, text[]) IS 'For policies: is it one of managed_organizations()? Null where an argument is';
+COMMENT ON FUNCTION apitoken_internal.manages_organization(text, text[]) IS 'For policies: is the organization one of managed_organizations()? Null if an argument is null.';
 
 CREATE FUNCTION apitoken_internal.manages_user(user_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_user' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
 	SUPPORT apitoken_internal.policy_support;
-COMMENT ON FUNCTION apitoken_internal.manages_user(text, text[]) IS 'For policies: is it managed_user()? Null where an argument is';
+COMMENT ON FUNCTION apitoken_internal.manages_user(text, text[]) IS 'For policies: is the user managed_user()? Null if an argument is null.';
 
 CREATE FUNCTION apitoken_internal.manages_owner(organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_owner' LANGUAGE C STABLE PARALLEL RESTRICTED
 	SUPPORT apitoken_internal.policy_support;
-COMMENT ON FUNCTION apitoken_internal.manages_owner(text, text, text[]) IS 'For policies: manages_organization() or manages_user(), of a token, which has one owner; false where the other one, or the list, is null';
+COMMENT ON FUNCTION apitoken_internal.manages_owner(text, text, text[]) IS 'For policies: does manages_organization() or manages_user() hold for the owner of a token, which is one of the two? A null counts as false.';
 
 CREATE FUNCTION apitoken_internal.manages_token(token_id uuid, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.manages_token(uuid, text[]) IS 'For policies: the same of a token''s owner; false where there is no such token, null where an argument is';
+COMMENT ON FUNCTION apitoken_internal.manages_token(uuid, text[]) IS 'For policies: does manages_organization() or manages_user() hold for the owner of this token? False if the token does not exist. Null if an argument is null.';
 
 CREATE FUNCTION apitoken_internal.own_organizations() RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_own_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.own_organizations() IS 'For policies: organizations that who is acting belongs to; none for anonymous and suspended users';
+COMMENT ON FUNCTION apitoken_internal.own_organizations() IS 'For policies: ids of the organizations to which the current identity belongs; empty for an anonymous caller and for a suspended user';
 
 CREATE FUNCTION apitoken_internal.in_words(at timestamptz) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_in_words' LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.in_words(timestamptz) IS 'How long ago that was, in words: just now, 5 minutes ago, 5 days ago; null: never';
+COMMENT ON FUNCTION apitoken_internal.in_words(timestamptz) IS 'How long ago a time was, in words: just now, 5 minutes ago, 5 days ago; never for null; null for an infinite time';
 
 ------------------------------------------------------------------------------
 -- The view that every client uses
@@ -379,42 +385,42 @@ SELECT r.id,
 		ELSE 'active'
 	END AS status
 FROM apitoken_internal.token_records r;
-COMMENT ON VIEW apitoken.tokens IS 'The tokens that the caller may see. INSERT makes one (take_token gives its text), UPDATE edits or suspends it, revoke_token ends it';
-COMMENT ON COLUMN apitoken.tokens.id IS 'The token''s id (UUID version 7); also stands in the token text';
-COMMENT ON COLUMN apitoken.tokens.organization_id IS 'The organization that owns it; null: a personal token';
-COMMENT ON COLUMN apitoken.tokens.user_id IS 'The user who owns it; null: an organization''s token';
-COMMENT ON COLUMN apitoken.tokens.label IS 'Name, 1 to 255 characters, unique among the owner''s tokens that are not revoked';
+COMMENT ON VIEW apitoken.tokens IS 'Tokens that the caller may see. INSERT creates a token (take_token() returns its text), UPDATE edits or suspends it, revoke_token() ends it.';
+COMMENT ON COLUMN apitoken.tokens.id IS 'Id of the token, UUID version 7 (RFC 9562); the token text contains it';
+COMMENT ON COLUMN apitoken.tokens.organization_id IS 'Organization that owns the token; null: a personal token';
+COMMENT ON COLUMN apitoken.tokens.user_id IS 'User who owns the token; null: a token of an organization';
+COMMENT ON COLUMN apitoken.tokens.label IS 'Name of the token, 1 to 255 characters, unique among the owner''s tokens that are not revoked';
 COMMENT ON COLUMN apitoken.tokens.description IS 'Free text, up to 4000 characters; null: none';
-COMMENT ON COLUMN apitoken.tokens.role IS 'Name of the role that an organization''s token carries; null for a personal token';
-COMMENT ON COLUMN apitoken.tokens.access IS 'read_only, full or custom: narrows what the role or the user allows';
-COMMENT ON COLUMN apitoken.tokens.permissions IS 'With access custom: the patterns (resource:action) that it is narrowed to; otherwise null';
-COMMENT ON COLUMN apitoken.tokens.allowed_networks IS 'Networks from which it is accepted; null: from everywhere';
-COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications a minute that each server accepts, as many at once after a minute''s rest; none without shared preload; null: no limit';
-COMMENT ON COLUMN apitoken.tokens.metadata IS 'A JSON object of the application''s own';
-COMMENT ON COLUMN apitoken.tokens.masked IS 'The token text without its secret: prefix, kind, id and the last four characters';
-COMMENT ON COLUMN apitoken.tokens.created_by IS 'Id of the user who made it; null: made by an organization''s token or by a database administrator';
-COMMENT ON COLUMN apitoken.tokens.created_by_name IS 'That user''s name when it was made; null: unknown';
-COMMENT ON COLUMN apitoken.tokens.created_at IS 'When it was made';
-COMMENT ON COLUMN apitoken.tokens.updated_at IS 'When it was last changed';
-COMMENT ON COLUMN apitoken.tokens.expires_at IS 'From then on it is refused; null: never';
-COMMENT ON COLUMN apitoken.tokens.suspended_at IS 'Not null: it is refused until this is null again';
-COMMENT ON COLUMN apitoken.tokens.revoked_at IS 'Not null: it is refused for good';
-COMMENT ON COLUMN apitoken.tokens.revoked_by IS 'Id of the user who revoked it';
-COMMENT ON COLUMN apitoken.tokens.revoke_reason IS 'Why it was revoked';
-COMMENT ON COLUMN apitoken.tokens.last_used_at IS 'When it was last accepted; null: never';
-COMMENT ON COLUMN apitoken.tokens.last_used IS 'The same in words: never, just now, 5 minutes ago, 5 days ago';
-COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of that use; null: unknown';
-COMMENT ON COLUMN apitoken.tokens.status IS 'active, expiring (less than 7 days are left; for a short-lived token less than half its life, or 3 days), expired, suspended or revoked';
+COMMENT ON COLUMN apitoken.tokens.role IS 'Name of the role of an organization''s token; null for a personal token';
+COMMENT ON COLUMN apitoken.tokens.access IS 'Access: read_only, full or custom; narrows what the role or the user allows';
+COMMENT ON COLUMN apitoken.tokens.permissions IS 'Patterns (resource:action) to which access custom narrows the token; null with any other access';
+COMMENT ON COLUMN apitoken.tokens.allowed_networks IS 'Networks from which the token is accepted; null: from everywhere';
+COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications per minute that each server accepts, all at once after a minute''s rest; without shared preload a token with a limit is refused; null: no limit';
+COMMENT ON COLUMN apitoken.tokens.metadata IS 'JSON object of the application, up to 64 kB';
+COMMENT ON COLUMN apitoken.tokens.masked IS 'Token text without its secret: prefix, kind, id and the last four characters';
+COMMENT ON COLUMN apitoken.tokens.created_by IS 'Id of the user who created the token; null: created by a token of an organization or by a database administrator';
+COMMENT ON COLUMN apitoken.tokens.created_by_name IS 'Name of that user at that time; null: unknown';
+COMMENT ON COLUMN apitoken.tokens.created_at IS 'When the token was created';
+COMMENT ON COLUMN apitoken.tokens.updated_at IS 'When the token was last changed';
+COMMENT ON COLUMN apitoken.tokens.expires_at IS 'When the token expires; it is refused from then on; null: never';
+COMMENT ON COLUMN apitoken.tokens.suspended_at IS 'Time of the suspension; the token is refused while this is not null; null: not suspended';
+COMMENT ON COLUMN apitoken.tokens.revoked_at IS 'Time of the revocation, which is final; null: not revoked';
+COMMENT ON COLUMN apitoken.tokens.revoked_by IS 'Id of the user who revoked the token; null: not revoked, or not by a user';
+COMMENT ON COLUMN apitoken.tokens.revoke_reason IS 'Reason of the revocation; null: not revoked, or none given';
+COMMENT ON COLUMN apitoken.tokens.last_used_at IS 'When the token was last accepted; null: never';
+COMMENT ON COLUMN apitoken.tokens.last_used IS 'Last use in words: never, just now, 5 minutes ago, 5 days ago';
+COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of the last use; null: unknown';
+COMMENT ON COLUMN apitoken.tokens.status IS 'Status: active, expiring, expired, suspended or revoked. Expiring means that less than 7 days are left; with a lifetime under 14 days, less than half of it or less than 3 days, whichever is more.';
 
 CREATE VIEW apitoken.members WITH (security_barrier = true) AS
 SELECT m.organization_id, m.user_id, u.name, m.role
 FROM apitoken.memberships m LEFT JOIN apitoken.users u ON u.id = m.user_id
 WHERE m.organization_id = ANY ((SELECT apitoken_internal.own_organizations())::text[]);
-COMMENT ON VIEW apitoken.members IS 'Members of the caller''s own organizations: what co-members may know of each other';
-COMMENT ON COLUMN apitoken.members.organization_id IS 'The organization';
-COMMENT ON COLUMN apitoken.members.user_id IS 'The member';
-COMMENT ON COLUMN apitoken.members.name IS 'The member''s name; null: none given';
-COMMENT ON COLUMN apitoken.members.role IS 'The member''s role there';
+COMMENT ON VIEW apitoken.members IS 'Members of the caller''s own organizations, with the columns that members may see of each other';
+COMMENT ON COLUMN apitoken.members.organization_id IS 'Id of the organization';
+COMMENT ON COLUMN apitoken.members.user_id IS 'Id of the member';
+COMMENT ON COLUMN apitoken.members.name IS 'Name of the member; null: none given';
+COMMENT ON COLUMN apitoken.members.role IS 'Name of the member''s role in the organization';
 
 ------------------------------------------------------------------------------
 -- Using tokens
@@ -423,39 +429,39 @@ COMMENT ON COLUMN apitoken.members.role IS 'The member''s role there';
 CREATE FUNCTION apitoken.verify(token text, permission text DEFAULT NULL, organization_id text DEFAULT NULL,
 								client_address inet DEFAULT NULL) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_verify_sql' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.verify(text, text, text, inet) IS 'Verify a token, and whether it may do this (resource:action) in this organization, from this client address. One row, never an error for a bad token. 22023 if the permission is malformed';
+COMMENT ON FUNCTION apitoken.verify(text, text, text, inet) IS 'Verify a token, and whether it may do this (resource:action) in this organization from this client address. Returns one row. A bad token is a verdict and not an error. 22023 if the permission is malformed; F0000 or a file error if the token needs a pepper that is not available.';
 
 CREATE FUNCTION apitoken.authenticate(token text) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_authenticate' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act as its owner until the transaction ends. 28000 if it is refused; 25001 if this transaction acts as somebody else already; 42501 if its role''s database_role cannot be entered; warns outside a transaction block';
+COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act by it until the transaction ends. 28000 if the token is refused; 25001 if the transaction already has another identity; 42501 if the session user may not enter the database_role of the role. Warns (25P01) outside a transaction block.';
 
 CREATE FUNCTION apitoken.act_as(user_id text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_act_as' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transaction ends; the session user needs the capability act. Returns the id. 42501 without the capability; 25001 if this transaction acts as somebody else already; 22023 if the id is null, empty or longer than 255 bytes';
+COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transaction ends, and return the id. The session user needs the capability act. 42501 without the capability; 25001 if the transaction already has another identity; 22023 if the id is null, empty or longer than 255 bytes. Warns (25P01) outside a transaction block.';
 
 CREATE FUNCTION apitoken.pre_request() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_pre_request' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.pre_request() IS 'For PostgREST''s db-pre-request: act by the token in the request''s headers (apitoken.token_headers), else as the JWT''s user (apitoken.jwt_user_claim), else anonymous. PGRST with HTTP status 400, 401, 403 or 429 if the token is refused or there are several; 42501 if its role''s database_role cannot be entered';
+COMMENT ON FUNCTION apitoken.pre_request() IS 'For PostgREST''s db-pre-request: act by the token in the request''s headers (apitoken.token_headers), otherwise as the user of the JWT (apitoken.jwt_user_claim), otherwise stay anonymous. PGRST with HTTP status 400, 401, 403 or 429 if the token is refused or there are several; 42501 if the session user may not enter the database_role of the role.';
 
 CREATE FUNCTION apitoken.introspect(token text, token_type_hint text DEFAULT NULL) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'apitoken_introspect' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.introspect(text, text) IS 'What OAuth 2.0 token introspection answers (RFC 7662): active, and of an active token scope, client_id, username, token_type, exp, iat, nbf, sub, aud, iss, jti, label, kind, organization_id, role, access. token_type_hint is not looked at. Never an error for a bad token';
+COMMENT ON FUNCTION apitoken.introspect(text, text) IS 'Answer of OAuth 2.0 token introspection (RFC 7662): active, and for an active token scope, client_id, username, token_type, exp, iat, nbf, sub, aud, iss, jti, label, kind, organization_id, role, access. token_type_hint is ignored. A bad token is not active and not an error.';
 
 CREATE FUNCTION apitoken.generate(kind text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_generate_sql' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.generate(text) IS 'A new token text of kind organization or user, stored nowhere. 22023 for another kind';
+COMMENT ON FUNCTION apitoken.generate(text) IS 'New token text of kind organization or user, which is not stored; null for null; 22023 for another kind';
 
 CREATE FUNCTION apitoken.hash(token text) RETURNS bytea
 	AS 'MODULE_PATHNAME', 'apitoken_hash' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.hash(text) IS 'The digest under which a token text is stored now: SHA-256, or HMAC-SHA-256 (RFC 2104) under the highest pepper. F0000 or a file error if the pepper file cannot be used';
+COMMENT ON FUNCTION apitoken.hash(text) IS 'Digest under which a token text would be stored now: SHA-256 (FIPS 180-4), or HMAC-SHA-256 (RFC 2104) with the highest pepper; null for null; F0000 or a file error if the pepper file cannot be used';
 
 CREATE FUNCTION apitoken.parse(token text, OUT prefix text, OUT kind text, OUT id uuid) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_parse_sql' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.parse(text) IS 'The parts of a token text; null if it is malformed. Looks at no table';
+COMMENT ON FUNCTION apitoken.parse(text) IS 'Parts of a token text; null if the text is malformed; reads no table';
 
 CREATE FUNCTION apitoken.mask(token text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_mask' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken.mask(text) IS 'The token text without its secret; null if it is malformed';
+COMMENT ON FUNCTION apitoken.mask(text) IS 'Token text without its secret; null if the text is malformed; reads no table';
 
 ------------------------------------------------------------------------------
 -- Managing tokens
@@ -467,37 +473,37 @@ CREATE FUNCTION apitoken.create_token(label text, organization_id text DEFAULT N
 									  allowed_networks cidr[] DEFAULT NULL, rate_limit_per_minute integer DEFAULT NULL,
 									  metadata jsonb DEFAULT '{}') RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_create_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Make a token: an organization''s, or without one a personal token of the caller. Its text is in the answer, this once. expires_in: 7 days, 30 days, 90 days, ...; null: never expires. 42501 if not allowed; 22023 for bad values; 23505 if the label is in use';
+COMMENT ON FUNCTION apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values; 23503 for an unknown role or organization; 23505 if the label is in use.';
 
 CREATE FUNCTION apitoken.take_token(id uuid) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_take_token' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.take_token(uuid) IS 'The text of a token that the same role inserted in this transaction, once: INSERT INTO apitoken.tokens (...) RETURNING id, apitoken.take_token(id). 55000 if there is none';
+COMMENT ON FUNCTION apitoken.take_token(uuid) IS 'Text of a token that the same role inserted in this transaction, once: INSERT INTO apitoken.tokens (...) RETURNING id, apitoken.take_token(id); null for null; 55000 if the text is not available';
 
 CREATE FUNCTION apitoken.regenerate_token(id uuid, overlap interval DEFAULT '0', expires_in interval DEFAULT NULL)
 	RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_regenerate_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'A new secret for the same token. The old one goes on for overlap, never past its old expiry. expires_in null keeps the expiry. 42501 if there is no such token or it may not be changed; 55000 if it is revoked, or expired and no new expiry is given';
+COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry. expires_in null keeps the expiry. 42501 if the token does not exist or the caller may not change it; 55000 if it is revoked, or expired and expires_in is null; 22023 for a duration out of range.';
 
 CREATE FUNCTION apitoken.revoke_token(id uuid, confirm_label text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.revoke_token(uuid, text, text) IS 'End a token for good; an organization''s needs its label typed. True, or false if it was revoked before. 42501 if there is no such token or it may not be revoked; 22023 if the label is wrong';
+COMMENT ON FUNCTION apitoken.revoke_token(uuid, text, text) IS 'Revoke a token for good. For a token of an organization, confirm_label must be its label. Returns true, or false if the token was revoked before. 42501 if the token does not exist or the caller may not revoke it; 22023 if the label is wrong.';
 
 CREATE FUNCTION apitoken.revoke_by_token(token text, token_type_hint text DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_by_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.revoke_by_token(text, text) IS 'End the token whose text this is, whoever holds it (RFC 7009; token_type_hint is not looked at); true if that revoked it, false if there was nothing to revoke';
+COMMENT ON FUNCTION apitoken.revoke_by_token(text, text) IS 'Revoke the token with this text (RFC 7009); the text is the only authorization needed. Returns true if this call revoked the token, false if there was nothing to revoke. token_type_hint is ignored.';
 
 CREATE FUNCTION apitoken.revoke_tokens(organization_id text DEFAULT NULL, user_id text DEFAULT NULL,
 									   created_by text DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_tokens' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.revoke_tokens(text, text, text, text) IS 'Revoke all tokens that match every id given and that the caller may revoke; how many were. 22023 if no id is given';
+COMMENT ON FUNCTION apitoken.revoke_tokens(text, text, text, text) IS 'Revoke all tokens that match every given id and that the caller may revoke, and return their number; 22023 if no id is given';
 
 CREATE FUNCTION apitoken_internal.list_pattern(label text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_list_pattern' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.list_pattern(text) IS 'For list_tokens: a text with % is an ILIKE pattern already, another one means contains';
+COMMENT ON FUNCTION apitoken_internal.list_pattern(text) IS 'For list_tokens(): ILIKE pattern for a label. A text with % is a pattern already, any other text means contains. Null for null.';
 
 CREATE FUNCTION apitoken_internal.list_limit(page_size integer, status text) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'apitoken_list_limit' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.list_limit(integer, text) IS 'For list_tokens: the page size, 1 to 1000, and the status if it is given checked; 22023 otherwise';
+COMMENT ON FUNCTION apitoken_internal.list_limit(integer, text) IS 'For list_tokens(): check the page size (1 to 1000) and the status, and return the page size; 22023 if one of them is not valid';
 
 CREATE FUNCTION apitoken.list_tokens(label text DEFAULT NULL, organization_id text DEFAULT NULL, status text DEFAULT NULL,
 									 before_id uuid DEFAULT NULL, page_size integer DEFAULT 50) RETURNS SETOF apitoken.tokens
@@ -513,7 +519,7 @@ BEGIN ATOMIC
 	ORDER BY t.created_at DESC, t.id DESC
 	LIMIT apitoken_internal.list_limit(list_tokens.page_size, list_tokens.status);
 END;
-COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern, or plain text meant as contains; status: active, expiring, expired, suspended, revoked; before_id: id of the last row of the page before; page_size: 1 to 1000';
+COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern with %, or plain text that means contains; status: active, expiring, expired, suspended or revoked; before_id: id of the last row of the page before; page_size: 1 to 1000. A null means all; page_size cannot be null. 22023 for an unknown status or a page size out of range.';
 
 ------------------------------------------------------------------------------
 -- Capabilities
@@ -521,19 +527,19 @@ COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'To
 
 CREATE FUNCTION apitoken.allow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_allow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor) to a database role. 42501 unless called by the tables'' owner; 22023 for an unknown capability';
+COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor) to a database role; 42501 unless the caller is the tables'' owner; 22023 for an unknown capability';
 
 CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Take capabilities back; manage takes use with it; what a capability that the role keeps needs stays. Errors as allow';
+COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Revoke capabilities from a database role. Revoking manage also revokes use. Privileges that another capability of the role needs are kept. Errors as for allow().';
 
 ------------------------------------------------------------------------------
--- Recorded usage, and what the server counts
+-- Recorded use, and counters of the server
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken.flush_usage() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.flush_usage() IS 'Have the usage of this database''s tokens that is recorded in shared memory written now, and wait until it is on disk; does nothing without shared preload. 55000 if it cannot be written, or during recovery; 53000 if no background worker is free';
+COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. Does nothing without shared preload. 55000 if the use cannot be written, and during recovery; 53000 if no background worker is free.';
 
 CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
@@ -543,30 +549,30 @@ CREATE FUNCTION apitoken_internal.read_stats(
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
 	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_stats' LANGUAGE C VOLATILE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.read_stats() IS 'What the view apitoken.stats shows';
+COMMENT ON FUNCTION apitoken_internal.read_stats() IS 'Row of the view apitoken.stats';
 
 CREATE VIEW apitoken.stats AS SELECT * FROM apitoken_internal.read_stats();
-COMMENT ON VIEW apitoken.stats IS 'One row: what this server counted since it started, in all databases, and how writing this database''s usage goes. Without shared preload all but preloaded is null';
-COMMENT ON COLUMN apitoken.stats.preloaded IS 'Is the library in shared_preload_libraries?';
-COMMENT ON COLUMN apitoken.stats.started_at IS 'When counting began: the start of the server, or its restart after a crash';
-COMMENT ON COLUMN apitoken.stats.valid IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.malformed IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.unknown IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.revoked IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.expired IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.suspended IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.network_refused IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.permission_refused IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Verifications with this verdict';
-COMMENT ON COLUMN apitoken.stats.flushes IS 'Batches of usage written to tables';
-COMMENT ON COLUMN apitoken.stats.dropped IS 'Uses not recorded, and tokens with a rate limit refused, because shared memory was full: raise apitoken.usage_slots';
-COMMENT ON COLUMN apitoken.stats.masked IS 'Log messages in which a token text was masked';
+COMMENT ON VIEW apitoken.stats IS 'One row: what this server has counted since it started, in all databases, and how the last flush of this database went. Without shared preload, all columns but preloaded are null.';
+COMMENT ON COLUMN apitoken.stats.preloaded IS 'True if the library is in shared_preload_libraries';
+COMMENT ON COLUMN apitoken.stats.started_at IS 'When counting began: at the start of the server, or at its restart after a crash';
+COMMENT ON COLUMN apitoken.stats.valid IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.malformed IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.unknown IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.revoked IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.expired IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.suspended IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.network_refused IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.permission_refused IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.flushes IS 'Number of batches of use that were written to the tables';
+COMMENT ON COLUMN apitoken.stats.dropped IS 'Number of uses not recorded, and of tokens with a rate limit refused, because shared memory was full; increase apitoken.usage_slots';
+COMMENT ON COLUMN apitoken.stats.masked IS 'Number of log messages in which a token text was masked';
 COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
-COMMENT ON COLUMN apitoken.stats.entries IS 'Tokens with usage in shared memory now, written or not';
-COMMENT ON COLUMN apitoken.stats.limits IS 'Tokens with a rate limit in shared memory now';
-COMMENT ON COLUMN apitoken.stats.last_flush_at IS 'When usage of this database was last looked after without an error; null: not since the start';
-COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last attempt failed; null: it did not';
-COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When it failed; null: it did not';
+COMMENT ON COLUMN apitoken.stats.entries IS 'Number of tokens whose use is in shared memory, written or not';
+COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit is in shared memory';
+COMMENT ON COLUMN apitoken.stats.last_flush_at IS 'When a flush of this database last succeeded; null: not since the start';
+COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last flush of this database failed; null: it did not fail';
+COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When the last flush of this database failed; null: it did not fail';
 
 ------------------------------------------------------------------------------
 -- Housekeeping
@@ -575,43 +581,43 @@ COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When it failed; null: i
 CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_cleared bigint, OUT events_removed bigint,
 										 OUT tokens_removed bigint, OUT usage_removed bigint) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_run_maintenance' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Revoke idle tokens, clear previous digests past their overlap, remove what is older than apitoken.retention and apitoken.usage_retention; how many of each. 25006 where nothing can be written; 55000 where triggers do not fire; F0000 if one of these settings was refused';
+COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention and daily use older than apitoken.usage_retention. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
 
 ------------------------------------------------------------------------------
--- Triggers.  Their functions are revoked from everybody below, and check which
--- table fired them.
+-- Triggers.  Their functions are revoked from PUBLIC below.  Each function checks
+-- which table fired it.
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken_internal.token_before_insert() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_before_insert' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_before_insert() IS 'Trigger: authorization, then values, then id and digest of a new token';
+COMMENT ON FUNCTION apitoken_internal.token_before_insert() IS 'Trigger: checks authorization, then values, and sets id and digest of a new token';
 CREATE FUNCTION apitoken_internal.token_before_update() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_before_update' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_before_update() IS 'Trigger: what may change of a token, and by whom';
+COMMENT ON FUNCTION apitoken_internal.token_before_update() IS 'Trigger: checks which columns of a token change, and whether the caller may change them';
 CREATE FUNCTION apitoken_internal.token_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: the event, and the usage row of a new token';
+COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes the event of a change, and the usage row of a new token';
 CREATE FUNCTION apitoken_internal.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: DELETE on the view tokens and TRUNCATE of token_records are refused';
+COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses DELETE on the view tokens and TRUNCATE of token_records (0A000)';
 CREATE FUNCTION apitoken_internal.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: events are only ever added to, and removed by run_maintenance() alone';
+COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: refuses UPDATE, DELETE and TRUNCATE of events (42501), except the removal by run_maintenance()';
 CREATE FUNCTION apitoken_internal.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: patterns are well formed, built-in roles stay, a restored built-in role replaces the installed one';
+COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks the patterns, keeps built-in roles and roles of members from being renamed or deleted, and lets a restored role replace an existing one';
 CREATE FUNCTION apitoken_internal.role_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.role_after_change() IS 'Trigger: all sessions forget what they remember of roles';
+COMMENT ON FUNCTION apitoken_internal.role_after_change() IS 'Trigger: invalidates the roles that sessions have cached';
 CREATE FUNCTION apitoken_internal.membership_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_membership_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.membership_before_change() IS 'Trigger: a membership needs its organization and its role';
+COMMENT ON FUNCTION apitoken_internal.membership_before_change() IS 'Trigger: checks that the organization and the role of a membership exist (23503)';
 CREATE FUNCTION apitoken_internal.owner_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.owner_before_change() IS 'Trigger: ids of organizations and users do not change, TRUNCATE is refused, and the end of a suspension is noted';
+COMMENT ON FUNCTION apitoken_internal.owner_before_change() IS 'Trigger: refuses TRUNCATE and changes of ids of organizations and users (0A000), and sets resumed_at at the end of a suspension';
 CREATE FUNCTION apitoken_internal.owner_after_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_after_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.owner_after_delete() IS 'Trigger: what a deleted organization or user owned is revoked';
+COMMENT ON FUNCTION apitoken_internal.owner_after_delete() IS 'Trigger: revokes the tokens of a deleted organization or user, and ends its memberships';
 
 CREATE TRIGGER token_before_insert BEFORE INSERT ON apitoken_internal.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_insert();
@@ -621,7 +627,7 @@ CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken_i
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_after_change();
 CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken_internal.token_records
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
--- A statement trigger on a view fires only beside an INSTEAD OF trigger.
+-- A statement trigger on a view fires only if there is also an INSTEAD OF trigger.
 CREATE TRIGGER token_refuse_delete BEFORE DELETE ON apitoken.tokens
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 CREATE TRIGGER token_refuse_delete_row INSTEAD OF DELETE ON apitoken.tokens
@@ -630,7 +636,7 @@ CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitok
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.event_refuse_change();
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken.roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
--- A changed role tells at once, also when replication or a restore changes it.
+-- A change of a role takes effect at once, even if replication or a restore makes it.
 CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken.roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_after_change();
 ALTER TABLE apitoken.roles ENABLE ALWAYS TRIGGER role_after_change;
@@ -650,9 +656,10 @@ CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_delete();
 
 ------------------------------------------------------------------------------
--- Row-level security.  Privileges say which role may try (apitoken.allow);
--- these say which rows.  Each condition on who is acting is a sub-select of
--- its own, so that it is evaluated once per query and not per row.
+-- Row-level security.  Privileges (apitoken.allow) decide which database role may
+-- use a table, and policies decide which rows it may use.  Each condition on the
+-- identity is a sub-select of its own, so that it is evaluated once per query and
+-- not once per row.
 ------------------------------------------------------------------------------
 
 ALTER TABLE apitoken.organizations ENABLE ROW LEVEL SECURITY;
@@ -664,8 +671,8 @@ ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 
--- The directory: who may write a table (capability directory) sees all of it,
--- and is not asked who is acting.
+-- The directory: a database role that may write a table (capability directory)
+-- sees all its rows, whatever the identity.
 CREATE POLICY organizations_read ON apitoken.organizations FOR SELECT
 	USING ((SELECT pg_catalog.has_table_privilege('apitoken.organizations'::regclass, 'DELETE'))
 		   OR id = ANY ((SELECT apitoken_internal.own_organizations())::text[]));
@@ -693,7 +700,8 @@ CREATE POLICY roles_insert ON apitoken.roles FOR INSERT WITH CHECK (true);
 CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
 CREATE POLICY roles_delete ON apitoken.roles FOR DELETE USING (true);
 
--- The OR is for queries that name no owner, the rest for those that do: see src/identity/policy.c.
+-- The OR is for queries that name no owner, manages_owner() for queries that name
+-- one: see src/identity/policy.c.
 CREATE POLICY token_records_read ON apitoken_internal.token_records FOR SELECT
 	USING ((apitoken_internal.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
 			OR apitoken_internal.manages_user(user_id, 'token:read', 'token:update', 'token:delete'))
@@ -719,8 +727,8 @@ CREATE POLICY events_read ON apitoken.events FOR SELECT
 
 
 ------------------------------------------------------------------------------
--- Nothing is anybody's until apitoken.allow says so, but for what tells only
--- about the caller.
+-- Of the functions, PUBLIC may call only those that tell about the caller.
+-- apitoken.allow grants those that capabilities contain.
 ------------------------------------------------------------------------------
 
 REVOKE ALL ON FUNCTION

@@ -1,7 +1,6 @@
 /*
  * introspect.c
- *		introspect(), which gateways call: OAuth 2.0 token introspection
- *		(RFC 7662).
+ *		introspect(), for gateways: OAuth 2.0 token introspection (RFC 7662).
  */
 #include "postgres.h"
 
@@ -10,7 +9,7 @@
 
 #include "identity/identity.h"
 
-/* Seconds since 1970, as RFC 7662 has times. */
+/* Seconds since 1970, the format of times in RFC 7662. */
 static int64
 unix_time(TimestampTz at)
 {
@@ -18,7 +17,7 @@ unix_time(TimestampTz at)
 }
 
 static const char *
-joined(List *strings)
+join_strings(List *strings)
 {
 	StringInfoData result;
 	ListCell   *lc;
@@ -30,8 +29,8 @@ joined(List *strings)
 }
 
 /*
- * Can the token be used for anything at all?  A personal one can in some
- * organization, maybe, also if its user has no things of their own.
+ * Can the token be used for anything at all?  A personal token may be usable in
+ * an organization, even if it allows nothing among its user's own things.
  */
 static bool
 allows_something(const ApitokenVerification *verification)
@@ -45,9 +44,10 @@ allows_something(const ApitokenVerification *verification)
 }
 
 /*
- * The subject is what gateways take for who is acting, by itself: never an
- * organization's id, which may be somebody's user id as well (RFC 9068,
- * section 5).  Where no user is behind a token, it is the client (section 2.2).
+ * Gateways take the subject alone as the identity that is acting.  Therefore it
+ * is never the id of an organization, which may also be the id of a user (RFC
+ * 9068, section 5).  If no user is behind a token, the subject is the client
+ * (section 2.2), whose id is the token's id.
  */
 static void
 describe_token(ApitokenJson *state, const ApitokenVerification *verification)
@@ -56,9 +56,9 @@ describe_token(ApitokenJson *state, const ApitokenVerification *verification)
 	char	   *id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&record->id)));
 
 	apitoken_json_string(state, "token_type", "Bearer");
-	/* a list of scopes is never empty (RFC 6749, section 3.3) */
+	/* a list of scopes must not be empty (RFC 6749, section 3.3) */
 	if (verification->patterns != NIL)
-		apitoken_json_string(state, "scope", joined(verification->patterns));
+		apitoken_json_string(state, "scope", join_strings(verification->patterns));
 	apitoken_json_string(state, "client_id", id);
 	apitoken_json_string(state, "jti", id);
 	apitoken_json_string(state, "sub", record->kind == APITOKEN_USER ? record->user_id : id);
@@ -66,7 +66,7 @@ describe_token(ApitokenJson *state, const ApitokenVerification *verification)
 		apitoken_json_string(state, "username", record->user_id);
 	apitoken_json_integer(state, "iat", unix_time(record->created_at));
 	apitoken_json_integer(state, "nbf", unix_time(record->created_at));
-	/* gateways remember the answer until then: so the end of this very text */
+	/* gateways cache the answer until then, so this is the end of the given text */
 	if (verification->secret_ends_at != DT_NOEND)
 		apitoken_json_integer(state, "exp", unix_time(verification->secret_ends_at));
 	if (*apitoken_issuer != '\0')
@@ -74,7 +74,7 @@ describe_token(ApitokenJson *state, const ApitokenVerification *verification)
 	if (*apitoken_audience != '\0')
 		apitoken_json_string(state, "aud", apitoken_audience);
 
-	/* members of our own, as section 2.2 allows */
+	/* members of the extension's own, which RFC 7662, section 2.2 allows */
 	apitoken_json_string(state, "label", record->label);
 	apitoken_json_string(state, "kind", apitoken_kind_name(record->kind));
 	if (record->organization_id != NULL)
@@ -85,9 +85,10 @@ describe_token(ApitokenJson *state, const ApitokenVerification *verification)
 }
 
 /*
- * RFC 7662.  Of a token that is not active nothing else is said (section 2.2).
- * A gateway remembers the answer and asks again now and then, so it counts as
- * a use but not against the rate limit.
+ * The answer of RFC 7662.  For a token that is not active, it contains nothing
+ * but that (section 2.2).  A gateway caches the answer and asks again now and
+ * then, so the call is recorded as a use, but does not count against the rate
+ * limit.
  */
 PG_FUNCTION_INFO_V1(apitoken_introspect);
 Datum

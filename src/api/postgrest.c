@@ -2,10 +2,11 @@
  * postgrest.c
  *		pre_request(), which PostgREST calls before each request.
  *
- * It looks for a token in the request's headers, and acts by it;
- * without one it leaves the request to its JWT's user, or anonymous.  Whatever
- * is there and is not exactly one good token is refused, in PostgREST's way of
- * raising an HTTP status: SQLSTATE PGRST, with JSON in message and detail.
+ * It looks for a token in the request's headers, and acts by it.  Without a
+ * token, the request has the identity of its JWT's user, or is anonymous.  If
+ * the headers contain anything but exactly one valid token, the request is
+ * refused by an error that PostgREST turns into an HTTP status: SQLSTATE PGRST,
+ * with JSON in message and detail.
  */
 #include "postgres.h"
 
@@ -58,7 +59,7 @@ refuse(int status, const char *code, const char *message, const char *details,
 			 errdetail_internal("{\"status\": %d, \"headers\": %s}}", status, headers.data)));
 }
 
-/* RFC 6750, section 3.1: the request is malformed, not the token. */
+/* Refuse a malformed request (RFC 6750, section 3.1). */
 static pg_noreturn void
 refuse_request(const char *details, const char *hint)
 {
@@ -100,9 +101,10 @@ refuse_token(const ApitokenVerification *verification)
 }
 
 /*
- * A JWT, which PostgREST has verified, has three parts (RFC 7519, section 3,
- * and RFC 7515, section 3.1); no token of ours has a dot.  One that is masked
- * or cut short has others, and is refused, not taken for somebody else's.
+ * Is this a JWT?  PostgREST has verified it.  A JWT has three parts, separated
+ * by dots (RFC 7519, section 3, and RFC 7515, section 3.1), and a token text has
+ * no dot.  A token text that is masked or truncated does not have three parts,
+ * so it is refused and not taken for a JWT.
  */
 static bool
 looks_like_jwt(const char *text)
@@ -114,8 +116,8 @@ looks_like_jwt(const char *text)
 }
 
 /*
- * The token in the value of a header: alone, or after its scheme.  NULL: the
- * header is not about a token of ours, but another kind of credentials.
+ * The token in the value of a header: the whole value, or what follows the
+ * scheme.  NULL if the header has credentials of another kind.
  */
 static char *
 token_in_value(const char *header, const char *value)
@@ -124,7 +126,7 @@ token_in_value(const char *header, const char *value)
 	char	   *text = pstrdup(value);
 	size_t		length;
 	bool		bearer = false;
-	bool		named = false;
+	bool		has_scheme = false;
 
 	text += strspn(text, " \t");
 	pg_strip_crlf(text);
@@ -135,7 +137,7 @@ token_in_value(const char *header, const char *value)
 	{
 		if (length != strlen(schemes[i]) || pg_strncasecmp(text, schemes[i], length) != 0)
 			continue;
-		named = true;
+		has_scheme = true;
 		bearer = i == 0;
 		text += length;
 		text += strspn(text, " \t");
@@ -143,8 +145,8 @@ token_in_value(const char *header, const char *value)
 	}
 	if (pg_strcasecmp(header, "authorization") == 0)
 	{
-		/* Basic, Digest, ...: has a scheme, and none of those */
-		if (!named && text[length] != '\0')
+		/* another scheme, such as Basic or Digest */
+		if (!has_scheme && text[length] != '\0')
 			return NULL;
 		if (bearer && looks_like_jwt(text))
 			return NULL;
@@ -152,7 +154,7 @@ token_in_value(const char *header, const char *value)
 	return text;
 }
 
-/* The token of the request; NULL: it has none. */
+/* The token of the request; NULL if it has none. */
 static char *
 find_token(void)
 {
@@ -206,7 +208,7 @@ apitoken_pre_request(PG_FUNCTION_ARGS)
 
 	if (token == NULL)
 	{
-		/* fixes the JWT's user as the identity, if there is one */
+		/* this fixes the identity to the user of the JWT, if there is one */
 		(void) apitoken_principal();
 		PG_RETURN_VOID();
 	}

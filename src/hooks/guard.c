@@ -2,17 +2,19 @@
  * guard.c
  *		Hooks that keep the identity and READ ONLY in force.
  *
- * Before every statement, nested ones too, the settings are looked at (so
- * that an identity is fixed by the first statement that follows them) and
- * READ ONLY is asserted for a read-only identity.  The server takes READ ONLY
- * back when a subtransaction ends, and not everything that writes is a
- * statement: a PL/pgSQL expression may call nextval() alone, and libpq's
- * large-object functions call functions directly.  Therefore READ ONLY is
- * also asserted when a portal goes on, and when a function is about to be
- * called for the first time in an expression or by the fast path.
+ * Before every statement, including nested ones, the hooks check the settings,
+ * so that the first statement after a setting fixes the identity.  If the
+ * identity is read-only, they set XactReadOnly.
  *
- * The same hooks are where redact.c looks at what the server shows of the
- * statement, and where others (pg_stat_statements) get its text from.
+ * The server resets XactReadOnly when a subtransaction ends, and not everything
+ * that writes is a statement: a PL/pgSQL expression may call nextval(), and
+ * libpq's large-object functions call functions directly.  Therefore the hooks
+ * also set XactReadOnly when a portal continues, and when a function is about
+ * to be called for the first time in an expression or by the fast path.
+ *
+ * The same hooks call redact.c, which masks token texts in the text of the
+ * statement that the server shows and that other modules, such as
+ * pg_stat_statements, get from these hooks.
  */
 #include "postgres.h"
 
@@ -41,9 +43,9 @@ before_statement(void)
 	apitoken_enforce_read_only();
 
 	/*
-	 * A worker runs nothing that asks who is acting, and cannot write.  Where
-	 * no setting says anything, nothing is looked up: whatever is wrong with
-	 * the extension's tables must not keep anybody from mending it.
+	 * A parallel worker needs no identity and cannot write.  If neither setting
+	 * is set, nothing is looked up, so that broken tables of the extension can
+	 * be repaired.
 	 */
 	if (!IsParallelWorker() &&
 		(apitoken_setting_in_force(APITOKEN_SETTING_TOKEN) != NULL ||
@@ -77,12 +79,12 @@ guard_run(APITOKEN_RUN_PARAMETERS)
 }
 
 /*
- * The server asks whether a statement may write before it starts.  One that
- * brings the read-only identity itself is asked again here, when it has
- * written, and before what it wrote can last.
+ * The server checks before a statement starts whether it may write.  A statement
+ * that fixes a read-only identity itself has passed that check.  It is checked
+ * again here, after it has written and before the transaction can commit.
  */
 static void
-refuse_what_was_written(QueryDesc *query)
+refuse_writes(QueryDesc *query)
 {
 	PlannedStmt *statement = query->plannedstmt;
 	ListCell   *lc;
@@ -106,25 +108,26 @@ refuse_what_was_written(QueryDesc *query)
 static void
 guard_finish(QueryDesc *query)
 {
-	refuse_what_was_written(query);
+	refuse_writes(query);
 	if (previous_finish)
 		previous_finish(query);
 	else
 		standard_ExecutorFinish(query);
 
-	/* a WITH that nobody reads has been run only now, and AFTER triggers */
-	refuse_what_was_written(query);
+	/* AFTER triggers, and WITH queries whose rows are not read, have run only now */
+	refuse_writes(query);
 }
 
 /*
- * The same for utility statements that evaluate expressions without the
- * executor.  (What DO, CALL and EXECUTE run comes to one of the two by itself.)
- * Returns what such a statement is called, or NULL.  Asked before it runs,
- * whoever is acting: it may bring the identity itself, and afterwards it may
- * be freed, or have made its target's name mean another table.
+ * If this utility statement writes and may evaluate expressions without the
+ * executor, return its name, otherwise NULL.  (For the statements that DO, CALL
+ * and EXECUTE run, the hooks are called separately.)  This is called before the
+ * statement runs, for every identity.  The statement may fix a read-only
+ * identity itself, and when it has ended, its tree may be freed and the name of
+ * its target may mean another table.
  */
 static const char *
-writes_by_itself(Node *statement)
+writing_utility_name(Node *statement)
 {
 	if (IsA(statement, AlterTableStmt) || IsA(statement, IndexStmt))
 		return CreateCommandName(statement);
@@ -139,9 +142,9 @@ writes_by_itself(Node *statement)
 }
 
 /*
- * Statements that must work whatever the settings say: the end of a
- * transaction, and those that set and show settings, of which several may
- * stand in a row before anything uses them.
+ * Statements that must work whatever the settings contain: those that control
+ * transactions, and those that set and show settings.  A client may set several
+ * settings before a statement uses them.
  */
 static bool
 needs_no_identity(Node *statement)
@@ -165,7 +168,7 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 	text = apitoken_redacted(text, statement->stmt_location, statement->stmt_len);
 
 	if (!IsAbortedTransactionBlockState())
-		writing = writes_by_itself(statement->utilityStmt);
+		writing = writing_utility_name(statement->utilityStmt);
 	if (!needs_no_identity(statement->utilityStmt))
 		before_statement();
 	else

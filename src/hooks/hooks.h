@@ -1,14 +1,14 @@
 /*
  * hooks.h
- *		The server's hooks: READ ONLY and identity kept in force, token texts
- *		masked.
+ *		The server's hooks.  They keep the identity and READ ONLY in force, and
+ *		mask token texts.
  */
 #ifndef APITOKEN_HOOKS_H
 #define APITOKEN_HOOKS_H
 
 #include "identity/identity.h"
 
-/* ----- redact.c: texts of tokens in the log and in what shows statements ----- */
+/* ----- redact.c: masking of token texts in the log and in displayed statements ----- */
 
 extern void apitoken_redact_activity(void);
 extern const char *apitoken_redacted(const char *text, int location, int length);

@@ -1,41 +1,42 @@
 /*
  * redact.c
- *		Texts of tokens in the server's log, and in what shows statements.
+ *		Masking of token texts in the server log and in displayed statements.
  *
- * A secret leaves the server by more ways than a result: in messages about a
- * statement, in the statement that is logged beside them, in the parameters
- * that were bound, in pg_stat_activity and in pg_stat_statements.  Here the
- * secret of each token text is overwritten in all of these; prefix, kind and
- * id stay readable, so that one knows which token to revoke.  What a token
- * looks like within other text is token.c's knowledge.
+ * Results are not the only way for a secret to leave the server.  It can also
+ * appear in messages about a statement, in the statement that is logged with
+ * them, in bound parameters, in pg_stat_activity and in pg_stat_statements.
+ * The functions here overwrite the secret of each token text in all of these.
+ * Prefix, kind and id stay readable, so that an administrator knows which token
+ * to revoke.  token.c finds token texts within other text.
  *
- * A masked text is as long as the original, so that positions in it stay
- * right: those of errors, and those of a statement within a string of several.
+ * A masked text has the length of the original.  Positions in it stay valid:
+ * those of errors, and that of a statement in a string of several statements.
  *
- * The log.  emit_log_hook comes once for each message that goes to the log,
- * before the destinations part (stderr, csvlog, jsonlog, syslog) and before
- * the message is sent to the client, who therefore gets the masked one too.
- * - The message's fields are overwritten where they are: elog.c made each of
- *   them for this message alone and frees them after it.  So this needs no
- *   memory, and cannot fail for want of it.
- * - The statement is debug_query_string, which is the statement itself, and
- *   may be a plan's or in shared memory: that one is replaced by a copy.
+ * The log.  emit_log_hook is called once for each message that goes to the log.
+ * That is before the message is written to the destinations (stderr, csvlog,
+ * jsonlog, syslog) and before it is sent to the client, so the client gets the
+ * masked message too.
+ * - The fields of the message are overwritten in place.  elog.c has allocated
+ *   each of them for this message alone, and frees them afterwards.  Masking
+ *   needs no memory, so it cannot fail when memory is exhausted.
+ * - The statement is debug_query_string.  It points to the statement itself,
+ *   which may belong to a plan or be in shared memory.  Therefore it is replaced
+ *   by a masked copy.
  *
- * pg_stat_activity.  Our own entry is overwritten in place as well, by the
- * protocol that its readers know, so that nothing else about it changes (its
- * times, its state, its query id).  The server reports the raw text again and
- * again: when a query or a Parse, Bind or Execute message arrives, and when a
- * parallel worker starts.  The entry's change counter tells whether there can
- * be something new, so that looking costs next to nothing.
+ * pg_stat_activity.  The entry of this process is overwritten in place too, by
+ * the protocol that its readers follow.  Nothing else in it changes (times,
+ * state, query id).  The server reports the original text repeatedly: when a
+ * query or a Parse, Bind or Execute message arrives, and when a parallel worker
+ * starts.  The change counter of the entry shows whether the text may be new,
+ * so that the check is cheap.
  *
- * Other modules take a statement's text from what the server hands to hooks.
- * Those are given a masked copy; the server itself needs the text only for
- * positions.  Most sessions never parse a token, as tokens should be bound as
- * parameters: there, statements are looked at when they are parsed, and never
- * again.
+ * Other modules get the text of a statement from the arguments of hooks.  They
+ * are given a masked copy.  The server itself uses this text only for positions.
+ * Most sessions never parse a token, because clients should bind tokens as
+ * parameters.  Such a session searches each statement only when it is parsed.
  *
- * In the hook of the log nothing may be raised, locked or looked up: it runs
- * in critical sections, in the middle of aborts, and out of memory.
+ * The log hook must not raise errors, take locks or read the catalog: it runs
+ * in critical sections, during aborts, and when memory is exhausted.
  */
 #include "postgres.h"
 
@@ -50,23 +51,23 @@
 
 #include "hooks/hooks.h"
 
-/* in place of a statement that cannot be copied */
+/* replaces a statement that cannot be copied */
 #define WITHHELD "(statement withheld: it holds a token, and there is no memory for a masked copy)"
 
-/* how long a word must be to be taken for the rest of a token without its beginning */
-#define PIECE_AFTER_DOTS 12
-#define PIECE_AFTER_LINE 24
+/* minimum length of a word that is masked because it may be the end of a token */
+#define FRAGMENT_AFTER_DOTS 12
+#define FRAGMENT_AFTER_NEWLINE 24
 
-/* How many masked statements a process without messages keeps. */
-#define STATEMENTS_KEPT 8
+/* number of masked statements that a process without MessageContext keeps */
+#define COPIES_MAX 8
 
 static emit_log_hook_type previous_log = NULL;
 static post_parse_analyze_hook_type previous_parsed = NULL;
 static planner_hook_type previous_planner = NULL;
 
 /*
- * Was a token in a statement that this session parsed?  True as well if there
- * were statements that nobody looked at.
+ * Did a statement that this session parsed contain a token?  Also true if the
+ * session parsed statements that were not searched.
  */
 static bool statements_hold_tokens = false;
 
@@ -77,34 +78,36 @@ mask_field(char *field)
 }
 
 /*
- * Two kinds of errors quote what is before them, and that can be a token that
- * lacks its beginning, so that nothing tells it from another word:
+ * Two kinds of errors quote the text before the position of the error.  The
+ * quotation may begin within a token, and the rest of a token looks like any
+ * other word:
  *
  * - JSON: fifty characters, in the context: "JSON data, line 1: ...3kV9x".
- *   Whatever long word follows the dots is overwritten.
- * - XML: eighty characters, as a line of their own in the detail.  Lines of
- *   details begin with other things as well (statements have many lines), so
- *   that the word must be longer, and of capitals, small letters and digits.
+ *   Any long word that follows the dots is masked.
+ * - XML: eighty characters, on a line of their own in the detail.  Other lines
+ *   of details begin with words too, for example those of a statement.
+ *   Therefore the word must be longer, and must have capitals, small letters
+ *   and digits (`mixed`).
  *
- * If the word is none of a token, little is lost.
+ * Little is lost if the word is not part of a token.
  */
 static bool
-mask_pieces(char *field, const char *after, size_t least, bool mixed)
+mask_fragments(char *field, const char *marker, size_t min_length, bool mixed)
 {
 	bool		found = false;
-	char	   *piece = field;
+	char	   *fragment = field;
 
-	while (piece != NULL && (piece = strstr(piece, after)) != NULL)
+	while (fragment != NULL && (fragment = strstr(fragment, marker)) != NULL)
 	{
 		size_t		length;
 		bool		digit = false;
 		bool		upper = false;
 		bool		lower = false;
 
-		piece += strlen(after);
+		fragment += strlen(marker);
 		for (length = 0;; length++)
 		{
-			char		c = piece[length];
+			char		c = fragment[length];
 
 			if (c >= '0' && c <= '9')
 				digit = true;
@@ -116,31 +119,32 @@ mask_pieces(char *field, const char *after, size_t least, bool mixed)
 				break;
 		}
 
-		/* with a mask behind it, it is a token's head */
-		if (length >= least && piece[length] != '*' && (!mixed || (digit && upper && lower)))
+		/* a word that is followed by a mask is the readable part of a token */
+		if (length >= min_length && fragment[length] != '*' && (!mixed || (digit && upper && lower)))
 		{
-			memset(piece, '*', length);
+			memset(fragment, '*', length);
 			found = true;
 		}
-		piece += length;
+		fragment += length;
 	}
 	return found;
 }
 
 /*
- * Where the server itself drops the statement after each message, the copy
- * goes with it.  Other processes (background workers, autovacuum) may leave
- * debug_query_string as it is for long, or put back one that they had saved:
- * the last few copies stay, so that neither dangles, and no more than that.
+ * Copy a statement, to replace debug_query_string.  In a process that serves a
+ * client, the copy is freed with the statement, when the next message arrives.
+ * Other processes (background workers, autovacuum) may keep debug_query_string
+ * for long, or restore a value that they have saved.  There the last few copies
+ * are kept, so that neither pointer dangles, and older ones are freed.
  */
 static char *
-copy_of_statement(const char *text, size_t length)
+copy_statement(const char *text, size_t length)
 {
-	static char *kept[STATEMENTS_KEPT];
+	static char *copies[COPIES_MAX];
 	static int	next = 0;
 	char	   *copy;
 
-	/* where a failing allocation would be a PANIC, none is tried */
+	/* in a critical section a failed allocation would be a PANIC */
 	if (CritSectionCount > 0)
 		return NULL;
 	copy = MemoryContextAllocExtended(MessageContext != NULL ? MessageContext : TopMemoryContext,
@@ -149,10 +153,10 @@ copy_of_statement(const char *text, size_t length)
 		return NULL;
 	if (MessageContext == NULL)
 	{
-		if (kept[next] != NULL)
-			pfree(kept[next]);
-		kept[next] = copy;
-		next = (next + 1) % STATEMENTS_KEPT;
+		if (copies[next] != NULL)
+			pfree(copies[next]);
+		copies[next] = copy;
+		next = (next + 1) % COPIES_MAX;
 	}
 	memcpy(copy, text, length + 1);
 	return copy;
@@ -170,7 +174,7 @@ mask_statement(void)
 	if (!apitoken_holds_secret(debug_query_string, length))
 		return false;
 
-	copy = copy_of_statement(debug_query_string, length);
+	copy = copy_statement(debug_query_string, length);
 	if (copy != NULL)
 		apitoken_mask_secrets(copy, length);
 	debug_query_string = copy != NULL ? copy : WITHHELD;
@@ -189,35 +193,33 @@ redact_message(ErrorData *edata)
 		masked |= mask_field(edata->detail_log);
 		masked |= mask_field(edata->hint);
 		masked |= mask_field(edata->context);
-		masked |= mask_pieces(edata->context, "...", PIECE_AFTER_DOTS, false);
-		masked |= mask_pieces(edata->detail, "\n", PIECE_AFTER_LINE, true);
+		masked |= mask_fragments(edata->context, "...", FRAGMENT_AFTER_DOTS, false);
+		masked |= mask_fragments(edata->detail, "\n", FRAGMENT_AFTER_NEWLINE, true);
 		masked |= mask_field(edata->internalquery);
 		masked |= mask_statement();
 		if (masked)
 			apitoken_count(APITOKEN_MASKED, 1);
 
-		/* a statement with a syntax error comes to no other hook */
+		/* no other hook is called for a statement with a syntax error */
 		apitoken_redact_activity();
 	}
 	if (previous_log)
 		previous_log(edata);
 }
 
-/*
- * Mask what pg_stat_activity shows of this process.
- */
+/* Mask the statement that pg_stat_activity shows for this process. */
 void
 apitoken_redact_activity(void)
 {
-	static int	looked_at = 0;
+	static int	seen_changecount = 0;
 	volatile PgBackendStatus *entry = MyBEEntry;
 	char	   *text;
 	size_t		length;
 
-	if (entry == NULL || entry->st_changecount == looked_at || !apitoken_mask_logs)
+	if (entry == NULL || entry->st_changecount == seen_changecount || !apitoken_mask_logs)
 		return;
 
-	/* only this process writes to it */
+	/* only this process writes to the entry, so reading needs no protocol */
 	text = entry->st_activity_raw;
 	length = strnlen(text, pgstat_track_activity_query_size);
 	if (apitoken_holds_secret(text, length))
@@ -226,14 +228,15 @@ apitoken_redact_activity(void)
 		apitoken_mask_secrets(text, length);
 		PGSTAT_END_WRITE_ACTIVITY(entry);
 	}
-	looked_at = entry->st_changecount;
+	seen_changecount = entry->st_changecount;
 }
 
 /*
- * One statement of a string of them, at the location that its tree tells
- * (length 0: to the end; location -1: unknown, then it is all): the string
- * itself, or, if a token is in that part, a copy of the string with that part
- * masked.  Each statement comes here, so that the other parts must not count.
+ * Mask one statement in a string of statements.  Its location and length are
+ * those of its tree (length 0: to the end; location -1: unknown, which means
+ * the whole string).  Returns the string itself, or, if this part contains a
+ * token, a copy of the string in which this part is masked.  The other parts
+ * are not searched, because this function is called for each statement.
  */
 static const char *
 redacted_part(const char *text, int location, int length)
@@ -246,7 +249,7 @@ redacted_part(const char *text, int location, int length)
 	if (text == NULL)
 		return NULL;
 
-	/* whoever calls the server's functions may have mixed up texts and trees */
+	/* callers of the server's functions may pass a text and the tree of another one */
 	if (location >= 0 && length > 0)
 		end = strnlen(text, start + length);
 	else
@@ -262,12 +265,12 @@ redacted_part(const char *text, int location, int length)
 }
 
 /*
- * The same for a statement that was parsed before: the text that other modules
- * are to see.  A copy is made in the current memory context.
+ * Mask the text of a statement that was parsed before, for other modules.  A
+ * copy is made in the current memory context.
  *
- * If it is that of the portal which is run, the portal gets a copy of its own:
- * the next Execute message reports that, and may come to no hook, since all
- * there is to fetch has been computed.
+ * If the text is that of the active portal, the portal gets a copy of its own.
+ * The next Execute message reports the text of the portal, and calls no hook if
+ * the rows to fetch have been computed already.
  */
 const char *
 apitoken_redacted(const char *text, int location, int length)
@@ -310,8 +313,8 @@ redact_planner(APITOKEN_PLAN_PARAMETERS)
 }
 
 /*
- * What came to no hook: a query of nothing but a comment, and a syntax error
- * where log_min_messages keeps errors out of the log.
+ * This masks what no other hook sees: a query that consists of a comment only,
+ * and a syntax error if log_min_messages keeps errors out of the log.
  */
 static void
 redact_ended(XactEvent event, void *arg)
@@ -330,6 +333,6 @@ apitoken_redact_init(void)
 	planner_hook = redact_planner;
 	RegisterXactCallback(redact_ended, NULL);
 
-	/* loaded by a statement: there may have been others before it */
+	/* if a statement has loaded the library, earlier ones were not searched */
 	statements_hold_tokens = debug_query_string != NULL;
 }

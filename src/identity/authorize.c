@@ -1,11 +1,12 @@
 /*
  * authorize.c
- *		Who may manage which token, and what they may hand out.
+ *		Which tokens the caller may manage, and which permissions the caller
+ *		may give to a token.
  *
- * The triggers and the functions that take a token's id ask here; the row
- * policies ask the same of principal.c, for the same answers.  Whoever is
- * above the policies (superuser, the tables' owner, BYPASSRLS) may do
- * everything, as PostgreSQL has it.
+ * The triggers, and the functions that take the id of a token, check this
+ * here.  The row policies check it in policy.c.  Both use principal.c, so they
+ * always agree.  Roles that bypass row-level security (superusers, the tables'
+ * owner, roles with BYPASSRLS) may do everything.
  */
 #include "postgres.h"
 
@@ -14,8 +15,8 @@
 #include "identity/identity.h"
 
 /*
- * May the caller do this to the token?  A permission of the resource token:
- * the owner user of a personal token has them all.
+ * Does the caller have this permission on the token?  It is a permission of
+ * the resource token.  The user who owns a personal token has all of them.
  */
 bool
 apitoken_may_manage(const ApitokenRecord *record, const char *permission)
@@ -30,13 +31,14 @@ apitoken_may_manage(const ApitokenRecord *record, const char *permission)
 		return false;
 	if (record->kind == APITOKEN_ORGANIZATION)
 		return apitoken_may(principal, permission, record->organization_id);
-	user_id = apitoken_managed_user_of(principal, list_make1(unconstify(char *, permission)));
+	user_id = apitoken_manageable_user(principal, list_make1(unconstify(char *, permission)));
 	return user_id != NULL && strcmp(user_id, record->user_id) == 0;
 }
 
 /*
- * Nobody hands out more than they hold: each effective pattern of the token
- * must be covered by a single one of the caller's.
+ * Check the ceiling: a token must not have permissions that the caller does
+ * not have.  For each effective pattern of the token, a single pattern of the
+ * caller must cover it.
  */
 void
 apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
@@ -67,7 +69,10 @@ apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 				 errhint("Choose a role, an access or permissions that stay within your own.")));
 }
 
-/* The one answer about a token that is not there or not the caller's to manage. */
+/*
+ * The error is the same for a token that does not exist and for one that the
+ * caller may not manage, so it does not tell which tokens exist.
+ */
 void
 apitoken_refuse(void)
 {
@@ -76,7 +81,7 @@ apitoken_refuse(void)
 			 errmsg("there is no such token, or you may not do this to it")));
 }
 
-/* A token that the caller names by its id and wants to do something to. */
+/* Fetch a token by its id, and check that the caller has this permission on it. */
 void
 apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record)
 {

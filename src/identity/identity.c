@@ -1,24 +1,30 @@
 /*
  * identity.c
- *		Who is acting in this transaction.
+ *		The identity of the transaction: the user or token that is acting.
  *
  * The first identity that a transaction uses is fixed until the transaction
- * ends.  It comes from authenticate(), from act_as(), or from the settings
- * apitoken.token and apitoken.user_id, which count from the next statement on
- * (guard.c calls apitoken_sync_identity() before each statement).  Without any
- * of these it is the user whom PostgREST's JWT names, if apitoken.jwt_user_claim
- * is set; that one is fixed when a function first asks who is acting.
+ * ends.  It comes from one of these sources:
  *
- * A different identity in the same transaction is an error.  ROLLBACK TO a
- * savepoint that is older than the identity takes it back.  The reason for all
- * this: a weaker role reached by SET LOCAL ROLE can go back by
- * set_config('role', 'none', true) in one expression, so that no privilege on
- * the settings protects them.
+ * - authenticate() and act_as();
+ * - the settings apitoken.token and apitoken.user_id.  They take effect with
+ *   the next statement: guard.c calls apitoken_sync_identity() before each
+ *   statement.
+ * - the user whom PostgREST's JWT names, if apitoken.jwt_user_claim is set and
+ *   there is no other source.  This identity is fixed when a function first
+ *   needs the identity.
  *
- * While an identity is read-only, XactReadOnly is asserted again and again,
- * since the server resets it when a subtransaction ends.
+ * Another identity in the same transaction is an error.  ROLLBACK TO a
+ * savepoint that is older than the identity removes the identity.
  *
- * Nothing here sets a setting, writes a row or takes a transaction id.
+ * The identity is fixed because privileges on the settings cannot protect it:
+ * SQL that runs under a weaker role, which was entered by SET LOCAL ROLE, can
+ * leave that role by set_config('role', 'none', true) within an expression.
+ *
+ * While the identity is read-only, XactReadOnly is set again and again, because
+ * the server resets it when a subtransaction ends.
+ *
+ * Fixing an identity changes no setting, writes no row and assigns no
+ * transaction id.
  */
 #include "postgres.h"
 
@@ -43,16 +49,16 @@ typedef struct FixedIdentity
 {
 	bool		set;
 	ApitokenPrincipal principal;	/* in TopTransactionContext */
-	SubTransactionId subtransaction;	/* the one that would take it back */
-	uint64		generation;		/* of the settings that agreed with it */
-	char	   *jwt_user_id;	/* a JWT vouched for it; NULL: none did */
+	SubTransactionId subtransaction;	/* its rollback removes the identity */
+	uint64		generation;		/* of the settings that were checked last */
+	char	   *jwt_user_id;	/* the user that a JWT named; NULL: another source */
 } FixedIdentity;
 
 static FixedIdentity fixed;
 
 /*
- * Advances with each statement, and when the identity changes: what was found
- * out about who is acting counts as long as this stays the same.
+ * Incremented before each statement, and when the identity changes.  Results
+ * that depend on the identity are valid while this stays the same.
  */
 uint64		apitoken_identity_generation = 0;
 
@@ -83,9 +89,10 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 		fixed.subtransaction = parent;
 
 		/*
-		 * The server now takes READ ONLY back.  PL/pgSQL may go on with an
-		 * expression like nextval() that it has ready since before the fixed,
-		 * and of which guard.c would not hear: let it make all of them anew.
+		 * The server now resets XactReadOnly.  PL/pgSQL may continue with an
+		 * expression like nextval() that it prepared before the identity was
+		 * fixed, and no hook of guard.c is called for it.  After a reset of the
+		 * plan cache, PL/pgSQL prepares its expressions again.
 		 */
 		if (apitoken_principal_read_only())
 			ResetPlanCache();
@@ -124,7 +131,7 @@ copy_string(const char *value)
 	return value == NULL ? NULL : pstrdup(value);
 }
 
-/* Make this the transaction's identity, or raise if it has another one. */
+/* Fix the identity of the transaction; an error if it already has another one. */
 static void
 fix_principal(const ApitokenPrincipal *principal)
 {
@@ -168,7 +175,7 @@ fix_token(const ApitokenRecord *record)
 }
 
 static void
-fix_vouched(const char *user_id)
+fix_user(const char *user_id)
 {
 	ApitokenPrincipal principal = {0};
 
@@ -179,21 +186,22 @@ fix_vouched(const char *user_id)
 	fix_principal(&principal);
 }
 
-/* Is this who the session trusts to say who is acting? */
+/* May this role name the acting user of this session? */
 static bool
-may_vouch_here(Oid setter)
+may_name_user(Oid setter)
 {
 	return setter == GetSessionUserId() || setter == GetOuterUserId() || apitoken_role_may_act(setter);
 }
 
 /*
- * The session user vouches for the user.  `setter` is the role that said who
- * it is: ANALYZE, a foreign key's cascade or a SECURITY DEFINER function may
- * run somebody else's code in this session, and the session's capability is
- * not theirs.
+ * Fix the identity to this user.  The session user must hold the capability
+ * "act".  `setter` is the role that named the user.  It is checked too, because
+ * code of other roles may run in this session, in ANALYZE, in a foreign key's
+ * cascade or in a SECURITY DEFINER function.  Such code must not use the
+ * capability of the session user.
  */
 static void
-fix_user(const char *user_id, Oid setter)
+act_as_user(const char *user_id, Oid setter)
 {
 	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
 
@@ -203,22 +211,23 @@ fix_user(const char *user_id, Oid setter)
 				 errmsg("permission denied to act as a user"),
 				 errdetail("The session user \"%s\" does not hold the capability \"act\".", login),
 				 errhint("SELECT apitoken.allow(%s, 'act');", quote_literal_cstr(login))));
-	if (!may_vouch_here(setter))
+	if (!may_name_user(setter))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot act as a user that a function of another role has set"),
 				 errdetail("Role \"%s\" does not hold the capability \"act\".",
 						   GetUserNameFromId(setter, false)),
 				 errhint("Act as the user before the function is called.")));
-	fix_vouched(user_id);
+	fix_user(user_id);
 }
 
 /*
- * The user whom the JWT names, if it counts.  Claims of others' making, which
- * any login may set for purposes of its own, are not an error.
+ * Fix the identity to the user whom the JWT names, if the claim counts.  A
+ * claim that does not count is not an error, because any login may set claims
+ * for other purposes.
  */
 static void
-sync_jwt(void)
+sync_jwt_user(void)
 {
 	Oid			setter = InvalidOid;
 	char	   *user_id;
@@ -228,14 +237,14 @@ sync_jwt(void)
 	user_id = apitoken_request_claim(apitoken_jwt_user_claim, &setter);
 	if (fixed.set && user_id != NULL && strcmp(user_id, fixed.jwt_user_id) == 0)
 		return;
-	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) || !may_vouch_here(setter))
+	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) || !may_name_user(setter))
 		return;
 	if (strlen(user_id) > APITOKEN_OWNER_ID_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid user id in claim \"%s\"", apitoken_jwt_user_claim),
 				 errhint("A user id has at most %d bytes.", APITOKEN_OWNER_ID_MAX)));
-	fix_vouched(user_id);
+	fix_user(user_id);
 	fixed.jwt_user_id = fixed.principal.user_id;
 }
 
@@ -248,11 +257,11 @@ require_valid(const ApitokenVerification *verification)
 				 errmsg("the token is not valid"),
 				 errdetail("Verdict: %s.", apitoken_verdicts[verification->verdict].name),
 				 verification->retry_after > 0 ?
-				 /* rounded up: that long is enough */
+				 /* rounded up, so that waiting this long is enough */
 				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
 }
 
-/* Fix the identity that the settings name, if they changed. */
+/* Fix the identity that the settings name, if the settings have changed. */
 void
 apitoken_sync_identity(void)
 {
@@ -268,22 +277,22 @@ apitoken_sync_identity(void)
 	if (token != NULL)
 	{
 		apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
-		/* within somebody's statement, of whatever kind: not a place to write */
+		/* any statement may have led here, so the use must not be written now */
 		apitoken_use(&verification, NULL, false);
 		require_valid(&verification);
 		fix_token(&verification.record);
 	}
 	else if (user_id != NULL)
-		fix_user(user_id, apitoken_setting_role(APITOKEN_SETTING_USER_ID));
+		act_as_user(user_id, apitoken_setting_role(APITOKEN_SETTING_USER_ID));
 	fixed.generation = apitoken_setting_generation;
 }
 
-/* Who is acting; NULL: anonymous. */
+/* The principal of the transaction; NULL if it is anonymous. */
 const ApitokenPrincipal *
 apitoken_principal(void)
 {
 	apitoken_sync_identity();
-	sync_jwt();
+	sync_jwt_user();
 	return fixed.set ? &fixed.principal : NULL;
 }
 
@@ -298,8 +307,9 @@ warn_outside_block(const char *function)
 }
 
 /*
- * Enter a role of the database for the transaction, as SET LOCAL ROLE would.
- * It is a convenience: who may run SQL may RESET ROLE.
+ * Enter a database role until the transaction ends, as SET LOCAL ROLE does.
+ * This is a convenience and does not confine the client: a client that can run
+ * SQL can leave the role by RESET ROLE.
  */
 static void
 enter_database_role(const char *name)
@@ -320,7 +330,7 @@ enter_database_role(const char *name)
 	(void) set_config_option("role", name, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
-/* Act by a token that was found valid, until the transaction ends. */
+/* Act by a valid token until the transaction ends. */
 void
 apitoken_act_by(const ApitokenVerification *verification)
 {
@@ -380,7 +390,7 @@ apitoken_current_token_id(PG_FUNCTION_ARGS)
 	PG_RETURN_UUID_P(id);
 }
 
-/* The principal's standing in its own place: its organization, its own things. */
+/* The standing in the token's own organization, or among the user's own things. */
 static void
 own_standing(const ApitokenPrincipal *principal, ApitokenStanding *standing)
 {
@@ -430,7 +440,7 @@ Datum
 apitoken_whoami(PG_FUNCTION_ARGS)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
-	ApitokenPrincipal nobody = {0};
+	ApitokenPrincipal anonymous = {0};
 	ApitokenStanding standing = {0};
 	bool		by_token = principal != NULL && principal->source == APITOKEN_SOURCE_TOKEN;
 	ApitokenJson state = {0};
@@ -442,7 +452,7 @@ apitoken_whoami(PG_FUNCTION_ARGS)
 		own_standing(principal, &standing);
 	}
 	else
-		principal = &nobody;
+		principal = &anonymous;
 
 	compat_push_json(&state, WJB_BEGIN_OBJECT, NULL);
 	apitoken_json_string(&state, "source", source);
@@ -474,11 +484,11 @@ apitoken_act_as(PG_FUNCTION_ARGS)
 				 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
 	apitoken_sync_identity();
 	warn_outside_block("act_as");
-	fix_user(user_id, GetUserId());
+	act_as_user(user_id, GetUserId());
 	PG_RETURN_DATUM(PG_GETARG_DATUM(0));
 }
 
-/* An organization's id of whatever type the application's key has. */
+/* The id of an organization, from an argument of any type. */
 static char *
 organization_argument(FunctionCallInfo fcinfo, int argument)
 {

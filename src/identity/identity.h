@@ -1,13 +1,13 @@
 /*
  * identity.h
- *		Who is acting, and what they may do.
+ *		The identity of a transaction, and the permissions of users and tokens.
  */
 #ifndef APITOKEN_IDENTITY_H
 #define APITOKEN_IDENTITY_H
 
 #include "usage/usage.h"
 
-/* ----- principal.c: who may do what where ----- */
+/* ----- principal.c: what a principal may do, and where ----- */
 
 typedef enum ApitokenSource
 {
@@ -19,21 +19,26 @@ typedef struct ApitokenPrincipal
 {
 	ApitokenSource source;
 	ApitokenKind kind;
-	char	   *organization_id;	/* an organization's token's */
-	char	   *user_id;		/* a user's, or a personal token's */
-	pg_uuid_t	token_id;		/* with APITOKEN_SOURCE_TOKEN, as are: */
+	char	   *organization_id;	/* owner of the token; NULL with APITOKEN_USER */
+	char	   *user_id;		/* the acting user, or the owner of the personal token;
+								 * NULL with APITOKEN_ORGANIZATION */
+	/* columns of the token, with APITOKEN_SOURCE_TOKEN only: */
+	pg_uuid_t	token_id;
 	char	   *role;
 	ApitokenAccess access;
 	List	   *permissions;
 } ApitokenPrincipal;
 
-/* What a principal is in one place, read anew each time. */
+/*
+ * The role and groups of a principal in one place: in an organization, or among
+ * a user's own things.  It is read from the tables each time.
+ */
 typedef struct ApitokenStanding
 {
-	bool		suspended;		/* the owner is, or is gone */
+	bool		suspended;		/* the owner is suspended or does not exist */
 	char	   *role;			/* NULL: none */
-	List	   *role_patterns;	/* before they are narrowed; NIL: may do nothing */
-	char	   *database_role;	/* the role's; NULL: none */
+	List	   *role_patterns;	/* not yet narrowed by access; NIL: nothing is allowed */
+	char	   *database_role;	/* of the role; NULL: none */
 	ArrayType  *groups;			/* NULL: none */
 } ApitokenStanding;
 
@@ -48,28 +53,29 @@ extern List *apitoken_effective_patterns(const ApitokenPrincipal *principal,
 extern bool apitoken_may(const ApitokenPrincipal *principal, const char *permission,
 						 const char *organization_id);
 extern List *apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions);
-extern const char *apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions);
+extern const char *apitoken_manageable_user(const ApitokenPrincipal *principal, List *permissions);
 extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
 extern List *apitoken_token_patterns(const ApitokenRecord *record);
 
-/* ----- verify.c: facts in, verdict out ----- */
+/* ----- verify.c: verification of tokens ----- */
 
 typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
-	TimestampTz at;				/* when; not with APITOKEN_MALFORMED */
-	int64		retry_after;	/* with APITOKEN_RATE_LIMITED: microseconds; 0: not known */
-	TimestampTz secret_ends_at;	/* the previous secret's overlap, or as the token's expiry */
-	ApitokenRecord record;		/* from APITOKEN_REVOKED on, and when valid */
-	ApitokenStanding standing;	/* when valid, as are: */
-	List	   *patterns;		/* effective patterns */
+	TimestampTz at;				/* time of the verification; not set with APITOKEN_MALFORMED */
+	int64		retry_after;	/* microseconds, with APITOKEN_RATE_LIMITED; 0: unknown */
+	TimestampTz secret_ends_at;	/* end of the overlap for the previous secret, otherwise the
+								 * token's expiry */
+	ApitokenRecord record;		/* not with APITOKEN_MALFORMED and APITOKEN_UNKNOWN */
+	ApitokenStanding standing;	/* with APITOKEN_VALID */
+	List	   *patterns;		/* effective patterns, with APITOKEN_VALID */
 } ApitokenVerification;
 
-/* What verdicts.h says of each verdict. */
+/* A verdict as verdicts.h describes it. */
 typedef struct ApitokenVerdictInfo
 {
 	const char *name;
-	bool		known;			/* the secret was right */
+	bool		known;			/* the secret is right */
 	int			http_status;
 } ApitokenVerdictInfo;
 
@@ -83,7 +89,7 @@ extern void apitoken_verify_datum(Datum token, bool isnull, const char *permissi
 extern void apitoken_use(ApitokenVerification *verification, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
 
-/* ----- identity.c: who is acting in this transaction ----- */
+/* ----- identity.c: the identity of the transaction ----- */
 
 extern uint64 apitoken_identity_generation;
 extern void apitoken_identity_init(void);
@@ -93,7 +99,7 @@ extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
 extern void apitoken_act_by(const ApitokenVerification *verification);
 
-/* ----- authorize.c: who may manage which token ----- */
+/* ----- authorize.c: which tokens the caller may manage ----- */
 
 extern bool apitoken_may_manage(const ApitokenRecord *record, const char *permission);
 extern void apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot);

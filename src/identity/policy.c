@@ -1,21 +1,24 @@
 /*
  * policy.c
- *		Which tokens the caller sees: what the policies ask for each row.
+ *		Functions of the row policies: which tokens the caller sees.
  *
- * Written with operators, "organization_id = ANY (managed organizations) OR
- * user_id = (managed user)", the condition makes the planner think that hardly
- * any row of an organization is seen, also where the query names one of the
- * caller's own; it then reads and sorts all of them for the newest fifty.
- * So the condition is written with functions, and a support function tells
- * the planner
+ * The policy could use operators: "organization_id = ANY (managed
+ * organizations) OR user_id = (managed user)".  The planner would then estimate
+ * that the caller sees few rows of an organization, even if the query names an
+ * organization that the caller manages.  It would read and sort all rows of the
+ * organization to return the newest fifty.
  *
- *	- which index condition each half of the OR amounts to, for a query that
- *	  names no owner;
- *	- that all rows of an owner that the query names are seen: they mostly
- *	  are, and an ordered index scan can stop at the fiftieth; and what to
- *	  ask the index besides, so that nothing is read where none is.
+ * Therefore the policy calls functions, and their support function tells the
+ * planner:
  *
- * What the caller manages is found out once in each statement.
+ *	- for a query that names no owner, the index condition that each half of
+ *	  the OR is equivalent to;
+ *	- for a query that names an owner, that the caller sees all rows of this
+ *	  owner.  That is mostly true, and an ordered index scan can then stop at
+ *	  the fiftieth row.  An additional index condition makes the scan read
+ *	  nothing if the caller sees none of these rows.
+ *
+ * What the caller manages is computed once in each statement.
  */
 #include "postgres.h"
 
@@ -38,43 +41,44 @@
 
 #include "identity/identity.h"
 
-/* A list shows an owner's tokens in order: so many are looked up at once. */
-#define AHEAD 64
+/* A list shows the tokens of an owner in order.  This many ids are prefetched. */
+#define PREFETCH_MAX 64
 
-/* What the caller manages by at least one of these permissions. */
+/* The owners for whose tokens the caller has at least one of these permissions. */
 typedef struct Managed
 {
 	struct Managed *next;
 	ArrayType  *permissions;
 	ArrayType  *organizations;
-	Datum	   *ids;			/* the same, in order */
+	Datum	   *ids;			/* elements of organizations, sorted */
 	int			count;
-	text	   *user_id;		/* NULL: nobody's personal tokens */
+	text	   *user_id;		/* owner of personal tokens; NULL: none */
 
-	/* what manages_token() was asked last, zero in the beginning */
+	/* the last argument of manages_token(), initially zero, and the result */
 	pg_uuid_t	token_id;
 	bool		manages_token;
 
-	/* ids of managed tokens that it may be asked about next */
-	pg_uuid_t	ahead[AHEAD];
-	int			ahead_count;
-	int			lookups;		/* since there was one that it was asked about */
+	/* ids of managed tokens that are likely to be the next arguments */
+	pg_uuid_t	prefetched[PREFETCH_MAX];
+	int			prefetched_count;
+	int			lookups;		/* since a prefetched id was last used */
 } Managed;
 
 /*
- * What was found out, in a memory context of its own, and when.  PL/pgSQL's
- * expressions are no statements: between two of them this transaction may have
- * written something, or taken it back.
+ * The cache of computed results, in its own memory context, and the state in
+ * which it is valid.  The generation alone, which counts statements, is not
+ * enough: PL/pgSQL's expressions are not statements, and between two of them
+ * this transaction may have written or rolled back rows.
  */
-static MemoryContext memory = NULL;
-static uint64 generation;
-static CommandId command;
-static SubTransactionId subtransaction;
-static Managed *found;
-static int	found_count;
+static MemoryContext cache_context = NULL;
+static uint64 cache_generation;
+static CommandId cache_command;
+static SubTransactionId cache_subtransaction;
+static Managed *cache;
+static int	cache_count;
 
-/* With more lists of permissions asked about in a statement, begin anew. */
-#define FOUND_MAX 100
+/* The cache is cleared when it holds so many lists of permissions. */
+#define CACHE_MAX 100
 
 static int
 compare_texts(const void *a, const void *b)
@@ -89,75 +93,76 @@ compare_texts(const void *a, const void *b)
 }
 
 static void
-forget(void)
+clear_cache(void)
 {
-	found = NULL;
-	found_count = 0;
-	MemoryContextReset(memory);
+	cache = NULL;
+	cache_count = 0;
+	MemoryContextReset(cache_context);
 }
 
 static void
-forget_outdated(void)
+clear_outdated_cache(void)
 {
-	if (memory == NULL)
-		memory = AllocSetContextCreate(TopMemoryContext, "apitoken policies", ALLOCSET_SMALL_SIZES);
-	else if (generation == apitoken_identity_generation && command == GetCurrentCommandId(false) &&
-			 subtransaction == GetCurrentSubTransactionId())
+	if (cache_context == NULL)
+		cache_context = AllocSetContextCreate(TopMemoryContext, "apitoken policies", ALLOCSET_SMALL_SIZES);
+	else if (cache_generation == apitoken_identity_generation &&
+			 cache_command == GetCurrentCommandId(false) &&
+			 cache_subtransaction == GetCurrentSubTransactionId())
 		return;
-	forget();
-	generation = apitoken_identity_generation;
-	command = GetCurrentCommandId(false);
-	subtransaction = GetCurrentSubTransactionId();
+	clear_cache();
+	cache_generation = apitoken_identity_generation;
+	cache_command = GetCurrentCommandId(false);
+	cache_subtransaction = GetCurrentSubTransactionId();
 }
 
 static Managed *
-find_out(ArrayType *permissions)
+compute_managed(ArrayType *permissions)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *asked = apitoken_strings_from_array(permissions);
+	List	   *names = apitoken_strings_from_array(permissions);
 	List	   *organizations = NIL;
 	const char *user_id = NULL;
 	MemoryContext old;
 	Managed    *managed;
 	ListCell   *lc;
 
-	foreach(lc, asked)
+	foreach(lc, names)
 		apitoken_check_permission(lfirst(lc));
-	if (principal != NULL && asked != NIL)
+	if (principal != NULL && names != NIL)
 	{
-		organizations = apitoken_organizations_where(principal, asked);
-		user_id = apitoken_managed_user_of(principal, asked);
+		organizations = apitoken_organizations_where(principal, names);
+		user_id = apitoken_manageable_user(principal, names);
 	}
 
-	/* who is acting may have been settled only now */
-	forget_outdated();
-	if (found_count >= FOUND_MAX)
-		forget();
-	old = MemoryContextSwitchTo(memory);
+	/* apitoken_principal() may have fixed the identity only now */
+	clear_outdated_cache();
+	if (cache_count >= CACHE_MAX)
+		clear_cache();
+	old = MemoryContextSwitchTo(cache_context);
 	managed = palloc0(sizeof(Managed));
 	managed->permissions = (ArrayType *) PG_DETOAST_DATUM_COPY(PointerGetDatum(permissions));
 	managed->organizations = apitoken_strings_to_array(organizations);
 	deconstruct_array(managed->organizations, TEXTOID, -1, false, TYPALIGN_INT, &managed->ids, NULL, &managed->count);
 	qsort(managed->ids, managed->count, sizeof(Datum), compare_texts);
 	managed->user_id = user_id == NULL ? NULL : cstring_to_text(user_id);
-	managed->next = found;
-	found = managed;
-	found_count++;
+	managed->next = cache;
+	cache = managed;
+	cache_count++;
 	MemoryContextSwitchTo(old);
 	return managed;
 }
 
 static Managed *
-managed_by(ArrayType *permissions)
+get_managed(ArrayType *permissions)
 {
-	forget_outdated();
-	for (Managed *managed = found; managed != NULL; managed = managed->next)
+	clear_outdated_cache();
+	for (Managed *managed = cache; managed != NULL; managed = managed->next)
 	{
 		if (VARSIZE(managed->permissions) == VARSIZE(permissions) &&
 			memcmp(managed->permissions, permissions, VARSIZE(permissions)) == 0)
 			return managed;
 	}
-	return find_out(permissions);
+	return compute_managed(permissions);
 }
 
 static bool
@@ -182,14 +187,14 @@ PG_FUNCTION_INFO_V1(apitoken_manages_organization);
 Datum
 apitoken_manages_organization(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(manages_organization(managed_by(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(manages_organization(get_managed(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_TEXT_PP(0)));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_manages_user);
 Datum
 apitoken_manages_user(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(manages_user(managed_by(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(manages_user(get_managed(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_TEXT_PP(0)));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_manages_owner);
@@ -200,17 +205,17 @@ apitoken_manages_owner(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(2))
 		PG_RETURN_BOOL(false);
-	managed = managed_by(PG_GETARG_ARRAYTYPE_P(2));
+	managed = get_managed(PG_GETARG_ARRAYTYPE_P(2));
 	PG_RETURN_BOOL((!PG_ARGISNULL(0) && manages_organization(managed, PG_GETARG_TEXT_PP(0))) ||
 				   (!PG_ARGISNULL(1) && manages_user(managed, PG_GETARG_TEXT_PP(1))));
 }
 
 static bool
-is_ahead(Managed *managed, const pg_uuid_t *id)
+is_prefetched(Managed *managed, const pg_uuid_t *id)
 {
-	for (int i = 0; i < managed->ahead_count; i++)
+	for (int i = 0; i < managed->prefetched_count; i++)
 	{
-		if (memcmp(&managed->ahead[i], id, sizeof(*id)) == 0)
+		if (memcmp(&managed->prefetched[i], id, sizeof(*id)) == 0)
 			return true;
 	}
 	return false;
@@ -230,44 +235,45 @@ look_up(Managed *managed, const pg_uuid_t *id)
 		(owner.kind == APITOKEN_ORGANIZATION ? manages_organization(managed, owner.id) :
 		 manages_user(managed, owner.id));
 
-	/* not for a single one, and not again if the last time was for nothing */
+	/* prefetch at the second lookup, and again only after a prefetched id was used */
 	if (manages && ++managed->lookups == 2)
-		managed->ahead_count = apitoken_fetch_older(snapshot, &owner, managed->ahead, AHEAD);
+		managed->prefetched_count = apitoken_fetch_older(snapshot, &owner, managed->prefetched, PREFETCH_MAX);
 	UnregisterSnapshot(snapshot);
 	return manages;
 }
 
 /*
- * The view asks about a token several times in a row, once for each column.
- * The owner of a token never changes.
+ * The view calls this several times in a row for the same token, once for each
+ * of its usage columns.  The last result is kept: the owner of a token never
+ * changes.
  */
 PG_FUNCTION_INFO_V1(apitoken_manages_token);
 Datum
 apitoken_manages_token(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
-	Managed    *managed = managed_by(PG_GETARG_ARRAYTYPE_P(1));
+	Managed    *managed = get_managed(PG_GETARG_ARRAYTYPE_P(1));
 
 	if (memcmp(id, &managed->token_id, sizeof(*id)) != 0)
 	{
-		bool		ahead = is_ahead(managed, id);
+		bool		prefetched = is_prefetched(managed, id);
 
-		if (ahead)
+		if (prefetched)
 			managed->lookups = 1;
-		managed->manages_token = ahead || look_up(managed, id);
+		managed->manages_token = prefetched || look_up(managed, id);
 		managed->token_id = *id;
 	}
 	PG_RETURN_BOOL(managed->manages_token);
 }
 
-/* What an index or an InitPlan compares with: in the caller's memory. */
+/* Index scans and InitPlans keep this value, so it is a copy in the caller's memory context. */
 PG_FUNCTION_INFO_V1(apitoken_managed_organizations);
 Datum
 apitoken_managed_organizations(PG_FUNCTION_ARGS)
 {
 	if (PG_ARGISNULL(0))
 		PG_RETURN_ARRAYTYPE_P(construct_empty_array(TEXTOID));
-	PG_RETURN_DATUM(PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(managed_by(PG_GETARG_ARRAYTYPE_P(0))->organizations))));
+	PG_RETURN_DATUM(PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(get_managed(PG_GETARG_ARRAYTYPE_P(0))->organizations))));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_managed_user);
@@ -278,17 +284,17 @@ apitoken_managed_user(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	managed = managed_by(PG_GETARG_ARRAYTYPE_P(0));
+	managed = get_managed(PG_GETARG_ARRAYTYPE_P(0));
 	if (managed->user_id == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(managed->user_id))));
 }
 
-/* ---- for the planner ---- */
+/* ---- planner support ---- */
 
-/* Does the query say that this is equal to some one value? */
+/* Does the query require that this expression equals a constant? */
 static bool
-is_fixed(PlannerInfo *root, Node *expression)
+equals_constant(PlannerInfo *root, Node *expression)
 {
 	ListCell   *lc;
 
@@ -310,16 +316,16 @@ is_fixed(PlannerInfo *root, Node *expression)
 	return false;
 }
 
-/* Of the two functions with one owner, is it that of organizations? */
+/* Of the two functions with one owner, is this manages_organization()? */
 static bool
-asks_organization(Oid function)
+is_organization_function(Oid function)
 {
 	return strcmp(get_func_name(function), "manages_organization") == 0;
 }
 
 /* owner = ANY (managed_organizations(...)), or owner = managed_user(...) */
 static Expr *
-comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid collation)
+make_comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid collation)
 {
 	Oid			array = TEXTARRAYOID;
 	Oid			managing = apitoken_find_function(get_namespace_name(get_func_namespace(function)),
@@ -350,26 +356,26 @@ comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid 
 	return (Expr *) any;
 }
 
-/* The arguments that are owners: organization, user or both; then permissions. */
+/* The arguments are the ids of owners (organization, user or both), then permissions. */
 static void
 set_selectivity(SupportRequestSelectivity *request)
 {
 	Node	   *owner = linitial(request->args);
 
-	/* of both owners: the OR beside it has said all */
-	if (list_length(request->args) == 3 || is_fixed(request->root, owner))
+	/* with both owners, the selectivity is that of the OR beside this call */
+	if (list_length(request->args) == 3 || equals_constant(request->root, owner))
 		request->selectivity = 1.0;
 	else
 	{
-		Expr	   *clause = comparison(request->funcid, owner, lsecond(request->args),
-										asks_organization(request->funcid), C_COLLATION_OID);
+		Expr	   *clause = make_comparison(request->funcid, owner, lsecond(request->args),
+											 is_organization_function(request->funcid), C_COLLATION_OID);
 
 		request->selectivity = clause_selectivity(request->root, (Node *) clause, request->varRelid,
 												  request->jointype, request->sjinfo);
 	}
 }
 
-/* Is this a column of the table whose index is asked about? */
+/* Is this expression the given column of the index's table? */
 static bool
 is_column(IndexOptInfo *index, Node *expression, AttrNumber attribute)
 {
@@ -380,9 +386,10 @@ is_column(IndexOptInfo *index, Node *expression, AttrNumber attribute)
 }
 
 /*
- * What an index scan may ask instead, or NULL.  The planner believes us: it
- * checks neither that what is compared with can be computed before a row is
- * read, nor that the index's collation tells apart what the function does.
+ * The index condition that is equivalent to the call, or NULL.  The planner
+ * does not check the condition.  Therefore this function checks that the
+ * permissions can be computed before a row is read, and that the index's
+ * collation, like the function, treats texts as equal only if their bytes are.
  */
 static Node *
 index_condition(SupportRequestIndexCondition *request)
@@ -400,22 +407,26 @@ index_condition(SupportRequestIndexCondition *request)
 	{
 		Oid			table = planner_rt_fetch(request->index->rel->relid, request->root)->relid;
 
-		/* a token whose owner the query names has no other owner */
-		if (!is_fixed(request->root, owner) || table != apitoken_table(APITOKEN_TOKEN_RECORDS) ||
+		/* a token has one owner: if the query names this one, the other is null */
+		if (!equals_constant(request->root, owner) || table != apitoken_table(APITOKEN_TOKEN_RECORDS) ||
 			!is_column(request->index, linitial(call->args), Anum_token_records_organization_id) ||
 			!is_column(request->index, lsecond(call->args), Anum_token_records_user_id))
 			return NULL;
 		organization = request->indexarg == 0;
 	}
 	else
-		organization = asks_organization(call->funcid);
+		organization = is_organization_function(call->funcid);
 
-	/* the planner would not see that rows of a later column's array come in the array's order */
+	/*
+	 * With an array for a column that is not the first one, an index scan
+	 * returns rows in the order of the array.  The planner would not notice
+	 * that for the condition made here.
+	 */
 	if (organization && request->indexcol > 0)
 		return NULL;
 	request->lossy = false;
-	return (Node *) list_make1(comparison(call->funcid, owner, llast(call->args), organization,
-										  request->indexcollation));
+	return (Node *) list_make1(make_comparison(call->funcid, owner, llast(call->args), organization,
+											   request->indexcollation));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_policy_support);

@@ -1,13 +1,14 @@
 /*
  * principal.c
- *		Who may do what where.
+ *		What a principal may do, and where.
  *
  * A principal is an organization's token, a personal token, or a user acting
  * directly.  What it may do in a place (an organization, or a user's own
- * things) is a list of effective patterns: the role's, narrowed by the
- * token's access.  It is read anew at each question, from the latest
- * committed state, so a changed role, a lost membership and a suspension tell
- * at once.  verify(), can(), the policies and the ceiling all ask here.
+ * things) is a list of effective patterns: the patterns of the role, narrowed
+ * by the token's access.  The list is computed for each check from the latest
+ * committed state.  A change of a role, the end of a membership and a
+ * suspension therefore take effect at once.  verify(), can(), the policies and
+ * the ceiling all use these functions.
  */
 #include "postgres.h"
 
@@ -65,7 +66,7 @@ apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b)
 	return strcmp(a->user_id, b->user_id) == 0;
 }
 
-/* What a role allows; NULL: no limit.  Nothing if there is no such role. */
+/* The patterns of a role: everything for NULL, nothing if the role does not exist. */
 static List *
 patterns_of_role(const char *role, char **database_role)
 {
@@ -88,7 +89,7 @@ narrowed(const ApitokenPrincipal *principal, List *patterns)
 									principal->kind == APITOKEN_USER);
 }
 
-/* Do these patterns of a role allow it, as this principal has them? */
+/* Do these patterns of a role, narrowed for this principal, allow the permission? */
 static bool
 allows(const ApitokenPrincipal *principal, List *role_patterns, const char *permission)
 {
@@ -108,7 +109,7 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 	if (standing->suspended)
 		return;
 
-	/* it acts in its own organization only */
+	/* the token may do nothing in other organizations */
 	if (organization_id != NULL && strcmp(organization_id, principal->organization_id) != 0)
 		return;
 	standing->role_patterns = patterns_of_role(principal->role, &standing->database_role);
@@ -122,8 +123,8 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 	bool		suspended;
 
 	/*
-	 * A user acting directly needs no row.  The owner of a token has one from
-	 * the token's creation on: if it is gone, so is the user.
+	 * A user acting directly needs no row.  The owner of a personal token got a
+	 * row with the token at the latest.  Without a row, the owner was deleted.
 	 */
 	if (!apitoken_fetch_user(snapshot, principal->user_id, &user))
 		user.suspended = !is_direct(principal);
@@ -147,8 +148,8 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 }
 
 /*
- * What a principal is in an organization; NULL: a user's own things, or an
- * organization's token's own organization.
+ * The standing of a principal in an organization.  NULL means the token's own
+ * organization, or the user's own things.
  */
 void
 apitoken_standing(const ApitokenPrincipal *principal, const char *organization_id,
@@ -161,7 +162,7 @@ apitoken_standing(const ApitokenPrincipal *principal, const char *organization_i
 		user_standing(principal, organization_id, snapshot, standing);
 }
 
-/* May the principal do this there? */
+/* Does the principal have this permission with this standing? */
 bool
 apitoken_standing_allows(const ApitokenPrincipal *principal, const ApitokenStanding *standing,
 						 const char *permission)
@@ -169,7 +170,7 @@ apitoken_standing_allows(const ApitokenPrincipal *principal, const ApitokenStand
 	return allows(principal, standing->role_patterns, permission);
 }
 
-/* All that the principal may do there. */
+/* All patterns that the principal has with this standing. */
 List *
 apitoken_effective_patterns(const ApitokenPrincipal *principal, const ApitokenStanding *standing)
 {
@@ -187,9 +188,9 @@ apitoken_may(const ApitokenPrincipal *principal, const char *permission, const c
 	return apitoken_standing_allows(principal, &standing, permission);
 }
 
-/* Does this role allow at least one of these permissions, or are none asked? */
+/* Does this role allow at least one of these permissions?  True for an empty list. */
 static bool
-role_counts(const ApitokenPrincipal *principal, const char *role, List *permissions)
+role_allows_any(const ApitokenPrincipal *principal, const char *role, List *permissions)
 {
 	List	   *patterns;
 	ListCell   *lc;
@@ -207,16 +208,17 @@ role_counts(const ApitokenPrincipal *principal, const char *role, List *permissi
 
 /*
  * Ids of the organizations where the principal has at least one of these
- * permissions; with no permissions, of those that it belongs to.  A user may
- * belong to many, mostly in few roles: each role is asked once.
+ * permissions.  With an empty list: ids of the organizations to which the
+ * principal belongs.  A user may be a member of many organizations, mostly with
+ * few roles, so each role is checked once.
  */
 List *
 apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions)
 {
 	Snapshot	snapshot = apitoken_latest_snapshot();
 	List	   *memberships = NIL;
-	List	   *asked = NIL;
-	List	   *that_count = NIL;
+	List	   *checked_roles = NIL;
+	List	   *allowing_roles = NIL;
 	List	   *organizations = NIL;
 	ApitokenUserRow user = {0};
 	ListCell   *lc;
@@ -238,13 +240,13 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 		bool		suspended;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!contains_string(asked, membership->role))
+		if (!contains_string(checked_roles, membership->role))
 		{
-			asked = lappend(asked, membership->role);
-			if (role_counts(principal, membership->role, permissions))
-				that_count = lappend(that_count, membership->role);
+			checked_roles = lappend(checked_roles, membership->role);
+			if (role_allows_any(principal, membership->role, permissions))
+				allowing_roles = lappend(allowing_roles, membership->role);
 		}
-		if (contains_string(that_count, membership->role) &&
+		if (contains_string(allowing_roles, membership->role) &&
 			apitoken_fetch_organization(snapshot, membership->organization_id, &suspended) &&
 			(!suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
 			organizations = lappend(organizations, membership->organization_id);
@@ -254,8 +256,9 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 }
 
 /*
- * What a user, or a personal token, may hand on to a personal token: how the
- * user's own permissions, whatever they are, are narrowed.
+ * The patterns that a user or a personal token may give to a personal token.
+ * The permissions of the user limit both tokens, whatever they are, so only the
+ * narrowing by access is compared: it is applied to everything.
  */
 List *
 apitoken_own_patterns(const ApitokenPrincipal *principal)
@@ -266,16 +269,17 @@ apitoken_own_patterns(const ApitokenPrincipal *principal)
 }
 
 /*
- * The user whose personal tokens the principal may manage, given that one of
- * these token: permissions suffices; NULL: nobody's.  Any user manages their
- * own; a personal token only if it is custom and names the permission.
+ * The user whose personal tokens the principal may manage by at least one of
+ * these permissions of the resource token; NULL if there is none.  A user
+ * acting directly manages their own personal tokens.  A personal token manages
+ * those of its user only if its access is custom and it names the permission.
  */
 const char *
-apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions)
+apitoken_manageable_user(const ApitokenPrincipal *principal, List *permissions)
 {
 	Snapshot	snapshot;
 	ApitokenStanding standing;
-	bool		counts = is_direct(principal);
+	bool		allowed = is_direct(principal);
 	ListCell   *lc;
 
 	if (principal->kind == APITOKEN_ORGANIZATION)
@@ -286,13 +290,14 @@ apitoken_managed_user_of(const ApitokenPrincipal *principal, List *permissions)
 	if (standing.suspended)
 		return NULL;
 	foreach(lc, permissions)
-		counts = counts || apitoken_narrowing_allows(principal->access, principal->permissions, true, lfirst(lc));
-	return counts ? principal->user_id : NULL;
+		allowed = allowed || apitoken_narrowing_allows(principal->access, principal->permissions, true, lfirst(lc));
+	return allowed ? principal->user_id : NULL;
 }
 
 /*
- * The effective patterns that the ceiling compares: an organization's token's
- * under its role; a personal token's over whatever its user may do.
+ * The patterns of a token that are compared with the ceiling: for an
+ * organization's token its effective patterns, for a personal token those of
+ * apitoken_own_patterns().
  */
 List *
 apitoken_token_patterns(const ApitokenRecord *record)

@@ -1,24 +1,29 @@
 /*
  * verify.c
- *		The decision: facts in, verdict out; then verify().
+ *		Verification of tokens, and verify().
+ *
+ * These are the checks in their order, each with the verdict if it fails:
  *
  *	1. shape and checksum of the text			malformed
  *	2. the token's row, by primary key			unknown
  *	3. the digest, in constant time				unknown
- *	   (from here on only to who has the right secret)
- *	4. revoked									revoked
+ *	   (only callers with the right secret get the following verdicts)
+ *	4. revocation of the token					revoked
  *	5. its expiry, by the clock					expired
- *	6. it, its user or organization suspended	suspended
+ *	6. suspension of it, its user or its
+ *	   organization								suspended
  *	7. the client's address						network_refused
- *	8. what was asked, where it was asked		permission_refused
- *	9. the rate limit, where the token is used	rate_limited
+ *	8. the permission, in the organization		permission_refused
+ *	9. the rate limit, when the token is used	rate_limited
  *
- * The address is the client_address argument, if any: address.c says whether
- * it counts, and is asked only when it matters.
+ * The address is the client_address argument, if there is one.  address.c
+ * decides whether the argument counts.  It is called only if the token has a
+ * list of networks.
  *
- * All is read with one snapshot of the latest committed state, or a newer one.
- * Without a permission that makes three probes at most: the token, its owner,
- * and a role that the session does not remember (role.c).
+ * All rows are read with one snapshot of the latest committed state, or with a
+ * newer one.  Without a permission, a verification makes at most three index
+ * probes: the token, its owner, and its role if the session has not cached it
+ * (role.c).
  */
 #include "postgres.h"
 
@@ -49,7 +54,10 @@ digest_matches(const char *text, size_t length, int16 scheme, const uint8 *store
 	return matches;
 }
 
-/* Is this the token's secret, or the one before, and until when? */
+/*
+ * Is this the secret of the token, or the previous one during the overlap?
+ * *ends_at becomes the time when this secret ends.
+ */
 static bool
 secret_is_right(const char *text, size_t length, const ApitokenRecord *record, TimestampTz now,
 				TimestampTz *ends_at)
@@ -65,9 +73,9 @@ secret_is_right(const char *text, size_t length, const ApitokenRecord *record, T
 }
 
 /*
- * The token of this text.  A clock does not tell whether there is one of this
- * id with another secret or none at all: either way a refusal looks into the
- * index twice, reads one row and computes two digests.
+ * Fetch the token with this text.  The time of a refusal does not tell whether
+ * a token with this id exists: in both cases a refusal does two index lookups,
+ * reads one row and computes two digests.
  */
 static bool
 find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapshot,
@@ -83,7 +91,7 @@ find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapsh
 		apitoken_decoy_digest(text, length);
 		apitoken_decoy_digest(text, length);
 	}
-	/* after the digests in either case: they change what the processor's caches hold */
+	/* in both cases after the digests, which change the processor's caches */
 	apitoken_fetch_decoy(snapshot, id, !found);
 	return false;
 }
@@ -110,7 +118,7 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 		return APITOKEN_NETWORK_REFUSED;
 	if (permission != NULL && !apitoken_standing_allows(&principal, standing, permission))
 		return APITOKEN_PERMISSION_REFUSED;
-	/* asked about a place where it may do nothing at all */
+	/* a token that may do nothing at all in the given organization is refused */
 	*patterns = apitoken_effective_patterns(&principal, standing);
 	if (organization_id != NULL && *patterns == NIL)
 		return APITOKEN_PERMISSION_REFUSED;
@@ -132,7 +140,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	if (!apitoken_parse_text(text, length, &parts))
 		return;
 
-	/* not the transaction's time: an expiry is seen as it happens */
+	/* not the transaction's time: a token may expire during the transaction */
 	verification->at = GetCurrentTimestamp();
 	snapshot = apitoken_latest_snapshot();
 	verification->verdict = APITOKEN_UNKNOWN;
@@ -143,7 +151,7 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 	UnregisterSnapshot(snapshot);
 }
 
-/* The same for an argument, of which a text too long to be a token is not read. */
+/* The same for an SQL argument.  A text too long to be a token is not detoasted. */
 void
 apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 					  const char *organization_id, inet *address,
@@ -164,10 +172,11 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 }
 
 /*
- * What was verified is used: that counts against the token's rate limit, which
- * may refuse it yet, and is recorded.  (revoke_by_token() verifies only: a
- * token can be ended that nobody may use.)  `may_write`: whether without
- * preload the use may be written in this transaction.
+ * Count the use of a verified token against its rate limit, and record it.  A
+ * token over its limit gets the verdict rate_limited instead of valid.
+ * revoke_by_token() does not call this, because a token can also be revoked
+ * when it cannot be used.  `may_write`: without preload, may the use be written
+ * in this transaction?
  */
 void
 apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)
@@ -196,7 +205,7 @@ set_text(Datum *values, bool *nulls, AttrNumber column, const char *value)
 		set_column(values, nulls, column, CStringGetTextDatum(value));
 }
 
-/* A verification as a value of type apitoken.verification. */
+/* Form a value of type apitoken.verification. */
 Datum
 apitoken_verification_datum(const ApitokenVerification *verification)
 {

@@ -1,8 +1,8 @@
 /*
  * directory.c
- *		What must hold of organizations, users, memberships and roles.
+ *		Triggers on organizations, users, memberships and roles.
  *
- * The deletion of an owner is in revoke.c.
+ * The trigger for the deletion of an owner is in revoke.c.
  */
 #include "postgres.h"
 
@@ -29,13 +29,14 @@ role_name(TriggerData *trigger, HeapTuple tuple)
 	bool		isnull;
 	Datum		name = heap_getattr(tuple, Anum_roles_name, RelationGetDescr(trigger->tg_relation), &isnull);
 
-	/* a null name is refused by the table, after this trigger */
+	/* after this trigger, the table refuses a null name */
 	return isnull ? pstrdup("") : TextDatumGetCString(name);
 }
 
 /*
- * The owner's insert of a role that is there becomes an update: the install
- * script has made the built-in roles before a dump brings its own.
+ * If the tables' owner inserts a role that exists, the existing row is updated.
+ * A restore needs this, because the install script has created the built-in
+ * roles before the restore inserts those of the dump.
  */
 static bool
 replace_role(TriggerData *trigger, const char *name)
@@ -60,7 +61,7 @@ replace_role(TriggerData *trigger, const char *name)
 	return true;
 }
 
-/* A role that a member has keeps its name, and stays. */
+/* A role that a member has cannot be renamed or deleted. */
 static void
 refuse_role_in_use(const char *name)
 {
@@ -75,9 +76,12 @@ refuse_role_in_use(const char *name)
 }
 
 /*
- * A membership needs its organization and its role, which stay until this
- * transaction ends.  Not in a restore, which may bring them later (pg_dump's
- * scripts switch row_security off): what is missing in the end allows nothing.
+ * A membership needs its organization and its role.  Both rows are locked, so
+ * that they exist until this transaction ends.
+ *
+ * A restore is not checked, because it may insert these rows later.  It is
+ * recognized by row_security, which pg_dump's scripts set to off.  A membership
+ * without its organization or its role allows nothing.
  */
 PG_FUNCTION_INFO_V1(apitoken_membership_before_change);
 Datum
@@ -97,7 +101,7 @@ apitoken_membership_before_change(PG_FUNCTION_ARGS)
 	if (!row_security && apitoken_is_owner())
 		return PointerGetDatum(tuple);
 
-	/* nulls are refused by the table, after this trigger */
+	/* after this trigger, the table refuses nulls */
 	organization_id = heap_getattr(tuple, Anum_memberships_organization_id, descriptor, &isnull);
 	if (!isnull)
 		apitoken_lock_organization(TextDatumGetCString(organization_id));
@@ -144,11 +148,11 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 }
 
 /*
- * While an organization is suspended nobody can use its tokens, so their time
- * of being idle starts anew when that ends.
+ * Set resumed_at if this update ends a suspension.  The tokens of a suspended
+ * organization cannot be used, so their idle time starts again.
  */
 static HeapTuple
-note_resumption(TriggerData *trigger)
+set_resumed_at(TriggerData *trigger)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
 	int			attribute = Anum_organizations_resumed_at;
@@ -161,7 +165,10 @@ note_resumption(TriggerData *trigger)
 	return heap_modify_tuple_by_cols(trigger->tg_newtuple, descriptor, 1, &attribute, &now, &isnull);
 }
 
-/* Ids of organizations and users do not change; TRUNCATE would revoke nothing. */
+/*
+ * Ids of organizations and users cannot change.  TRUNCATE is refused, because it
+ * would not revoke the tokens.
+ */
 PG_FUNCTION_INFO_V1(apitoken_owner_before_change);
 Datum
 apitoken_owner_before_change(PG_FUNCTION_ARGS)
@@ -192,5 +199,5 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("the id of an organization or a user cannot change"),
 				 errhint("Insert the new one, then delete the old one: its tokens are revoked.")));
-	return PointerGetDatum(of_user ? trigger->tg_newtuple : note_resumption(trigger));
+	return PointerGetDatum(of_user ? trigger->tg_newtuple : set_resumed_at(trigger));
 }

@@ -1,10 +1,11 @@
 /*
  * edit.c
- *		Changing tokens: the update trigger and regenerate_token().
+ *		Changes of tokens: the update trigger and regenerate_token().
  *
- * An UPDATE of the view may change what describes and narrows a token.  Its
- * owner, creator, secret and revocation are changed by the extension's own
- * statements alone, even for a superuser: a revoked token does not come back.
+ * An UPDATE of the view may change the columns that describe a token or narrow
+ * what it may do.  Only the extension's own statements change the owner, the
+ * creator, the secret and the revocation.  This applies to superusers too: a
+ * revoked token cannot become valid again.
  */
 #include "postgres.h"
 
@@ -36,7 +37,7 @@ check_protected_columns(TriggerData *trigger)
 	}
 }
 
-/* What is new must be valid; what was there may stay. */
+/* Check the values that change.  Unchanged values are not checked again. */
 static void
 check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot snapshot)
 {
@@ -88,7 +89,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 }
 
 static HeapTuple
-touch(TriggerData *trigger, TimestampTz updated_at)
+set_updated_at(TriggerData *trigger, TimestampTz updated_at)
 {
 	int			attribute = Anum_token_records_updated_at;
 	Datum		value = TimestampTzGetDatum(updated_at);
@@ -99,8 +100,8 @@ touch(TriggerData *trigger, TimestampTz updated_at)
 }
 
 /*
- * Access and permissions go together: leaving custom drops the permissions,
- * giving permissions means custom, as for create_token.
+ * Keep access and permissions consistent: another access than custom clears the
+ * permissions, and new permissions make the access custom, as in create_token().
  */
 static void
 reconcile_access(TriggerData *trigger)
@@ -142,28 +143,28 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	TupleDesc	descriptor;
-	ApitokenRecord was;
-	ApitokenRecord becomes;
+	ApitokenRecord old_record;
+	ApitokenRecord new_record;
 	Snapshot	snapshot;
 
 	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
 	descriptor = RelationGetDescr(trigger->tg_relation);
 
-	/* our own statements come here after their own checks */
+	/* the extension's own statements were checked before they ran */
 	if (apitoken_running_statement == APITOKEN_REGENERATE ||
 		apitoken_running_statement == APITOKEN_REVOKE ||
 		apitoken_running_statement == APITOKEN_REVOKE_MATCHING ||
 		apitoken_running_statement == APITOKEN_REVOKE_IDLE)
-		return PointerGetDatum(touch(trigger, GetCurrentTimestamp()));
+		return PointerGetDatum(set_updated_at(trigger, GetCurrentTimestamp()));
 
-	/* what goes was of no use any more: no change that anybody made */
+	/* clearing a digest that is no longer accepted is not a change by a user */
 	if (apitoken_running_statement == APITOKEN_CLEAR_PREVIOUS)
 		return PointerGetDatum(trigger->tg_newtuple);
 
-	apitoken_record_from_tuple(trigger->tg_trigtuple, descriptor, &was);
-	if (!apitoken_may_manage(&was, "token:update"))
+	apitoken_record_from_tuple(trigger->tg_trigtuple, descriptor, &old_record);
+	if (!apitoken_may_manage(&old_record, "token:update"))
 		apitoken_refuse();
-	if (was.revoked)
+	if (old_record.revoked)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the token is revoked"),
@@ -173,7 +174,7 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 	if (!apitoken_edited(trigger))
 		return PointerGetDatum(trigger->tg_trigtuple);
 
-	/* a null where the record has a default would pass unseen */
+	/* a record has no nulls in these columns, so check the row itself */
 	if (heap_attisnull(trigger->tg_newtuple, Anum_token_records_access, descriptor) ||
 		heap_attisnull(trigger->tg_newtuple, Anum_token_records_label, descriptor))
 		ereport(ERROR,
@@ -181,16 +182,16 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 				 errmsg("label and access of a token cannot be null"),
 				 errhint("Give a label of 1 to 255 characters, and access read_only, full or custom.")));
 	reconcile_access(trigger);
-	apitoken_record_from_tuple(trigger->tg_newtuple, descriptor, &becomes);
+	apitoken_record_from_tuple(trigger->tg_newtuple, descriptor, &new_record);
 	snapshot = apitoken_latest_snapshot();
-	check_new_values(trigger, &becomes, snapshot);
-	apitoken_check_ceiling(&was, snapshot);
-	apitoken_check_ceiling(&becomes, snapshot);
+	check_new_values(trigger, &new_record, snapshot);
+	apitoken_check_ceiling(&old_record, snapshot);
+	apitoken_check_ceiling(&new_record, snapshot);
 	UnregisterSnapshot(snapshot);
-	return PointerGetDatum(touch(trigger, GetCurrentTimestamp()));
+	return PointerGetDatum(set_updated_at(trigger, GetCurrentTimestamp()));
 }
 
-/* The expiry that a regenerated token has. */
+/* The expiry of a regenerated token. */
 static TimestampTz
 new_expiry(const ApitokenRecord *record, Interval *expires_in)
 {
@@ -226,7 +227,7 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 	id = PG_GETARG_UUID_P(0);
 	apitoken_fetch_managed(id, "token:update", &record);
 
-	/* one regeneration after the other, each seeing what the last one left */
+	/* lock the row, then read it again: concurrent regenerations run one by one */
 	values[0] = UUIDPGetDatum(id);
 	apitoken_execute(APITOKEN_LOCK_TOKEN, values, NULL);
 	apitoken_fetch_managed(id, "token:update", &record);

@@ -2,8 +2,9 @@
  * grant.c
  *		Capabilities: allow() and disallow().
  *
- * A capability is a handful of GRANTs, which travel in pg_dump like any
- * others.  They are built as parse trees, not as text, and run as the caller.
+ * A capability is a set of privileges.  allow() grants them by ordinary GRANTs,
+ * which pg_dump dumps like any others.  The GRANTs are built as parse trees and
+ * not as SQL text, and run with the caller's privileges.
  */
 #include "postgres.h"
 
@@ -28,9 +29,10 @@ typedef struct Privilege
 	const char *name;			/* "execute" for a function */
 	const char *schema;
 	const char *object;
-	ApitokenTable columns_of;	/* on the columns that columns.h grants; APITOKEN_TABLES: on all */
-	int			nargs;			/* of a function; its argument types: */
-	const char *args[11];
+	ApitokenTable columns_of;	/* grant on the columns that columns.h lists for this table;
+								 * APITOKEN_TABLES: on the whole object */
+	int			nargs;			/* number of arguments of a function */
+	const char *args[11];		/* their types */
 } Privilege;
 
 #define FUNCTION_OF(schema, name, ...) \
@@ -61,7 +63,7 @@ static const Privilege manage_privileges[] = {
 	TABLE("select", "tokens"),
 	COLUMNS("insert", "apitoken", "tokens", APITOKEN_TOKEN_RECORDS),
 	COLUMNS("update", "apitoken", "tokens", APITOKEN_TOKEN_RECORDS),
-	/* the view's trigger refuses it, with a hint that a missing privilege would not give */
+	/* the view's trigger refuses DELETE with a hint, which a missing privilege would not give */
 	TABLE("delete", "tokens"),
 	COLUMNS("select", "apitoken_internal", "token_records", APITOKEN_TOKEN_RECORDS),
 	COLUMNS("insert", "apitoken_internal", "token_records", APITOKEN_TOKEN_RECORDS),
@@ -103,7 +105,7 @@ static const Privilege monitor_privileges[] = {
 typedef struct Capability
 {
 	const char *name;
-	const char *includes;		/* another one; NULL: none */
+	const char *includes;		/* name of another capability; NULL: none */
 	const Privilege *privileges;
 	int			count;
 } Capability;
@@ -196,9 +198,9 @@ run_grants(const Capability *capability, RoleSpec *grantee, bool grant)
 		run_grant(&capability->privileges[i], grantee, grant);
 }
 
-/* Was DELETE on this relation granted to the role itself? */
+/* Was DELETE on this relation granted to the role directly? */
 static bool
-may_delete(Oid relation, Oid role)
+has_delete(Oid relation, Oid role)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
 	bool		granted = false;
@@ -221,11 +223,12 @@ may_delete(Oid relation, Oid role)
 }
 
 /*
- * Some capabilities share privileges: what one that the role keeps needs is
- * granted again.  DELETE on these relations tells that it has the capability.
+ * Some capabilities share privileges.  If the role keeps another capability, the
+ * privileges of that one are granted again.  DELETE on these relations shows
+ * that the role has the capability.
  */
 static void
-restore_shared(List *taken, Oid role, RoleSpec *grantee)
+grant_kept(List *revoked, Oid role, RoleSpec *grantee)
 {
 	static const struct
 	{
@@ -240,12 +243,12 @@ restore_shared(List *taken, Oid role, RoleSpec *grantee)
 	CommandCounterIncrement();
 	for (int i = 0; i < lengthof(kept); i++)
 	{
-		bool		was_taken = false;
+		bool		was_revoked = false;
 		ListCell   *lc;
 
-		foreach(lc, taken)
-			was_taken = was_taken || strcmp(lfirst(lc), kept[i].capability) == 0;
-		if (!was_taken && may_delete(get_relname_relid(kept[i].relation, schema), role))
+		foreach(lc, revoked)
+			was_revoked = was_revoked || strcmp(lfirst(lc), kept[i].capability) == 0;
+		if (!was_revoked && has_delete(get_relname_relid(kept[i].relation, schema), role))
 			run_grants(find_capability(kept[i].capability), grantee, true);
 	}
 }
@@ -263,7 +266,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 				 errmsg("permission denied to change capabilities"),
 				 errhint("Only the owner of the extension's tables may, \"%s\".",
 						 GetUserNameFromId(apitoken_owner(), false))));
-	/* as GRANT is, which the server checks before it gets as far as this */
+	/* for a GRANT, the server checks this before it calls ExecuteGrantStmt() */
 	PreventCommandIfReadOnly(grant ? "apitoken.allow()" : "apitoken.disallow()");
 	if (!PG_ARGISNULL(1) && !array_contains_nulls(PG_GETARG_ARRAYTYPE_P(1)))
 		capabilities = apitoken_strings_from_array(PG_GETARG_ARRAYTYPE_P(1));
@@ -273,7 +276,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 				 errmsg("a database role and at least one capability are needed"),
 				 errhint("SELECT apitoken.allow('backend', 'act', 'verify');")));
 
-	/* all are known, before the first is granted */
+	/* check all names before anything is granted */
 	foreach(lc, capabilities)
 	{
 		if (find_capability(lfirst(lc)) == NULL)
@@ -289,7 +292,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	foreach(lc, capabilities)
 		run_grants(find_capability(lfirst(lc)), grantee, grant);
 	if (!grant)
-		restore_shared(capabilities, get_role_oid(grantee->rolename, false), grantee);
+		grant_kept(capabilities, get_role_oid(grantee->rolename, false), grantee);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_allow);

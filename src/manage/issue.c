@@ -1,13 +1,14 @@
 /*
  * issue.c
- *		Making tokens: the insert trigger, create_token() and take_token().
+ *		Creation of tokens: the insert trigger, create_token() and take_token().
  *
- * Every new token goes through the trigger, whoever inserts it: it checks
- * authorization first, with one uniform error, and only then the values (a
- * BEFORE trigger runs before the policies, and must not tell one tenant about
- * another).  It alone makes ids and digests.  A row that comes with a digest
- * is a restored one: only the tables' owner may insert it, and it is kept as
- * it is.
+ * The trigger fires for every new token.  It checks authorization first, always
+ * with the same error, and then the values.  (A BEFORE trigger runs before the
+ * policies are checked, so errors about values could tell one tenant about
+ * another.)  Only the trigger generates ids and digests.
+ *
+ * A row that already has a digest comes from a restore.  Only the tables' owner
+ * may insert it, and it is stored unchanged.
  */
 #include "postgres.h"
 
@@ -39,8 +40,9 @@ refuse_creation(void)
 }
 
 /*
- * Whose token it is to be, and may the caller make one there?  Of the record
- * only the owner is looked at, and set if none was given.
+ * Check that the caller may create a token for the owner in this record.  If the
+ * record has no owner, the acting user becomes the owner.  Only the columns of
+ * the owner, and the kind, are used.
  */
 static void
 authorize_creation(ApitokenRecord *record)
@@ -79,7 +81,7 @@ text_of(HeapTuple tuple, TupleDesc descriptor, AttrNumber attribute)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
-/* A user without a row gets one when they first create something. */
+/* Create the row of a user who has none. */
 static void
 ensure_user(const char *user_id)
 {
@@ -102,12 +104,13 @@ lock_user(const char *user_id)
 		if (apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) == 0)
 			return;
 	}
-	apitoken_note_locked(APITOKEN_USERS, user_id);
+	apitoken_remember_locked(APITOKEN_USERS, user_id);
 }
 
 /*
- * The owner must exist, and stay until this transaction ends: deleting it
- * revokes what it owns, so it has to see this token or come before it.
+ * The owner must exist, and is locked until this transaction ends.  Deleting an
+ * owner revokes its tokens, so the deletion must see this token or must have
+ * happened before.
  */
 static void
 lock_owner(const ApitokenRecord *record)
@@ -150,7 +153,7 @@ set_null(Columns *columns, int attribute)
 	columns->nulls[columns->count++] = true;
 }
 
-/* The values that the caller gave, checked, with their defaults. */
+/* Check the values that the caller gave, and set the defaults of the others. */
 static void
 check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Columns *columns)
 {
@@ -195,7 +198,7 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 		apitoken_check_expiry(record->expires_at, false);
 	else
 	{
-		/* infinity reads like none here, but is not */
+		/* DT_NOEND also stands for infinity, which is refused */
 		value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
 		if (!isnull)
 			apitoken_check_expiry(DatumGetTimestampTz(value), false);
@@ -212,9 +215,9 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 		apitoken_check_metadata(value);
 }
 
-/* Id, digest and masked text; the text itself is kept for take_token(). */
+/* Generate id, digest and masked text.  The token text is kept for take_token(). */
 static void
-mint(ApitokenRecord *record, Columns *columns)
+generate_token(ApitokenRecord *record, Columns *columns)
 {
 	char		text[APITOKEN_TEXT_MAX + 1];
 	ApitokenParts parts;
@@ -229,7 +232,7 @@ mint(ApitokenRecord *record, Columns *columns)
 				 errmsg("could not generate random values")));
 	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	apitoken_digest(text, strlen(text), scheme, (uint8 *) VARDATA(digest));
-	apitoken_keep_secret(id, text);
+	apitoken_keep_text(id, text);
 	explicit_bzero(text, sizeof(text));
 
 	set_column(columns, Anum_token_records_id, UUIDPGetDatum(id));
@@ -291,7 +294,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 				 errmsg("the id of a token cannot be chosen"),
 				 errhint("Leave id out: it is made with the token.")));
 
-	/* reading the whole row would already complain about values */
+	/* only the owner: reading the whole row could raise errors about values */
 	owner.organization_id = text_of(tuple, descriptor, Anum_token_records_organization_id);
 	owner.user_id = text_of(tuple, descriptor, Anum_token_records_user_id);
 	authorize_creation(&owner);
@@ -317,7 +320,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	set_null(&columns, Anum_token_records_previous_digest);
 	set_null(&columns, Anum_token_records_previous_digest_scheme);
 	set_null(&columns, Anum_token_records_previous_expires_at);
-	mint(&record, &columns);
+	generate_token(&record, &columns);
 
 	return PointerGetDatum(heap_modify_tuple_by_cols(tuple, descriptor, columns.count,
 													 columns.attributes, columns.values, columns.nulls));
@@ -327,26 +330,26 @@ PG_FUNCTION_INFO_V1(apitoken_take_token);
 Datum
 apitoken_take_token(PG_FUNCTION_ARGS)
 {
-	text	   *secret = apitoken_release_secret(PG_GETARG_UUID_P(0));
+	text	   *token = apitoken_take_text(PG_GETARG_UUID_P(0));
 
-	if (secret == NULL)
+	if (token == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token text is not available"),
 				 errdetail("It can be taken once, by the role that inserted the token, in the same transaction."),
 				 errhint("Use apitoken.regenerate_token() to give the token a new text.")));
-	PG_RETURN_TEXT_P(secret);
+	PG_RETURN_TEXT_P(token);
 }
 
-/* A value of type apitoken.issued_token. */
+/* Form a value of type apitoken.issued_token. */
 Datum
-apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, TimestampTz expires_at)
+apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked, TimestampTz expires_at)
 {
 	Datum		values[Natts_issued_token];
 	bool		nulls[Natts_issued_token] = {false};
 
 	values[Anum_issued_token_id - 1] = UUIDPGetDatum(id);
-	values[Anum_issued_token_token - 1] = PointerGetDatum(secret);
+	values[Anum_issued_token_token - 1] = PointerGetDatum(token);
 	values[Anum_issued_token_masked - 1] = CStringGetTextDatum(masked);
 	values[Anum_issued_token_expires_at - 1] = TimestampTzGetDatum(expires_at);
 	nulls[Anum_issued_token_expires_at - 1] = expires_at == DT_NOEND;
@@ -354,9 +357,9 @@ apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked, Tim
 }
 
 /*
- * An INSERT into the view, as the caller: privileges, trigger and policies
- * are those of the plain statement.  The text comes from secret.c, not from
- * RETURNING, which would need the right to read.
+ * create_token() inserts into the view as the caller.  The privileges, the
+ * trigger and the policies are those of a plain INSERT.  The token text comes
+ * from secret.c and not from RETURNING, which would need the right to read.
  */
 PG_FUNCTION_INFO_V1(apitoken_create_token);
 Datum
@@ -370,8 +373,8 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	ApitokenRecord owner = {0};
 	TimestampTz expires_at = DT_NOEND;
 	pg_uuid_t	id = {0};
-	pg_uuid_t  *waiting;
-	text	   *secret;
+	pg_uuid_t  *outer_target;
+	text	   *token;
 	ApitokenParts parts;
 	uint64		inserted;
 
@@ -382,7 +385,7 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	}
 	if (!PG_ARGISNULL(7))
 	{
-		/* the trigger will ask again, but only after this value */
+		/* the trigger checks this too, but an error about expires_in must not come first */
 		owner.organization_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 		owner.user_id = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 		authorize_creation(&owner);
@@ -402,20 +405,20 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 		SPI_keepplan(plan);
 	}
-	/* an error forgets it with the (sub)transaction */
-	waiting = apitoken_capture_id(&id);
+	/* after an error, the end of the (sub)transaction resets this */
+	outer_target = apitoken_capture_new_id(&id);
 	if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(SPI_result));
 	inserted = SPI_processed;
 	SPI_finish();
-	apitoken_capture_id(waiting);
+	apitoken_capture_new_id(outer_target);
 
-	secret = inserted == 1 ? apitoken_release_secret(&id) : NULL;
-	if (secret == NULL ||
-		!apitoken_parse_text(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret), &parts))
+	token = inserted == 1 ? apitoken_take_text(&id) : NULL;
+	if (token == NULL ||
+		!apitoken_parse_text(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), &parts))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the token was not inserted"),
 				 errdetail("A rule or trigger on apitoken.tokens or apitoken_internal.token_records kept it from being so.")));
-	PG_RETURN_DATUM(apitoken_issued_datum(&id, secret, parts.masked, expires_at));
+	PG_RETURN_DATUM(apitoken_issued_datum(&id, token, parts.masked, expires_at));
 }

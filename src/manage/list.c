@@ -1,6 +1,6 @@
 /*
  * list.c
- *		Small things that lists of tokens are made of.
+ *		Helper functions of list_tokens() and of the view tokens.
  */
 #include "postgres.h"
 
@@ -12,7 +12,7 @@
 
 #define PAGE_MAX 1000
 
-/* How long ago, in words. */
+/* How long ago a time was, in words. */
 PG_FUNCTION_INFO_V1(apitoken_in_words);
 Datum
 apitoken_in_words(PG_FUNCTION_ARGS)
@@ -49,8 +49,8 @@ apitoken_in_words(PG_FUNCTION_ARGS)
 }
 
 /*
- * An ILIKE pattern: a text with % is one, any other means "contains", and its
- * characters stand for themselves.
+ * An ILIKE pattern for a label.  A text with % is a pattern already.  Any other
+ * text means "contains", and its characters stand for themselves.
  */
 PG_FUNCTION_INFO_V1(apitoken_list_pattern);
 Datum
@@ -93,8 +93,8 @@ check_status(const char *status)
 }
 
 /*
- * How many rows a page has.  The status is checked here as well, because this
- * is asked once, also where there is no row to compare it with.
+ * The number of rows of a page.  The status is checked here too, because this
+ * function is called once, even if there are no rows to compare it with.
  */
 PG_FUNCTION_INFO_V1(apitoken_list_limit);
 Datum

@@ -1,12 +1,12 @@
 /*
  * locked.c
- *		Owners that this transaction has locked already.
+ *		Owners that this transaction has already locked.
  *
- * Whoever makes a token locks its owner FOR KEY SHARE until the transaction
- * ends.  Once is enough, however many tokens it makes for that owner: nobody
- * else can delete a row that is locked.  What the transaction itself deletes
- * forgets it all (revoke.c), and what a subtransaction locked is forgotten
- * when that is rolled back, since the locks go then, too.
+ * The creation of a token locks its owner FOR KEY SHARE until the transaction
+ * ends.  One lock is enough for many tokens of an owner, because no other
+ * transaction can delete the locked row.  If this transaction itself deletes an
+ * owner, all entries are removed (revoke.c).  If a subtransaction is rolled
+ * back, its entries are removed, because its locks are released.
  */
 #include "postgres.h"
 
@@ -15,24 +15,24 @@
 
 #include "manage/manage.h"
 
-/* So many are remembered; others are locked again each time. */
+/* Maximum number of entries.  Other owners are locked again each time. */
 #define LOCKED_MAX 10000
 
-typedef struct Owner
+typedef struct OwnerKey
 {
-	Oid			table;			/* another one after DROP and CREATE EXTENSION */
-	char		id[APITOKEN_OWNER_ID_MAX + 1];	/* zeros after its end */
-} Owner;
+	Oid			table;			/* changes with DROP and CREATE EXTENSION */
+	char		id[APITOKEN_OWNER_ID_MAX + 1];	/* padded with zeros */
+} OwnerKey;
 
 typedef struct LockedOwner
 {
-	Owner		owner;			/* hash key */
-	ApitokenMade made;			/* in in_order */
+	OwnerKey	key;			/* hash key */
+	ApitokenMade entry;			/* in in_order */
 } LockedOwner;
 
 static HTAB *locked = NULL;		/* in TopTransactionContext */
 
-/* The same, in the order in which they were locked: see subtransaction.c. */
+/* The same owners in the order in which they were locked: see subtransaction.c. */
 static dlist_head in_order = DLIST_STATIC_INIT(in_order);
 
 void
@@ -56,12 +56,12 @@ transaction_ended(XactEvent event, void *arg)
 }
 
 static void
-forget(ApitokenMade *made)
+forget(ApitokenMade *entry)
 {
-	LockedOwner *owner = dlist_container(LockedOwner, made.node, &made->node);
+	LockedOwner *owner = dlist_container(LockedOwner, entry.node, &entry->node);
 
-	dlist_delete(&made->node);
-	hash_search(locked, &owner->owner, HASH_REMOVE, NULL);
+	dlist_delete(&entry->node);
+	hash_search(locked, &owner->key, HASH_REMOVE, NULL);
 }
 
 static void
@@ -78,31 +78,31 @@ apitoken_locked_init(void)
 	RegisterSubXactCallback(subtransaction_ended, NULL);
 }
 
-/* False: it has an id that no owner has. */
+/* Returns false if no owner can have this id. */
 static bool
-set_key(Owner *owner, ApitokenTable table, const char *id)
+set_key(OwnerKey *key, ApitokenTable table, const char *id)
 {
 	if (strlen(id) > APITOKEN_OWNER_ID_MAX)
 		return false;
-	memset(owner, 0, sizeof(*owner));
-	owner->table = apitoken_table(table);
-	memcpy(owner->id, id, strlen(id));
+	memset(key, 0, sizeof(*key));
+	key->table = apitoken_table(table);
+	memcpy(key->id, id, strlen(id));
 	return true;
 }
 
 bool
 apitoken_is_locked(ApitokenTable table, const char *id)
 {
-	Owner		owner;
+	OwnerKey	key;
 
-	return locked != NULL && set_key(&owner, table, id) &&
-		hash_search(locked, &owner, HASH_FIND, NULL) != NULL;
+	return locked != NULL && set_key(&key, table, id) &&
+		hash_search(locked, &key, HASH_FIND, NULL) != NULL;
 }
 
 void
-apitoken_note_locked(ApitokenTable table, const char *id)
+apitoken_remember_locked(ApitokenTable table, const char *id)
 {
-	Owner		key;
+	OwnerKey	key;
 	LockedOwner *owner;
 	bool		found;
 
@@ -112,7 +112,7 @@ apitoken_note_locked(ApitokenTable table, const char *id)
 	{
 		HASHCTL		control = {0};
 
-		control.keysize = sizeof(Owner);
+		control.keysize = sizeof(OwnerKey);
 		control.entrysize = sizeof(LockedOwner);
 		control.hcxt = TopTransactionContext;
 		locked = hash_create("apitoken owners", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
@@ -122,5 +122,5 @@ apitoken_note_locked(ApitokenTable table, const char *id)
 	owner = hash_search(locked, &key, HASH_ENTER, &found);
 	if (found)
 		return;
-	apitoken_add_made(&in_order, &owner->made);
+	apitoken_add_made(&in_order, &owner->entry);
 }

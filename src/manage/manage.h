@@ -1,28 +1,29 @@
 /*
  * manage.h
- *		Tokens made, edited, listed and ended, and the directory around them.
+ *		Creation, change, listing and revocation of tokens; the directory of
+ *		organizations, users and roles; capabilities.
  */
 #ifndef APITOKEN_MANAGE_H
 #define APITOKEN_MANAGE_H
 
 #include "identity/identity.h"
 
-/* ----- secret.c: texts of tokens made in this transaction ----- */
+/* ----- secret.c: texts of tokens created in this transaction ----- */
 
 extern void apitoken_secret_init(void);
-extern void apitoken_keep_secret(const pg_uuid_t *id, const char *text);
-extern text *apitoken_release_secret(const pg_uuid_t *id);
+extern void apitoken_keep_text(const pg_uuid_t *id, const char *text);
+extern text *apitoken_take_text(const pg_uuid_t *id);
 extern bool apitoken_made_here(const pg_uuid_t *id);
-extern pg_uuid_t *apitoken_capture_id(pg_uuid_t *id);
+extern pg_uuid_t *apitoken_capture_new_id(pg_uuid_t *target);
 
 /* ----- locked.c: owners that this transaction has locked ----- */
 
 extern void apitoken_locked_init(void);
 extern bool apitoken_is_locked(ApitokenTable table, const char *id);
-extern void apitoken_note_locked(ApitokenTable table, const char *id);
+extern void apitoken_remember_locked(ApitokenTable table, const char *id);
 extern void apitoken_forget_locked(void);
 
-/* ----- validate.c: what the columns of a token may hold ----- */
+/* ----- validate.c: checks of a token's columns ----- */
 
 extern void apitoken_check_label(const char *label);
 extern void apitoken_check_description(const char *description);
@@ -38,9 +39,9 @@ extern void apitoken_check_rate_limit(int32 limit);
 extern void apitoken_check_metadata(Datum metadata);
 extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);
 
-/* ----- issue.c: making tokens ----- */
+/* ----- issue.c: creation of tokens ----- */
 
-extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *secret, const char *masked,
+extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked,
 								   TimestampTz expires_at);
 
 #endif							/* APITOKEN_MANAGE_H */

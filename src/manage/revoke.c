@@ -1,10 +1,11 @@
 /*
  * revoke.c
- *		Ending tokens, for good.
+ *		Revocation of tokens.
  *
- * A revoked token is kept for the record.  Revocation needs token:delete (or
- * to be the owner of a personal token), but no ceiling: ending a token hands
- * out nothing.  It hits the latest state of the row, whatever the isolation
+ * Revocation is final, and the revoked token is kept for the record.  The caller
+ * needs the permission token:delete, or must be the user who owns the personal
+ * token.  The ceiling is not checked, because a revocation gives nobody a
+ * permission.  The latest version of the row is updated, whatever the isolation
  * level of the transaction.
  */
 #include "postgres.h"
@@ -20,9 +21,9 @@
 
 #define REASON_MAX 1000			/* bytes */
 
-/* The user who is revoking, for revoked_by. */
+/* The acting user, for revoked_by. */
 static Datum
-revoker(char *null)
+acting_user(char *null)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
 
@@ -57,7 +58,7 @@ revoke_one(const pg_uuid_t *id, Datum reason, char reason_null)
 	char		nulls[3] = {' ', ' ', reason_null};
 
 	values[0] = UUIDPGetDatum(id);
-	values[1] = revoker(&nulls[1]);
+	values[1] = acting_user(&nulls[1]);
 	values[2] = reason;
 	return apitoken_execute(APITOKEN_REVOKE, values, nulls) > 0;
 }
@@ -116,9 +117,9 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	if (principal != NULL)
 	{
 		organizations = apitoken_organizations_where(principal, permissions);
-		user_id = apitoken_managed_user_of(principal, permissions);
+		user_id = apitoken_manageable_user(principal, permissions);
 	}
-	values[0] = revoker(&nulls[0]);
+	values[0] = acting_user(&nulls[0]);
 	values[1] = reason_argument(fcinfo, 3, &nulls[1]);
 	for (int i = 0; i < 3; i++)
 	{
@@ -135,8 +136,8 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 }
 
 /*
- * What a deleted organization or user owned is revoked, and their memberships
- * end: an id that is used again revives nothing.
+ * Revoke the tokens of a deleted organization or user, and end its memberships.
+ * If the id is used again, the new owner has none of them.
  */
 PG_FUNCTION_INFO_V1(apitoken_owner_after_delete);
 Datum
@@ -157,7 +158,7 @@ apitoken_owner_after_delete(PG_FUNCTION_ARGS)
 	apitoken_forget_locked();
 	id = heap_getattr(trigger->tg_trigtuple, of_user ? Anum_users_id : Anum_organizations_id,
 					  RelationGetDescr(trigger->tg_relation), &isnull);
-	values[0] = revoker(&nulls[0]);
+	values[0] = acting_user(&nulls[0]);
 	values[1] = CStringGetTextDatum("owner_deleted");
 	values[of_user ? 3 : 2] = id;
 	nulls[of_user ? 3 : 2] = ' ';

@@ -1,14 +1,16 @@
 /*
  * secret.c
- *		Texts of tokens made in this transaction, until they are taken.
+ *		Texts of tokens created in this transaction.
  *
- * The insert trigger keeps them here, take_token() and create_token() hand
- * each out once, to the role that made it.  What is left is wiped when its
- * (sub)transaction ends, whichever way it ends.
+ * The insert trigger stores the texts here.  take_token() and create_token()
+ * return each text once, to the role that created the token.  Texts that were
+ * not taken are wiped when the transaction ends, or when their subtransaction is
+ * rolled back.
  *
- * An entry also tells the AFTER trigger that the token was made here and not
- * restored.  RETURNING takes the text before that trigger fires, create_token
- * after it: so an entry goes when both have been there.
+ * An entry also tells the AFTER trigger that the token was created in this
+ * transaction and not restored.  take_token() in RETURNING takes the text before
+ * this trigger fires, and create_token() takes it afterwards.  An entry is
+ * removed when both have happened.
  */
 #include "postgres.h"
 
@@ -19,47 +21,47 @@
 
 #include "manage/manage.h"
 
-typedef struct KeptSecret
+typedef struct KeptText
 {
 	pg_uuid_t	id;				/* hash key */
-	ApitokenMade made;			/* in in_order */
-	Oid			role;			/* who made it */
-	bool		taken;			/* the text was handed out, and wiped here */
-	bool		seen;			/* by the AFTER trigger */
+	ApitokenMade entry;			/* in in_order */
+	Oid			role;			/* the role that created the token */
+	bool		taken;			/* the text was returned, and wiped here */
+	bool		after_trigger;	/* the AFTER trigger has fired */
 	char		text[APITOKEN_TEXT_MAX + 1];
-} KeptSecret;
+} KeptText;
 
-static HTAB *kept = NULL;		/* in TopTransactionContext */
+static HTAB *texts = NULL;		/* in TopTransactionContext */
 
-/* The same, in the order in which they were made: see subtransaction.c. */
+/* The same texts in the order of creation: see subtransaction.c. */
 static dlist_head in_order = DLIST_STATIC_INIT(in_order);
 
 /*
- * Where the id of the next token that is made goes.  The first one counts: a
- * trigger on the table may make more.
+ * Where the id of the next new token is stored; NULL: nowhere.  Only the first
+ * id is stored, because a trigger on the table may create more tokens.
  */
-static pg_uuid_t *capture = NULL;
+static pg_uuid_t *new_id_target = NULL;
 
 static void
-forget(ApitokenMade *made)
+forget(ApitokenMade *entry)
 {
-	KeptSecret *secret = dlist_container(KeptSecret, made.node, &made->node);
+	KeptText   *kept = dlist_container(KeptText, entry.node, &entry->node);
 
-	explicit_bzero(secret->text, sizeof(secret->text));
-	dlist_delete(&made->node);
-	hash_search(kept, &secret->id, HASH_REMOVE, NULL);
+	explicit_bzero(kept->text, sizeof(kept->text));
+	dlist_delete(&entry->node);
+	hash_search(texts, &kept->id, HASH_REMOVE, NULL);
 }
 
 static void
 transaction_ended(XactEvent event, void *arg)
 {
-	capture = NULL;
-	if (kept == NULL ||
+	new_id_target = NULL;
+	if (texts == NULL ||
 		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE))
 		return;
 	while (!dlist_is_empty(&in_order))
 		forget(dlist_tail_element(ApitokenMade, node, &in_order));
-	kept = NULL;
+	texts = NULL;
 }
 
 static void
@@ -67,7 +69,7 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 					 SubTransactionId parent, void *arg)
 {
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		capture = NULL;
+		new_id_target = NULL;
 	apitoken_end_made(&in_order, event, subtransaction, parent, forget);
 }
 
@@ -79,73 +81,76 @@ apitoken_secret_init(void)
 }
 
 void
-apitoken_keep_secret(const pg_uuid_t *id, const char *text)
+apitoken_keep_text(const pg_uuid_t *id, const char *text)
 {
-	KeptSecret *secret;
+	KeptText   *kept;
 
-	if (kept == NULL)
+	if (texts == NULL)
 	{
 		HASHCTL		control = {0};
 
 		control.keysize = sizeof(pg_uuid_t);
-		control.entrysize = sizeof(KeptSecret);
+		control.entrysize = sizeof(KeptText);
 		control.hcxt = TopTransactionContext;
-		kept = hash_create("apitoken secrets", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		texts = hash_create("apitoken secrets", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	secret = hash_search(kept, id, HASH_ENTER, NULL);
-	secret->role = GetUserId();
-	secret->taken = false;
-	secret->seen = false;
-	memcpy(secret->text, text, strlen(text) + 1);
-	apitoken_add_made(&in_order, &secret->made);
-	if (capture != NULL)
-		*capture = *id;
-	capture = NULL;
+	kept = hash_search(texts, id, HASH_ENTER, NULL);
+	kept->role = GetUserId();
+	kept->taken = false;
+	kept->after_trigger = false;
+	memcpy(kept->text, text, strlen(text) + 1);
+	apitoken_add_made(&in_order, &kept->entry);
+	if (new_id_target != NULL)
+		*new_id_target = *id;
+	new_id_target = NULL;
 }
 
-/* Have the id of the next token that is made; returns who waited for one. */
+/*
+ * Have the id of the next new token stored in *target.  Returns the previous
+ * target, which the caller must set again.
+ */
 pg_uuid_t *
-apitoken_capture_id(pg_uuid_t *id)
+apitoken_capture_new_id(pg_uuid_t *target)
 {
-	pg_uuid_t  *previous = capture;
+	pg_uuid_t  *previous = new_id_target;
 
-	capture = id;
+	new_id_target = target;
 	return previous;
 }
 
-static KeptSecret *
+static KeptText *
 find(const pg_uuid_t *id)
 {
-	return kept == NULL ? NULL : hash_search(kept, id, HASH_FIND, NULL);
+	return texts == NULL ? NULL : hash_search(texts, id, HASH_FIND, NULL);
 }
 
-/* Was this token made in this transaction?  Asked once, by the AFTER trigger. */
+/* Was this token created in this transaction?  The AFTER trigger calls this once. */
 bool
 apitoken_made_here(const pg_uuid_t *id)
 {
-	KeptSecret *secret = find(id);
+	KeptText   *kept = find(id);
 
-	if (secret == NULL)
+	if (kept == NULL)
 		return false;
-	secret->seen = true;
-	if (secret->taken)
-		forget(&secret->made);
+	kept->after_trigger = true;
+	if (kept->taken)
+		forget(&kept->entry);
 	return true;
 }
 
-/* The text of a token, once; NULL if there is none for this role. */
+/* Take the text of a token; NULL if there is none, or none for the current role. */
 text *
-apitoken_release_secret(const pg_uuid_t *id)
+apitoken_take_text(const pg_uuid_t *id)
 {
-	KeptSecret *secret = find(id);
+	KeptText   *kept = find(id);
 	text	   *result;
 
-	if (secret == NULL || secret->taken || secret->role != GetUserId())
+	if (kept == NULL || kept->taken || kept->role != GetUserId())
 		return NULL;
-	result = cstring_to_text(secret->text);
-	secret->taken = true;
-	explicit_bzero(secret->text, sizeof(secret->text));
-	if (secret->seen)
-		forget(&secret->made);
+	result = cstring_to_text(kept->text);
+	kept->taken = true;
+	explicit_bzero(kept->text, sizeof(kept->text));
+	if (kept->after_trigger)
+		forget(&kept->entry);
 	return result;
 }

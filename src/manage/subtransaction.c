@@ -1,27 +1,27 @@
 /*
  * subtransaction.c
- *		What is kept in a transaction, by the subtransaction that made it.
+ *		Lists of entries that belong to subtransactions.
  *
- * When a subtransaction commits, what it made becomes its parent's; when it is
- * rolled back, that is forgotten.  The entries stand in the order in which they
- * were made, so what a subtransaction made stands together at the end when it
- * ends, and its end costs no more than that, however many entries there are.
+ * When a subtransaction commits, its entries pass to its parent.  When it is
+ * rolled back, its entries are removed.  A list has the order of creation.  When
+ * a subtransaction ends, its entries are the last ones of the list, so no others
+ * are visited, however long the list is.
  */
 #include "postgres.h"
 
 #include "base/base.h"
 
 void
-apitoken_add_made(dlist_head *in_order, ApitokenMade *made)
+apitoken_add_made(dlist_head *in_order, ApitokenMade *entry)
 {
-	made->subtransaction = GetCurrentSubTransactionId();
-	dlist_push_tail(in_order, &made->node);
+	entry->subtransaction = GetCurrentSubTransactionId();
+	dlist_push_tail(in_order, &entry->node);
 }
 
-/* To be called at a subtransaction's end; forget() takes an entry out of the list. */
+/* Call this when a subtransaction ends.  forget() must remove the entry from the list. */
 void
 apitoken_end_made(dlist_head *in_order, SubXactEvent event, SubTransactionId subtransaction,
-				  SubTransactionId parent, void (*forget) (ApitokenMade *made))
+				  SubTransactionId parent, void (*forget) (ApitokenMade *entry))
 {
 	dlist_iter	iter;
 
@@ -29,22 +29,22 @@ apitoken_end_made(dlist_head *in_order, SubXactEvent event, SubTransactionId sub
 	{
 		dlist_reverse_foreach(iter, in_order)
 		{
-			ApitokenMade *made = dlist_container(ApitokenMade, node, iter.cur);
+			ApitokenMade *entry = dlist_container(ApitokenMade, node, iter.cur);
 
-			if (made->subtransaction != subtransaction)
+			if (entry->subtransaction != subtransaction)
 				break;
-			made->subtransaction = parent;
+			entry->subtransaction = parent;
 		}
 	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		while (!dlist_is_empty(in_order))
 		{
-			ApitokenMade *made = dlist_tail_element(ApitokenMade, node, in_order);
+			ApitokenMade *entry = dlist_tail_element(ApitokenMade, node, in_order);
 
-			if (made->subtransaction != subtransaction)
+			if (entry->subtransaction != subtransaction)
 				break;
-			forget(made);
+			forget(entry);
 		}
 	}
 }

@@ -1,8 +1,8 @@
 /*
  * token_sql.c
- *		Token texts by SQL: generate(), hash(), parse() and mask().
+ *		SQL functions on token texts: generate(), hash(), parse() and mask().
  *
- * They look at no table.  For administrators: nobody else is granted them.
+ * They read no table.  They are for administrators and granted to nobody.
  */
 #include "postgres.h"
 
@@ -52,7 +52,7 @@ apitoken_hash(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(digest);
 }
 
-/* The parts of a text argument, of which too long a one is not even read. */
+/* Parse a text argument.  A text too long to be a token is not detoasted. */
 static bool
 parse_argument(Datum token, ApitokenParts *parts)
 {

@@ -1,10 +1,10 @@
 /*
  * validate.c
- *		What the columns of a token may hold, and that what they name is there.
+ *		Checks of a token's columns.
  *
- * The insert and the update trigger check here, after authorization.  Each
- * error is 22023 with a hint that names the fix, but for an organization or
- * role that is not there (23503) and a label in use (23505).
+ * The insert and the update trigger call them after authorization.  An error is
+ * 22023 with a hint that names the fix.  The exceptions are an organization or a
+ * role that does not exist (23503), and a label that is in use (23505).
  */
 #include "postgres.h"
 
@@ -68,7 +68,7 @@ latest_expiry(void)
 	return plus_interval(GetCurrentTransactionStartTimestamp(), &years);
 }
 
-/* An administrator may let a token expire as of a time in the past. */
+/* `may_be_past`: the caller is an administrator, who may set a time in the past. */
 void
 apitoken_check_expiry(TimestampTz expires_at, bool may_be_past)
 {
@@ -80,14 +80,14 @@ apitoken_check_expiry(TimestampTz expires_at, bool may_be_past)
 		invalid("the expiry is too far away", "Give a time within 100 years, or null for a token that never expires.");
 }
 
-/* When something that starts now and lasts this long ends. */
+/* The end of a duration that starts with the transaction. */
 static TimestampTz
 end_of_duration(Interval *duration, const char *too_short)
 {
 	TimestampTz start = GetCurrentTransactionStartTimestamp();
 	TimestampTz end;
 
-	/* compared before adding, which could overflow */
+	/* compare before the addition, which could overflow */
 	Interval	years = {0};
 
 	years.month = DURATION_MAX_YEARS * MONTHS_PER_YEAR;
@@ -108,7 +108,7 @@ apitoken_expiry_after(Interval *expires_in)
 	return end_of_duration(expires_in, "a token must live for at least a minute");
 }
 
-/* Until when an old secret goes on; DT_NOBEGIN: not at all. */
+/* The end of an overlap, until which the old secret is accepted; DT_NOBEGIN: no overlap. */
 TimestampTz
 apitoken_overlap_until(Interval *overlap)
 {
@@ -119,7 +119,7 @@ apitoken_overlap_until(Interval *overlap)
 	return end_of_duration(overlap, "an overlap must be none, or at least a minute");
 }
 
-/* The organization must exist, and then stays until this transaction ends. */
+/* The organization must exist, and is locked until this transaction ends. */
 void
 apitoken_lock_organization(const char *id)
 {
@@ -133,7 +133,7 @@ apitoken_lock_organization(const char *id)
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 				 errmsg("organization \"%s\" does not exist", apitoken_clip(id)),
 				 errhint("Insert it into apitoken.organizations first.")));
-	apitoken_note_locked(APITOKEN_ORGANIZATIONS, id);
+	apitoken_remember_locked(APITOKEN_ORGANIZATIONS, id);
 }
 
 void
@@ -208,8 +208,9 @@ state_in_words(const ApitokenRecord *record)
 }
 
 /*
- * The unique indexes would refuse it too; this says which token is in the
- * way.  (Two sessions at once meet the index.)
+ * The unique indexes would refuse the label too, but this error names the token
+ * that has it.  If two sessions insert the same label at once, the index refuses
+ * the second one.
  */
 void
 apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot)
