@@ -8,7 +8,7 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -74,10 +74,7 @@ sub plain
 	return $text;
 }
 
-my $node = PostgreSQL::Test::Cluster->new('readme');
-$node->init;
-$node->append_conf('postgresql.conf', "timezone = 'UTC'\nlc_messages = 'C'\n");
-$node->start;
+my $node = start_node('readme', conf => "timezone = 'UTC'\nlc_messages = 'C'");
 
 # run_file(FILE, CONFIGURATION): run its blocks, and compare
 sub run_file
@@ -88,10 +85,7 @@ sub run_file
 
 	# what an earlier file left: its database, then its roles
 	$node->safe_psql('postgres', 'DROP DATABASE IF EXISTS app');
-	foreach my $role (split /\n/, $node->safe_psql('postgres', "SELECT quote_ident(rolname) FROM pg_roles WHERE oid >= 16384"))
-	{
-		$node->safe_psql('postgres', "DROP ROLE $role");
-	}
+	drop_roles($node);
 	$node->safe_psql('postgres', 'CREATE DATABASE app');
 
 	my $script = '';

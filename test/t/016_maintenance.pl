@@ -5,14 +5,11 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $primary = PostgreSQL::Test::Cluster->new('primary');
-$primary->init(allows_streaming => 1);
-$primary->append_conf('postgresql.conf', "max_connections = 30\nmax_standby_streaming_delay = -1");
-$primary->start;
+my $primary = start_node('primary', init => [ allows_streaming => 1 ], conf => "max_connections = 30\nmax_standby_streaming_delay = -1");
 $primary->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken CASCADE;
 	CREATE ROLE regress_apitoken_cron LOGIN;
@@ -30,9 +27,7 @@ my $removed = 'SELECT events_removed, tokens_removed, usage_removed FROM apitoke
 # ----- a standby -----------------------------------------------------------------
 
 $primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($primary, 'standby');
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 my ($rc, $out, $err) = $standby->psql('postgres', $removed, @cron);
 like($err, qr/ERROR:  25006: .*run_maintenance\(\) during recovery/, 'a standby: 25006');
@@ -162,6 +157,5 @@ is($primary->safe_psql('postgres', q{
 	SELECT count(*) FROM apitoken.token_usage WHERE NOT EXISTS (SELECT FROM apitoken.token_records WHERE id = token_id)}), "t\n0|0|t|t\n0", 'and all that was due is done');
 
 $primary->stop;
-unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
-  foreach $primary, $standby;
+no_crash($_) foreach $primary, $standby;
 done_testing();

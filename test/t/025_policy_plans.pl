@@ -67,8 +67,8 @@ $node->safe_psql('postgres', q{
 	GRANT SELECT ON careless TO app;
 	INSERT INTO careless OVERRIDING SYSTEM VALUE SELECT * FROM article WHERE id <= 1000;
 	VACUUM ANALYZE article; VACUUM ANALYZE draft; VACUUM ANALYZE careless});
-my $token = $node->safe_psql('postgres', q{SELECT token FROM apitoken.create_token('t', organization_id => 'org1')});
-my $personal = $node->safe_psql('postgres', q{SELECT token FROM apitoken.create_token('t', user_id => 'user1', access => 'read_only')});
+my $token = create($node, 't', q{organization_id => 'org1'});
+my $personal = create($node, 't', q{user_id => 'user1', access => 'read_only'});
 
 my %caller = (
 	user => "SELECT FROM apitoken.act_as('user1')",
