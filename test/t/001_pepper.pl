@@ -22,7 +22,7 @@ my $node = start_node('pepper', conf => 'max_connections = 10');
 my $place = PostgreSQL::Test::Utils::tempdir_short();
 my $file = "$place/peppers";
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	-- what a statement answers, or SQLSTATE, message, detail and hint
 	CREATE FUNCTION public.outcome(statement text) RETURNS text LANGUAGE plpgsql AS $$
 	DECLARE
@@ -78,7 +78,7 @@ sub scheme
 {
 	my ($label) = @_;
 	return $node->safe_psql('postgres',
-		"SELECT digest_scheme, encode(digest, 'hex') FROM apitoken.token_records WHERE label = '$label'");
+		"SELECT digest_scheme, encode(digest, 'hex') FROM apitoken_internal.token_records WHERE label = '$label'");
 }
 
 $node->safe_psql('postgres', q{INSERT INTO apitoken.organizations VALUES ('acme')});
@@ -153,15 +153,15 @@ is(in_session(verdict($token2)), 'valid', 'with the old key it does again');
 # regenerate moves to the newest; the old secret goes on under its own scheme
 my $old = create($node, 'moves', $acme);
 write_file("1:$key1\n2:$key2\n3:$key3\n");
-my $new = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.token_records WHERE label = 'moves'), overlap => '1 hour')});
+my $new = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'moves'), overlap => '1 hour')});
 is(scheme('moves'), '3|' . hmac_sha256_hex($new, pack('H*', $key3)), 'regenerate_token moves a token to the newest pepper');
-is($node->safe_psql('postgres', q{SELECT previous_digest_scheme FROM apitoken.token_records WHERE label = 'moves'}),
+is($node->safe_psql('postgres', q{SELECT previous_digest_scheme FROM apitoken_internal.token_records WHERE label = 'moves'}),
 	'2', 'its previous digest keeps its scheme');
 is_deeply([ outcomes(verdict($old), verdict($new)) ], [ 'valid', 'valid' ], 'both secrets verify');
 write_file("3:$key3\n");
 is(outcome(verdict($new)), 'valid', 'the new secret verifies without the old pepper');
 like(outcome(verdict($old)), qr/^F0000 .*needs pepper 2.* HINT ./, 'the old secret without its pepper is an error');
-my $new0 = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.token_records WHERE label = 'zero'), overlap => '1 hour')});
+my $new0 = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'zero'), overlap => '1 hour')});
 is(outcome(verdict($token0)), 'valid', 'a previous digest of scheme 0 verifies under a pepper');
 like(scheme('zero'), qr/^3\|/, 'and the new one is signed');
 
@@ -183,7 +183,7 @@ sub check_broken
 		hash_of($token1),
 		q{SELECT token FROM apitoken.create_token('broken', organization_id => 'acme')},
 		q{INSERT INTO apitoken.tokens (label, user_id) VALUES ('broken', 'u') RETURNING id},
-		q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.token_records WHERE label = 'one'))},
+		q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'one'))},
 		verdict($token1),
 		verdict($new0),
 		"SELECT apitoken.authenticate('$token1')",
@@ -198,7 +198,7 @@ sub check_broken
 	my @bad = grep { $_ !~ /^$state .*$message.* HINT ./ || $_ !~ /HINT .*$hint/ } @errors;
 	is(scalar(@bad), 0, "$what: whatever needs a pepper raises $state with a hint")
 	  or diag(join("\n", @bad));
-	is_deeply(\@got, [ 'valid', 'unknown', 'malformed', 'malformed', 'malformed', 'org', 'false' ],
+	is_deeply(\@got, [ 'valid', 'unknown', 'malformed', 'malformed', 'malformed', 'organization', 'false' ],
 		"$what: scheme 0 verifies, unknown and malformed texts do not raise");
 
 	# in a session that had good peppers a moment ago as well
@@ -397,7 +397,7 @@ foreach my $preload ('session_preload_libraries', 'shared_preload_libraries')
 }
 
 # nothing that was refused left a trace
-is($node->safe_psql('postgres', q{SELECT count(*) FROM apitoken.token_records WHERE label = 'broken'}), '0',
+is($node->safe_psql('postgres', q{SELECT count(*) FROM apitoken_internal.token_records WHERE label = 'broken'}), '0',
 	'no token was made without its pepper');
 
 $session->quit;

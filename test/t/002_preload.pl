@@ -1,6 +1,6 @@
 # What a plain CREATE EXTENSION, session_preload_libraries and
 # shared_preload_libraries make of settings that come from outside the
-# transaction, of the latch, and of READ ONLY.
+# transaction, of the fixed identity, and of READ ONLY.
 
 use strict;
 use warnings;
@@ -14,7 +14,7 @@ my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 $node->safe_psql('postgres', 'CREATE DATABASE app');
 $node->safe_psql('app', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	CREATE ROLE regress_apitoken_backend LOGIN;
 	CREATE ROLE regress_apitoken_client LOGIN;
 	CREATE ROLE regress_apitoken_weak;
@@ -111,13 +111,13 @@ foreach ('plain', 'session', 'shared')
 	check("BEGIN; $alice $who ROLLBACK;", '[ERROR: 42501]', 'no capability act', @by);
 	check($who, 'nobody', 'no capability act, PGOPTIONS', @by, options => '-c apitoken.user_id=alice');
 
-	# ---- the latch: the role given up and the user id changed in one expression
+	# ---- the fixed identity: the role given up and the user id changed in one expression
 
 	my $forgery = "set_config('role', 'none', true), set_config('apitoken.user_id', 'admin', true)";
 	my $forge = "SELECT $forgery";
 	my $nested = "query_to_xml(\$q\$$forge\$q\$, true, true, '') IS NOT NULL";
 	my $scoped = "BEGIN; SET LOCAL ROLE regress_apitoken_weak; $alice";
-	# the latch is there as soon as the extension was called in the session
+	# the identity is fixed as soon as the extension was called in the session
 	foreach my $before ($preloaded ? ('', $who) : ($who))
 	{
 		foreach my $case (
@@ -131,15 +131,15 @@ foreach ('plain', 'session', 'shared')
 			my ($name, $sql, $printed) = @$case;
 
 			check("$before $scoped $sql ROLLBACK;", ($before ? 'nobody ' : '') . $printed . '[ERROR: 25001]',
-				'latch ' . ($before ? 'after a call' : 'at once') . ", $name");
+				'fixed ' . ($before ? 'after a call' : 'at once') . ", $name");
 		}
 	}
 	# The plain form's limit: before the library is loaded nobody notices that
 	# the value changed, so that the last one counts.
-	check("$scoped $forge, apitoken.current_user_id(); ROLLBACK;", 'none|admin|admin', 'no latch before the first call of a session') if !$preloaded;
-	# Called by its own way, the identity is latched in any form.
-	check("BEGIN; SELECT apitoken.act_as('alice')->>'user_id'; $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'latch after act_as');
-	check("BEGIN; SELECT user_id FROM apitoken.authenticate('$token'); $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'latch after authenticate');
+	check("$scoped $forge, apitoken.current_user_id(); ROLLBACK;", 'none|admin|admin', 'not fixed before the first call of a session') if !$preloaded;
+	# Called by its own way, the identity is fixed in any form.
+	check("BEGIN; SELECT apitoken.act_as('alice'); $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'fixed after act_as');
+	check("BEGIN; SELECT user_id FROM apitoken.authenticate('$token'); $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'fixed after authenticate');
 
 	# ---- a read-only token
 
@@ -217,8 +217,8 @@ is( run(qq{
 		CREATE SCHEMA apitoken;
 		CREATE TABLE apitoken.organizations (); CREATE TABLE apitoken.users (); CREATE TABLE apitoken.roles ();
 		CREATE TABLE apitoken.memberships (); CREATE TABLE apitoken.token_usage (); CREATE TABLE apitoken.events ();
-		CREATE TABLE apitoken.token_records (id uuid PRIMARY KEY, $columns);
-		INSERT INTO apitoken.token_records (id) VALUES ('$id');
+		CREATE TABLE apitoken_internal.token_records (id uuid PRIMARY KEY, $columns);
+		INSERT INTO apitoken_internal.token_records (id) VALUES ('$id');
 		BEGIN; SET LOCAL apitoken.token = '$token'; SELECT 1; ROLLBACK;
 		SELECT 2;
 	}, database => 'lure', user => 'regress_apitoken_lurer'),

@@ -14,7 +14,7 @@ my $transactions = 2000;
 
 my $node = start_node('pooled');
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	CREATE ROLE regress_apitoken_pool LOGIN;
 	CREATE ROLE regress_apitoken_weak;
 	GRANT regress_apitoken_weak TO regress_apitoken_pool;

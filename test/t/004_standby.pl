@@ -13,7 +13,7 @@ use Test::More;
 # a query on the standby may hold up the replay, not be cancelled by it
 my $primary = start_node('primary', init => [ allows_streaming => 1 ], conf => "max_connections = 20\nmax_standby_streaming_delay = -1");
 $primary->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations VALUES ('acme', 'Acme'), ('other', 'Other');
 	INSERT INTO apitoken.users VALUES ('u', 'User', NULL, '{g}');
 	INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'developer');
@@ -40,9 +40,9 @@ $primary->safe_psql('postgres', q{
 	SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
 	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
 	-- as time would
-	ALTER TABLE apitoken.token_records DISABLE TRIGGER USER;
-	UPDATE apitoken.token_records SET expires_at = now() - interval '1 s' WHERE label = 'expired';
-	ALTER TABLE apitoken.token_records ENABLE TRIGGER USER;
+	ALTER TABLE apitoken_internal.token_records DISABLE TRIGGER USER;
+	UPDATE apitoken_internal.token_records SET expires_at = now() - interval '1 s' WHERE label = 'expired';
+	ALTER TABLE apitoken_internal.token_records ENABLE TRIGGER USER;
 });
 
 $primary->backup('base');
@@ -78,9 +78,9 @@ is(on($standby, "BEGIN; SELECT (apitoken.authenticate('$token{organization}')).v
 is(on($standby, "BEGIN; SET LOCAL apitoken.token = '$token{read_only}'; SELECT apitoken.can('article:read'), apitoken.can('article:write'); COMMIT"),
 	't|f', 'the setting apitoken.token')
   or diag(on($standby, 'SELECT 1'));
-is(on($standby, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; $articles; SELECT count(*) FROM apitoken.list_tokens(); COMMIT"),
+is(on($standby, "BEGIN; SELECT apitoken.act_as('u'); $articles; SELECT count(*) FROM apitoken.list_tokens(); COMMIT"),
 	"u\n1,3\n1", 'act_as(), a policy, and list_tokens()');
-is(on($standby, "BEGIN; SELECT apitoken.act_as('nobody')->>'user_id'; SELECT apitoken.can('a:b'), apitoken.can('a:b', 'acme'); COMMIT"),
+is(on($standby, "BEGIN; SELECT apitoken.act_as('nobody'); SELECT apitoken.can('a:b'), apitoken.can('a:b', 'acme'); COMMIT"),
 	"nobody\nt|f", 'act_as() of a user without a row');
 like(on($standby, "BEGIN; SELECT apitoken.authenticate('$token{revoked}')"), qr/ERROR:  28000/, 'a revoked token is an error there as well');
 
@@ -94,7 +94,7 @@ foreach my $statement (
 	q{SELECT apitoken.revoke_tokens(user_id => 'u')},
 	"SELECT apitoken.revoke_by_token('$token{user}')")
 {
-	like(on($standby, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; $statement"), qr/^u\n.*ERROR:  25006: /s, "read-only there: $statement");
+	like(on($standby, "BEGIN; SELECT apitoken.act_as('u'); $statement"), qr/^u\n.*ERROR:  25006: /s, "read-only there: $statement");
 }
 is(on($standby, verdict($token{user})), 'valid', 'and it changed nothing');
 
@@ -134,8 +134,8 @@ replayed();
 is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization}, q{, 'article:write'})), 'permission_refused', 'a role that allows less');
 
 # what a session cached follows what is replayed
-foreach my $ddl ('VACUUM FULL apitoken.token_records', 'REINDEX TABLE CONCURRENTLY apitoken.token_records', 'ALTER TABLE apitoken.token_records ADD COLUMN extra int DEFAULT random()',
-	'ALTER TABLE apitoken.token_records DROP COLUMN extra')
+foreach my $ddl ('VACUUM FULL apitoken_internal.token_records', 'REINDEX TABLE CONCURRENTLY apitoken_internal.token_records', 'ALTER TABLE apitoken_internal.token_records ADD COLUMN extra int DEFAULT random()',
+	'ALTER TABLE apitoken_internal.token_records DROP COLUMN extra')
 {
 	$primary->safe_psql('postgres', $ddl);
 	replayed();
@@ -155,9 +155,9 @@ is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization})), 'valid', 
 is($promoted->safe_psql('postgres', q{SELECT count(*) FROM apitoken.token_usage WHERE last_used_at IS NOT NULL}), '1', 'and its use is recorded now');
 is_deeply([ split /\n/, on($promoted, join(';', map { verdict($token{$_}) } sort keys %verdicts)) ],
 	[ map { $_ eq 'victim' ? 'revoked' : $verdicts{$_} } sort keys %verdicts ], 'every verdict after the promotion');
-like(ask_raw($session{'READ COMMITTED'}, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('promoted'); COMMIT"),
+like(ask_raw($session{'READ COMMITTED'}, "BEGIN; SELECT apitoken.act_as('u'); SELECT token FROM apitoken.create_token('promoted'); COMMIT"),
 	qr/^u\napt_usr_[0-9A-Za-z]{71}$/, 'a session of before the promotion makes a token');
-like(on($promoted, "BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); "
+like(on($promoted, "BEGIN; SELECT apitoken.act_as('u'); SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); "
 		. q{SELECT apitoken.revoke_token((SELECT id FROM apitoken.tokens WHERE label = 'promoted')); COMMIT}),
 	qr/^u\napt_usr_[0-9A-Za-z]{71}\nt$/, 'and it is regenerated and revoked');
 is($promoted->safe_psql('postgres', q{SELECT string_agg(action, ' ' ORDER BY id) FROM apitoken.events
@@ -167,7 +167,7 @@ $_->quit foreach values %session;
 # ----- crash -------------------------------------------------------------------
 
 # what was committed is there after a crash, what was not is not
-my $before = on($promoted, q{BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('crash'); COMMIT}) =~ s/^u\n//r;
+my $before = on($promoted, q{BEGIN; SELECT apitoken.act_as('u'); SELECT token FROM apitoken.create_token('crash'); COMMIT}) =~ s/^u\n//r;
 my $open = $promoted->background_psql('postgres', on_error_stop => 0);
 my $uncommitted = ask_raw($open, q{BEGIN; SELECT token FROM apitoken.create_token('uncommitted', user_id => 'u')});
 ask_raw($open, q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'crash'});
@@ -179,7 +179,7 @@ is(on($promoted, "SELECT verdict FROM apitoken.verify('$before'); SELECT verdict
 	'after a crash: what was committed');
 is_deeply([ split /\n/, on($promoted, join(';', map { verdict($token{$_}) } sort keys %verdicts)) ],
 	[ map { $_ eq 'victim' ? 'revoked' : $verdicts{$_} } sort keys %verdicts ], 'every verdict after a crash');
-like(on($promoted, q{BEGIN; SELECT apitoken.act_as('u')->>'user_id'; SELECT token FROM apitoken.create_token('after'); COMMIT}), qr/^u\napt_usr_/, 'new tokens after a crash');
+like(on($promoted, q{BEGIN; SELECT apitoken.act_as('u'); SELECT token FROM apitoken.create_token('after'); COMMIT}), qr/^u\napt_usr_/, 'new tokens after a crash');
 
 # ----- a standby with the library preloaded ------------------------------------
 
@@ -199,7 +199,7 @@ my $shared = start_standby($primary, 'shared', conf => q{
 	apitoken.flush_interval = '100ms'
 });
 $primary->wait_for_catchup($shared, 'replay', $primary->lsn('insert'));
-my $written = q{SELECT concat_ws(' ', u.accepted, u.refused, host(u.last_used_from)) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = };
+my $written = q{SELECT concat_ws(' ', u.accepted, u.refused, host(u.last_used_from)) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label = };
 
 # recorded in memory, READ ONLY as everything there, and nowhere else
 is(on($shared, verdict($token{organization}, q{, client_address => '192.0.2.1'})), 'valid', 'shared preload on a standby: verified');
@@ -234,12 +234,12 @@ my $old_session = $shared->background_psql('postgres', on_error_stop => 0);
 $old_session->query('SELECT apitoken.current_user_id()');
 my $began = stat_of($shared, 'started_at');
 $shared->promote;
-ok($shared->poll_query_until('postgres', q{SELECT accepted = 3 FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label = 'organization'}),
+ok($shared->poll_query_until('postgres', q{SELECT accepted = 3 FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label = 'organization'}),
 	'promoted: written');
 is($shared->safe_psql('postgres', $written . q{'organization'}), '3 0 192.0.2.3', 'promoted: with the last address');
 is($shared->safe_psql('postgres', $written . q{'networks'}), '0 1', 'promoted: the refusal');
 is($shared->safe_psql('postgres', $written . q{'limited'}), '2 2', 'promoted: the rate limit\'s');
-is($shared->safe_psql('postgres', q{SELECT sum(accepted), max(accepted) FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id WHERE r.label LIKE 'many%'}),
+is($shared->safe_psql('postgres', q{SELECT sum(accepted), max(accepted) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label LIKE 'many%'}),
 	2 * ($entries - 3) . '|2', 'promoted: and what there was room for');
 is(stat_of($shared, 'started_at'), $began, 'promoted: without a restart');
 is($old_session->query("SELECT verdict FROM apitoken.verify('$token{user}'); SELECT apitoken.flush_usage() IS NULL"), "valid\nf", 'promoted: an old session has its use flushed');

@@ -49,7 +49,7 @@ $old->safe_psql('app', q{
 	SELECT apitoken.allow('regress_apitoken_job', 'directory');
 	-- and what somebody granted or took by hand
 	GRANT SELECT (id, label) ON apitoken.tokens TO regress_apitoken_partial;
-	GRANT SELECT (id, label), UPDATE (label) ON apitoken.token_records TO regress_apitoken_partial;
+	GRANT SELECT (id, label), UPDATE (label) ON apitoken_internal.token_records TO regress_apitoken_partial;
 	REVOKE EXECUTE ON FUNCTION apitoken.whoami() FROM PUBLIC;
 	GRANT EXECUTE ON FUNCTION apitoken.whoami() TO regress_apitoken_people WITH GRANT OPTION;
 	GRANT EXECUTE ON FUNCTION apitoken.run_maintenance() TO regress_apitoken_job;
@@ -93,27 +93,28 @@ $old->safe_psql('app', qq{
 	INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused)
 		SELECT id, '2020-02-29'::date + i, 10 * i, i FROM apitoken.tokens, generate_series(0, 2) i WHERE label IN ('used', 'personal');
 	-- as time would
-	ALTER TABLE apitoken.token_records DISABLE TRIGGER USER;
-	UPDATE apitoken.token_records SET expires_at = now() - interval '1 day', created_at = now() - interval '9 days' WHERE label = 'expired';
-	UPDATE apitoken.token_records SET previous_expires_at = now() - interval '1 s' WHERE label = 'over';
-	ALTER TABLE apitoken.token_records ENABLE TRIGGER USER;
+	ALTER TABLE apitoken_internal.token_records DISABLE TRIGGER USER;
+	UPDATE apitoken_internal.token_records SET expires_at = now() - interval '1 day', created_at = now() - interval '9 days' WHERE label = 'expired';
+	UPDATE apitoken_internal.token_records SET previous_expires_at = now() - interval '1 s' WHERE label = 'over';
+	ALTER TABLE apitoken_internal.token_records ENABLE TRIGGER USER;
 });
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
 # What must be the same afterwards, line by line.
 my %same = (
-	(map { ("rows of $_" => "SELECT r::text FROM apitoken.$_ r ORDER BY 1") }
-		qw(organizations users roles memberships token_records token_usage token_usage_daily events)),
+	(map { ("rows of $_" => "SELECT r::text FROM $_ r ORDER BY 1") }
+		qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships apitoken_internal.token_records
+			apitoken.token_usage apitoken.token_usage_daily apitoken.events)),
 	'privileges' => q{
 		SELECT o.name || ' ' || pg_catalog.pg_get_userbyid(a.grantor) || ' ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END
 			|| ' ' || a.privilege_type || ' ' || a.is_grantable
-		FROM (SELECT c.oid::regclass::text AS name, coalesce(c.relacl, acldefault('r', c.relowner)) AS acl FROM pg_class c WHERE c.relnamespace = 'apitoken'::regnamespace AND c.relkind IN ('r', 'v')
-			UNION ALL SELECT t.attrelid::regclass || '.' || t.attname, t.attacl FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid WHERE c.relnamespace = 'apitoken'::regnamespace
-			UNION ALL SELECT p.oid::regprocedure::text, coalesce(p.proacl, acldefault('f', p.proowner)) FROM pg_proc p WHERE p.pronamespace = 'apitoken'::regnamespace
-			UNION ALL SELECT n.nspname, n.nspacl FROM pg_namespace n WHERE n.nspname = 'apitoken') o, aclexplode(o.acl) a
+		FROM (SELECT c.oid::regclass::text AS name, coalesce(c.relacl, acldefault('r', c.relowner)) AS acl FROM pg_class c WHERE c.relnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace) AND c.relkind IN ('r', 'v')
+			UNION ALL SELECT t.attrelid::regclass || '.' || t.attname, t.attacl FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid WHERE c.relnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
+			UNION ALL SELECT p.oid::regprocedure::text, coalesce(p.proacl, acldefault('f', p.proowner)) FROM pg_proc p WHERE p.pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
+			UNION ALL SELECT n.nspname, n.nspacl FROM pg_namespace n WHERE n.nspname IN ('apitoken', 'apitoken_internal')) o, aclexplode(o.acl) a
 		WHERE a.privilege_type <> 'MAINTAIN' ORDER BY 1},
 	'column privileges' => q{SELECT grantee || ' ' || table_name || '.' || column_name || ' ' || privilege_type
-		FROM information_schema.column_privileges WHERE table_schema = 'apitoken' ORDER BY 1},
+		FROM information_schema.column_privileges WHERE table_schema IN ('apitoken', 'apitoken_internal') ORDER BY 1},
 	'schema of pgcrypto' => q{SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'pgcrypto'});
 sub contents { my ($node, $db) = @_; return { map { ($_ => $node->safe_psql($db, "SET timezone = 'UTC'; SET intervalstyle = 'postgres'; $same{$_}")) } keys %same }; }
 my @labels = sort keys %token;
@@ -149,7 +150,7 @@ sub check_restored
 	is($node->safe_psql($db, q{SET ROLE regress_apitoken_backend; SELECT string_agg(p::text, ' ' ORDER BY i) FROM unnest(ARRAY[
 			has_function_privilege('apitoken.verify(text,text,text,inet)', 'EXECUTE'), has_function_privilege('apitoken.act_as(text)', 'EXECUTE'),
 			has_table_privilege('apitoken.tokens', 'SELECT'), has_column_privilege('apitoken.tokens', 'label', 'UPDATE'), has_table_privilege('apitoken.organizations', 'UPDATE'),
-			has_column_privilege('apitoken.token_records', 'digest', 'SELECT')]) WITH ORDINALITY AS u (p, i)}),
+			has_column_privilege('apitoken_internal.token_records', 'digest', 'SELECT')]) WITH ORDINALITY AS u (p, i)}),
 		'true true true true false false', "$what: capabilities") unless $skip{privileges};
 	return if $skip{going_on};
 
@@ -216,7 +217,7 @@ command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('custom'), "$place/cus
 check_restored($new, 'custom', 'custom', settings => 1);
 
 # data only, into the extension as it was installed
-database('data', 'CREATE EXTENSION apitoken CASCADE; CREATE SCHEMA app; CREATE TABLE app.article (id int PRIMARY KEY, organization_id text)');
+database('data', 'CREATE EXTENSION apitoken; CREATE SCHEMA app; CREATE TABLE app.article (id int PRIMARY KEY, organization_id text)');
 command_ok([ 'pg_restore', '--exit-on-error', '--data-only', '-d', $to->('data'), "$place/custom" ], 'pg_restore --data-only');
 check_restored($new, 'data', 'data only', settings => 1, privileges => 1, 'column privileges' => 1, 'schema of pgcrypto' => 1, going_on => 1);
 
@@ -269,9 +270,9 @@ unlike(slurp_file("$place/plain.sql"), qr/$_/, 'no text in a dump') foreach (val
 
 # ----- somebody else may not come with digests ---------------------------------
 
-my ($rc, $out, $err) = $new->psql('plain', q{GRANT INSERT ON apitoken.token_records TO regress_apitoken_partial;
+my ($rc, $out, $err) = $new->psql('plain', q{GRANT INSERT ON apitoken_internal.token_records TO regress_apitoken_partial;
 	SET SESSION AUTHORIZATION regress_apitoken_partial;
-	INSERT INTO apitoken.token_records (id, created_at, updated_at, digest_scheme, digest, organization_id, role, label, access, masked)
+	INSERT INTO apitoken_internal.token_records (id, created_at, updated_at, digest_scheme, digest, organization_id, role, label, access, masked)
 		VALUES (gen_random_uuid(), now(), now(), 0, '\x} . ('00' x 32) . q{', 'acme', 'admin', 'forged', 'full', 'm')},
 	extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 like($err, qr/ERROR:  42501/, 'a row with a digest comes from the owner alone');

@@ -12,7 +12,7 @@ use Time::HiRes qw(time);
 # few connections: the server's lock table has room for some thousand locks
 my $node = start_node('bulk', conf => "max_connections = 20\nlog_statement = none\njit = off");
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations VALUES ('acme');
 	CREATE TABLE made (n serial, id uuid, token text);
 	-- of all contexts, in bytes
@@ -29,7 +29,7 @@ my $many = 20_000;
 $node->safe_psql('postgres', qq{
 	WITH t AS (INSERT INTO apitoken.tokens (label, organization_id)
 		SELECT 'bulk ' || i, 'acme' FROM generate_series(1, $many) i
-		RETURNING id, apitoken.take_secret(id) AS token)
+		RETURNING id, apitoken.take_token(id) AS token)
 	INSERT INTO made (id, token) SELECT id, token FROM t ORDER BY id});
 is($node->safe_psql('postgres', q{SELECT count(DISTINCT id) || ' ' || count(DISTINCT token) FROM made}),
 	"$many $many", 'ids and texts of 20,000 tokens: none repeats');
@@ -100,12 +100,12 @@ note(time - $began, ' s');
 # token: its text must not be handed out as one.
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
-	CREATE TRIGGER z_nothing BEFORE INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION nothing()});
+	CREATE TRIGGER z_nothing BEFORE INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION nothing()});
 ($rc, $out, $err) = $node->psql('postgres', q{SELECT token FROM apitoken.create_token('suppressed', organization_id => 'acme')},
 	extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 like($err, qr/ERROR:  55000: the token was not inserted/, 'a token that was not inserted is an error');
 is($out, '', 'and shows no text');
-$node->safe_psql('postgres', 'DROP TRIGGER z_nothing ON apitoken.token_records');
+$node->safe_psql('postgres', 'DROP TRIGGER z_nothing ON apitoken_internal.token_records');
 
 # Nor the text of another token that such a trigger made meanwhile.
 $node->safe_psql('postgres', q{
@@ -117,10 +117,10 @@ $node->safe_psql('postgres', q{
 		END IF;
 		RETURN NULL;
 	END $$;
-	CREATE TRIGGER z_another AFTER INSERT ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION another()});
+	CREATE TRIGGER z_another AFTER INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION another()});
 is($node->safe_psql('postgres', q{SELECT (apitoken.verify((apitoken.create_token('outer', organization_id => 'acme')).token)).label}),
 	'outer', 'a trigger that makes tokens does not change which one is answered');
-$node->safe_psql('postgres', 'DROP TRIGGER z_another ON apitoken.token_records');
+$node->safe_psql('postgres', 'DROP TRIGGER z_another ON apitoken_internal.token_records');
 
 # ----- long texts --------------------------------------------------------------
 
@@ -201,7 +201,7 @@ my %queries = (
 	'organizations_allowed() per row' => q{SELECT count(o) FROM generate_series(1, ROUNDS) i, LATERAL apitoken.organizations_allowed('article:' || CASE i % 2 WHEN 0 THEN 'read' ELSE 'write' END) o},
 	'whoami() per row' => q{SELECT count(apitoken.whoami()) FROM generate_series(1, ROUNDS) i},
 	'parse(), mask() and hash()' => "SELECT count(apitoken.parse(a.t[1 + i % 122])) + count(apitoken.mask(a.t[1 + i % 122])) + count(apitoken.hash(a.t[1 + i % 122])) FROM $rows",
-	'take_secret() refused' => q{SELECT refused_often(ROUNDS / 10)},
+	'take_token() refused' => q{SELECT refused_often(ROUNDS / 10)},
 	'act_as() again' => q{SELECT count(apitoken.act_as('u')) FROM generate_series(1, ROUNDS) i});
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION verify_often(times int) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -220,7 +220,7 @@ $node->safe_psql('postgres', q{
 	BEGIN
 		FOR i IN 1..times LOOP
 			BEGIN
-				PERFORM apitoken.take_secret('018f0000-0000-7000-8000-000000000000');
+				PERFORM apitoken.take_token('018f0000-0000-7000-8000-000000000000');
 			EXCEPTION WHEN object_not_in_prerequisite_state THEN NULL;
 			END;
 		END LOOP;

@@ -14,7 +14,7 @@ my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 my $parallel = $node->safe_psql('postgres', q{SELECT name FROM pg_settings WHERE name IN ('debug_parallel_query', 'force_parallel_mode') ORDER BY 1 LIMIT 1});
 
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	CREATE ROLE regress_apitoken_login LOGIN;
 	CREATE ROLE regress_apitoken_weak;
 	CREATE ROLE regress_apitoken_above BYPASSRLS;

@@ -8,7 +8,7 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -74,10 +74,7 @@ sub plain
 	return $text;
 }
 
-my $node = PostgreSQL::Test::Cluster->new('readme');
-$node->init;
-$node->append_conf('postgresql.conf', "timezone = 'UTC'\nlc_messages = 'C'\n");
-$node->start;
+my $node = start_node('readme', conf => "timezone = 'UTC'\nlc_messages = 'C'");
 
 # run_file(FILE, CONFIGURATION): run its blocks, and compare
 sub run_file
@@ -88,10 +85,7 @@ sub run_file
 
 	# what an earlier file left: its database, then its roles
 	$node->safe_psql('postgres', 'DROP DATABASE IF EXISTS app');
-	foreach my $role (split /\n/, $node->safe_psql('postgres', "SELECT quote_ident(rolname) FROM pg_roles WHERE oid >= 16384"))
-	{
-		$node->safe_psql('postgres', "DROP ROLE $role");
-	}
+	drop_roles($node);
 	$node->safe_psql('postgres', 'CREATE DATABASE app');
 
 	my $script = '';
@@ -199,7 +193,7 @@ foreach my $file (@files)
 # Each function and setting that users have stands under its own heading.
 {
 	my %headings = map { $_ => 1 } slurp_file('docs/reference.md') =~ /^### +(\S+)\s*$/mg;
-	$node->safe_psql('app', 'CREATE EXTENSION IF NOT EXISTS apitoken CASCADE');
+	$node->safe_psql('app', 'CREATE EXTENSION IF NOT EXISTS apitoken');
 	my @missing = grep { !$headings{$_} } split /\n/, $node->safe_psql('app', q{
 		LOAD 'apitoken';
 		SELECT DISTINCT p.proname FROM pg_proc p
@@ -244,7 +238,7 @@ foreach my $file (@files)
 
 	my @capabilities = qw(use manage verify act directory monitor);
 	$node->safe_psql('postgres', 'CREATE DATABASE privileges');
-	$node->safe_psql('privileges', 'CREATE EXTENSION apitoken CASCADE');
+	$node->safe_psql('privileges', 'CREATE EXTENSION apitoken');
 	$node->safe_psql('privileges', "CREATE ROLE regress_apitoken_$_; SELECT apitoken.allow('regress_apitoken_$_', '$_')") foreach @capabilities;
 
 	# every object, every column; "*" is all of an object

@@ -31,7 +31,7 @@ $node->safe_psql('postgres', q{
 });
 
 my $setup = q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	SELECT apitoken.allow('regress_apitoken_backend', 'act', 'manage');
 	SELECT apitoken.allow('regress_apitoken_manager', 'manage');
 	SELECT apitoken.allow('regress_apitoken_gateway', 'verify');
@@ -254,19 +254,19 @@ foreach my $form ('plain', 'session')
 
 	my $running = connection_as($superuser);
 	my $verify = "SELECT verdict FROM apitoken.verify('$full')";
-	my $acts = q{BEGIN; SELECT apitoken.act_as('alice')->>'groups'; COMMIT};
+	my $acts = q{BEGIN; SELECT apitoken.act_as('alice') IS NULL; SELECT apitoken.whoami()->>'groups'; COMMIT};
 
 	$pid = ask($running, 'SELECT pg_backend_pid()');
 	is(ask($running, "$verify; $acts"), 'valid []', "$form: before the owner alters the tables");
 	foreach my $case (
-		[ 'a column that may be null', 'ALTER TABLE apitoken.token_records ALTER metadata DROP NOT NULL',
-			'ALTER TABLE apitoken.token_records ALTER metadata SET NOT NULL', $verify, 'valid' ],
+		[ 'a column that may be null', 'ALTER TABLE apitoken_internal.token_records ALTER metadata DROP NOT NULL',
+			'ALTER TABLE apitoken_internal.token_records ALTER metadata SET NOT NULL', $verify, 'valid' ],
 		[ 'a column of another type',
 			'ALTER TABLE apitoken.users ALTER groups DROP DEFAULT, ALTER groups TYPE integer USING 7',
 			q{ALTER TABLE apitoken.users ALTER groups TYPE text[] USING '{}', ALTER groups SET DEFAULT '{}'}, $acts, '[]' ],
 		[ 'a column of the same size and another type',
-			'ALTER TABLE apitoken.token_records ALTER rate_limit_per_minute TYPE real',
-			'ALTER TABLE apitoken.token_records ALTER rate_limit_per_minute TYPE integer', $verify, 'valid', 'view' ],
+			'ALTER TABLE apitoken_internal.token_records ALTER rate_limit_per_minute TYPE real',
+			'ALTER TABLE apitoken_internal.token_records ALTER rate_limit_per_minute TYPE integer', $verify, 'valid', 'view' ],
 		[ 'a composite type with a column more', 'ALTER TYPE apitoken.verification ADD ATTRIBUTE extra integer',
 			'ALTER TYPE apitoken.verification DROP ATTRIBUTE extra', $verify, 'valid' ],
 		[ 'a composite type with a column of another type', 'ALTER TYPE apitoken.verification ALTER ATTRIBUTE label TYPE integer',
@@ -296,8 +296,8 @@ foreach my $form ('plain', 'session')
 
 	my $id = run(q{BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT id FROM apitoken.create_token('short', expires_in => '30 days'); COMMIT;});
 	like($id, qr/^[0-9a-f-]{36}$/, "$form: a token to regenerate");
-	my $digest = admin("SELECT encode(digest, 'hex') FROM apitoken.token_records WHERE id = '$id'");
-	admin(q{ALTER TABLE apitoken.token_records ADD CONSTRAINT within_a_year CHECK (expires_at < created_at + '1 year') NOT VALID});
+	my $digest = admin("SELECT encode(digest, 'hex') FROM apitoken_internal.token_records WHERE id = '$id'");
+	admin(q{ALTER TABLE apitoken_internal.token_records ADD CONSTRAINT within_a_year CHECK (expires_at < created_at + '1 year') NOT VALID});
 	foreach my $statement (
 		"SELECT apitoken.regenerate_token('$id', expires_in => '5 years')",
 		"SELECT apitoken.regenerate_token('$id', overlap => '1 day', expires_in => '5 years')",
@@ -320,7 +320,7 @@ foreach my $form ('plain', 'session')
 			ok(!$shown, "$form: no digest for the $where: $statement") or diag($text);
 		}
 	}
-	admin('ALTER TABLE apitoken.token_records DROP CONSTRAINT within_a_year');
+	admin('ALTER TABLE apitoken_internal.token_records DROP CONSTRAINT within_a_year');
 	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.regenerate_token('$id', expires_in => '5 years') IS NOT NULL; COMMIT;"), 't',
 		"$form: without it the token is regenerated");
 
@@ -388,11 +388,11 @@ foreach my $form ('plain', 'session')
 	{
 		my ($text, $label) = @_;
 
-		admin(qq{INSERT INTO apitoken.token_records (id, created_at, updated_at, digest_scheme, digest, user_id, label, access, masked)
+		admin(qq{INSERT INTO apitoken_internal.token_records (id, created_at, updated_at, digest_scheme, digest, user_id, label, access, masked)
 			SELECT p.id, now(), now(), 0, apitoken.hash('$text'), 'alice', '$label', 'full', apitoken.mask('$text') FROM apitoken.parse('$text') p});
 		return admin("SELECT id FROM apitoken.parse('$text')");
 	};
-	my $usage = "SELECT coalesce(string_agg(accepted || ' ' || apitoken.in_words(last_used_at), ', '), 'none') FROM apitoken.token_usage WHERE token_id = ";
+	my $usage = "SELECT coalesce(string_agg(accepted || ' ' || apitoken_internal.in_words(last_used_at), ', '), 'none') FROM apitoken.token_usage WHERE token_id = ";
 	my ($first, $second) = map { connection_as('regress_apitoken_gateway') } 1 .. 2;
 	my @ends = ('COMMIT', 'ROLLBACK');
 

@@ -11,8 +11,8 @@
 use strict;
 use warnings;
 
+use ApitokenTest;
 use IO::Socket::UNIX;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
@@ -111,7 +111,7 @@ sub extended
 }
 
 # The rows of a query of the test's own, as text.
-sub ask
+sub rows_of
 {
 	my ($self, $sql) = @_;
 
@@ -126,9 +126,9 @@ package main;
 
 # ---- the server
 
-our $node = PostgreSQL::Test::Cluster->new('masking');
-$node->init;
-$node->append_conf('postgresql.conf', q{
+my %libraries = (shared => "'pg_stat_statements, auto_explain, apitoken'", session => "'pg_stat_statements, auto_explain'",
+	first => "'apitoken, pg_stat_statements, auto_explain'");
+our $node = start_node('masking', conf => "shared_preload_libraries = $libraries{shared}\n" . q{
 	logging_collector = on
 	log_destination = 'stderr,csvlog,jsonlog'
 	log_directory = 'log'
@@ -143,16 +143,12 @@ $node->append_conf('postgresql.conf', q{
 	compute_query_id = on
 	autovacuum = off
 });
-my %libraries = (shared => "'pg_stat_statements, auto_explain, apitoken'", session => "'pg_stat_statements, auto_explain'",
-	first => "'apitoken, pg_stat_statements, auto_explain'");
-$node->append_conf('postgresql.conf', "shared_preload_libraries = $libraries{shared}");
-$node->start;
 our $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 my $version = $node->safe_psql('postgres', 'SHOW server_version_num') / 10000;
 my $parallel = $version >= 16 ? 'debug_parallel_query' : 'force_parallel_mode';
 
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	CREATE EXTENSION pg_stat_statements;
 	CREATE TABLE things (name text PRIMARY KEY CHECK (name <> 'x'), n int NOT NULL);
 	CREATE TABLE numbers (n int);
@@ -442,7 +438,7 @@ sub wait_for_event
 
 	for (my $tries = 0; $tries < 50 * $PostgreSQL::Test::Utils::timeout_default; $tries++)
 	{
-		my $seen = $observer->ask("SELECT query FROM pg_stat_activity WHERE $client->{pid} IN (pid, leader_pid) AND state = 'active' AND $event");
+		my $seen = $observer->rows_of("SELECT query FROM pg_stat_activity WHERE $client->{pid} IN (pid, leader_pid) AND state = 'active' AND $event");
 
 		return $seen if $seen ne '';
 		usleep(10000);
@@ -574,8 +570,8 @@ sub activity_of
 
 	# parallel workers as well
 	my $of = "FROM pg_stat_activity WHERE $client->{pid} IN (pid, leader_pid)";
-	my $query = $observer->ask("SELECT string_agg(query, chr(10) ORDER BY pid = $client->{pid}) $of");
-	my $rest = $observer->ask(qq{SELECT state || ' ' || (xact_start IS NULL)::text || (query_start <= state_change)::text ||
+	my $query = $observer->rows_of("SELECT string_agg(query, chr(10) ORDER BY pid = $client->{pid}) $of");
+	my $rest = $observer->rows_of(qq{SELECT state || ' ' || (xact_start IS NULL)::text || (query_start <= state_change)::text ||
 		(query_start >= coalesce(xact_start, query_start) - interval '1 ms')::text || ' ' || coalesce(query_id::text, 'none')
 		$of AND leader_pid IS NULL});
 
@@ -648,7 +644,7 @@ sub stored_by
 	$observer->query('SELECT pg_stat_statements_reset()');
 	$run->($client, $token->{text});
 	$client->close;
-	return $observer->ask("SELECT string_agg(query, chr(10) ORDER BY regexp_replace(query, '(org|usr)_[0-9A-Za-z*]+', '')) FROM pg_stat_statements WHERE query NOT LIKE '%pg_stat_statements%'");
+	return $observer->rows_of("SELECT string_agg(query, chr(10) ORDER BY regexp_replace(query, '(org|usr)_[0-9A-Za-z*]+', '')) FROM pg_stat_statements WHERE query NOT LIKE '%pg_stat_statements%'");
 }
 
 sub check_statements
@@ -733,7 +729,7 @@ sub session
 	logged();
 	$client->query($_) foreach @statements;
 
-	my $activity = $observer->ask("SELECT query FROM pg_stat_activity WHERE pid = $client->{pid}");
+	my $activity = $observer->rows_of("SELECT query FROM pg_stat_activity WHERE pid = $client->{pid}");
 	$client->close;
 	return ($activity, logged());
 }
@@ -764,7 +760,7 @@ sub session
 	$client->send_sync;
 	$client->wait_ready;
 	$client->close;
-	my $stored = $observer->ask("SELECT string_agg(query, chr(10)) FROM pg_stat_statements");
+	my $stored = $observer->rows_of("SELECT string_agg(query, chr(10)) FROM pg_stat_statements");
 	ok(!leaks($stored, $token) && index($stored, $token->{head}) >= 0, 'plain: parsed before the library was loaded') or diag($stored);
 }
 
@@ -806,21 +802,21 @@ foreach my $preload ('', 'apitoken')
 	my $token = new_token();
 	my $client = Client->new($node, { session_preload_libraries => 'apitoken' });
 
-	is($client->ask("SELECT '$token->{text}'"), $token->{text}, 'results are never masked');
-	is($client->ask("/* $token->{text} */ SELECT current_query()"), "/* $token->{text} */ SELECT current_query()", 'nor current_query() of a statement of which nothing was logged');
+	is($client->rows_of("SELECT '$token->{text}'"), $token->{text}, 'results are never masked');
+	is($client->rows_of("/* $token->{text} */ SELECT current_query()"), "/* $token->{text} */ SELECT current_query()", 'nor current_query() of a statement of which nothing was logged');
 	$client->query("DO \$d\$BEGIN RAISE LOG 'x'; PERFORM set_config('my.query', current_query() /* $token->{text} */, false); END\$d\$");
-	my $query = $client->ask("SELECT current_setting('my.query')");
+	my $query = $client->rows_of("SELECT current_setting('my.query')");
 	ok(!leaks($query, $token) && index($query, $token->{head}) >= 0, 'once something was, it is masked') or diag($query);
 	$client->query("PREPARE p(text) AS SELECT \$1 || '$token->{text}'");
-	is($client->ask("EXECUTE p('x')"), "x$token->{text}", 'PREPARE prepares what was said');
-	is(without($client->ask("SELECT statement FROM pg_prepared_statements"), $token), "PREPARE p(text) AS SELECT \$1 || 'TOKEN'", 'and pg_prepared_statements tells what');
-	ok(!leaks($client->ask('SELECT statement FROM pg_prepared_statements'), $token), 'without the secret');
+	is($client->rows_of("EXECUTE p('x')"), "x$token->{text}", 'PREPARE prepares what was said');
+	is(without($client->rows_of("SELECT statement FROM pg_prepared_statements"), $token), "PREPARE p(text) AS SELECT \$1 || 'TOKEN'", 'and pg_prepared_statements tells what');
+	ok(!leaks($client->rows_of('SELECT statement FROM pg_prepared_statements'), $token), 'without the secret');
 	$client->query("CREATE FUNCTION pg_temp.f() RETURNS text LANGUAGE sql AS \$f\$SELECT '$token->{text}'\$f\$");
-	is($client->ask('SELECT pg_temp.f()'), $token->{text}, 'CREATE FUNCTION creates what was said');
+	is($client->rows_of('SELECT pg_temp.f()'), $token->{text}, 'CREATE FUNCTION creates what was said');
 	$client->query("CREATE TEMP TABLE t AS SELECT '$token->{text}'::text AS t; CREATE TEMP VIEW v AS SELECT * FROM t WHERE t = '$token->{text}'");
-	is($client->ask('SELECT t FROM v'), $token->{text}, 'CREATE VIEW as well');
+	is($client->rows_of('SELECT t FROM v'), $token->{text}, 'CREATE VIEW as well');
 	$client->query("DECLARE c CURSOR WITH HOLD FOR SELECT '$token->{text}'");
-	is($client->ask('FETCH c'), $token->{text}, 'and DECLARE');
+	is($client->rows_of('FETCH c'), $token->{text}, 'and DECLARE');
 	$client->{got} = '';
 	$client->query("SELECT says('notice', '$token->{text}')");
 	ok(leaks($client->{got}, $token), 'a NOTICE that is not logged comes to the client as it is');

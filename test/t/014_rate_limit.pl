@@ -11,17 +11,14 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 
-my $node = PostgreSQL::Test::Cluster->new('limits');
-$node->init(allows_streaming => 1);
-$node->append_conf('postgresql.conf', "max_connections = 40\nshared_preload_libraries = 'apitoken'");
-$node->start;
+my $node = start_node('limits', preload => 'shared', init => [ allows_streaming => 1 ], conf => 'max_connections = 40');
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations VALUES ('acme');
 	CREATE ROLE regress_apitoken_backend LOGIN;
 	CREATE ROLE regress_apitoken_monitor LOGIN;
@@ -33,31 +30,17 @@ $node->safe_psql('postgres', q{
 });
 
 my $who = 'regress_apitoken_backend';
+my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
-# What a new session of $who answers, with errors and warnings by SQLSTATE.
-sub ask_of
-{
-	my ($server, $sql, $database) = @_;
-	my ($rc, $out, $err) = $server->psql($database // 'postgres', "\\set VERBOSITY verbose\n$sql", on_error_stop => 0, extra_params => [ '-U', $who ]);
-
-	$err =~ s/^psql:<stdin>:\d+: //mg;
-	$err =~ s/^LOCATION: .*\n?//mg;
-	return join(' ', split ' ', "$out $err");
-}
-sub ask { return ask_of($node, @_); }
+my @as_backend = (user => $who, verbosity => 'verbose');
+run_on($node, @as_backend);
 
 my $count = 0;
 
-sub create
-{
-	my ($arguments) = @_;
-
-	$count++;
-	return $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('t$count', user_id => 'ann', $arguments)");
-}
-sub limited { return create("rate_limit_per_minute => $_[0]"); }
+# A new token of a user.
+sub of_ann { my ($arguments) = @_; $count++; return create($node, "t$count", "user_id => 'ann', $arguments"); }
+sub limited { return of_ann("rate_limit_per_minute => $_[0]"); }
 sub edit { my ($token, $limit) = @_; $node->safe_psql('postgres', "UPDATE apitoken.tokens SET rate_limit_per_minute = $limit WHERE id = (apitoken.parse('$token')).id"); }
-sub verdict { return "SELECT verdict FROM apitoken.verify('$_[0]');"; }
 sub seconds { return clock_gettime(CLOCK_MONOTONIC); }
 
 # Ask so many times, as fast as can be; how many were accepted, and how long it took.
@@ -65,7 +48,7 @@ sub uses
 {
 	my ($token, $times, $database) = @_;
 	my $before = seconds();
-	my $accepted = ask("SELECT count(*) FILTER (WHERE (apitoken.verify('$token')).valid) FROM generate_series(1, $times);", $database);
+	my $accepted = run("SELECT count(*) FILTER (WHERE (apitoken.verify('$token')).valid) FROM generate_series(1, $times);", database => $database // 'postgres');
 
 	return ($accepted, seconds() - $before);
 }
@@ -100,7 +83,7 @@ foreach my $limit (1, 2, 7, 60, 1000)
 # ----- many clients at once ----------------------------------------------------
 
 # pgbench with a file for each token; what was seen of each, and how long it took
-sub bench
+sub bench_tokens
 {
 	my ($transactions, %tokens) = @_;
 	my @files;
@@ -131,14 +114,14 @@ sub bench
 # All clients meet a token that has not been used before, which each of them
 # may be the first to record.
 {
-	my ($elapsed, %accepted) = bench(100, fresh => limited(60));
+	my ($elapsed, %accepted) = bench_tokens(100, fresh => limited(60));
 
 	is_within($accepted{fresh}, $elapsed, 60, 60, 'first used by many at once');
 }
 
 # Two tokens at once: each has its own.
 {
-	my ($elapsed, %accepted) = bench(200, few => limited(30), many => limited(1200));
+	my ($elapsed, %accepted) = bench_tokens(200, few => limited(30), many => limited(1200));
 
 	is_within($accepted{few}, $elapsed, 30, 30, 'the one with the lower limit');
 	is_within($accepted{many}, $elapsed, 1200, 1200, 'the one with the higher limit');
@@ -176,7 +159,7 @@ sub bench
 
 	uses($token, $limit + 1000);
 	my $used_up = seconds();
-	my (undef, %accepted) = bench(300, busy => $token);
+	my (undef, %accepted) = bench_tokens(300, busy => $token);
 	my $resumed = seconds();
 	my ($rest) = uses($token, $limit + 1000);
 	my $ended = seconds();
@@ -193,28 +176,28 @@ sub bench
 {
 	my $token = limited(1);
 
-	is(ask("BEGIN; " . verdict($token) . " ROLLBACK; " . verdict($token)), 'valid rate_limited', 'a use that was rolled back counts');
+	is(run("BEGIN; " . verdict($token) . " ROLLBACK; " . verdict($token)), 'valid rate_limited', 'a use that was rolled back counts');
 	$token = limited(1);
-	is(ask("BEGIN; SAVEPOINT s; " . verdict($token) . " ROLLBACK TO s; " . verdict($token) . " COMMIT;"), 'valid rate_limited', 'to a savepoint as well');
+	is(run("BEGIN; SAVEPOINT s; " . verdict($token) . " ROLLBACK TO s; " . verdict($token) . " COMMIT;"), 'valid rate_limited', 'to a savepoint as well');
 	$token = limited(1);
-	is(ask("BEGIN READ ONLY; " . verdict($token) . " COMMIT; BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; " . verdict($token) . " COMMIT;"),
+	is(run("BEGIN READ ONLY; " . verdict($token) . " COMMIT; BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; " . verdict($token) . " COMMIT;"),
 		'valid rate_limited', 'so does one in a READ ONLY transaction');
 	$token = limited(1);
-	like(ask("BEGIN; " . verdict($token) . " SELECT 1/0; ROLLBACK; " . verdict($token)), qr/^valid rate_limited ERROR: 22012:/, 'and one in a transaction that failed');
+	like(run("BEGIN; " . verdict($token) . " SELECT 1/0; ROLLBACK; " . verdict($token)), qr/^valid rate_limited \[ERROR: 22012:/, 'and one in a transaction that failed');
 }
 
 # authenticate(), and the setting: one use for each time that the token is verified
 {
 	my $token = limited(1);
-	my $limited = qr/ERROR: 28000: the token is not valid DETAIL: Verdict: rate_limited\. HINT: Try again in \d+\.\d{3} seconds\.$/;
+	my $limited = qr/\[ERROR: 28000: the token is not valid DETAIL: Verdict: rate_limited\. HINT: Try again in \d+\.\d{3} seconds\.\]$/;
 
-	is(ask("BEGIN; SELECT valid FROM apitoken.authenticate('$token'); SELECT apitoken.current_user_id(), apitoken.can('a:b') FROM generate_series(1, 3); COMMIT;"),
+	is(run("BEGIN; SELECT valid FROM apitoken.authenticate('$token'); SELECT apitoken.current_user_id(), apitoken.can('a:b') FROM generate_series(1, 3); COMMIT;"),
 		't ann|t ann|t ann|t', 'authenticate(): one use a transaction');
-	like(ask("BEGIN; SELECT valid FROM apitoken.authenticate('$token'); COMMIT;"), qr/^$limited/, 'and then 28000 that says when');
-	is(ask(verdict($token)), 'rate_limited', 'verify() counts the same uses');
-	like(ask("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); COMMIT;"), qr/^$limited/, 'and so does the setting');
+	like(run("BEGIN; SELECT valid FROM apitoken.authenticate('$token'); COMMIT;"), qr/^$limited/, 'and then 28000 that says when');
+	is(run(verdict($token)), 'rate_limited', 'verify() counts the same uses');
+	like(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); COMMIT;"), qr/^$limited/, 'and so does the setting');
 	# a subtransaction that is given up does not help
-	like(ask(qq{BEGIN; DO \$\$
+	like(run(qq{BEGIN; DO \$\$
 		BEGIN
 			FOR i IN 1 .. 100 LOOP
 				BEGIN
@@ -224,16 +207,16 @@ sub bench
 				END;
 			END LOOP;
 			PERFORM apitoken.authenticate('$token');
-		END \$\$; COMMIT;}), qr/^ERROR: 28000: the token is not valid/, 'nor do exception blocks');
+		END \$\$; COMMIT;}), qr/^\[ERROR: 28000: the token is not valid/, 'nor do exception blocks');
 	$token = limited(1);
-	is(ask("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); SELECT apitoken.can('a:b'); SELECT count(*) FROM apitoken.tokens; COMMIT;"),
+	is(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); SELECT apitoken.can('a:b'); SELECT count(*) FROM apitoken.tokens; COMMIT;"),
 		'ann t 0', 'the setting: one use a transaction');
-	like(ask("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); COMMIT;"), qr/^$limited/, 'and then 28000');
+	like(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); COMMIT;"), qr/^$limited/, 'and then 28000');
 	# an identity that was taken back is verified anew
 	$token = limited(2);
 	my $anew = "BEGIN; SET LOCAL apitoken.token = '$token'; SAVEPOINT s; SELECT apitoken.current_user_id(); ROLLBACK TO s; SELECT apitoken.current_user_id(); COMMIT;";
-	is(ask($anew), 'ann ann', 'ROLLBACK TO a savepoint before the first use of the setting');
-	is(ask(verdict($token)), 'rate_limited', 'makes it two');
+	is(run($anew), 'ann ann', 'ROLLBACK TO a savepoint before the first use of the setting');
+	is(run(verdict($token)), 'rate_limited', 'makes it two');
 }
 
 # ----- who uses it up ----------------------------------------------------------
@@ -260,17 +243,17 @@ sub with_checksum
 }
 
 {
-	my $token = create(q{rate_limit_per_minute => 1, access => 'custom', permissions => '{article:read}', allowed_networks => '{10.0.0.0/8}'});
+	my $token = of_ann(q{rate_limit_per_minute => 1, access => 'custom', permissions => '{article:read}', allowed_networks => '{10.0.0.0/8}'});
 	my $id = $node->safe_psql('postgres', "SELECT (apitoken.parse('$token')).id");
 	my $valid = "SELECT verdict FROM apitoken.verify('$token', 'article:read', NULL, '10.1.2.3');";
 	my ($begin) = $token =~ /^(apt_usr_.{22})/;
 	# around the triggers, as time and a restore would
-	my $set = sub { $node->safe_psql('postgres', "SET session_replication_role = replica; UPDATE apitoken.token_records SET $_[0] WHERE id = '$id'"); };
-	my $all = sub { my ($text, $arguments) = @_; return ask("SELECT DISTINCT (apitoken.verify('$text'$arguments)).verdict FROM generate_series(1, 1000);"); };
+	my $set = sub { $node->safe_psql('postgres', "SET session_replication_role = replica; UPDATE apitoken_internal.token_records SET $_[0] WHERE id = '$id'"); };
+	my $all = sub { my ($text, $arguments) = @_; return run("SELECT DISTINCT (apitoken.verify('$text'$arguments)).verdict FROM generate_series(1, 1000);"); };
 
 	is(with_checksum(substr($token, 0, -6)), $token, 'the checksum is the extension\'s');
 	my @wrong = map { my $n = $_; with_checksum($begin . sprintf('%043d', $n)) } 1 .. 2000;
-	is(ask('SELECT DISTINCT (apitoken.verify(t, NULL, NULL, \'10.1.2.3\')).verdict FROM unnest(ARRAY[' . join(',', map { "'$_'" } @wrong) . ']) t;'),
+	is(run('SELECT DISTINCT (apitoken.verify(t, NULL, NULL, \'10.1.2.3\')).verdict FROM unnest(ARRAY[' . join(',', map { "'$_'" } @wrong) . ']) t;'),
 		'unknown', '2000 wrong secrets');
 	is($all->(with_checksum(substr($token, 0, 3) . '_org_' . substr($token, 8, -6)), ''), 'unknown', 'the right one, of the wrong kind');
 	is($all->($node->safe_psql('postgres', q{SELECT apitoken.generate('usr')}), ''), 'unknown', 'an id that there is not');
@@ -279,26 +262,24 @@ sub with_checksum
 	is($all->($token, ''), 'network_refused', 'and from an unknown address');
 	is($all->($token, q{, 'article:write', NULL, '10.1.2.3'}), 'permission_refused', 'asked for what it may not do');
 	is($all->($token, q{, NULL, 'acme', '10.1.2.3'}), 'permission_refused', 'or where it may do nothing');
-	like(ask("SELECT apitoken.verify('$token', 'nonsense', NULL, '10.1.2.3');"), qr/^ERROR: 22023:/, 'asked for nonsense');
+	like(run("SELECT apitoken.verify('$token', 'nonsense', NULL, '10.1.2.3');"), qr/^\[ERROR: 22023:/, 'asked for nonsense');
 	foreach my $state ([ 'suspended_at', 'suspended' ], [ 'expires_at', 'expired' ], [ 'revoked_at', 'revoked' ])
 	{
 		$set->("$state->[0] = now()");
 		is($all->($token, q{, NULL, NULL, '10.1.2.3'}), $state->[1], "the right secret, $state->[1]");
 		$set->("$state->[0] = NULL");
 	}
-	is(ask("BEGIN; SELECT apitoken.revoke_by_token('$token'); ROLLBACK;"), 't', 'a revocation that was rolled back');
+	is(run("BEGIN; SELECT apitoken.revoke_by_token('$token'); ROLLBACK;"), 't', 'a revocation that was rolled back');
 	# who lacks the capability
-	$who = 'regress_apitoken_stranger';
-	like(ask($valid x 3), qr/^ERROR: 42501: permission denied for function verify ERROR: 42501/, 'somebody who may not verify');
-	$who = 'regress_apitoken_backend';
-	is(ask("SELECT retry_after IS NULL, verdict FROM apitoken.verify('$token', 'article:read', NULL, '10.1.2.3');"), 't|valid',
+	like(run_as('regress_apitoken_stranger', $valid x 3), qr/^\[ERROR: 42501: permission denied for function verify ERROR: 42501/, 'somebody who may not verify');
+	is(run("SELECT retry_after IS NULL, verdict FROM apitoken.verify('$token', 'article:read', NULL, '10.1.2.3');"), 't|valid',
 		'none of that used up the one use a minute that it has');
-	is(ask($valid), 'rate_limited', 'which then is gone');
+	is(run($valid), 'rate_limited', 'which then is gone');
 	is($all->($token, q{, NULL, NULL, '192.0.2.1'}), 'network_refused', 'what else is wrong is told first');
 
 	# limited, it can be ended by its text
-	is(ask("SELECT apitoken.revoke_by_token('$token');"), 't', 'a limited token is revoked by its text');
-	is(ask($valid), 'revoked', 'and is');
+	is(run("SELECT apitoken.revoke_by_token('$token');"), 't', 'a limited token is revoked by its text');
+	is(run($valid), 'revoked', 'and is');
 }
 
 # ----- retry_after -------------------------------------------------------------
@@ -308,8 +289,7 @@ sub with_checksum
 
 	uses($token, 1000);
 	# whoever waits as long as was said is accepted, each time
-	$who = $node->safe_psql('postgres', 'SELECT current_user');
-	is(ask(qq{DO \$\$
+	is(run_as($superuser, qq{DO \$\$
 		DECLARE
 			v apitoken.verification;
 			refused int := 0;
@@ -331,10 +311,9 @@ sub with_checksum
 			END LOOP;
 		END \$\$;}), '', 'waiting for as long as retry_after says is enough');
 	$token = limited(1);
-	is(ask(qq{SELECT valid FROM apitoken.verify('$token');
+	is(run_as($superuser, qq{SELECT valid FROM apitoken.verify('$token');
 		SELECT retry_after > '0' AND retry_after <= '1 minute' FROM apitoken.verify('$token');}), 't t', 'and is a minute at most');
-	is(ask(q{SELECT bool_and(retry_after IS NULL) FROM unnest(ARRAY['', NULL, apitoken.generate('org')]) t, LATERAL apitoken.verify(t);}), 't', 'others have none');
-	$who = 'regress_apitoken_backend';
+	is(run_as($superuser, q{SELECT bool_and(retry_after IS NULL) FROM unnest(ARRAY['', NULL, apitoken.generate('org')]) t, LATERAL apitoken.verify(t);}), 't', 'others have none');
 }
 
 # ----- edits -------------------------------------------------------------------
@@ -342,36 +321,37 @@ sub with_checksum
 {
 	my $token = limited(1);
 
-	is(ask(verdict($token) x 2), 'valid rate_limited', 'a token used up');
+	is(run(verdict($token) x 2), 'valid rate_limited', 'a token used up');
 	edit($token, 'NULL');
 	is((uses($token, 500))[0], 500, 'without a limit it goes on at once');
 	edit($token, 1);
-	is(ask(verdict($token)), 'rate_limited', 'with one again it is still used up: to clear a limit forgets nothing');
+	is(run(verdict($token)), 'rate_limited', 'with one again it is still used up: to clear a limit forgets nothing');
 	# the share of the minute that is used stays; the rest comes at the new rate
 	edit($token, 6000);
-	is(ask("SELECT pg_sleep_for(coalesce(retry_after, '0')) FROM apitoken.verify('$token');" . verdict($token)), 'valid', 'raised, it is accepted within moments');
+	# (pg_sleep_for() itself answers an empty line)
+	is(run("SELECT pg_sleep_for(coalesce(retry_after, '0')) FROM apitoken.verify('$token');" . verdict($token)), ' valid', 'raised, it is accepted within moments');
 	$token = limited(6000);
 	is((uses($token, 3000))[0], 3000, 'half of 6000');
 	edit($token, 60);
 	is_within(uses($token, 200), 30, 60, 'lowered to 60, half of that is left');
 	edit($token, 1);
-	is(ask(verdict($token)), 'rate_limited', 'lowered to 1, nothing is');
+	is(run(verdict($token)), 'rate_limited', 'lowered to 1, nothing is');
 	# an edit counts when it is committed
 	$token = limited(1);
 	my $editor = $node->background_psql('postgres', on_error_stop => 0);
 
 	$editor->query("BEGIN; UPDATE apitoken.tokens SET rate_limit_per_minute = NULL WHERE id = (apitoken.parse('$token')).id;");
-	is(ask(verdict($token) x 2), 'valid rate_limited', 'an edit that is not committed');
+	is(run(verdict($token) x 2), 'valid rate_limited', 'an edit that is not committed');
 	$editor->query('COMMIT');
-	is(ask(verdict($token) x 2), 'valid valid', 'and one that is');
+	is(run(verdict($token) x 2), 'valid valid', 'and one that is');
 	$editor->quit;
 
 	# a new secret is no new budget, and two secrets have one
 	$token = limited(3);
 	my $new = $node->safe_psql('postgres', "SELECT token FROM apitoken.regenerate_token((apitoken.parse('$token')).id, overlap => '1 hour')");
-	is(ask(verdict($token) . verdict($new) . verdict($token) . verdict($new) . verdict($token)), 'valid valid valid rate_limited rate_limited', 'old and new secret share the limit');
+	is(run(verdict($token) . verdict($new) . verdict($token) . verdict($new) . verdict($token)), 'valid valid valid rate_limited rate_limited', 'old and new secret share the limit');
 	$new = $node->safe_psql('postgres', "SELECT token FROM apitoken.regenerate_token((apitoken.parse('$token')).id)");
-	is(ask(verdict($new) . verdict($token)), 'rate_limited unknown', 'the newest too');
+	is(run(verdict($new) . verdict($token)), 'rate_limited unknown', 'the newest too');
 }
 
 # ----- another database, a restart, a standby ----------------------------------
@@ -381,27 +361,25 @@ my $twin = limited(50);
 uses($twin, 60);
 $node->safe_psql('template1', 'CREATE DATABASE twin TEMPLATE postgres');
 is_within(uses($twin, 100, 'twin'), 50, 50, 'the same token in a copy of the database has a limit of its own');
-is(ask(verdict($here) x 2), 'valid rate_limited', 'used up here');
-is(ask(verdict($here) x 2, 'twin'), 'valid rate_limited', 'and there');
+is(run(verdict($here) x 2), 'valid rate_limited', 'used up here');
+is(run(verdict($here) x 2, database => 'twin'), 'valid rate_limited', 'and there');
 
 $node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($node, 'standby');
 my $there = limited(1);
-is(ask(verdict($there) x 2), 'valid rate_limited', 'used up on the primary');
+is(run(verdict($there) x 2), 'valid rate_limited', 'used up on the primary');
 $node->wait_for_catchup($standby, 'replay', $node->lsn('insert'));
-like(ask_of($standby, "SELECT verdict, retry_after > '0' AND retry_after <= '1 minute' FROM apitoken.verify('$there');" x 2 . "BEGIN; SELECT apitoken.authenticate('$there');"),
-	qr/^valid\| rate_limited\|t ERROR: 28000: .* HINT: Try again in /, 'a standby has its own limits');
+like(answer($standby, "SELECT verdict, retry_after > '0' AND retry_after <= '1 minute' FROM apitoken.verify('$there');" x 2 . "BEGIN; SELECT apitoken.authenticate('$there');", @as_backend),
+	qr/^valid\| rate_limited\|t \[ERROR: 28000: .* HINT: Try again in /, 'a standby has its own limits');
 $standby->promote;
-is(ask_of($standby, verdict($there)), 'rate_limited', 'which a promotion does not reset');
+is(answer($standby, verdict($there), @as_backend), 'rate_limited', 'which a promotion does not reset');
 $standby->stop;
 
 $node->restart;
-is(ask(verdict($here) x 2), 'valid rate_limited', 'a restart does');
+is(run(verdict($here) x 2), 'valid rate_limited', 'a restart does');
 $node->stop('immediate');
 $node->start;
-is(ask(verdict($here) x 2), 'valid rate_limited', 'and so does a crash');
+is(run(verdict($here) x 2), 'valid rate_limited', 'and so does a crash');
 
 # ----- memory is full ----------------------------------------------------------
 
@@ -413,7 +391,7 @@ $node->safe_psql('postgres', q{
 	GRANT SELECT ON crowd TO PUBLIC;
 });
 {
-	my $dropped = $node->safe_psql('postgres', 'SELECT dropped FROM apitoken.stats');
+	my $dropped = stat_of($node, 'dropped');
 	my $began = seconds();
 
 	# an entry has to be kept for three seconds after one use
@@ -427,9 +405,9 @@ $node->safe_psql('postgres', q{
 	is("$other " . ($valid + $refused), '0 300', 'the others are refused');
 	is($node->safe_psql('postgres', q{SELECT count(*) FROM seen WHERE verdict = 'rate_limited' AND (retry_after IS NULL OR retry_after <= '0' OR retry_after > '1 minute')}),
 		'0', 'and told to come again');
-	cmp_ok($node->safe_psql('postgres', 'SELECT dropped FROM apitoken.stats') - $dropped, '>=', $refused, 'each is counted as dropped');
-	cmp_ok($node->safe_psql('postgres', 'SELECT limits FROM apitoken.stats'), '<=', 64, 'no more entries than slots');
-	is((uses(create("description => ''"), 200))[0], 200, 'tokens without a limit are accepted all the time');
+	cmp_ok(stat_of($node, 'dropped') - $dropped, '>=', $refused, 'each is counted as dropped');
+	cmp_ok(stat_of($node, 'limits'), '<=', 64, 'no more entries than slots');
+	is((uses(of_ann("description => ''"), 200))[0], 200, 'tokens without a limit are accepted all the time');
 
 	# those that were refused get their turn when the others' time has come
 	my $late = $node->safe_psql('postgres', q{SELECT crowd.token FROM crowd JOIN seen ON seen.token = n::text WHERE verdict = 'rate_limited' ORDER BY n LIMIT 1});
@@ -439,7 +417,7 @@ $node->safe_psql('postgres', q{
 		ok($node->poll_query_until('postgres', "SELECT (apitoken.verify(split_part('$late', E'\\n', 1))).valid"), 'there is room again later');
 		is_within(uses($late, 100), 19, 20, 'and the limit counts');
 	}
-	is($node->safe_psql('postgres', 'SELECT last_flush_error IS NULL FROM apitoken.stats'), 't', 'nothing went wrong on the way');
+	is(stat_of($node, 'last_flush_error IS NULL'), 't', 'nothing went wrong on the way');
 }
 $node->safe_psql('postgres', 'DROP TABLE crowd');
 
@@ -454,16 +432,16 @@ foreach my $form ('plain', 'session')
 	my $token = limited(1000);
 	my $warning = qr/WARNING: 55000: a token with a rate limit cannot be verified on this server DETAIL: [^:]* HINT: Add apitoken to shared_preload_libraries and restart the server, or clear the token's rate_limit_per_minute\./;
 
-	like(ask("SELECT valid, verdict, retry_after IS NULL FROM apitoken.verify('$token');"), qr/^f\|rate_limited\|t $warning$/, "$form: refused, never unlimited, and why");
-	like(ask("BEGIN; SELECT apitoken.authenticate('$token');"), qr/^$warning ERROR: 28000: the token is not valid DETAIL: Verdict: rate_limited\.$/, "$form: by authenticate()");
-	like(ask("BEGIN; SELECT apitoken.whoami() IS NULL; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id();"), qr/^f $warning ERROR: 28000: /, "$form: by the setting");
-	is(ask("SELECT verdict FROM apitoken.verify('$token', 'token:read');"), 'permission_refused', "$form: what else is wrong is told without a warning");
-	is(ask("SELECT apitoken.revoke_by_token('$token'); " . verdict($token)), 't revoked', "$form: it can be revoked by its text");
+	like(run("SELECT valid, verdict, retry_after IS NULL FROM apitoken.verify('$token');"), qr/^f\|rate_limited\|t \[$warning\]$/, "$form: refused, never unlimited, and why");
+	like(run("BEGIN; SELECT apitoken.authenticate('$token');"), qr/^\[$warning ERROR: 28000: the token is not valid DETAIL: Verdict: rate_limited\.\]$/, "$form: by authenticate()");
+	like(run("BEGIN; SELECT apitoken.whoami() IS NULL; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id();"), qr/^f \[$warning ERROR: 28000: /, "$form: by the setting");
+	is(run("SELECT verdict FROM apitoken.verify('$token', 'token:read');"), 'permission_refused', "$form: what else is wrong is told without a warning");
+	is(run("SELECT apitoken.revoke_by_token('$token'); " . verdict($token)), 't revoked', "$form: it can be revoked by its text");
 	$token = limited(5);
 	edit($token, 'NULL');
-	is(ask(verdict($token)), 'valid', "$form: with the limit cleared it is valid");
+	is(run(verdict($token)), 'valid', "$form: with the limit cleared it is valid");
 }
 
 $node->stop;
-unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log') foreach $node, $standby;
+no_crash($_) foreach $node, $standby;
 done_testing();

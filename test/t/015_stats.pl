@@ -4,16 +4,13 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = PostgreSQL::Test::Cluster->new('stats');
-$node->init;
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\napitoken.flush_interval = '1h'");
-$node->start;
+my $node = start_node('stats', preload => 'shared', conf => "apitoken.flush_interval = '1h'");
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations VALUES ('acme');
 	CREATE ROLE regress_apitoken_monitor LOGIN;
 	CREATE ROLE regress_apitoken_heir LOGIN;
@@ -23,34 +20,23 @@ $node->safe_psql('postgres', q{
 	SELECT apitoken.allow('regress_apitoken_everything', 'use', 'manage', 'verify', 'act', 'directory');
 });
 $node->safe_psql('template1', 'CREATE DATABASE other');
-$node->safe_psql('other', 'CREATE EXTENSION apitoken CASCADE');
+$node->safe_psql('other', 'CREATE EXTENSION apitoken');
 
-# What a new session answers, with errors by SQLSTATE.
-sub ask_as
-{
-	my ($who, $sql, $database) = @_;
-	my ($rc, $out, $err) = $node->psql($database // 'postgres', "\\set VERBOSITY sqlstate\n$sql", on_error_stop => 0, timeout => 60,
-		extra_params => defined $who ? [ '-U', "regress_apitoken_$who" ] : []);
-
-	$err =~ s/^psql:<stdin>:\d+: //mg;
-	return join(' ', split ' ', "$out $err");
-}
-sub admin { return ask_as(undef, @_); }
-sub token { return admin("SELECT token FROM apitoken.create_token($_[0])"); }
+run_on($node);
 
 # ----- who may read it -----------------------------------------------------------
 
-my $look = 'SELECT preloaded FROM apitoken.stats; SELECT preloaded FROM apitoken.read_stats();';
+my $look = 'SELECT preloaded FROM apitoken.stats; SELECT preloaded FROM apitoken_internal.read_stats();';
 
-is(ask_as($_, $look), 'ERROR: 42501 ERROR: 42501', "$_ may not") foreach 'stranger', 'everything', 'monitor';
-admin(q{SELECT apitoken.allow('regress_apitoken_monitor', 'monitor')});
-is(ask_as('monitor', $look), 't t', 'who holds monitor may');
-is(ask_as('heir', $look), 't t', 'and who inherits it');
-is(ask_as('stranger', $look), 'ERROR: 42501 ERROR: 42501', 'others still may not');
-is(ask_as('monitor', 'SELECT apitoken.flush_usage(); TABLE apitoken.token_usage; SELECT apitoken.verify(NULL); SELECT * FROM apitoken.tokens;'),
-	join(' ', ('ERROR: 42501') x 4), 'and monitor is nothing else');
-is(ask_as('monitor', $look, 'other'), 'ERROR: 42501 ERROR: 42501', 'nor is it more than one database\'s');
-is(admin('BEGIN READ ONLY; SELECT count(*) FROM apitoken.stats; COMMIT'), '1', 'it can be read in a READ ONLY transaction');
+is(run_as("regress_apitoken_$_", $look), '[ERROR: 42501 ERROR: 42501]', "$_ may not") foreach 'stranger', 'everything', 'monitor';
+run(q{SELECT apitoken.allow('regress_apitoken_monitor', 'monitor')});
+is(run_as('regress_apitoken_monitor', $look), 't t', 'who holds monitor may');
+is(run_as('regress_apitoken_heir', $look), 't t', 'and who inherits it');
+is(run_as('regress_apitoken_stranger', $look), '[ERROR: 42501 ERROR: 42501]', 'others still may not');
+is(run_as('regress_apitoken_monitor', 'SELECT apitoken.flush_usage(); TABLE apitoken.token_usage; SELECT apitoken.verify(NULL); SELECT * FROM apitoken.tokens;'),
+	'[' . join(' ', ('ERROR: 42501') x 4) . ']', 'and monitor is nothing else');
+is(run_as('regress_apitoken_monitor', $look, database => 'other'), '[ERROR: 42501 ERROR: 42501]', 'nor is it more than one database\'s');
+is(run('BEGIN READ ONLY; SELECT count(*) FROM apitoken.stats; COMMIT'), '1', 'it can be read in a READ ONLY transaction');
 
 # ----- what it counts ------------------------------------------------------------
 
@@ -58,10 +44,10 @@ my @verdicts = qw(valid malformed unknown revoked expired suspended network_refu
 my $columns = join(', ', @verdicts);
 
 # how much each counter has grown since the last time
-my @before = split /\|/, admin("SELECT $columns FROM apitoken.stats");
+my @before = split /\|/, run("SELECT $columns FROM apitoken.stats");
 sub counted
 {
-	my @now = split /\|/, admin("SELECT $columns FROM apitoken.stats");
+	my @now = split /\|/, run("SELECT $columns FROM apitoken.stats");
 	my @grown = grep { $now[$_] != $before[$_] } 0 .. $#now;
 	my $answer = join(' ', map { "$verdicts[$_] " . ($now[$_] - $before[$_]) } @grown);
 
@@ -69,75 +55,76 @@ sub counted
 	return $answer;
 }
 
-my %token = map { ($_ => token("'$_', user_id => 'ann'")) } qw(valid revoked expired suspended);
-$token{network_refused} = token(q{'n', user_id => 'ann', allowed_networks => '{10.0.0.0/8}'});
-$token{permission_refused} = token(q{'p', user_id => 'ann'});
-$token{rate_limited} = token(q{'r', user_id => 'ann', rate_limit_per_minute => 1});
+my %token = map { ($_ => create($node, $_, q{user_id => 'ann'})) } qw(valid revoked expired suspended);
+$token{network_refused} = create($node, 'n', q{user_id => 'ann', allowed_networks => '{10.0.0.0/8}'});
+$token{permission_refused} = create($node, 'p', q{user_id => 'ann'});
+$token{rate_limited} = create($node, 'r', q{user_id => 'ann', rate_limit_per_minute => 1});
 $token{malformed} = 'nonsense';
-$token{unknown} = admin(q{SELECT apitoken.generate('org')});
-admin(q{
+$token{unknown} = run(q{SELECT apitoken.generate('org')});
+run(q{
 	SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'revoked';
 	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
 	SET session_replication_role = replica;
-	UPDATE apitoken.token_records SET expires_at = now() WHERE label = 'expired';
+	UPDATE apitoken_internal.token_records SET expires_at = now() WHERE label = 'expired';
 });
 is(counted(), '', 'making and changing tokens counts nothing');
 foreach my $verdict (@verdicts)
 {
 	my $permission = $verdict eq 'permission_refused' ? q{, 'token:read'} : '';
-	my $answers = admin("SELECT (apitoken.verify('$token{$verdict}'$permission)).verdict FROM generate_series(1, 3)");
+	my $answers = run("SELECT (apitoken.verify('$token{$verdict}'$permission)).verdict FROM generate_series(1, 3)");
 
 	is($answers, $verdict eq 'rate_limited' ? 'valid rate_limited rate_limited' : join(' ', ($verdict) x 3), "verified three times: $verdict");
 	is(counted(), $verdict eq 'rate_limited' ? 'valid 1 rate_limited 2' : "$verdict 3", 'is what is counted');
 }
-is(admin("BEGIN; SELECT verdict FROM apitoken.authenticate('$token{valid}'); SELECT verdict FROM apitoken.authenticate('$token{revoked}'); ROLLBACK"), 'valid ERROR: 28000',
+is(run("BEGIN; SELECT verdict FROM apitoken.authenticate('$token{valid}'); SELECT verdict FROM apitoken.authenticate('$token{revoked}'); ROLLBACK"), 'valid [ERROR: 28000]',
 	'authenticate(), in a transaction that is rolled back');
 is(counted(), 'valid 1 revoked 1', 'is counted');
-is(admin("BEGIN; SET LOCAL apitoken.token = '$token{valid}'; SELECT apitoken.can('a:b'); SELECT apitoken.can('a:b'); COMMIT"), 't t', 'the setting');
+is(run("BEGIN; SET LOCAL apitoken.token = '$token{valid}'; SELECT apitoken.can('a:b'); SELECT apitoken.can('a:b'); COMMIT"), 't t', 'the setting');
 is(counted(), 'valid 1', 'is verified once a transaction');
-is(admin('SELECT verdict FROM apitoken.verify(NULL)', 'other'), 'malformed', 'in another database');
+is(run('SELECT verdict FROM apitoken.verify(NULL)', database => 'other'), 'malformed', 'in another database');
 is(counted(), 'malformed 1', 'which the same server counts');
-is(admin("SELECT count(apitoken.parse('$token{valid}')), count(apitoken.revoke_by_token('$token{revoked}'))"), '1|1', 'other functions');
+is(run("SELECT count(apitoken.parse('$token{valid}')), count(apitoken.revoke_by_token('$token{revoked}'))"), '1|1', 'other functions');
 is(counted(), '', 'count nothing');
 
 # ----- memory, and writing ----------------------------------------------------------
 
-like(admin(q{SELECT slots, entries, limits, dropped, last_flush_at IS NULL, last_flush_error, last_flush_error_at, started_at BETWEEN pg_postmaster_start_time() - interval '1 min' AND now() FROM apitoken.stats}),
+like(run(q{SELECT slots, entries, limits, dropped, last_flush_at IS NULL, last_flush_error, last_flush_error_at, started_at BETWEEN pg_postmaster_start_time() - interval '1 min' AND now() FROM apitoken.stats}),
 	qr/^65536\|7\|1\|0\|t\|\|\|t$/, 'seven tokens have been used, one of them has a limit, and nothing is written yet');
-is(admin('SELECT flushes, masked IS NULL FROM apitoken.stats'), '0|f', 'no flush');
-is(admin('SELECT apitoken.flush_usage(); SELECT flushes, last_flush_at <= clock_timestamp(), last_flush_error IS NULL FROM apitoken.stats'), '1|t|t', 'one flush');
-is(admin('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage WHERE accepted + refused > 0'), '7|6|18', 'as it is written');
-is(admin('SELECT flushes, last_flush_at IS NULL FROM apitoken.stats', 'other'), '1|t', 'the other database has not been written to');
-is(admin('SELECT apitoken.flush_usage(); SELECT flushes FROM apitoken.stats'), '1', 'with nothing to write nothing is');
+is(run('SELECT flushes, masked IS NULL FROM apitoken.stats'), '0|f', 'no flush');
+# (flush_usage() itself answers an empty line)
+is(run('SELECT apitoken.flush_usage(); SELECT flushes, last_flush_at <= clock_timestamp(), last_flush_error IS NULL FROM apitoken.stats'), ' 1|t|t', 'one flush');
+is(run('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage WHERE accepted + refused > 0'), '7|6|18', 'as it is written');
+is(run('SELECT flushes, last_flush_at IS NULL FROM apitoken.stats', database => 'other'), '1|t', 'the other database has not been written to');
+is(run('SELECT apitoken.flush_usage(); SELECT flushes FROM apitoken.stats'), ' 1', 'with nothing to write nothing is');
 
 # a flush that fails, and why
 my $blocker = $node->background_psql('postgres', on_error_stop => 0);
 $blocker->query('BEGIN; LOCK apitoken.token_usage, apitoken.events');
 # (a session that has not verified before does not wait for these tables either)
-is(admin("SELECT verdict FROM apitoken.verify('$token{valid}'); SELECT apitoken.flush_usage()"), 'valid ERROR: 55000', 'a table that is locked');
-like(admin(q{SELECT last_flush_error, last_flush_error_at <= clock_timestamp() FROM apitoken.stats}), qr/^canceling statement due to .*timeout\|t$/, 'is told');
-is(ask_as('monitor', q{SELECT last_flush_error IS NOT NULL FROM apitoken.stats}), 't', 'to who monitors');
+is(run("SELECT verdict FROM apitoken.verify('$token{valid}'); SELECT apitoken.flush_usage()"), 'valid [ERROR: 55000]', 'a table that is locked');
+like(run(q{SELECT last_flush_error, last_flush_error_at <= clock_timestamp() FROM apitoken.stats}), qr/^canceling statement due to .*timeout\|t$/, 'is told');
+is(run_as('regress_apitoken_monitor', q{SELECT last_flush_error IS NOT NULL FROM apitoken.stats}), 't', 'to who monitors');
 $blocker->query('COMMIT');
 $blocker->quit;
-is(admin('SELECT apitoken.flush_usage(); SELECT last_flush_error IS NULL, last_flush_error_at IS NULL FROM apitoken.stats'), 't|t', 'until one succeeds');
+is(run('SELECT apitoken.flush_usage(); SELECT last_flush_error IS NULL, last_flush_error_at IS NULL FROM apitoken.stats'), ' t|t', 'until one succeeds');
 
 # ----- restart, and without shared preload -------------------------------------------
 
 $node->restart;
-is(admin("SELECT $columns, flushes, dropped, entries, limits FROM apitoken.stats"), join('|', (0) x 13), 'a restart counts anew');
+is(run("SELECT $columns, flushes, dropped, entries, limits FROM apitoken.stats"), join('|', (0) x 13), 'a restart counts anew');
 foreach my $form ('plain', 'session')
 {
 	$node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "''");
 	$node->append_conf('postgresql.conf', "session_preload_libraries = 'apitoken'") if $form eq 'session';
 	$node->restart;
-	is(ask_as('stranger', $look), 'ERROR: 42501 ERROR: 42501', "$form: others may not");
-	is(ask_as('monitor', "SELECT verdict FROM apitoken.verify('$token{valid}'); SELECT preloaded, num_nonnulls(VARIADIC ARRAY(SELECT value FROM jsonb_each_text(to_jsonb(s)))) FROM apitoken.stats s"),
-		'f|1 ERROR: 42501', "$form: one row, of which all but preloaded is null");
-	is(admin('SELECT apitoken.flush_usage()'), '', "$form: there is nothing to flush");
+	is(run_as('regress_apitoken_stranger', $look), '[ERROR: 42501 ERROR: 42501]', "$form: others may not");
+	is(run_as('regress_apitoken_monitor', "SELECT verdict FROM apitoken.verify('$token{valid}'); SELECT preloaded, num_nonnulls(VARIADIC ARRAY(SELECT value FROM jsonb_each_text(to_jsonb(s)))) FROM apitoken.stats s"),
+		'f|1 [ERROR: 42501]', "$form: one row, of which all but preloaded is null");
+	is(run('SELECT apitoken.flush_usage()'), '', "$form: there is nothing to flush");
 }
-admin(q{SELECT apitoken.disallow('regress_apitoken_monitor', 'monitor')});
-is(ask_as($_, $look), 'ERROR: 42501 ERROR: 42501', "after disallow() $_ may not") foreach 'monitor', 'heir';
+run(q{SELECT apitoken.disallow('regress_apitoken_monitor', 'monitor')});
+is(run_as("regress_apitoken_$_", $look), '[ERROR: 42501 ERROR: 42501]', "after disallow() $_ may not") foreach 'monitor', 'heir';
 
 $node->stop;
-unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, 'no crash and no internal error in the log');
+no_crash($node);
 done_testing();

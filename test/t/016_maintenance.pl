@@ -5,23 +5,20 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $primary = PostgreSQL::Test::Cluster->new('primary');
-$primary->init(allows_streaming => 1);
-$primary->append_conf('postgresql.conf', "max_connections = 30\nmax_standby_streaming_delay = -1");
-$primary->start;
+my $primary = start_node('primary', init => [ allows_streaming => 1 ], conf => "max_connections = 30\nmax_standby_streaming_delay = -1");
 $primary->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	CREATE ROLE regress_apitoken_cron LOGIN;
 	GRANT EXECUTE ON FUNCTION apitoken.run_maintenance() TO regress_apitoken_cron;
 	INSERT INTO apitoken.organizations (id) VALUES ('acme');
 	SELECT count(apitoken.create_token('t' || i, 'acme')) FROM generate_series(1, 4) i;
 	-- a day of each decade
 	CREATE FUNCTION fill() RETURNS void LANGUAGE sql AS $$
-		INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, current_date - 3650 * i FROM apitoken.token_records, generate_series(0, 2) i ON CONFLICT DO NOTHING $$;
+		INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, current_date - 3650 * i FROM apitoken_internal.token_records, generate_series(0, 2) i ON CONFLICT DO NOTHING $$;
 	SELECT fill();
 });
 my @cron = (extra_params => [ '-U', 'regress_apitoken_cron', '-v', 'VERBOSITY=verbose' ]);
@@ -30,9 +27,7 @@ my $removed = 'SELECT events_removed, tokens_removed, usage_removed FROM apitoke
 # ----- a standby -----------------------------------------------------------------
 
 $primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($primary, 'standby');
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 my ($rc, $out, $err) = $standby->psql('postgres', $removed, @cron);
 like($err, qr/ERROR:  25006: .*run_maintenance\(\) during recovery/, 'a standby: 25006');
@@ -114,13 +109,13 @@ my $place = PostgreSQL::Test::Utils::tempdir_short();
 $primary->safe_psql('postgres', q{
 	UPDATE apitoken.organizations SET idle_timeout = '30 days';
 	SET session_replication_role = replica;
-	UPDATE apitoken.token_records SET created_at = now() - interval '1 year', updated_at = now() - interval '1 year';
+	UPDATE apitoken_internal.token_records SET created_at = now() - interval '1 year', updated_at = now() - interval '1 year';
 	UPDATE apitoken.token_usage SET last_used_at = now() - interval '1 day'});
 foreach my $first ('token_records', 'token_usage')
 {
 	my $second = $first eq 'token_usage' ? 'token_records' : 'token_usage';
 	$primary->safe_psql('postgres', 'CREATE DATABASE restored');
-	$primary->safe_psql('restored', 'CREATE EXTENSION apitoken CASCADE');
+	$primary->safe_psql('restored', 'CREATE EXTENSION apitoken');
 	foreach my $table ('organizations', $first, 'RUN', $second, 'token_usage_daily')
 	{
 		if ($table eq 'RUN')
@@ -142,11 +137,11 @@ foreach my $first ('token_records', 'token_usage')
 # Nobody fails and nobody deadlocks; each revocation has one event; and in the end
 # what was due is done.  (That a use in time keeps a token is in the isolation tests.)
 $primary->safe_psql('postgres', q{
-	DELETE FROM apitoken.token_records;
+	DELETE FROM apitoken_internal.token_records;
 	CREATE TABLE secret AS SELECT i, t.* FROM generate_series(1, 400) i, apitoken.create_token('load ' || i, 'acme', expires_in => CASE WHEN i % 3 = 0 THEN '1 year'::interval END) t;
 	SET session_replication_role = replica;
-	UPDATE apitoken.token_records SET created_at = now() - interval '90 days', updated_at = now() - interval '90 days', revoked_at = CASE WHEN label LIKE '%9' THEN now() - interval '3 years' END;
-	UPDATE apitoken.token_records SET expires_at = now() - interval '3 years' WHERE expires_at IS NOT NULL AND label LIKE '%8';
+	UPDATE apitoken_internal.token_records SET created_at = now() - interval '90 days', updated_at = now() - interval '90 days', revoked_at = CASE WHEN label LIKE '%9' THEN now() - interval '3 years' END;
+	UPDATE apitoken_internal.token_records SET expires_at = now() - interval '3 years' WHERE expires_at IS NOT NULL AND label LIKE '%8';
 	UPDATE apitoken.token_usage SET last_used_at = now() - interval '20 days'});
 my %script = (
 	'run@2' => 'SELECT apitoken.run_maintenance();',
@@ -159,7 +154,7 @@ my %script = (
 		UPDATE apitoken.tokens SET suspended_at = CASE WHEN suspended_at IS NULL THEN now() END WHERE label = 'load ' || :i AND revoked_at IS NULL AND :i % 4 = 0;
 		SELECT apitoken.revoke_token(id, label, 'edit') FROM apitoken.tokens WHERE label = 'load ' || :i AND :i % 40 = 1;
 		SELECT apitoken.revoke_tokens(organization_id => 'acme', user_id => 'nobody');
-		DELETE FROM apitoken.token_records WHERE label = 'load ' || :i AND :i % 40 = 2;});
+		DELETE FROM apitoken_internal.token_records WHERE label = 'load ' || :i AND :i % 40 = 2;});
 my @scripts;
 foreach my $name (sort keys %script)
 {
@@ -178,9 +173,8 @@ is($primary->safe_psql('postgres', q{
 	SELECT count(*) FILTER (WHERE revoked_at IS NULL AND suspended_at IS NULL AND GREATEST(updated_at, last_used_at) < now() - interval '31 days'),
 		count(*) FILTER (WHERE LEAST(revoked_at, expires_at) < now() - interval '1 year'),
 		count(*) FILTER (WHERE revoke_reason = 'idle') > 0, count(*) FILTER (WHERE last_used_at IS NOT NULL) > 0 FROM apitoken.tokens;
-	SELECT count(*) FROM apitoken.token_usage WHERE NOT EXISTS (SELECT FROM apitoken.token_records WHERE id = token_id)}), "t\n0|0|t|t\n0", 'and all that was due is done');
+	SELECT count(*) FROM apitoken.token_usage WHERE NOT EXISTS (SELECT FROM apitoken_internal.token_records WHERE id = token_id)}), "t\n0|0|t|t\n0", 'and all that was due is done');
 
 $primary->stop;
-unlike(slurp_file($_->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, $_->name . ': no crash and no internal error in the log')
-  foreach $primary, $standby;
+no_crash($_) foreach $primary, $standby;
 done_testing();

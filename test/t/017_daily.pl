@@ -5,14 +5,14 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 # With a flag file there, the server's clock is two days behind.
 my $place = PostgreSQL::Test::Utils::tempdir_short();
 my $behind = "$place/behind";
-append_to_file("$place/clock.c", q{
+my $shimmed = build_library("$place/clock.so", q{
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -33,32 +33,25 @@ gettimeofday(struct timeval *now, void *zone)
 	return result;
 }
 });
-my $shimmed = system('cc', '-shared', '-fPIC', '-o', "$place/clock.so", "$place/clock.c", '-ldl') == 0;
 
-my $node = PostgreSQL::Test::Cluster->new('daily');
-$node->init;
-$node->append_conf('postgresql.conf', q{
-shared_preload_libraries = 'apitoken'
-apitoken.flush_interval = '100ms'
-apitoken.retention = '365d'
-log_statement = none
+my $node = start_node('daily', preload => 'shared', conf => q{
+	apitoken.flush_interval = '100ms'
+	apitoken.retention = '365d'
+	log_statement = none
 });
-$node->start;
-
-my $mark = 0;
-sub in_log { my ($pattern) = @_; return scalar(() = substr(slurp_file($node->logfile), $mark) =~ /$pattern/g); }
+my $mark;
 
 # Tokens that are used, idle, regenerated, and revoked long ago, in a new database.
 my %token;
-sub prepare
+sub new_database
 {
 	my ($database) = @_;
 	$node->safe_psql('postgres', "CREATE DATABASE $database");
 	$node->safe_psql($database, q{
-		CREATE EXTENSION apitoken CASCADE;
+		CREATE EXTENSION apitoken;
 		INSERT INTO apitoken.organizations (id, idle_timeout) VALUES ('acme', '30 days');
 	});
-	$token{$database} = $node->safe_psql($database, q{SELECT token FROM apitoken.create_token('used', 'acme')});
+	$token{$database} = create($node, 'used', q{'acme'}, database => $database);
 	fill($database, 'first');
 }
 
@@ -69,9 +62,9 @@ sub fill
 	$node->safe_psql($database, qq{
 		SELECT apitoken.create_token('$round ' || l, 'acme') FROM unnest('{idle,regenerated,revoked}'::text[]) l;
 		SET session_replication_role = replica;
-		UPDATE apitoken.token_records SET created_at = created_at - interval '40 days', updated_at = updated_at - interval '40 days' WHERE label = '$round idle';
-		UPDATE apitoken.token_records SET previous_digest = digest, previous_digest_scheme = 0, previous_expires_at = now() WHERE label = '$round regenerated';
-		UPDATE apitoken.token_records SET revoked_at = now() - interval '2 years' WHERE label = '$round revoked';
+		UPDATE apitoken_internal.token_records SET created_at = created_at - interval '40 days', updated_at = updated_at - interval '40 days' WHERE label = '$round idle';
+		UPDATE apitoken_internal.token_records SET previous_digest = digest, previous_digest_scheme = 0, previous_expires_at = now() WHERE label = '$round regenerated';
+		UPDATE apitoken_internal.token_records SET revoked_at = now() - interval '2 years' WHERE label = '$round revoked';
 	});
 }
 
@@ -82,36 +75,36 @@ sub state_of
 	return $node->safe_psql($database, qq{
 		SELECT string_agg(format('%s %s%s', split_part(label, ' ', 2), coalesce(revoke_reason, 'as it was'), CASE WHEN previous_digest IS NOT NULL THEN ', two secrets' END),
 			'; ' ORDER BY label)
-		FROM apitoken.token_records WHERE label LIKE '$round %'});
+		FROM apitoken_internal.token_records WHERE label LIKE '$round %'});
 }
 my $untouched = 'idle as it was; regenerated as it was, two secrets; revoked as it was';
 my $done = 'idle idle; regenerated as it was';
 
 # A use, which the launcher has written.
 my %uses;
-sub use_it
+sub use_and_flush
 {
 	my ($database) = @_;
 	my $count = ++$uses{$database};
 	$node->safe_psql($database, "SELECT 1 / valid::int FROM apitoken.verify('$token{$database}')");
 	return $node->poll_query_until($database, "SELECT sum(accepted) = $count FROM apitoken.token_usage");
 }
-sub is_done { my ($database, $round) = @_; return $node->poll_query_until($database, "SELECT revoked_at IS NOT NULL FROM apitoken.token_records WHERE label = '$round idle'"); }
+sub is_done { my ($database, $round) = @_; return $node->poll_query_until($database, "SELECT revoked_at IS NOT NULL FROM apitoken_internal.token_records WHERE label = '$round idle'"); }
 
 # ----- once a day, where tokens are used -----------------------------------------
 
-prepare('app');
-prepare('quiet');
-ok(use_it('app') && is_done('app', 'first'), 'a database in which a token is used');
+new_database('app');
+new_database('quiet');
+ok(use_and_flush('app') && is_done('app', 'first'), 'a database in which a token is used');
 is(state_of('app', 'first'), $done, 'is looked after');
 is($node->safe_psql('app', q{SELECT DISTINCT actor IS NULL, details #>> '{new,revoke_reason}' FROM apitoken.events WHERE action = 'revoke'}), 't|idle', 'with an event of nobody');
 is(state_of('quiet', 'first'), $untouched, 'one in which none is used is not known');
 
 fill('app', 'second');
-ok(use_it('app') && use_it('app'), 'rounds later, on the same day');
+ok(use_and_flush('app') && use_and_flush('app'), 'rounds later, on the same day');
 is(state_of('app', 'second'), $untouched, 'nothing is looked after again');
 $node->restart;
-ok(use_it('app') && use_it('app'), 'nor after a restart');
+ok(use_and_flush('app') && use_and_flush('app'), 'nor after a restart');
 is(state_of('app', 'second'), $untouched, 'which does not forget when it was');
 is($node->safe_psql('app', q{SELECT tokens_revoked, digests_cleared, tokens_removed FROM apitoken.run_maintenance()}), '1|1|1', 'run_maintenance() does it whenever it is called');
 
@@ -119,36 +112,36 @@ is($node->safe_psql('app', q{SELECT tokens_revoked, digests_cleared, tokens_remo
 fill('app', 'third');
 $node->stop('immediate');
 $node->start;
-ok(use_it('app') && is_done('app', 'third'), 'a crash does');
+ok(use_and_flush('app') && is_done('app', 'third'), 'a crash does');
 is(state_of('app', 'third'), $done, 'and it is done again');
 
 # ----- where it fails -------------------------------------------------------------
 
-prepare('failing');
+new_database('failing');
 $node->safe_psql('failing', q{
 	CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$;
-	CREATE TRIGGER fail BEFORE UPDATE ON apitoken.token_records FOR EACH ROW EXECUTE FUNCTION fail();
+	CREATE TRIGGER fail BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION fail();
 });
-$mark = -s $node->logfile;
-ok(use_it('failing'), 'where it fails, use is written');
+$mark = log_mark($node);
+ok(use_and_flush('failing'), 'where it fails, use is written');
 $node->wait_for_log(qr/could not maintain the tokens of the database: not today/, $mark);
-ok(use_it('failing') && use_it('failing'), 'and goes on to be');
-is(in_log(qr/could not maintain/), 1, 'it is told once, and tried again tomorrow');
+ok(use_and_flush('failing') && use_and_flush('failing'), 'and goes on to be');
+is(in_log($node, qr/could not maintain/, $mark), 1, 'it is told once, and tried again tomorrow');
 is(state_of('failing', 'first'), $untouched, 'nothing is done by halves');
 
 # ----- a flush that takes most of the worker's time --------------------------------
 
 # Three of its four seconds; housekeeping would take half of them.
-prepare('slow');
+new_database('slow');
 $node->safe_psql('slow', q{
 	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(tg_argv[0]::float8); RETURN NULL; END$$;
 	CREATE TRIGGER slow AFTER INSERT ON apitoken.token_usage FOR EACH STATEMENT EXECUTE FUNCTION slow('3');
-	CREATE TRIGGER slow AFTER UPDATE ON apitoken.token_records FOR EACH STATEMENT EXECUTE FUNCTION slow('0.6');
+	CREATE TRIGGER slow AFTER UPDATE ON apitoken_internal.token_records FOR EACH STATEMENT EXECUTE FUNCTION slow('0.6');
 });
-$mark = -s $node->logfile;
-ok(use_it('slow') && is_done('slow', 'first'), 'a flush that leaves no time');
+$mark = log_mark($node);
+ok(use_and_flush('slow') && is_done('slow', 'first'), 'a flush that leaves no time');
 is(state_of('slow', 'first'), $done, 'puts housekeeping off to the next worker');
-is(in_log(qr/could not/), 0, 'and not to tomorrow');
+is(in_log($node, qr/could not/, $mark), 0, 'and not to tomorrow');
 
 # ----- a clock that is set back ------------------------------------------------------
 
@@ -162,7 +155,7 @@ SKIP:
 		local $ENV{APITOKEN_BEHIND} = $behind;
 		$node->start;
 	}
-	ok(use_it('app') && use_it('failing'), 'use is written');
+	ok(use_and_flush('app') && use_and_flush('failing'), 'use is written');
 	is($node->safe_psql('app', 'SELECT now() > pg_postmaster_start_time()'), 't', 'with the clock as it is');
 
 	# a flush of one database has failed and is to be tried again
@@ -171,21 +164,20 @@ SKIP:
 		CREATE TRIGGER fail_too BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION fail_too();
 		SELECT 1 / valid::int FROM apitoken.verify('} . $token{failing} . q{');
 	});
-	$mark = 0;
 	$node->wait_for_log(qr/could not write the usage of tokens in database "failing": not now/);
 	$node->safe_psql('failing', 'DROP FUNCTION fail_too CASCADE');
 	fill('app', 'fourth');
 
 	append_to_file($behind, '');
 	is($node->safe_psql('app', 'SELECT now() < pg_postmaster_start_time()'), 't', 'set back by two days');
-	ok(use_it('app'), 'the launcher does not wait until it is that late again');
+	ok(use_and_flush('app'), 'the launcher does not wait until it is that late again');
 	$uses{failing}++;
 	ok($node->poll_query_until('failing', "SELECT sum(accepted) = $uses{failing} FROM apitoken.token_usage"), 'nor does what had failed');
 	ok(is_done('app', 'fourth'), 'nor housekeeping');
 	unlink($behind);
-	ok(use_it('app'), 'and set forward again it goes on');
+	ok(use_and_flush('app'), 'and set forward again it goes on');
 }
 
 $node->stop;
-unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC: |TRAP: |XX000/, 'no crash and no internal error in the log');
+no_crash($node);
 done_testing();

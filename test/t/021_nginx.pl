@@ -7,9 +7,9 @@
 use strict;
 use warnings;
 
+use ApitokenTest;
 use Cwd;
 use IO::Socket::INET;
-use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -19,47 +19,10 @@ plan skip_all => 'no nginx' unless defined $nginx;
 
 my $directory = "$PostgreSQL::Test::Utils::tmp_check/nginx";
 my $examples = getcwd() . "/examples/nginx";
-my $parent = $$;
-my ($backend_pid, $nginx_pid);
 
-# Ours alone, by their ids, however this ends.
-$SIG{$_} = sub { exit 1 } foreach qw(INT TERM HUP);
-END
-{
-	if ($parent == $$)
-	{
-		local $?;
-		foreach my $pid (grep { defined } $nginx_pid, $backend_pid)
-		{
-			kill 'TERM', $pid;
-			waitpid $pid, 0;
-		}
-	}
-}
-
-# ---- the server behind: it answers with the head of the request
-
-my $listener = IO::Socket::INET->new(Listen => 50, LocalAddr => '127.0.0.1', ReuseAddr => 1) or die $!;
-my $backend = $listener->sockport;
-$backend_pid = fork() // die $!;
-if ($backend_pid == 0)
-{
-	$SIG{$_} = sub { POSIX::_exit(0) } foreach qw(INT TERM HUP);
-	while (my $client = $listener->accept)
-	{
-		my $head = '';
-		while (defined(my $line = <$client>))
-		{
-			last if $line =~ /^\r?\n$/;
-			$head .= $line;
-		}
-		$head = "0:\n$head";
-		print $client "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: " . length($head) . "\r\n\r\n$head";
-		close $client;
-	}
-	POSIX::_exit(0);
-}
-close $listener;
+# the server behind, which answers with the head of the request
+my $backend = PostgreSQL::Test::Cluster::get_free_port();
+start_echo('behind', $backend);
 
 # ---- nginx, as somebody who is not root
 
@@ -94,23 +57,10 @@ CONF
 my $log = "$directory/start.log";
 my @nginx = ($nginx, '-e', "$directory/error.log", '-p', $directory, '-c', "$directory/nginx.conf");
 is(system("'" . join("' '", @nginx, '-q', '-t') . "' >$log 2>&1"), 0, 'nginx takes the configuration') or diag(slurp_file($log));
-$nginx_pid = fork() // die $!;
-if ($nginx_pid == 0)
-{
-	open STDOUT, '>>', $log;
-	open STDERR, '>&', \*STDOUT;
-	exec(@nginx) or POSIX::_exit(1);
-}
-my $up;
-for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-{
-	last if $up = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
-	select(undef, undef, undef, 0.1);
-}
-ok($up, 'nginx runs') or BAIL_OUT(slurp_file($log));
-close $up;
+start_program('nginx', \@nginx, port => $port, log => $log);
+ok(listens($port), 'nginx runs');
 
-# send TARGET, HEADER LINES: the status, and the headers that arrived behind, as lists
+# send_request TARGET, HEADER LINES: the status, and the headers that arrived behind, as lists
 sub send_request
 {
 	my ($target, @lines) = @_;
@@ -121,7 +71,7 @@ sub send_request
 	print $socket join("\r\n", "GET $target HTTP/1.1", 'Host: api', 'Connection: close', @lines, '', '');
 	while (defined(my $line = <$socket>)) { $answer .= $line }
 	my ($status) = $answer =~ m{^HTTP/1\.1 (\d+)};
-	my ($head) = $answer =~ /^0:\n(.*)/ms;
+	my (undef, $head) = split /\r\n\r\n/, $answer, 2;
 	my %arrived;
 	push @{ $arrived{lc $1} }, $2 while ($head // '') =~ /^([\w-]+): *(.*?)\r?$/mg;
 	return ($status, \%arrived);

@@ -10,7 +10,6 @@ use warnings;
 use ApitokenTest;
 use Cwd ();
 use HTTP::Tiny;
-use IPC::Run;
 use JSON::PP;
 use List::Util qw(shuffle);
 use POSIX ();
@@ -44,34 +43,9 @@ sub start_postgraphile
 		"$top/$example/node_modules/.bin", $ENV{PATH});
 	local @ENV{qw(GRAPHILE_ENV PORT PGHOST PGPORT PGDATABASE PGUSER PGAPPNAME)} =
 		('production', $port, $node->host, $node->port, 'example', 'graphile', 'graphile');
-	chdir $example or die $!;
-	my $run = IPC::Run::start([ 'postgraphile' ], '<', \undef, '>', $log, '2>&1');
-	chdir $top or die $!;
-	$servers{$name} = { run => $run, log => $log, url => "http://127.0.0.1:$port/graphql" };
-	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return if slurp_file($log) =~ /listening on port/;
-		last if !$run->pumpable;
-		select undef, undef, undef, 0.1;
-	}
-	die "PostGraphile did not start:\n" . slurp_file($log);
-}
-
-sub stop_postgraphile
-{
-	foreach my $server (values %servers)
-	{
-		$server->{run}->signal('TERM');
-		$server->{run}->kill_kill(grace => 5);
-	}
-}
-
-END
-{
-	my $status = $?;
-
-	stop_postgraphile() if %servers;
-	$? = $status;
+	$servers{$name} = { log => $log, url => "http://127.0.0.1:$port/graphql" };
+	start_program($name, ['postgraphile'], in => $example, log => $log, ready => sub { slurp_file($log) =~ /listening on port/ });
+	return;
 }
 
 # request { headers }, QUERY, variables =>, server =>: the response, of which the
@@ -90,7 +64,7 @@ sub request
 
 # The same in one line: the status, the data, and of each error its code or, if
 # it has none, its message.
-sub outcome
+sub response_line
 {
 	my ($response) = @_;
 	my $body = $response->{body};
@@ -101,12 +75,12 @@ sub outcome
 	return join(' ', @parts);
 }
 
-sub check
+sub check_query
 {
 	my ($headers, $query, $expected, $label, %how) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(outcome(request($headers, $query, %how)), $expected, $label);
+	return is(response_line(request($headers, $query, %how)), $expected, $label);
 }
 
 sub key { return { 'x-api-key' => $_[0] }; }
@@ -114,10 +88,10 @@ sub cookie { return { cookie => "theme=dark; session=$_[0]" }; }
 sub sql { return $node->safe_psql('example', $_[0]); }
 
 # A token, made by the superuser.
-sub token
+sub token_of
 {
 	my ($label, $arguments) = @_;
-	my $text = sql("SELECT token FROM apitoken.create_token('$label', $arguments)");
+	my $text = create($node, $label, $arguments, database => 'example');
 
 	push @secrets, $text;
 	return $text;
@@ -139,14 +113,14 @@ sql(q{
 });
 push @secrets, map { "cookie-of-$_" } qw(alice bob carol);
 
-my $acme = token('acme', q{organization_id => 'acme'});
-my $acme_ro = token('acme ro', q{organization_id => 'acme', access => 'read_only'});
-my $acme_admin = token('acme admin', q{organization_id => 'acme', role => 'admin'});
-my $acme_custom = token('acme custom', q{organization_id => 'acme', permissions => '{comment:read}'});
-my $globex = token('globex', q{organization_id => 'globex'});
-my $alice = token('alice', q{user_id => 'alice'});
-my $alice_ro = token('alice ro', q{user_id => 'alice', access => 'read_only'});
-my $alice_custom = token('alice custom', q{user_id => 'alice', permissions => '{article:read}'});
+my $acme = token_of('acme', q{organization_id => 'acme'});
+my $acme_ro = token_of('acme ro', q{organization_id => 'acme', access => 'read_only'});
+my $acme_admin = token_of('acme admin', q{organization_id => 'acme', role => 'admin'});
+my $acme_custom = token_of('acme custom', q{organization_id => 'acme', permissions => '{comment:read}'});
+my $globex = token_of('globex', q{organization_id => 'globex'});
+my $alice = token_of('alice', q{user_id => 'alice'});
+my $alice_ro = token_of('alice ro', q{user_id => 'alice', access => 'read_only'});
+my $alice_custom = token_of('alice custom', q{user_id => 'alice', permissions => '{article:read}'});
 
 start_postgraphile('postgraphile');
 
@@ -173,19 +147,19 @@ foreach my $case (
 	my ($label, $headers) = @$case;
 
 	is(join(' ', @{ request($headers, $who)->{body}{data}{whoami} }{qw(source database_user)}), 'none api_anonymous', "$label: anonymous");
-	check($headers, $everything, '200 {"allArticles":null,"allDrafts":null,"allTokens":null} [42501] [42501] [42501]', "$label: sees nothing");
+	check_query($headers, $everything, '200 {"allArticles":null,"allDrafts":null,"allTokens":null} [42501] [42501] [42501]', "$label: sees nothing");
 }
-check({}, 'mutation { createToken(input: {label: "x"}) { result { token } } }', '200 {"createToken":null} [42501]', 'anonymous makes no token');
-check({}, 'mutation { createArticle(input: {article: {title: "x", organizationId: "acme"}}) { article { title } } }',
+check_query({}, 'mutation { createToken(input: {label: "x"}) { result { token } } }', '200 {"createToken":null} [42501]', 'anonymous makes no token');
+check_query({}, 'mutation { createArticle(input: {article: {title: "x", organizationId: "acme"}}) { article { title } } }',
 	'200 {"createArticle":null} [42501]', 'anonymous writes nothing');
 
 # ---- a bad token is 401, in whatever form it comes, and never anonymous
 
 my $unknown = sql(q{SELECT apitoken.generate('org')});
 my $digest = sql(qq{SELECT encode(apitoken.hash('$acme'), 'hex')});
-my $expired = token('expired', q{organization_id => 'acme'});
-my $suspended = token('suspended', q{organization_id => 'acme'});
-my $closed = token('closed', q{organization_id => 'closed'});
+my $expired = token_of('expired', q{organization_id => 'acme'});
+my $suspended = token_of('suspended', q{organization_id => 'acme'});
+my $closed = token_of('closed', q{organization_id => 'closed'});
 sql(q{
 	UPDATE apitoken.tokens SET expires_at = now() - interval '1 second' WHERE label = 'expired';
 	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
@@ -214,7 +188,7 @@ foreach my $case (
 	{
 		my $response = request({ %$headers, accept => $accept }, $who);
 
-		is(outcome($response), "401 [$verdict]", "$label: 401 ($accept)");
+		is(response_line($response), "401 [$verdict]", "$label: 401 ($accept)");
 		is($response->{headers}{'www-authenticate'}, 'Bearer error="invalid_token"', "$label: WWW-Authenticate");
 	}
 }
@@ -225,11 +199,11 @@ foreach my $case (
 	[ 'a good and a bad one', { authorization => "Bearer $acme", 'x-api-key' => 'garbage' } ],
 	[ 'both headers', { authorization => "Bearer $acme", 'x-api-key' => $acme } ])
 {
-	check($case->[1], $who, '400 [send one token]', "$case->[0]: 400");
+	check_query($case->[1], $who, '400 [send one token]', "$case->[0]: 400");
 }
 foreach my $cookie ('cookie-of-nobody', 'cookie-that-expired', '', "' OR true --")
 {
-	check(cookie($cookie), $who, '401 [sign in again]', "session '$cookie': 401");
+	check_query(cookie($cookie), $who, '401 [sign in again]', "session '$cookie': 401");
 }
 
 # ---- a good one, in each form
@@ -261,22 +235,22 @@ is(seen(key($alice)), 'Anvils, draft of alice', 'a personal token sees its user\
 is(seen(key($alice_custom)), 'Anvils', '... one for articles no drafts');
 is(seen(cookie('cookie-of-alice')), 'Anvils, draft of alice', 'a user who is signed in');
 is(seen(cookie('cookie-of-carol')), 'Doomsday devices, draft of carol', '... and another');
-check(key($acme), '{ articleByRowId(rowId: "00000000-0000-4000-8000-00000000000b") { title } }', '200 {"articleByRowId":null}', 'another organization\'s by its id');
-check(key($acme), '{ allArticles(condition: {organizationId: "globex"}) { totalCount } }', '200 {"allArticles":{"totalCount":0}}', '... nor counted');
+check_query(key($acme), '{ articleByRowId(rowId: "00000000-0000-4000-8000-00000000000b") { title } }', '200 {"articleByRowId":null}', 'another organization\'s by its id');
+check_query(key($acme), '{ allArticles(condition: {organizationId: "globex"}) { totalCount } }', '200 {"allArticles":{"totalCount":0}}', '... nor counted');
 
 # ---- changes
 
 my $create = 'mutation { createArticle(input: {article: {title: "New"}}) { article { title organizationId } } }';
-check(key($acme), $create, '200 {"createArticle":{"article":{"organizationId":"acme","title":"New"}}}', 'a token creates in its organization');
-check(key($acme), 'mutation { createArticle(input: {article: {title: "x", organizationId: "globex"}}) { article { title } } }',
+check_query(key($acme), $create, '200 {"createArticle":{"article":{"organizationId":"acme","title":"New"}}}', 'a token creates in its organization');
+check_query(key($acme), 'mutation { createArticle(input: {article: {title: "x", organizationId: "globex"}}) { article { title } } }',
 	'200 {"createArticle":null} [42501]', '... not in another');
 sub by_id { my ($what, $last, $rest) = @_; return "mutation { ${what}ByRowId(input: {rowId: \"00000000-0000-4000-8000-00000000000$last\"$rest}) { article { title } } }"; }
-check(key($acme), by_id('updateArticle', 'a', ', articlePatch: {title: "Anvils!"}'), '200 {"updateArticleByRowId":{"article":{"title":"Anvils!"}}}', 'changes its own');
-check(key($acme), by_id('updateArticle', 'b', ', articlePatch: {title: "x"}'), '200 {"updateArticleByRowId":{"article":null}}', '... not another\'s');
-check(key($acme), by_id('deleteArticle', 'b', ''), '200 {"deleteArticleByRowId":null} [An error occurred (masked)]', 'deletes not another\'s');
-check(key($alice), 'mutation { createDraft(input: {draft: {text: "x"}}) { draft { userId } } }', '200 {"createDraft":{"draft":{"userId":"alice"}}}', 'a draft is its user\'s');
-check(key($acme), 'mutation { createDraft(input: {draft: {text: "x"}}) { draft { userId } } }', '200 {"createDraft":null} [42501]', 'an organization\'s token has no drafts');
-check(key($acme), by_id('deleteArticle', 'a', ''), '200 {"deleteArticleByRowId":{"article":{"title":"Anvils!"}}}', 'deletes its own');
+check_query(key($acme), by_id('updateArticle', 'a', ', articlePatch: {title: "Anvils!"}'), '200 {"updateArticleByRowId":{"article":{"title":"Anvils!"}}}', 'changes its own');
+check_query(key($acme), by_id('updateArticle', 'b', ', articlePatch: {title: "x"}'), '200 {"updateArticleByRowId":{"article":null}}', '... not another\'s');
+check_query(key($acme), by_id('deleteArticle', 'b', ''), '200 {"deleteArticleByRowId":null} [An error occurred (masked)]', 'deletes not another\'s');
+check_query(key($alice), 'mutation { createDraft(input: {draft: {text: "x"}}) { draft { userId } } }', '200 {"createDraft":{"draft":{"userId":"alice"}}}', 'a draft is its user\'s');
+check_query(key($acme), 'mutation { createDraft(input: {draft: {text: "x"}}) { draft { userId } } }', '200 {"createDraft":null} [42501]', 'an organization\'s token has no drafts');
+check_query(key($acme), by_id('deleteArticle', 'a', ''), '200 {"deleteArticleByRowId":{"article":{"title":"Anvils!"}}}', 'deletes its own');
 sql(q{INSERT INTO app.articles (id, organization_id, title) VALUES ('00000000-0000-4000-8000-00000000000a', 'acme', 'Anvils')});
 
 # A read-only token writes nothing, whatever else the role might do.
@@ -298,7 +272,7 @@ foreach my $token ($acme_ro, $alice_ro)
 		my ($field) = $mutation =~ /(\w+)\(/;
 		my $code = $field =~ /^re/ ? '42501' : '25006';
 
-		check(key($token), $mutation, "200 {\"$field\":null} [$code]", "$form read-only token: no $field");
+		check_query(key($token), $mutation, "200 {\"$field\":null} [$code]", "$form read-only token: no $field");
 	}
 }
 is(sql('SELECT (SELECT count(*) FROM app.articles), (SELECT count(*) FROM app.drafts), (SELECT count(*) FROM apitoken.events)'), $before, 'nothing was written');
@@ -314,7 +288,7 @@ sub made
 	my ($response) = @_;
 	my ($field) = values %{ $response->{body}{data} // {} };
 
-	die 'no token was made: ' . outcome($response) if !defined $field;
+	die 'no token was made: ' . response_line($response) if !defined $field;
 	push @secrets, $field->{result}{token};
 	return $field->{result};
 }
@@ -326,8 +300,8 @@ is($deploy->{masked}, sql("SELECT apitoken.mask('$deploy->{token}')"), '... and 
 is(sql(q{SELECT count(*), min(created_by), bool_and(expires_at = created_at + interval '90 days'), min(metadata::text) FROM apitoken.tokens WHERE label = 'Deploy'}),
 	'1|alice|t|{"ticket": 4711}', 'one token was made, by the user');
 is(seen(key($deploy->{token})), 'Anvils, New', 'it works at once');
-check(key($deploy->{token}), $create, '200 {"createArticle":{"article":{"organizationId":"acme","title":"New"}}}', '... within its permissions');
-check(key($deploy->{token}), by_id('deleteArticle', 'a', ''), '200 {"deleteArticleByRowId":null} [An error occurred (masked)]', '... and not beyond');
+check_query(key($deploy->{token}), $create, '200 {"createArticle":{"article":{"organizationId":"acme","title":"New"}}}', '... within its permissions');
+check_query(key($deploy->{token}), by_id('deleteArticle', 'a', ''), '200 {"deleteArticleByRowId":null} [An error occurred (masked)]', '... and not beyond');
 my $personal = made(request($browser, $make, variables => { input => { label => 'CLI' } }));
 is(seen(key($personal->{token})), 'Anvils, New, New, draft of alice, x', 'a personal token');
 
@@ -336,9 +310,9 @@ is($list->{body}{data}{searchTokens}{nodes}[0]{label}, 'CLI', 'searchTokens find
 is(join(', ', sort map { $_->{label} } @{ $list->{body}{data}{allTokens}{nodes} }),
 	'CLI, Deploy, acme, acme admin, acme custom, acme ro, alice, alice custom, alice ro, expired, suspended', 'the list: what is the user\'s and the organization\'s');
 unlike($list->{content}, qr/[0-9A-Za-z]{71}/, 'it has no text of a token');
-check($browser, '{ searchTokens(status: "nonsense") { nodes { label } } }', '200 {"searchTokens":null} [22023]', 'a status that there is not');
-check(cookie('cookie-of-bob'), '{ allTokens { nodes { label } } }', '200 {"allTokens":{"nodes":[]}}', 'a developer sees none of the organization\'s');
-check(cookie('cookie-of-carol'), "{ tokenByRowId(rowId: \"$deploy->{rowId}\") { label } }", '200 {"tokenByRowId":null}', 'another organization\'s admin neither, by its id');
+check_query($browser, '{ searchTokens(status: "nonsense") { nodes { label } } }', '200 {"searchTokens":null} [22023]', 'a status that there is not');
+check_query(cookie('cookie-of-bob'), '{ allTokens { nodes { label } } }', '200 {"allTokens":{"nodes":[]}}', 'a developer sees none of the organization\'s');
+check_query(cookie('cookie-of-carol'), "{ tokenByRowId(rowId: \"$deploy->{rowId}\") { label } }", '200 {"tokenByRowId":null}', 'another organization\'s admin neither, by its id');
 
 # whoever may not is told the same, whether the token is there or not
 my $nowhere = '00000000-0000-4000-8000-000000000000';
@@ -347,7 +321,7 @@ foreach my $case ([ 'a developer', cookie('cookie-of-bob') ], [ 'another organiz
 	my ($label, $headers) = @$case;
 	my %messages;
 
-	check($headers, $make, '200 {"createToken":null} [42501]', "$label creates none", variables => { input => { label => 'x', organizationId => 'acme' } });
+	check_query($headers, $make, '200 {"createToken":null} [42501]', "$label creates none", variables => { input => { label => 'x', organizationId => 'acme' } });
 	foreach my $id ($deploy->{rowId}, $nowhere)
 	{
 		foreach my $mutation ("regenerateToken(input: {id: \"$id\"}) { result { token } }", "revokeToken(input: {id: \"$id\", confirmLabel: \"Deploy\"}) { result }")
@@ -355,23 +329,23 @@ foreach my $case ([ 'a developer', cookie('cookie-of-bob') ], [ 'another organiz
 			my ($field) = $mutation =~ /^(\w+)/;
 			my $response = request($headers, "mutation { $mutation }");
 
-			is(outcome($response), "200 {\"$field\":null} [42501]", "$label: no $field");
+			is(response_line($response), "200 {\"$field\":null} [42501]", "$label: no $field");
 			$messages{$field}{ $response->{body}{errors}[0]{message} } = 1;
 		}
-		check($headers, "mutation { updateTokenByRowId(input: {rowId: \"$id\", tokenPatch: {label: \"x\"}}) { token { label } } }",
+		check_query($headers, "mutation { updateTokenByRowId(input: {rowId: \"$id\", tokenPatch: {label: \"x\"}}) { token { label } } }",
 			'200 {"updateTokenByRowId":{"token":null}}', "$label: no update");
 	}
 	is(join(' ', map { scalar keys %{ $messages{$_} } } sort keys %messages), '1 1', "$label is not told what is there");
 }
 my $successor = made(request(key($acme_admin), $make, variables => { input => { label => 'Made by a token', organizationId => 'acme' } }));
 is(seen(key($successor->{token})), 'Anvils, New, New', 'a token whose role says so makes another');
-check(key($personal->{token}), $make, '200 {"createToken":null} [42501]', 'an ordinary personal token makes no successor', variables => { input => { label => 'x' } });
+check_query(key($personal->{token}), $make, '200 {"createToken":null} [42501]', 'an ordinary personal token makes no successor', variables => { input => { label => 'x' } });
 
 # suspend, resume, regenerate, revoke: each counts in the next request
 sub update { my ($patch) = @_; return "mutation { updateTokenByRowId(input: {rowId: \"$deploy->{rowId}\", tokenPatch: {$patch}}) { token { status } } }"; }
-check($browser, update('suspendedAt: "2026-01-01T00:00:00Z"'), '200 {"updateTokenByRowId":{"token":{"status":"suspended"}}}', 'suspend');
-check(key($deploy->{token}), $who, '401 [suspended]', '... counts at once');
-check($browser, update('suspendedAt: null'), '200 {"updateTokenByRowId":{"token":{"status":"active"}}}', 'resume');
+check_query($browser, update('suspendedAt: "2026-01-01T00:00:00Z"'), '200 {"updateTokenByRowId":{"token":{"status":"suspended"}}}', 'suspend');
+check_query(key($deploy->{token}), $who, '401 [suspended]', '... counts at once');
+check_query($browser, update('suspendedAt: null'), '200 {"updateTokenByRowId":{"token":{"status":"active"}}}', 'resume');
 is(request(key($deploy->{token}), $who)->{status}, 200, '... counts at once');
 my $again = sub { my ($rest) = @_; return made(request($browser, "mutation { regenerateToken(input: {id: \"$deploy->{rowId}\"$rest}) { result { rowId token masked expiresAt } } }")); };
 my $second = $again->(', overlap: {hours: 1}');
@@ -380,20 +354,20 @@ my $third = $again->('');
 is(join(' ', map { request(key($_->{token}), $who)->{status} } $deploy, $second, $third), '401 401 200', '... without one only the new');
 is($third->{rowId}, $deploy->{rowId}, '... and it is the same token');
 my $revoke = sub { my ($rest) = @_; return "mutation { revokeToken(input: {id: \"$deploy->{rowId}\"$rest}) { result } }"; };
-check($browser, $revoke->(''), '200 {"revokeToken":null} [22023]', 'revoke: the label must be typed');
+check_query($browser, $revoke->(''), '200 {"revokeToken":null} [22023]', 'revoke: the label must be typed');
 is(request(key($third->{token}), $who)->{status}, 200, '... nothing happened');
-check($browser, $revoke->(', confirmLabel: "Deploy", reason: "over"'), '200 {"revokeToken":{"result":true}}', '... and it is revoked');
-check(key($third->{token}), $who, '401 [revoked]', 'it is refused in the next request');
-check(key($third->{token}), $create, '401 [revoked]', '... whatever that asks for');
-check($browser, $revoke->(', confirmLabel: "Deploy"'), '200 {"revokeToken":{"result":false}}', 'revoked before');
+check_query($browser, $revoke->(', confirmLabel: "Deploy", reason: "over"'), '200 {"revokeToken":{"result":true}}', '... and it is revoked');
+check_query(key($third->{token}), $who, '401 [revoked]', 'it is refused in the next request');
+check_query(key($third->{token}), $create, '401 [revoked]', '... whatever that asks for');
+check_query($browser, $revoke->(', confirmLabel: "Deploy"'), '200 {"revokeToken":{"result":false}}', 'revoked before');
 is(sql("SELECT string_agg(action || ' ' || actor || ' ' || host(client_address), ', ' ORDER BY id) FROM apitoken.events WHERE token_id = '$deploy->{rowId}'"),
 	join(', ', map { "$_ alice 127.0.0.1" } qw(create suspend resume regenerate regenerate revoke)), 'all that was recorded, and from where');
 
 # a user who is suspended may do nothing, at once
 sql(q{UPDATE apitoken.users SET suspended_at = now() WHERE id = 'alice'});
 is(seen($browser), '', 'a suspended user sees nothing');
-check($browser, $make, '200 {"createToken":null} [42501]', '... and makes no token', variables => { input => { label => 'x' } });
-check(key($personal->{token}), $who, '401 [suspended]', '... and their tokens are refused');
+check_query($browser, $make, '200 {"createToken":null} [42501]', '... and makes no token', variables => { input => { label => 'x' } });
+check_query(key($personal->{token}), $who, '401 [suspended]', '... and their tokens are refused');
 sql(q{UPDATE apitoken.users SET suspended_at = NULL WHERE id = 'alice'});
 
 # ---- what clients are told of other errors
@@ -412,24 +386,24 @@ foreach my $case (
 	is($error->{message}, $message, '... said to the client') if defined $message;
 	is(join(' ', sort keys %{ $error->{extensions} }), 'code', '... and no more');
 }
-check($browser, "mutation { regenerateToken(input: {id: \"$deploy->{rowId}\"}) { result { token } } }", '200 {"regenerateToken":null} [55000]', 'regenerate what is revoked: 55000');
+check_query($browser, "mutation { regenerateToken(input: {id: \"$deploy->{rowId}\"}) { result { token } } }", '200 {"regenerateToken":null} [55000]', 'regenerate what is revoked: 55000');
 sql('ALTER TABLE app.articles RENAME TO elsewhere');
-check($browser, '{ allArticles { totalCount } }', '200 {"allArticles":null} [An error occurred (masked)]', 'what is not about the request is masked');
+check_query($browser, '{ allArticles { totalCount } }', '200 {"allArticles":null} [An error occurred (masked)]', 'what is not about the request is masked');
 sql('ALTER TABLE app.elsewhere RENAME TO articles');
 
 # another site's page can make a browser send a form with the cookie, but no JSON
 foreach my $case ([ 'application/x-www-form-urlencoded', 415 ], [ 'multipart/form-data; boundary=x', 415 ], [ 'text/plain', 415 ])
 {
-	check({ %$browser, 'content-type' => $case->[0] }, $make, "$case->[1] [Media type '" . ($case->[0] =~ s/;.*//r) . "' is not allowed]", "$case->[0]: $case->[1]");
+	check_query({ %$browser, 'content-type' => $case->[0] }, $make, "$case->[1] [Media type '" . ($case->[0] =~ s/;.*//r) . "' is not allowed]", "$case->[0]: $case->[1]");
 }
 
 # ---- networks: the address is that of the HTTP connection, or the proxy's word
 
-my $here = token('here', q{organization_id => 'acme', allowed_networks => '{127.0.0.0/8}'});
-my $there = token('there', q{organization_id => 'acme', allowed_networks => '{192.0.2.0/24,2001:db8::/32}'});
+my $here = token_of('here', q{organization_id => 'acme', allowed_networks => '{127.0.0.0/8}'});
+my $there = token_of('there', q{organization_id => 'acme', allowed_networks => '{192.0.2.0/24,2001:db8::/32}'});
 is(seen(key($here)), 'Anvils, New, New', 'a token for this network');
-check(key($there), $who, '403 [network_refused]', 'a token for another: 403');
-check({ %{ key($there) }, 'x-forwarded-for' => '192.0.2.1' }, $who, '403 [network_refused]', '... whatever the client says');
+check_query(key($there), $who, '403 [network_refused]', 'a token for another: 403');
+check_query({ %{ key($there) }, 'x-forwarded-for' => '192.0.2.1' }, $who, '403 [network_refused]', '... whatever the client says');
 start_postgraphile('proxied', BEHIND_PROXY => '1');
 foreach my $case ([ '192.0.2.1', 200 ], [ '10.1.1.1, 192.0.2.1', 200 ], [ '2001:db8::1', 200 ], [ '::ffff:192.0.2.1', 200 ],
 	[ '192.0.2.1, 10.1.1.1', 403 ], [ '', 403 ], [ 'unknown', 403 ], [ '192.0.2.1:80', 403 ], [ '192.0.2.0/24', 403 ], [ [ '192.0.2.1', '10.1.1.1' ], 403 ])
@@ -440,7 +414,7 @@ foreach my $case ([ '192.0.2.1', 200 ], [ '10.1.1.1, 192.0.2.1', 200 ], [ '2001:
 	is($response->{status}, $status, 'behind a proxy: ' . (ref $forwarded ? 'two headers' : "'$forwarded'") . ": $status");
 	is($response->{body}{data}{whoami}{source} // 'none', $status == 200 ? 'token' : 'none', '... in the transactions too');
 }
-check(key($here), $who, '403 [network_refused]', 'behind a proxy: no header, no address', server => 'proxied');
+check_query(key($here), $who, '403 [network_refused]', 'behind a proxy: no header, no address', server => 'proxied');
 
 # ---- hundreds of requests of everybody, by several clients at a time
 
@@ -516,9 +490,9 @@ my $mark = log_mark($node);
 $node->stop('fast');
 foreach my $headers (key($acme), $browser)
 {
-	check($headers, $who, '503 [try again later]', 'without the database: 503, and no reason given');
+	check_query($headers, $who, '503 [try again later]', 'without the database: 503, and no reason given');
 }
-check({}, $who, '200 {"whoami":null} [An error occurred (masked)]', '... anonymous learns no more');
+check_query({}, $who, '200 {"whoami":null} [An error occurred (masked)]', '... anonymous learns no more');
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'");
 $node->start;
 is(seen(key($acme)), 'Anvils, New, New', 'it goes on when the database is back');
@@ -526,19 +500,19 @@ is(seen(key($acme)), 'Anvils, New, New', 'it goes on when the database is back')
 # ---- rate limits, which need that: each request counts once, and each of its
 # transactions
 
-my $limited = token('limited', q{organization_id => 'acme', rate_limit_per_minute => 2});
-is(outcome(request(key($limited), '{ allArticles { totalCount } }')), '200 {"allArticles":{"totalCount":3}}', 'two uses are within a limit of two');
+my $limited = token_of('limited', q{organization_id => 'acme', rate_limit_per_minute => 2});
+is(response_line(request(key($limited), '{ allArticles { totalCount } }')), '200 {"allArticles":{"totalCount":3}}', 'two uses are within a limit of two');
 my $refused = request(key($limited), $who);
-is(outcome($refused), '429 [rate_limited]', 'the third is 429');
+is(response_line($refused), '429 [rate_limited]', 'the third is 429');
 like($refused->{headers}{'retry-after'}, qr/^([1-9]|[1-5][0-9]|60)$/, '... with Retry-After, in seconds');
-$refused = request(key(token('one', q{organization_id => 'acme', rate_limit_per_minute => 1})), '{ allArticles { totalCount } }');
-is(outcome($refused), '200 {"allArticles":null} [28000]', 'refused in a transaction it is that field\'s error');
+$refused = request(key(token_of('one', q{organization_id => 'acme', rate_limit_per_minute => 1})), '{ allArticles { totalCount } }');
+is(response_line($refused), '200 {"allArticles":null} [28000]', 'refused in a transaction it is that field\'s error');
 is($refused->{body}{errors}[0]{message}, 'the token is not valid: Verdict: rate_limited.', '... which says why');
 is(seen(key($acme)), 'Anvils, New, New', 'others are not affected');
 
 # ---- no secret was written anywhere
 
-stop_postgraphile();
+stop_program($_) foreach keys %servers;
 my %logs = map { ($_ => slurp_file($servers{$_}{log})) } keys %servers;
 $logs{'the server'} = join('', grep { /\] graphile / } split /^(?=\d{4}-)/m, slurp_file($node->logfile));
 like($logs{'the server'}, qr/apitoken\.verify\(\$1/, 'the server has logged the statements');
@@ -546,7 +520,6 @@ foreach my $name (sort keys %logs)
 {
 	is(scalar(grep { index($logs{$name}, $_) >= 0 } @secrets), 0, "no secret in what $name logged");
 }
-%servers = ();
 
 $node->stop;
 done_testing();

@@ -7,8 +7,6 @@ use strict;
 use warnings;
 
 use HTTP::Tiny;
-use IO::Socket::INET;
-use IPC::Run;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -87,23 +85,19 @@ my $node = start_node('backends', preload => 'shared', conf => q{
 $node->safe_psql('postgres', slurp_file('examples/articles.sql'));
 
 # Tokens, by name.
-my %token;
-sub make
-{
-	my ($name, $arguments) = @_;
-	return $token{$name} = $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('$name', $arguments)");
-}
-make('acme', q{organization_id => 'acme'});
-make('acme_read', q{organization_id => 'acme', access => 'read_only'});
-make('acme_other', q{organization_id => 'acme', permissions => '{invoice:read}'});
-make('globex', q{organization_id => 'globex'});
-make('alice', q{user_id => 'alice'});
-make('bob', q{user_id => 'bob'});
-make('here', q{organization_id => 'acme', allowed_networks => '{127.0.0.1/32}'});
-make('elsewhere', q{organization_id => 'acme', allowed_networks => '{192.0.2.0/24}'});
-make('revoked', q{organization_id => 'acme'});
-make('suspended', q{organization_id => 'acme'});
-make('expired', q{organization_id => 'acme', expires_in => '1 hour'});
+my %token = create_each($node, {
+	acme => q{organization_id => 'acme'},
+	acme_read => q{organization_id => 'acme', access => 'read_only'},
+	acme_other => q{organization_id => 'acme', permissions => '{invoice:read}'},
+	globex => q{organization_id => 'globex'},
+	alice => q{user_id => 'alice'},
+	bob => q{user_id => 'bob'},
+	here => q{organization_id => 'acme', allowed_networks => '{127.0.0.1/32}'},
+	elsewhere => q{organization_id => 'acme', allowed_networks => '{192.0.2.0/24}'},
+	revoked => q{organization_id => 'acme'},
+	suspended => q{organization_id => 'acme'},
+	expired => q{organization_id => 'acme', expires_in => '1 hour'},
+});
 $node->safe_psql('postgres', q{
 	SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
 	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
@@ -120,9 +114,9 @@ my @bad = qw(revoked suspended expired garbage long quote nobodys);
 my $http = HTTP::Tiny->new(timeout => 60);
 my $base;
 
-# ask METHOD, PATH, token =>, user =>, json =>, form =>, headers => {...}: the answer in one line
+# http_answer METHOD, PATH, token =>, user =>, json =>, form =>, headers => {...}: the answer in one line
 my $response;
-sub get
+sub http_answer
 {
 	my ($method, $path, %with) = @_;
 	my %headers = %{ $with{headers} // {} };
@@ -161,8 +155,7 @@ my $scope = '403 insufficient_scope [Bearer error="insufficient_scope"]';
 
 # ---- the programs ----
 
-my %running;
-sub start
+sub start_backend
 {
 	my ($name, $to, $prepare) = @_;
 	my $backend = $backends{$name};
@@ -170,27 +163,9 @@ sub start
 
 	local %ENV = (%ENV, PGHOST => $to->{host}, PGPORT => $to->{port}, PGUSER => $backend->{login}, PGDATABASE => 'postgres',
 		PREPARE => $prepare, POOL_SIZE => 3, INTROSPECTION_CLIENT => 'gateway:s3cret%');
-	$running{$name} = IPC::Run::start([ @{ $backend->{command} }, $port ], '<', \undef,
-		'>>', "$PostgreSQL::Test::Utils::log_path/$name.log", '2>&1');
+	start_program($name, [ @{ $backend->{command} }, $port ], port => $port);
 	$base = "http://127.0.0.1:$port";
-	foreach my $try (1 .. 200)
-	{
-		return if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
-		select(undef, undef, undef, 0.1);
-	}
-	die "$name does not listen";
-}
-sub stop
-{
-	my ($name) = @_;
-	(delete $running{$name})->kill_kill(grace => 5);
 	return;
-}
-END
-{
-	my $rc = $?;
-	stop($_) foreach keys %running;
-	$? = $rc;
 }
 
 my $superuser = connection($node);
@@ -199,100 +174,100 @@ my $articles = articles();
 
 # ---- the rules, for each program in each way to the server ----
 
-sub check
+sub check_backend
 {
 	my ($name, $to, $prepare, $way) = @_;
 	my $login = $backends{$name}{login};
 	my $mark;
 
-	start($name, $to, $prepare);
+	start_backend($name, $to, $prepare);
 	$mark = log_mark($node);
 	my $is = sub { my ($got, $expected, $what) = @_; is($got, $expected, "$name, $way: $what"); };
 
 	# who sees what
-	$is->(get('GET', '/articles'), $unauthorized, 'nobody');
-	$is->(get('GET', '/articles', token => $token{acme}), '200 Anvils', "an organization's token");
-	$is->(get('GET', '/articles', token => $token{globex}), '200 Doomsday devices', "another organization's");
-	$is->(get('GET', '/articles', token => $token{acme_other}), '200 ', 'a token that may not');
-	$is->(get('GET', '/articles', token => $token{alice}), '200 Anvils', "a user's token");
-	$is->(get('GET', '/articles', user => 'bob'), '200 Doomsday devices', 'a user who is signed in');
-	$is->(get('GET', '/articles', user => 'stranger'), '200 ', 'one who is in no organization');
-	$is->(get('GET', '/articles', user => 'bob', token => $token{alice}), '200 Anvils', 'the token counts, not the session');
-	$is->(get('GET', '/articles', headers => { Authorization => 'Basic YTpi' }, user => 'bob'),
+	$is->(http_answer('GET', '/articles'), $unauthorized, 'nobody');
+	$is->(http_answer('GET', '/articles', token => $token{acme}), '200 Anvils', "an organization's token");
+	$is->(http_answer('GET', '/articles', token => $token{globex}), '200 Doomsday devices', "another organization's");
+	$is->(http_answer('GET', '/articles', token => $token{acme_other}), '200 ', 'a token that may not');
+	$is->(http_answer('GET', '/articles', token => $token{alice}), '200 Anvils', "a user's token");
+	$is->(http_answer('GET', '/articles', user => 'bob'), '200 Doomsday devices', 'a user who is signed in');
+	$is->(http_answer('GET', '/articles', user => 'stranger'), '200 ', 'one who is in no organization');
+	$is->(http_answer('GET', '/articles', user => 'bob', token => $token{alice}), '200 Anvils', 'the token counts, not the session');
+	$is->(http_answer('GET', '/articles', headers => { Authorization => 'Basic YTpi' }, user => 'bob'),
 		'401 invalid_token [Bearer]', 'credentials that are no token are no session either');
-	$is->(get('GET', '/articles', headers => { Authorization => "bEARER  $token{alice}" }), '200 Anvils', 'the scheme has no case');
-	$is->(get('GET', '/nothing', token => $token{acme}), '404 not found', 'another path');
+	$is->(http_answer('GET', '/articles', headers => { Authorization => "bEARER  $token{alice}" }), '200 Anvils', 'the scheme has no case');
+	$is->(http_answer('GET', '/nothing', token => $token{acme}), '404 not found', 'another path');
 
 	# a bad token is refused, and is not the session either
 	foreach my $bad (@bad)
 	{
-		$is->(get('GET', '/articles', token => $token{$bad}, user => 'alice'), $invalid, "$bad: articles");
-		$is->(get('GET', '/feed/acme', token => $token{$bad}), $invalid, "$bad: feed");
+		$is->(http_answer('GET', '/articles', token => $token{$bad}, user => 'alice'), $invalid, "$bad: articles");
+		$is->(http_answer('GET', '/feed/acme', token => $token{$bad}), $invalid, "$bad: feed");
 	}
-	$is->(get('GET', '/articles', headers => { Authorization => 'Bearer' }, user => 'alice'), $invalid, 'an empty token');
+	$is->(http_answer('GET', '/articles', headers => { Authorization => 'Bearer' }, user => 'alice'), $invalid, 'an empty token');
 
 	# one statement
-	$is->(get('GET', '/feed/acme'), $unauthorized, 'feed: nobody');
-	$is->(get('GET', '/feed/acme', user => 'alice'), $unauthorized, 'feed: a session is no token');
-	$is->(get('GET', '/feed/acme', token => $token{acme_read}), '200 acme_read', 'feed: a token');
-	$is->(get('GET', '/feed/acme', token => $token{alice}), '200 alice', "feed: a user's token");
-	$is->(get('GET', '/feed/acme', token => $token{bob}), $scope, 'feed: of another organization');
-	$is->(get('GET', '/feed/globex', token => $token{acme}), $scope, 'feed: for another organization');
-	$is->(get('GET', '/feed/acme', token => $token{acme_other}), $scope, 'feed: without the permission');
-	$is->(get('GET', q{/feed/acme'%20OR%20true--}, token => $token{acme}), $scope, 'feed: an organization that is none');
-	like(get('GET', '/feed/acme%00', token => $token{acme}), qr/^4\d\d /, "$name, $way: feed: a NUL in the path");
+	$is->(http_answer('GET', '/feed/acme'), $unauthorized, 'feed: nobody');
+	$is->(http_answer('GET', '/feed/acme', user => 'alice'), $unauthorized, 'feed: a session is no token');
+	$is->(http_answer('GET', '/feed/acme', token => $token{acme_read}), '200 acme_read', 'feed: a token');
+	$is->(http_answer('GET', '/feed/acme', token => $token{alice}), '200 alice', "feed: a user's token");
+	$is->(http_answer('GET', '/feed/acme', token => $token{bob}), $scope, 'feed: of another organization');
+	$is->(http_answer('GET', '/feed/globex', token => $token{acme}), $scope, 'feed: for another organization');
+	$is->(http_answer('GET', '/feed/acme', token => $token{acme_other}), $scope, 'feed: without the permission');
+	$is->(http_answer('GET', q{/feed/acme'%20OR%20true--}, token => $token{acme}), $scope, 'feed: an organization that is none');
+	like(http_answer('GET', '/feed/acme%00', token => $token{acme}), qr/^4\d\d /, "$name, $way: feed: a NUL in the path");
 
 	# addresses: the client's, as the program passes it
-	$is->(get('GET', '/feed/acme', token => $token{here}), '200 here', 'feed: the network is right');
-	$is->(get('GET', '/articles', token => $token{here}), '200 Anvils', 'articles: the network is right');
-	$is->(get('GET', '/feed/acme', token => $token{elsewhere}), '403 network_refused', 'feed: the network is wrong');
-	$is->(get('GET', '/articles', token => $token{elsewhere}, headers => { 'X-Forwarded-For' => '192.0.2.1' }),
+	$is->(http_answer('GET', '/feed/acme', token => $token{here}), '200 here', 'feed: the network is right');
+	$is->(http_answer('GET', '/articles', token => $token{here}), '200 Anvils', 'articles: the network is right');
+	$is->(http_answer('GET', '/feed/acme', token => $token{elsewhere}), '403 network_refused', 'feed: the network is wrong');
+	$is->(http_answer('GET', '/articles', token => $token{elsewhere}, headers => { 'X-Forwarded-For' => '192.0.2.1' }),
 		'403 network_refused', 'articles: the network is wrong, whatever the client says');
 
 	# writing
 	my %by = (token => $token{acme});
-	$is->(get('POST', '/articles', %by, json => { organization_id => 'acme', title => "$name $way" }), "201 $name $way", 'create');
-	$is->(get('POST', '/articles', %by, json => { organization_id => 'acme', title => "$name $way" }), '409 refused', 'create twice');
-	$is->(get('POST', '/articles', %by, json => { organization_id => 'globex', title => 'x' }), '403 refused', 'create elsewhere');
-	$is->(get('POST', '/articles', token => $token{acme_read}, json => { organization_id => 'acme', title => 'x' }),
+	$is->(http_answer('POST', '/articles', %by, json => { organization_id => 'acme', title => "$name $way" }), "201 $name $way", 'create');
+	$is->(http_answer('POST', '/articles', %by, json => { organization_id => 'acme', title => "$name $way" }), '409 refused', 'create twice');
+	$is->(http_answer('POST', '/articles', %by, json => { organization_id => 'globex', title => 'x' }), '403 refused', 'create elsewhere');
+	$is->(http_answer('POST', '/articles', token => $token{acme_read}, json => { organization_id => 'acme', title => 'x' }),
 		'403 refused', 'create by a read-only token');
-	$is->(get('POST', '/articles', token => $token{acme_other}, json => { organization_id => 'acme', title => 'x' }),
+	$is->(http_answer('POST', '/articles', token => $token{acme_other}, json => { organization_id => 'acme', title => 'x' }),
 		'403 refused', 'create without the permission');
-	$is->(get('POST', '/articles', user => 'stranger', json => { organization_id => 'acme', title => 'x' }), '403 refused', 'create by a stranger');
-	$is->(get('POST', '/articles', token => $token{revoked}, user => 'alice', json => { organization_id => 'acme', title => 'x' }),
+	$is->(http_answer('POST', '/articles', user => 'stranger', json => { organization_id => 'acme', title => 'x' }), '403 refused', 'create by a stranger');
+	$is->(http_answer('POST', '/articles', token => $token{revoked}, user => 'alice', json => { organization_id => 'acme', title => 'x' }),
 		$invalid, 'create by a revoked token');
-	$is->(get('POST', '/articles', json => { organization_id => 'acme', title => 'x' }), $unauthorized, 'create by nobody');
-	$is->(get('POST', '/articles', %by, json => { organization_id => 'acme', title => '' }), '400 refused', 'create without a title');
-	$is->(get('POST', '/articles', %by, json => { organization_id => 'acme' }), '400 refused', 'create with a null');
-	$is->(get('POST', '/articles', %by, json => '{"title":'), '400 a JSON object is expected', 'broken JSON');
-	$is->(get('POST', '/articles', %by, json => '{"organization_id": "acme", "title": {}}'), '400 strings are expected', 'no string');
-	like(get('POST', '/articles', %by, json => '{"organization_id": "acme", "title": "a\u0000b"}'), qr/^400 /, "$name, $way: a NUL");
-	like(get('POST', '/articles', user => 'alice', form => 'organization_id=acme&title=x'), qr/^415 /, "$name, $way: a form");
+	$is->(http_answer('POST', '/articles', json => { organization_id => 'acme', title => 'x' }), $unauthorized, 'create by nobody');
+	$is->(http_answer('POST', '/articles', %by, json => { organization_id => 'acme', title => '' }), '400 refused', 'create without a title');
+	$is->(http_answer('POST', '/articles', %by, json => { organization_id => 'acme' }), '400 refused', 'create with a null');
+	$is->(http_answer('POST', '/articles', %by, json => '{"title":'), '400 a JSON object is expected', 'broken JSON');
+	$is->(http_answer('POST', '/articles', %by, json => '{"organization_id": "acme", "title": {}}'), '400 strings are expected', 'no string');
+	like(http_answer('POST', '/articles', %by, json => '{"organization_id": "acme", "title": "a\u0000b"}'), qr/^400 /, "$name, $way: a NUL");
+	like(http_answer('POST', '/articles', user => 'alice', form => 'organization_id=acme&title=x'), qr/^415 /, "$name, $way: a form");
 	my $title = q{x'); DROP TABLE article; -- $1 %s ?};
-	$is->(get('POST', '/articles', user => 'alice', json => { organization_id => 'acme', title => $title }), "201 $title", 'create what looks like SQL');
+	$is->(http_answer('POST', '/articles', user => 'alice', json => { organization_id => 'acme', title => $title }), "201 $title", 'create what looks like SQL');
 	is(articles(), "$articles,acme:$name $way,acme:$title", "$name, $way: that is what is there now");
 	ask($superuser, q{DELETE FROM article WHERE title NOT IN ('Anvils', 'Doomsday devices')});
 
 	# rates
-	make("rate $name $way", q{organization_id => 'acme', rate_limit_per_minute => 1});
+	$token{"rate $name $way"} = create($node, "rate $name $way", q{organization_id => 'acme', rate_limit_per_minute => 1});
 	my %rate = (token => $token{"rate $name $way"});
-	$is->(get('GET', '/articles', %rate), '200 Anvils', 'once a minute');
-	$is->(get('GET', '/articles', %rate), '429 rate_limited', 'articles: twice');
+	$is->(http_answer('GET', '/articles', %rate), '200 Anvils', 'once a minute');
+	$is->(http_answer('GET', '/articles', %rate), '429 rate_limited', 'articles: twice');
 	like($response->{headers}{'retry-after'}, qr/^[1-9]\d?$/, "$name, $way: articles: when to come again");
-	$is->(get('GET', '/feed/acme', %rate), '429 rate_limited', 'feed: twice');
+	$is->(http_answer('GET', '/feed/acme', %rate), '429 rate_limited', 'feed: twice');
 	like($response->{headers}{'retry-after'}, qr/^[1-9]\d?$/, "$name, $way: feed: when to come again");
 
 	if ($name eq 'psycopg')
 	{
 		my %wanted = (label => "made $way", organization_id => 'acme', access => 'read_only');
-		like(get('POST', '/tokens', user => 'alice', json => \%wanted), qr/^201 /, "$name, $way: a token for who is signed in");
+		like(http_answer('POST', '/tokens', user => 'alice', json => \%wanted), qr/^201 /, "$name, $way: a token for who is signed in");
 		my $made = eval { $json->decode($response->{content})->{token} };
-		$is->(get('GET', '/feed/acme', token => $made), "200 made $way", 'it works');
-		$is->(get('POST', '/tokens', user => 'alice', json => \%wanted), '409 refused', 'its label is taken');
-		$is->(get('POST', '/tokens', user => 'bob', json => { %wanted, label => 'x' }), '403 refused', "not in another's organization");
-		$is->(get('POST', '/tokens', token => $token{alice}, json => { %wanted, label => 'x' }), $unauthorized, 'a token is no session');
-		$is->(get('POST', '/tokens', user => 'alice', json => { %wanted, label => 'x', expires_in => '30' }), '400 refused', 'thirty seconds');
-		$is->(get('POST', '/tokens', user => 'alice', json => { %wanted, label => 'x', expires_in => 'soon' }), '400 refused', 'no interval');
+		$is->(http_answer('GET', '/feed/acme', token => $made), "200 made $way", 'it works');
+		$is->(http_answer('POST', '/tokens', user => 'alice', json => \%wanted), '409 refused', 'its label is taken');
+		$is->(http_answer('POST', '/tokens', user => 'bob', json => { %wanted, label => 'x' }), '403 refused', "not in another's organization");
+		$is->(http_answer('POST', '/tokens', token => $token{alice}, json => { %wanted, label => 'x' }), $unauthorized, 'a token is no session');
+		$is->(http_answer('POST', '/tokens', user => 'alice', json => { %wanted, label => 'x', expires_in => '30' }), '400 refused', 'thirty seconds');
+		$is->(http_answer('POST', '/tokens', user => 'alice', json => { %wanted, label => 'x', expires_in => 'soon' }), '400 refused', 'no interval');
 	}
 	if ($name eq 'node')
 	{
@@ -300,22 +275,22 @@ sub check
 		my %client = $basic->('gateway:s3cret%25');
 		my $form = "token=$token{acme_read}";
 
-		like(get('POST', '/introspect', %client, form => $form), qr/^200 acme_read$/, "$name, $way: introspect");
+		like(http_answer('POST', '/introspect', %client, form => $form), qr/^200 acme_read$/, "$name, $way: introspect");
 		is($json->decode($response->{content})->{active}, JSON::PP::true, "$name, $way: introspect: active");
 		foreach my $bad (@bad)
 		{
-			$is->(get('POST', '/introspect', %client, form => 'token=' . ($token{$bad} =~ s/(\W)/sprintf '%%%02X', ord $1/ger)),
+			$is->(http_answer('POST', '/introspect', %client, form => 'token=' . ($token{$bad} =~ s/(\W)/sprintf '%%%02X', ord $1/ger)),
 				'200 {"active":false}', "introspect: $bad");
 		}
 		my $refused = '401 invalid_client [Basic realm="introspection"]';
-		$is->(get('POST', '/introspect', form => $form), $refused, 'introspect: who asks?');
-		$is->(get('POST', '/introspect', token => $token{acme}, form => $form), $refused, 'introspect: a token is no gateway');
-		$is->(get('POST', '/introspect', $basic->('gateway:wrong'), form => $form), $refused, 'introspect: wrong secret');
-		$is->(get('POST', '/introspect', $basic->('gateway:s3cret%'), form => $form), $refused, 'introspect: badly encoded');
-		$is->(get('POST', '/introspect', $basic->(''), form => $form), $refused, 'introspect: empty');
-		$is->(get('POST', '/introspect', %client, form => ''), '400 invalid_request', 'introspect: nothing');
-		$is->(get('POST', '/introspect', %client, form => "$form&$form"), '400 invalid_request', 'introspect: twice');
-		like(get('POST', '/introspect', %client, json => { token => 'x' }), qr/^415 /, "$name, $way: introspect: JSON");
+		$is->(http_answer('POST', '/introspect', form => $form), $refused, 'introspect: who asks?');
+		$is->(http_answer('POST', '/introspect', token => $token{acme}, form => $form), $refused, 'introspect: a token is no gateway');
+		$is->(http_answer('POST', '/introspect', $basic->('gateway:wrong'), form => $form), $refused, 'introspect: wrong secret');
+		$is->(http_answer('POST', '/introspect', $basic->('gateway:s3cret%'), form => $form), $refused, 'introspect: badly encoded');
+		$is->(http_answer('POST', '/introspect', $basic->(''), form => $form), $refused, 'introspect: empty');
+		$is->(http_answer('POST', '/introspect', %client, form => ''), '400 invalid_request', 'introspect: nothing');
+		$is->(http_answer('POST', '/introspect', %client, form => "$form&$form"), '400 invalid_request', 'introspect: twice');
+		like(http_answer('POST', '/introspect', %client, json => { token => 'x' }), qr/^415 /, "$name, $way: introspect: JSON");
 	}
 
 	# A capability that the login lacks is no fault of the client's, and nothing
@@ -325,16 +300,16 @@ sub check
 	foreach my $capability (sort keys %lacks)
 	{
 		ask($superuser, "SELECT apitoken.disallow('$login', '$capability')");
-		my @got = (get('GET', '/articles', token => $token{acme}), get('GET', '/feed/acme', token => $token{acme}),
-			get('GET', '/articles', user => 'alice'));
+		my @got = (http_answer('GET', '/articles', token => $token{acme}), http_answer('GET', '/feed/acme', token => $token{acme}),
+			http_answer('GET', '/articles', user => 'alice'));
 		is(join(' ', map { (split / /)[0] } @got), join(' ', @{ $lacks{$capability} }), "$name, $way: without $capability");
 		ask($superuser, "SELECT apitoken.allow('$login', '$capability')");
 	}
-	$is->(get('GET', '/articles', token => $token{acme}), '200 Anvils', 'with all of them again');
+	$is->(http_answer('GET', '/articles', token => $token{acme}), '200 Anvils', 'with all of them again');
 
 	# Sessions that end: the next requests may fail, but then all is well again.
 	ask($superuser, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '$login'");
-	my @after = map { get('GET', '/articles', token => $token{acme}) } 1 .. 12;
+	my @after = map { http_answer('GET', '/articles', token => $token{acme}) } 1 .. 12;
 	is(join(',', grep { !/^(503 failed|200 Anvils)$/ } @after), '', "$name, $way: after the sessions have ended");
 	is($after[-1], '200 Anvils', "$name, $way: it has new ones");
 
@@ -347,13 +322,13 @@ sub check
 			select(undef, undef, undef, 0.02);
 		}
 	}), '', "$name, $way: many at once, while sessions end");
-	@after = map { get('GET', '/articles', token => $token{acme}) } 1 .. 12;
+	@after = map { http_answer('GET', '/articles', token => $token{acme}) } 1 .. 12;
 	is($after[-1], '200 Anvils', "$name, $way: that is over");
 	is(ask($superuser, "SELECT count(*) FROM pg_stat_activity WHERE usename = '$login' AND state <> 'idle'"), '0',
 		"$name, $way: no connection is left in a transaction");
 
 	# what was sent
-	stop($name);
+	stop_program($name);
 	my $log = log_since($node, $mark);
 	my @sent = $log =~ /(?:statement|execute (?:<unnamed>|[^:\n]+)): ([^\n]*apitoken\.(?:verify|authenticate|act_as|introspect)[^\n]*)/g;
 	cmp_ok(scalar @sent, '>', 50, "$name, $way: what was sent is in the log");
@@ -402,7 +377,7 @@ sub crowd
 			foreach my $n (1 .. 40)
 			{
 				my ($with, $expected) = @{ $ways[ rand @ways ] };
-				my $got = get('GET', '/articles', @$with);
+				my $got = http_answer('GET', '/articles', @$with);
 				print $write "$client/$n: $got, not $expected; " if $got ne $expected && $got !~ $forgiven;
 			}
 			print $write "done\n";
@@ -431,8 +406,8 @@ my $pooler = start_pooler($node, users => [ map { $_->{login} } values %backends
 note("pgbouncer $pooler_version");
 foreach my $name (sort keys %backends)
 {
-	check($name, $direct, 'on', 'direct');
-	check($name, $pooler, 'off', 'pgbouncer, not prepared');
+	check_backend($name, $direct, 'on', 'direct');
+	check_backend($name, $pooler, 'off', 'pgbouncer, not prepared');
 }
 # psycopg before 3.2 sends DEALLOCATE ALL, of which pgbouncer may not hear.
 foreach my $name (sort keys %backends)
@@ -443,7 +418,7 @@ foreach my $name (sort keys %backends)
 		  unless $pooler_prepares;
 		skip "this psycopg cannot close prepared statements, 3.2 with libpq 17 can: it was tested without", 1
 		  if $name eq 'psycopg' && system('/usr/bin/python3', '-c', 'import sys, psycopg; sys.exit(not psycopg.capabilities.has_send_close_prepared())') != 0;
-		check($name, $pooler, 'on', 'pgbouncer, prepared');
+		check_backend($name, $pooler, 'on', 'pgbouncer, prepared');
 	}
 }
 

@@ -25,20 +25,15 @@ my $node = start_node('pgbouncer', conf => q{
 	apitoken.client_address_header = 'x-real-ip'
 });
 $node->safe_psql('postgres', qq{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	CREATE ROLE $login LOGIN;
 	CREATE ROLE regress_apitoken_entered;
 	GRANT regress_apitoken_entered TO $login;
 	SELECT apitoken.allow('$login', 'act', 'verify', 'use');
 	INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('enters', '{article:read}', 'regress_apitoken_entered');
-	INSERT INTO apitoken.organizations (id) SELECT 'org' || n FROM generate_series(0, 4) n;
-	INSERT INTO apitoken.users (id) SELECT 'user' || n FROM generate_series(0, 9) n;
-	INSERT INTO apitoken.memberships SELECT 'org' || n % 5, 'user' || n, 'developer' FROM generate_series(0, 9) n;
-	-- one row of each organization
-	CREATE TABLE article (organization_id text);
-	INSERT INTO article SELECT id FROM apitoken.organizations;
-	ALTER TABLE article ENABLE ROW LEVEL SECURITY;
-	CREATE POLICY p ON article USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:read'))));
+});
+set_up_articles($node);
+$node->safe_psql('postgres', qq{
 	CREATE TABLE work (who text);
 	GRANT SELECT ON article TO $login, regress_apitoken_entered;
 	GRANT SELECT, INSERT ON work TO $login;
@@ -49,27 +44,22 @@ $node->safe_psql('postgres', qq{
 my $nobody = "none|-|-|off|$login|-";
 my (@users, @tokens, @bad, $distant);
 
-sub make
-{
-	my ($label, $arguments) = @_;
-	return $node->safe_psql('postgres', "SELECT token FROM apitoken.create_token('$label', $arguments)");
-}
 foreach my $n (0 .. 9)
 {
 	my $organization = 'org' . $n % 5;
 
 	push @users, { id => "user$n", is => "user|user$n|-|off|$login|$organization", jwt => "jwt|user$n|-|off|$login|$organization" };
-	push @tokens, { text => make('t', "user_id => 'user$n'"), is => "token|user$n|-|off|$login|$organization" };
-	push @tokens, { text => make('ro', "user_id => 'user$n', access => 'read_only'"), is => "token|user$n|-|on|$login|$organization", read_only => 1 };
+	push @tokens, { text => create($node, 't', "user_id => 'user$n'"), is => "token|user$n|-|off|$login|$organization" };
+	push @tokens, { text => create($node, 'ro', "user_id => 'user$n', access => 'read_only'"), is => "token|user$n|-|on|$login|$organization", read_only => 1 };
 }
 foreach my $n (0 .. 4)
 {
-	push @tokens, { text => make('t', "organization_id => 'org$n', role => 'admin'"), is => "token|-|org$n|off|$login|org$n" };
-	push @tokens, { text => make('enters', "organization_id => 'org$n', role => 'enters'"), enters => 1,
+	push @tokens, { text => create($node, 't', "organization_id => 'org$n', role => 'admin'"), is => "token|-|org$n|off|$login|org$n" };
+	push @tokens, { text => create($node, 'enters', "organization_id => 'org$n', role => 'enters'"), enters => 1,
 		is => "token|-|org$n|off|regress_apitoken_entered|org$n", settings => "token|-|org$n|off|$login|org$n" };
 }
-$distant = { text => make('distant', q{user_id => 'user3', allowed_networks => '{192.0.2.0/24}'}), is => "token|user3|-|off|$login|org3" };
-push @bad, 'garbage', '', make('revoked', q{organization_id => 'org0'}), $node->safe_psql('postgres', q{SELECT apitoken.generate('org')});
+$distant = { text => create($node, 'distant', q{user_id => 'user3', allowed_networks => '{192.0.2.0/24}'}), is => "token|user3|-|off|$login|org3" };
+push @bad, 'garbage', '', create($node, 'revoked', q{organization_id => 'org0'}), $node->safe_psql('postgres', q{SELECT apitoken.generate('org')});
 $node->safe_psql('postgres', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked'});
 
 # ---- one client ----
@@ -91,8 +81,8 @@ sub wrong
 	$count{wrong}++;
 }
 
-# run SQL, VALUES...: its first value, or the SQLSTATE in brackets
-sub run
+# execute SQL, VALUES...: its first value, or the SQLSTATE in brackets
+sub execute
 {
 	my ($sql, @values) = @_;
 	my $sth = $dbh->prepare($sql);
@@ -135,15 +125,13 @@ sub is_now
 sub gives
 {
 	my ($expected, @statement) = @_;
-	my $got = run(@statement);
+	my $got = execute(@statement);
 	wrong("$statement[0] gave $got, not $expected") if $got ne $expected;
 }
 
-sub user { return $users[ rand @users ]; }
-sub token { return $tokens[ rand @tokens ]; }
-sub authenticate { return run('SELECT FROM apitoken.authenticate($1)', $_[0]); }
-sub act_as { return run('SELECT FROM apitoken.act_as($1)', $_[0]); }
-sub set { my ($name, $value, $local) = @_; return run('SELECT set_config($1, $2, $3)', $name, $value, $local // 'true'); }
+sub authenticate { return execute('SELECT FROM apitoken.authenticate($1)', $_[0]); }
+sub act_as { return execute('SELECT FROM apitoken.act_as($1)', $_[0]); }
+sub set { my ($name, $value, $local) = @_; return execute('SELECT set_config($1, $2, $3)', $name, $value, $local // 'true'); }
 
 # BEGIN, nobody, IDENTIFY, who that is, and what else there is
 sub transaction
@@ -173,30 +161,30 @@ sub vanish
 }
 
 my %ways = (
-	'authenticate' => sub { my $t = token(); transaction(sub { authenticate($t->{text}) }, $t->{is}, sub { is_now($t->{is}, 'still') }) },
-	'authenticate, rolled back' => sub { my $t = token(); transaction(sub { authenticate($t->{text}) }, $t->{is}, undef, 'ROLLBACK') },
+	'authenticate' => sub { my $t = pick(@tokens); transaction(sub { authenticate($t->{text}) }, $t->{is}, sub { is_now($t->{is}, 'still') }) },
+	'authenticate, rolled back' => sub { my $t = pick(@tokens); transaction(sub { authenticate($t->{text}) }, $t->{is}, undef, 'ROLLBACK') },
 	'write' => sub {
-		my $t = token();
+		my $t = pick(@tokens);
 		transaction(sub { authenticate($t->{text}) }, $t->{is}, sub {
 			gives($t->{read_only} ? '[25006]' : $t->{enters} ? '[42501]' : '', 'INSERT INTO work VALUES ($1)', $t->{is});
 		});
 	},
-	'act_as' => sub { my $u = user(); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { gives('', 'INSERT INTO work VALUES ($1)', $u->{is}) }) },
-	'settings: token' => sub { my $t = token(); transaction(sub { set('apitoken.token', $t->{text}) }, $t->{settings} // $t->{is}) },
-	'settings: user' => sub { my $u = user(); transaction(sub { set('apitoken.user_id', $u->{id}) }, $u->{is}) },
-	'settings: SET LOCAL' => sub { my $u = user(); transaction(sub { run("SET LOCAL apitoken.user_id = '$u->{id}'") }, $u->{is}) },
+	'act_as' => sub { my $u = pick(@users); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { gives('', 'INSERT INTO work VALUES ($1)', $u->{is}) }) },
+	'settings: token' => sub { my $t = pick(@tokens); transaction(sub { set('apitoken.token', $t->{text}) }, $t->{settings} // $t->{is}) },
+	'settings: user' => sub { my $u = pick(@users); transaction(sub { set('apitoken.user_id', $u->{id}) }, $u->{is}) },
+	'settings: SET LOCAL' => sub { my $u = pick(@users); transaction(sub { execute("SET LOCAL apitoken.user_id = '$u->{id}'") }, $u->{is}) },
 	'nobody' => sub { transaction(sub { }, $nobody, sub { gives('', q{INSERT INTO work VALUES ('nobody')}) }) },
-	'one message' => sub { my $u = user(); gives('', "BEGIN; SELECT apitoken.act_as('$u->{id}'); INSERT INTO work VALUES ('x'); COMMIT") },
-	'outside a transaction' => sub { my $u = user(); act_as($u->{id}); authenticate(token()->{text}) },
+	'one message' => sub { my $u = pick(@users); gives('', "BEGIN; SELECT apitoken.act_as('$u->{id}'); INSERT INTO work VALUES ('x'); COMMIT") },
+	'outside a transaction' => sub { my $u = pick(@users); act_as($u->{id}); authenticate(pick(@tokens)->{text}) },
 	'verify' => sub {
-		my $t = token();
+		my $t = pick(@tokens);
 		gives((split /\|/, $t->{is})[1] =~ s/^-$/(split m{\|}, $t->{is})[2]/er,
 			'SELECT coalesce(user_id, organization_id) FROM apitoken.verify($1)', $t->{text});
 	},
 	# refused
 	'bad token' => sub {
 		gives('', 'BEGIN');
-		gives('[28000]', 'SELECT FROM apitoken.authenticate($1)', $bad[ rand @bad ]);
+		gives('[28000]', 'SELECT FROM apitoken.authenticate($1)', pick(@bad));
 		is_now('[25P02]', 'after a bad token');
 		gives('', rand() < 0.5 ? 'ROLLBACK' : 'COMMIT');
 	},
@@ -207,28 +195,28 @@ my %ways = (
 		gives('', 'ROLLBACK');
 	},
 	'error after authenticate' => sub {
-		my $t = token();
+		my $t = pick(@tokens);
 		transaction(sub { authenticate($t->{text}) }, $t->{is}, sub { gives('[22012]', 'SELECT 1 / $1::int', 0); is_now('[25P02]', 'failed') });
 	},
-	'error after act_as' => sub { my $u = user(); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { gives('[22012]', 'SELECT 1 / 0', ) }, 'ROLLBACK') },
+	'error after act_as' => sub { my $u = pick(@users); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { gives('[22012]', 'SELECT 1 / 0', ) }, 'ROLLBACK') },
 	'another identity' => sub {
-		my $u = user();
+		my $u = pick(@users);
 		transaction(sub { act_as($u->{id}) }, $u->{is}, sub { gives('[25001]', 'SELECT FROM apitoken.act_as($1)', 'intruder') }, 'ROLLBACK');
 	},
 	'savepoint' => sub {
-		my ($u, $t) = (user(), token());
-		transaction(sub { run('SAVEPOINT s'); act_as($u->{id}) }, $u->{is}, sub {
-			run('ROLLBACK TO s');
+		my ($u, $t) = (pick(@users), pick(@tokens));
+		transaction(sub { execute('SAVEPOINT s'); act_as($u->{id}) }, $u->{is}, sub {
+			execute('ROLLBACK TO s');
 			is_now($nobody, 'after ROLLBACK TO');
 			authenticate($t->{text});
 			is_now($t->{is}, 'as another');
 		});
 	},
-	'chained' => sub { my $u = user(); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { run('COMMIT AND CHAIN'); is_now($nobody, 'chained') }) },
+	'chained' => sub { my $u = pick(@users); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { execute('COMMIT AND CHAIN'); is_now($nobody, 'chained') }) },
 	# gone in the middle
-	'gone' => sub { my $t = token(); gives('', 'BEGIN'); authenticate($t->{text}); is_now($t->{is}, 'before it is gone'); vanish() },
+	'gone' => sub { my $t = pick(@tokens); gives('', 'BEGIN'); authenticate($t->{text}); is_now($t->{is}, 'before it is gone'); vanish() },
 	'gone as a user' => sub {
-		my $u = user();
+		my $u = pick(@users);
 		gives('', 'BEGIN');
 		set('apitoken.user_id', $u->{id}, 'false');
 		is_now($u->{is}, 'before it is gone');
@@ -236,24 +224,24 @@ my %ways = (
 	},
 	'gone within a statement' => sub {
 		gives('', 'BEGIN');
-		act_as(user()->{id});
+		act_as(pick(@users)->{id});
 		$dbh->do('SELECT pg_sleep(0.02)', { pg_async => 1 });
 		vanish();
 	},
-	'gone after an error' => sub { gives('', 'BEGIN'); act_as(user()->{id}); run('SELECT 1 / 0'); vanish() },
+	'gone after an error' => sub { gives('', 'BEGIN'); act_as(pick(@users)->{id}); execute('SELECT 1 / 0'); vanish() },
 	# bad neighbours: settings left behind for the session
-	'left: user' => sub { my $u = user(); set('apitoken.user_id', $u->{id}, 'false'); run("SET apitoken.user_id = '$u->{id}'") },
-	'left: token' => sub { my $t = token(); set('apitoken.token', $t->{text}, 'false'); },
-	'left: bad token' => sub { run(q{SET apitoken.token = 'garbage'}) },
-	'left: address' => sub { run(q{SET apitoken.client_address = '192.0.2.1'}) },
+	'left: user' => sub { my $u = pick(@users); set('apitoken.user_id', $u->{id}, 'false'); execute("SET apitoken.user_id = '$u->{id}'") },
+	'left: token' => sub { my $t = pick(@tokens); set('apitoken.token', $t->{text}, 'false'); },
+	'left: bad token' => sub { execute(q{SET apitoken.token = 'garbage'}) },
+	'left: address' => sub { execute(q{SET apitoken.client_address = '192.0.2.1'}) },
 	'left: headers' => sub {
-		my $t = token();
+		my $t = pick(@tokens);
 		set('request.headers', qq({"x-api-key": "$t->{text}", "x-real-ip": "192.0.2.1"}), 'false');
 		set('request.jwt.claims', '{"sub": "user1"}', 'false');
 	},
 	'left: broken headers' => sub { set('request.headers', '{"x-api-key": ', 'false'); set('request.jwt.claims', '[', 'false') },
-	'left in a transaction' => sub { my $u = user(); transaction(sub { set('apitoken.user_id', $u->{id}, 'false') }, $u->{is}) },
-	'left in a transaction: token' => sub { my $t = token(); transaction(sub { run("SET apitoken.token = '$t->{text}'") }, $t->{settings} // $t->{is}) },
+	'left in a transaction' => sub { my $u = pick(@users); transaction(sub { set('apitoken.user_id', $u->{id}, 'false') }, $u->{is}) },
+	'left in a transaction: token' => sub { my $t = pick(@tokens); transaction(sub { execute("SET apitoken.token = '$t->{text}'") }, $t->{settings} // $t->{is}) },
 	# an address counts only where it is told
 	'address told' => sub {
 		transaction(sub { set('apitoken.client_address', '192.0.2.7'); authenticate($distant->{text}) }, $distant->{is});
@@ -266,12 +254,12 @@ my %ways = (
 	},
 	# what PostgREST tells
 	'pre_request: token' => sub {
-		my $t = token();
-		transaction(sub { set('request.headers', qq({"x-api-key": "$t->{text}"})); run('SELECT FROM apitoken.pre_request()') }, $t->{is});
+		my $t = pick(@tokens);
+		transaction(sub { set('request.headers', qq({"x-api-key": "$t->{text}"})); execute('SELECT FROM apitoken.pre_request()') }, $t->{is});
 	},
 	'pre_request: user' => sub {
-		my $u = user();
-		transaction(sub { set('request.headers', '{}'); set('request.jwt.claims', qq({"sub": "$u->{id}"})); run('SELECT FROM apitoken.pre_request()') }, $u->{jwt});
+		my $u = pick(@users);
+		transaction(sub { set('request.headers', '{}'); set('request.jwt.claims', qq({"sub": "$u->{id}"})); execute('SELECT FROM apitoken.pre_request()') }, $u->{jwt});
 	},
 	'pre_request: nothing' => sub { transaction(sub { gives('', 'SELECT FROM apitoken.pre_request()') }, $nobody) },
 	'pre_request: bad token' => sub {

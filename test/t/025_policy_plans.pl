@@ -46,7 +46,7 @@ my $node = start_node('plans', preload => 'session', conf => q{
 	autovacuum = off
 });
 $node->safe_psql('postgres', q{
-	CREATE EXTENSION apitoken CASCADE;
+	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations (id) SELECT 'org' || n FROM generate_series(1, 1000) n;
 	INSERT INTO apitoken.users (id, groups) VALUES ('user1', '{staff}');
 	INSERT INTO apitoken.memberships VALUES ('org1', 'user1', 'admin'), ('org2', 'user1', 'developer'), ('org3', 'user1', 'admin');
@@ -67,8 +67,8 @@ $node->safe_psql('postgres', q{
 	GRANT SELECT ON careless TO app;
 	INSERT INTO careless OVERRIDING SYSTEM VALUE SELECT * FROM article WHERE id <= 1000;
 	VACUUM ANALYZE article; VACUUM ANALYZE draft; VACUUM ANALYZE careless});
-my $token = $node->safe_psql('postgres', q{SELECT token FROM apitoken.create_token('t', organization_id => 'org1')});
-my $personal = $node->safe_psql('postgres', q{SELECT token FROM apitoken.create_token('t', user_id => 'user1', access => 'read_only')});
+my $token = create($node, 't', q{organization_id => 'org1'});
+my $personal = create($node, 't', q{user_id => 'user1', access => 'read_only'});
 
 my %caller = (
 	user => "SELECT FROM apitoken.act_as('user1')",
@@ -176,7 +176,7 @@ $node->safe_psql('postgres', q{
 	INSERT INTO apitoken.tokens (organization_id, label) SELECT 'org' || 1 + n % 1000, 'listed ' || n FROM generate_series(1, 20000) n;
 	INSERT INTO apitoken.tokens (organization_id, label) SELECT o, 'more ' || n FROM unnest('{org1,org2,org9}'::text[]) o, generate_series(1, 500) n;
 	SELECT apitoken.allow('app', 'manage');
-	VACUUM ANALYZE apitoken.token_records; VACUUM ANALYZE apitoken.token_usage});
+	VACUUM ANALYZE apitoken_internal.token_records; VACUUM ANALYZE apitoken.token_usage});
 my $newest = 'ORDER BY created_at DESC, id DESC LIMIT 50';
 my $index = 'token_records_organization_id_idx';
 
@@ -215,8 +215,8 @@ foreach my $order ('created_at DESC, id DESC', 'created_at, id', 'label', 'md5(i
 }
 my $ids = $node->safe_psql('postgres', 'SELECT array_agg(id ORDER BY created_at DESC, id DESC) FROM apitoken.tokens');
 is(as_caller('user', '', 'SELECT count(*) FROM apitoken.token_usage'), $own, 'use of no others');
-is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id WHERE apitoken.manages_token(id, 'token:read')"), $own, 'nor in order with those of others');
-is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id (id) WHERE apitoken.manages_token(id.id, 'token:read') <> EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = id.id)"), 0, 'and each is told apart');
+is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id WHERE apitoken_internal.manages_token(id, 'token:read')"), $own, 'nor in order with those of others');
+is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id (id) WHERE apitoken_internal.manages_token(id.id, 'token:read') <> EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = id.id)"), 0, 'and each is told apart');
 is(as_caller('organization', '', 'SELECT count(*) FROM apitoken.token_usage'), 0, 'a token that manages none sees none');
 
 # ---- in parallel ----

@@ -7,7 +7,6 @@ use warnings;
 
 use Cwd qw(getcwd);
 use HTTP::Tiny;
-use IO::Socket::INET;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -35,28 +34,25 @@ $node->safe_psql('postgres', q{
 	INSERT INTO apitoken.organizations (id) VALUES ('alice');
 	UPDATE apitoken.users SET role = 'reporter' WHERE id = 'bob'});
 
-my (%token, %id);
-sub make
-{
-	my ($name, $arguments) = @_;
-	($id{$name}, $token{$name}) = split /\|/, $node->safe_psql('postgres', "SELECT id, token FROM apitoken.create_token(\$l\$$name\$l\$, $arguments)");
-	return $name;
-}
-make('acme', q{organization_id => 'acme', role => 'reporter', expires_in => '1 day'});
-make('acme_admin', q{organization_id => 'acme', role => 'admin'});
-make('acme_read', q{organization_id => 'acme', role => 'developer', access => 'read_only'});
-make('acme_articles', q{organization_id => 'acme', permissions => '{article:read}'});
-make('acme_write', q{organization_id => 'acme', role => 'reporter', permissions => '{report:write}'});
-make('globex', q{organization_id => 'globex', role => 'reporter'});
-make('named_alice', q{organization_id => 'alice', role => 'reporter'});
-make('alice', q{user_id => 'alice'});
-make('bob', q{user_id => 'bob'});
-make('nothing', q{organization_id => 'acme', role => 'nothing'});
-make('there', q{organization_id => 'acme', role => 'reporter', allowed_networks => '{192.0.2.0/24}'});
-make('limited', q{organization_id => 'acme', role => 'reporter', rate_limit_per_minute => 1});
-my $line = make("line\r\nX-Injected: yes", q{organization_id => 'acme', role => 'reporter'});
-make($_, q{organization_id => 'acme', role => 'reporter', expires_in => '1 day'})
-  foreach qw(revoked expired suspended regenerated resumed down remembered soon later);
+my $line = "line\r\nX-Injected: yes";
+my %token = create_each($node, {
+	acme => q{organization_id => 'acme', role => 'reporter', expires_in => '1 day'},
+	acme_admin => q{organization_id => 'acme', role => 'admin'},
+	acme_read => q{organization_id => 'acme', role => 'developer', access => 'read_only'},
+	acme_articles => q{organization_id => 'acme', permissions => '{article:read}'},
+	acme_write => q{organization_id => 'acme', role => 'reporter', permissions => '{report:write}'},
+	globex => q{organization_id => 'globex', role => 'reporter'},
+	named_alice => q{organization_id => 'alice', role => 'reporter'},
+	alice => q{user_id => 'alice'},
+	bob => q{user_id => 'bob'},
+	nothing => q{organization_id => 'acme', role => 'nothing'},
+	there => q{organization_id => 'acme', role => 'reporter', allowed_networks => '{192.0.2.0/24}'},
+	limited => q{organization_id => 'acme', role => 'reporter', rate_limit_per_minute => 1},
+	$line => q{organization_id => 'acme', role => 'reporter'},
+	(map { ($_ => q{organization_id => 'acme', role => 'reporter', expires_in => '1 day'}) }
+		qw(revoked expired suspended regenerated resumed down remembered soon later)),
+});
+my %id = map { ($_ => $node->safe_psql('postgres', "SELECT (apitoken.parse('$token{$_}')).id")) } keys %token;
 $node->safe_psql('postgres', q{
 	SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
 	UPDATE apitoken.tokens SET expires_at = now() - interval '1 second' WHERE label = 'expired';
@@ -72,47 +68,7 @@ $token{long} = 'x' x 7000;
 # ---- the programs ----
 
 my $dir = PostgreSQL::Test::Utils::tempdir_short();
-my %running;
 my %port = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } qw(gateway endpoint node application);
-
-sub answers
-{
-	my ($port) = @_;
-	return defined IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
-}
-
-# start NAME, PORT, COMMAND: a program that listens there
-sub start
-{
-	my ($name, $port, @command) = @_;
-
-	die "port $port is in use" if answers($port);
-	$running{$name} = IPC::Run::start([ @command ], '<', \undef, '>>', "$dir/$name.log", '2>&1');
-	foreach my $try (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return if answers($port);
-		last unless $running{$name}->pumpable;
-		select(undef, undef, undef, 0.1);
-	}
-	die "$name does not start: " . slurp_file("$dir/$name.log");
-}
-
-sub stop
-{
-	my ($name) = @_;
-	my $process = delete $running{$name} or return;
-
-	$process->kill_kill(grace => 10);
-	return;
-}
-
-# whatever happens to the test
-END
-{
-	my $rc = $?;
-	stop($_) foreach keys %running;
-	$? = $rc;
-}
 
 my @credentials = ('gateway', 'a secret: 100% +/&?');
 sub escaped { return $_[0] =~ s/([^A-Za-z0-9])/sprintf('%%%02X', ord $1)/ger; }
@@ -125,21 +81,9 @@ sub start_endpoint
 	local $ENV{PGDATABASE} = 'postgres';
 	local $ENV{PORT} = $port{node};
 	local $ENV{INTROSPECTION_CLIENT} = join(':', @credentials);
-	start('node', $port{node}, 'node', 'examples/node/server.js');
+	start_program('node', [ 'node', 'examples/node/server.js' ], port => $port{node}, log => "$dir/node.log");
 	return;
 }
-
-# An application that tells which headers it got.
-my $application = q{
-use IO::Socket::INET;
-my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ARGV[0], Listen => 20, ReuseAddr => 1) or die $!;
-while (my $client = $listen->accept) {
-	my $got = '';
-	while (defined(my $line = <$client>)) { last if $line =~ /^\r?$/; $got .= $line; }
-	print $client "HTTP/1.1 200 OK\r\nContent-Length: " . length($got) . "\r\nConnection: close\r\n\r\n$got";
-	close $client;
-}
-};
 
 system_or_bail('openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2',
 	'-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1', '-keyout', "$dir/key.pem", '-out', "$dir/cert.pem");
@@ -152,7 +96,7 @@ sub start_apache
 	my (%how) = @_;
 	my $ca = $how{ca} // "$dir/cert.pem";
 
-	stop('apache');
+	stop_program('apache');
 
 	unlink "$dir/httpd.conf";
 	append_to_file("$dir/httpd.conf", <<"CONF");
@@ -188,7 +132,7 @@ Include @{[ getcwd() ]}/examples/apache/endpoint.conf
 CONF
 	local $ENV{INTROSPECTION_ID} = $credentials[0];
 	local $ENV{INTROSPECTION_SECRET} = $how{secret} // $credentials[1];
-	start('apache', $port{gateway}, $apache, '-DFOREGROUND', '-f', "$dir/httpd.conf");
+	start_program('apache', [ $apache, '-DFOREGROUND', '-f', "$dir/httpd.conf" ], port => $port{gateway}, log => "$dir/apache.log");
 	return;
 }
 
@@ -223,7 +167,8 @@ sub asked
 }
 
 start_endpoint();
-start('application', $port{application}, 'perl', '-e', $application, $port{application});
+# an application that tells which headers it got
+start_echo('application', $port{application});
 start_apache();
 
 # ---- who is let in: the page, one for report:read, one for Acme, one for setting:write ----
@@ -331,7 +276,7 @@ is($node->safe_psql('postgres', "SELECT (apitoken.verify('$token{limited}')).ver
 cmp_ok(asked('limited'), '>=', 3, 'a question is a use');
 
 # It is closed when the endpoint cannot be asked, or refuses.
-stop('node');
+stop_program('node');
 is(get('/admin/', $token{alice}), '401', 'the endpoint is down');
 is(get('/', $token{down}), '401', 'the endpoint is down, for one never seen');
 start_endpoint();
@@ -404,6 +349,6 @@ foreach my $log ("$dir/error.log", "$dir/node.log", $node->logfile)
 is(join(' ', grep { $_ ne 'acme' && defined $id{$_} && index(slurp_file("$dir/access.log"), substr($token{$_}, -49)) >= 0 } sort keys %token), 'alice',
 	'access.log has only those that a client put into a URL');
 
-stop($_) foreach keys %running;
+stop_program($_) foreach qw(apache application node);
 $node->stop;
 done_testing();

@@ -5,8 +5,9 @@ package ApitokenPooler;
 use strict;
 use warnings;
 
+use ApitokenTest;
 use Exporter 'import';
-use IPC::Run;
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 
@@ -25,8 +26,6 @@ sub pooler_version
 	my ($version, $major, $minor) = $out =~ /^PgBouncer ((\d+)\.(\d+)\S*)/m or die "what version is this: $out";
 	return ($version, $major > 1 || $minor >= 21);
 }
-
-my @running;
 
 # start_pooler NODE, users => [...], conf => settings: what to connect to, as
 # { host, port }, and its log.
@@ -52,31 +51,10 @@ log_disconnections = 0
 INI
 	append_to_file("$dir/ini", "max_prepared_statements = 100\n") if $prepares;
 	append_to_file("$dir/ini", $how{conf} // '');
-	$pooler->{process} = IPC::Run::start([ program(), "$dir/ini" ], '<', \undef, '>', $pooler->{log}, '2>&1');
-	push @running, $pooler;
-	foreach my $try (1 .. 100)
-	{
-		return $pooler if -S "$dir/.s.PGSQL.$pooler->{port}";
-		select(undef, undef, undef, 0.1);
-	}
-	die "pgbouncer does not start: " . slurp_file($pooler->{log});
+	start_program("pgbouncer $pooler->{port}", [ program(), "$dir/ini" ], log => $pooler->{log}, ready => sub { -S "$dir/.s.PGSQL.$pooler->{port}" });
+	return $pooler;
 }
 
-sub stop_pooler
-{
-	my ($pooler) = @_;
-
-	@running = grep { $_ != $pooler } @running;
-	$pooler->{process}->kill_kill(grace => 5);
-	return;
-}
-
-# whatever happens to the test
-END
-{
-	my $rc = $?;
-	stop_pooler($_) foreach @running;
-	$? = $rc;
-}
+sub stop_pooler { my ($pooler) = @_; stop_program("pgbouncer $pooler->{port}"); return; }
 
 1;

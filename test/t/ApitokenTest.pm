@@ -156,7 +156,7 @@ sub stat_of { my ($node, $columns) = @_; return $node->safe_psql('postgres', "SE
 sub view_of_usage
 {
 	return q{CREATE VIEW used AS SELECT r.label, u.accepted, u.refused, u.last_used_at, u.last_used_from
-		FROM apitoken.token_usage u JOIN apitoken.token_records r ON r.id = u.token_id;};
+		FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id;};
 }
 
 # ---- what tests set up
