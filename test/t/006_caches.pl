@@ -47,7 +47,7 @@ sub works
 	push @got, ask_raw($session, "SELECT apitoken.revoke_token($id, '$label')");
 	push @got, ask_raw($session, "SELECT verdict FROM apitoken.verify('$newer')");
 	push @got, ask_raw($session, "SELECT string_agg(action, ' ' ORDER BY id) FROM apitoken.events WHERE token_id = $id");
-	is_deeply(\@got, [ 'valid', "t\nt", "[\"g\"]\nacme", 'apt_org_', 'valid', '23505', '1', 'unknown valid', 'd', 't', 'revoked', 'create regenerate edit revoke' ],
+	is_deeply(\@got, [ 'valid', "t\nt", "t\n[\"g\"]\nacme", 'apt_org_', 'valid', '23505', '1', 'unknown valid', 'd', 't', 'revoked', 'create regenerate edit revoke' ],
 		"a running session goes on: $what") or diag(explain(\@got));
 }
 
@@ -58,19 +58,21 @@ works($session, $token, 'with everything cached');
 
 # ----- what happens to tables --------------------------------------------------
 
-my @tables = qw(organizations users roles memberships token_records token_usage events);
+my @tables = qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships
+	apitoken_internal.token_records apitoken.token_usage apitoken.events);
 foreach my $ddl (
-	(map { "REINDEX TABLE apitoken.$_" } @tables),
-	(map { "REINDEX TABLE CONCURRENTLY apitoken.$_" } @tables),
-	'REINDEX INDEX CONCURRENTLY apitoken.token_records_pkey',
-	'REINDEX INDEX CONCURRENTLY apitoken.token_records_organization_label_key',
+	(map { "REINDEX TABLE $_" } @tables),
+	(map { "REINDEX TABLE CONCURRENTLY $_" } @tables),
+	'REINDEX INDEX CONCURRENTLY apitoken_internal.token_records_pkey',
+	'REINDEX INDEX CONCURRENTLY apitoken_internal.token_records_organization_label_key',
 	'REINDEX SCHEMA apitoken',
+	'REINDEX SCHEMA apitoken_internal',
 	'CLUSTER apitoken_internal.token_records USING token_records_pkey',
-	(map { "VACUUM FULL apitoken.$_" } @tables),
+	(map { "VACUUM FULL $_" } @tables),
 	'VACUUM FREEZE ANALYZE apitoken_internal.token_records',
-	(map { "ALTER TABLE apitoken.$_ ADD COLUMN extra int DEFAULT 7" } @tables),
-	(map { "ALTER TABLE apitoken.$_ ALTER COLUMN extra TYPE bigint" } @tables),
-	(map { "ALTER TABLE apitoken.$_ DROP COLUMN extra" } @tables),
+	(map { "ALTER TABLE $_ ADD COLUMN extra int DEFAULT 7" } @tables),
+	(map { "ALTER TABLE $_ ALTER COLUMN extra TYPE bigint" } @tables),
+	(map { "ALTER TABLE $_ DROP COLUMN extra" } @tables),
 	# rewritten by a volatile default, with a column that is not the table's last
 	'ALTER TABLE apitoken_internal.token_records ADD COLUMN extra uuid DEFAULT gen_random_uuid()',
 	'ALTER TABLE apitoken_internal.token_records ADD COLUMN another text DEFAULT repeat(\'x\', 3000)',
@@ -190,7 +192,7 @@ foreach my $preload ('', 'apitoken')
 		"1\n2", "$config: identities in a database without the extension disturb nobody");
 	# tables of those names that are somebody's own
 	ask_raw($elsewhere, 'CREATE SCHEMA apitoken');
-	ask_raw($elsewhere, "CREATE TABLE apitoken.$_ (a int)") foreach @tables;
+	ask_raw($elsewhere, "CREATE TABLE $_ (a int)") foreach @tables;
 	is(ask_raw($elsewhere, "BEGIN; SET LOCAL apitoken.token = '$fifth'; SELECT 1; COMMIT"), '1',
 		"$config: nor do tables of the same names");
 	$elsewhere->quit;

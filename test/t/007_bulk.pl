@@ -12,6 +12,7 @@ use Time::HiRes qw(time);
 # few connections: the server's lock table has room for some thousand locks
 my $node = start_node('bulk', conf => "max_connections = 20\nlog_statement = none\njit = off");
 $node->safe_psql('postgres', q{
+	CREATE EXTENSION pgcrypto;
 	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations VALUES ('acme');
 	CREATE TABLE made (n serial, id uuid, token text);

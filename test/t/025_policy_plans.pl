@@ -89,7 +89,7 @@ sub calls
 	my $counted = as_caller($caller, $settings // '', qq{
 		DO \$\$ BEGIN EXECUTE \$sql\$ $sql \$sql\$; END \$\$;
 		SELECT string_agg(funcname || ' ' || calls, ', ' ORDER BY funcname) FROM pg_stat_xact_user_functions
-		WHERE schemaname = 'apitoken' AND funcname NOT IN ('act_as', 'authenticate')});
+		WHERE schemaname IN ('apitoken', 'apitoken_internal') AND funcname NOT IN ('act_as', 'authenticate')});
 	return $counted;
 }
 
