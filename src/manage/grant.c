@@ -31,35 +31,30 @@ typedef struct Privilege
 	const char *object;
 	ApitokenTable columns_of;	/* grant on the columns that columns.h lists for this table;
 								 * APITOKEN_TABLES: on the whole object */
-	int			nargs;			/* number of arguments of a function */
-	const char *args[11];		/* their types */
 } Privilege;
 
-#define FUNCTION_OF(schema, name, ...) \
-	{"execute", schema, name, APITOKEN_TABLES, \
-	 lengthof(((const char *[]) {__VA_ARGS__})), {__VA_ARGS__}}
-#define FUNCTION(name, ...) FUNCTION_OF("apitoken", name, __VA_ARGS__)
-#define INTERNAL(name, ...) FUNCTION_OF("apitoken_internal", name, __VA_ARGS__)
-#define TABLE(privilege, name) {privilege, "apitoken", name, APITOKEN_TABLES, 0, {NULL}}
-#define COLUMNS(privilege, schema, name, table) {privilege, schema, name, table, 0, {NULL}}
+/* Functions are not overloaded, so that their names are enough. */
+#define FUNCTION(name) {"execute", "apitoken", name, APITOKEN_TABLES}
+#define INTERNAL(name) {"execute", "apitoken_internal", name, APITOKEN_TABLES}
+#define TABLE(privilege, name) {privilege, "apitoken", name, APITOKEN_TABLES}
+#define COLUMNS(privilege, schema, name, table) {privilege, schema, name, table}
 #define WRITABLE_TABLE(name) \
 	TABLE("select", name), TABLE("insert", name), TABLE("update", name), TABLE("delete", name)
 
 static const Privilege use_privileges[] = {
-	FUNCTION("authenticate", "text"),
+	FUNCTION("authenticate"),
 	FUNCTION("pre_request"),
 };
 
 static const Privilege manage_privileges[] = {
-	FUNCTION("create_token", "text", "text", "text", "text", "text", "text", "_text",
-			 "interval", "_cidr", "int4", "jsonb"),
-	FUNCTION("take_token", "uuid"),
-	FUNCTION("regenerate_token", "uuid", "interval", "interval"),
-	FUNCTION("revoke_token", "uuid", "text", "text"),
-	FUNCTION("revoke_tokens", "text", "text", "text", "text"),
-	FUNCTION("list_tokens", "text", "text", "text", "uuid", "int4"),
-	INTERNAL("list_pattern", "text"),
-	INTERNAL("list_limit", "int4", "text"),
+	FUNCTION("create_token"),
+	FUNCTION("take_token"),
+	FUNCTION("regenerate_token"),
+	FUNCTION("revoke_token"),
+	FUNCTION("revoke_tokens"),
+	FUNCTION("list_tokens"),
+	INTERNAL("list_pattern"),
+	INTERNAL("list_limit"),
 	TABLE("select", "tokens"),
 	COLUMNS("insert", "apitoken", "tokens", APITOKEN_TOKEN_RECORDS),
 	COLUMNS("update", "apitoken", "tokens", APITOKEN_TOKEN_RECORDS),
@@ -78,13 +73,13 @@ static const Privilege manage_privileges[] = {
 };
 
 static const Privilege verify_privileges[] = {
-	FUNCTION("verify", "text", "text", "text", "inet"),
-	FUNCTION("introspect", "text", "text"),
-	FUNCTION("revoke_by_token", "text", "text"),
+	FUNCTION("verify"),
+	FUNCTION("introspect"),
+	FUNCTION("revoke_by_token"),
 };
 
 static const Privilege act_privileges[] = {
-	FUNCTION("act_as", "text"),
+	FUNCTION("act_as"),
 };
 
 static const Privilege directory_privileges[] = {
@@ -174,10 +169,7 @@ run_grant(const Privilege *privilege, RoleSpec *grantee, bool grant)
 		ObjectWithArgs *function = makeNode(ObjectWithArgs);
 
 		function->objname = list_make2(makeString(schema), makeString(object));
-		for (int i = 0; i < privilege->nargs; i++)
-			function->objargs = lappend(function->objargs,
-										makeTypeNameFromNameList(list_make2(makeString(pstrdup("pg_catalog")),
-																			makeString(pstrdup(privilege->args[i])))));
+		function->args_unspecified = true;
 		statement->objtype = OBJECT_FUNCTION;
 		statement->objects = list_make1(function);
 	}

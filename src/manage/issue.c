@@ -18,6 +18,7 @@
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "funcapi.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -356,6 +357,63 @@ apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked, Time
 	return apitoken_form_row(APITOKEN_ISSUED_TOKEN_ROW, values, nulls);
 }
 
+/* The arguments of create_token(), and the columns that they set. */
+enum
+{
+	LABEL_ARG,
+	ORGANIZATION_ID_ARG,
+	USER_ID_ARG,
+	DESCRIPTION_ARG,
+	ROLE_ARG,
+	ACCESS_ARG,
+	PERMISSIONS_ARG,
+	EXPIRES_IN_ARG,
+	ALLOWED_NETWORKS_ARG,
+	RATE_LIMIT_ARG,
+	METADATA_ARG,
+	ARGS
+};
+
+static const AttrNumber argument_columns[ARGS] = {
+	[LABEL_ARG] = Anum_token_records_label,
+	[ORGANIZATION_ID_ARG] = Anum_token_records_organization_id,
+	[USER_ID_ARG] = Anum_token_records_user_id,
+	[DESCRIPTION_ARG] = Anum_token_records_description,
+	[ROLE_ARG] = Anum_token_records_role,
+	[ACCESS_ARG] = Anum_token_records_access,
+	[PERMISSIONS_ARG] = Anum_token_records_permissions,
+	[EXPIRES_IN_ARG] = Anum_token_records_expires_at,
+	[ALLOWED_NETWORKS_ARG] = Anum_token_records_allowed_networks,
+	[RATE_LIMIT_ARG] = Anum_token_records_rate_limit_per_minute,
+	[METADATA_ARG] = Anum_token_records_metadata,
+};
+
+/* The INSERT of create_token(), with a parameter for each argument. */
+static SPIPlanPtr
+prepare_insert(void)
+{
+	StringInfoData names;
+	StringInfoData parameters;
+	Oid			types[ARGS];
+	SPIPlanPtr	plan;
+
+	initStringInfo(&names);
+	initStringInfo(&parameters);
+	for (int i = 0; i < ARGS; i++)
+	{
+		appendStringInfo(&names, "%s%s", i == 0 ? "" : ", ",
+						 apitoken_column_name(APITOKEN_TOKEN_RECORDS, argument_columns[i]));
+		appendStringInfo(&parameters, "%s$%d", i == 0 ? "" : ", ", i + 1);
+		types[i] = apitoken_column_type(APITOKEN_TOKEN_RECORDS, argument_columns[i]);
+	}
+	plan = SPI_prepare(psprintf("INSERT INTO apitoken.tokens (%s) VALUES (%s)", names.data, parameters.data),
+					   ARGS, types);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	return plan;
+}
+
 /*
  * create_token() inserts into the view as the caller.  The privileges, the
  * trigger and the policies are those of a plain INSERT.  The token text comes
@@ -366,10 +424,8 @@ Datum
 apitoken_create_token(PG_FUNCTION_ARGS)
 {
 	static SPIPlanPtr plan = NULL;
-	static Oid	types[11] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID,
-	TIMESTAMPTZOID, CIDRARRAYOID, INT4OID, JSONBOID};
-	Datum		values[11];
-	char		nulls[11];
+	Datum		values[ARGS];
+	char		nulls[ARGS];
 	ApitokenRecord owner = {0};
 	TimestampTz expires_at = DT_NOEND;
 	pg_uuid_t	id = {0};
@@ -378,33 +434,26 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	ApitokenParts parts;
 	uint64		inserted;
 
-	for (int i = 0; i < lengthof(values); i++)
+	for (int i = 0; i < ARGS; i++)
 	{
 		values[i] = PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
-	if (!PG_ARGISNULL(7))
+	if (!PG_ARGISNULL(EXPIRES_IN_ARG))
 	{
 		/* the trigger checks this too, but an error about expires_in must not come first */
-		owner.organization_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
-		owner.user_id = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+		owner.organization_id = PG_ARGISNULL(ORGANIZATION_ID_ARG) ? NULL :
+			text_to_cstring(PG_GETARG_TEXT_PP(ORGANIZATION_ID_ARG));
+		owner.user_id = PG_ARGISNULL(USER_ID_ARG) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(USER_ID_ARG));
 		authorize_creation(&owner);
-		expires_at = apitoken_expiry_after(PG_GETARG_INTERVAL_P(7));
-		values[7] = TimestampTzGetDatum(expires_at);
+		expires_at = apitoken_expiry_after(PG_GETARG_INTERVAL_P(EXPIRES_IN_ARG));
+		values[EXPIRES_IN_ARG] = TimestampTzGetDatum(expires_at);
 	}
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	if (plan == NULL)
-	{
-		plan = SPI_prepare("INSERT INTO apitoken.tokens (label, organization_id, user_id, description, role, access,"
-						   " permissions, expires_at, allowed_networks, rate_limit_per_minute, metadata)"
-						   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-						   lengthof(types), types);
-		if (plan == NULL)
-			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-		SPI_keepplan(plan);
-	}
+		plan = prepare_insert();
 	/* after an error, the end of the (sub)transaction resets this */
 	outer_target = apitoken_capture_new_id(&id);
 	if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)

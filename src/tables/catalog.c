@@ -127,15 +127,15 @@ check_columns(ApitokenTable table, Relation relation)
 }
 
 const char *
-apitoken_table_schema(ApitokenTable table)
+apitoken_column_name(ApitokenTable table, AttrNumber attribute)
 {
-	return table_info[table].schema;
+	return table_info[table].columns[attribute - 1].name;
 }
 
-const char *
-apitoken_table_name(ApitokenTable table)
+Oid
+apitoken_column_type(ApitokenTable table, AttrNumber attribute)
 {
-	return table_info[table].name;
+	return table_info[table].columns[attribute - 1].type;
 }
 
 /* Does any capability grant this privilege, a letter as in ACLs, on this column? */
