@@ -215,6 +215,7 @@ my $id = $node->safe_psql('app', "SELECT id FROM apitoken.parse('$token')");
 my $columns = join(', ', map { "c$_ bigint DEFAULT 8" } 2 .. 26);
 is( run(qq{
 		CREATE SCHEMA apitoken;
+		CREATE SCHEMA apitoken_internal;
 		CREATE TABLE apitoken.organizations (); CREATE TABLE apitoken.users (); CREATE TABLE apitoken.roles ();
 		CREATE TABLE apitoken.memberships (); CREATE TABLE apitoken.token_usage (); CREATE TABLE apitoken.events ();
 		CREATE TABLE apitoken_internal.token_records (id uuid PRIMARY KEY, $columns);

@@ -132,7 +132,7 @@ is($verdicts, join("\n", 'custom network_refused', 'expired expired', 'limit rat
 		'orphan revoked', 'over valid', 'over before unknown', 'personal valid', 'plain valid', 'renewed valid', 'renewed before valid',
 		'revoked revoked', 'sleeping suspended', 'suspended suspended', 'used valid'),
 	'the verdicts before');
-like($before->{'rows of token_usage'}, qr/192\.0\.2\.7/, 'a use that was recorded');
+like($before->{'rows of apitoken.token_usage'}, qr/192\.0\.2\.7/, 'a use that was recorded');
 like($before->{'column privileges'}, qr/regress_apitoken_partial token_records\.label UPDATE/, 'a privilege on a column');
 
 # Is the restored database what the old one was, and does it go on?

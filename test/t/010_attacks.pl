@@ -254,7 +254,7 @@ foreach my $form ('plain', 'session')
 
 	my $running = connection_as($superuser);
 	my $verify = "SELECT verdict FROM apitoken.verify('$full')";
-	my $acts = q{BEGIN; SELECT apitoken.act_as('alice') IS NULL; SELECT apitoken.whoami()->>'groups'; COMMIT};
+	my $acts = q{BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.whoami()->>'groups'; COMMIT};
 
 	$pid = ask($running, 'SELECT pg_backend_pid()');
 	is(ask($running, "$verify; $acts"), 'valid []', "$form: before the owner alters the tables");
