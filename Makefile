@@ -89,10 +89,12 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 
 .DEFAULT_GOAL := all
 
-# On a machine without PostgreSQL's development files, the targets that fetch
-# them (test, demo) must still work.  Only the targets below, which cannot fetch
-# them, report an error.
-ifneq ($(wildcard $(PGXS)),)
+# On a machine without PostgreSQL's development files the targets that fetch
+# them (test, demo) must still work, so their absence is only an error for the
+# targets that need them at once.  Debian's client packages bring PGXS without the
+# headers.
+POSTGRES_H := $(wildcard $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)/postgres.h)
+ifneq ($(and $(wildcard $(PGXS)),$(POSTGRES_H)),)
 include $(PGXS)
 
 # the directory of the TAP tests' own module
@@ -113,8 +115,8 @@ test/unit/bin/%_test: test/unit/%_test.c src/text/%.c $(INCLUDED)
 unit-programs: $(UNIT_TESTS)
 else
 all install installcheck uninstall clean unit-programs:
-	@echo "PostgreSQL's development files are missing: '$(PG_CONFIG) --pgxs' names no file that exists." >&2
-	@echo "Run test/deps.sh as root, or install postgresql-server-dev-NN of your server's major by hand," >&2
+	@echo "PostgreSQL's development files are missing: '$(PG_CONFIG)' does not lead to pgxs.mk and postgres.h." >&2
+	@echo "Run 'test/deps.sh build' as root, or install postgresql-server-dev-NN of your server's major by hand," >&2
 	@echo "or name another server with PG_CONFIG=/path/to/its/pg_config." >&2
 	@exit 1
 endif

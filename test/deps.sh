@@ -93,7 +93,10 @@ if [ -n "$server" ]; then
 		major=$(apt-cache depends postgresql | sed -n 's/^ *Depends: postgresql-\([0-9]*\)$/\1/p')
 	fi
 	[ "${major:-0}" -ge 15 ] || die "this system has no PostgreSQL 15 or later (found: ${major:-none})"
-	need "postgresql-$major" "postgresql-server-dev-$major"
+	# what is there is not named: apt would upgrade it
+	[ -x "/usr/lib/postgresql/$major/bin/postgres" ] || need "postgresql-$major"
+	[ -f "/usr/include/postgresql/$major/server/postgres.h" ] || need "postgresql-server-dev-$major"
+	[ ${#packages[@]} -gt 0 ] || die "PostgreSQL $major is installed, but not complete"
 fi
 
 # Debian makes and starts a database cluster when a server is installed, and

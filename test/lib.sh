@@ -21,23 +21,28 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 die() { echo "$0: $*" >&2; exit 1; }
 
 # A make above us hands down its own variables and flags; a user's environment
-# may name a server of theirs.  Neither has a say here.
+# may name a server of theirs, and a locale.  None of them has a say here.  LANG
+# is set as well as LC_ALL, because PostgreSQL::Test::Utils deletes LC_ALL.
 clean_environment() {
 	local v
 	unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES GNUMAKEFLAGS
 	for v in "${!PG@}"; do
 		[ "$v" = PG_CONFIG ] || unset "$v"
 	done
-	export LC_ALL=C.UTF-8
+	unset LANGUAGE "${!LC_@}"
+	export LANG=C.UTF-8 LC_ALL=C.UTF-8
 	umask 022
 }
 
 # Can a server be run and an extension be built and tested with this pg_config?
+# Debian's client packages bring PGXS; only a header shows that the development
+# files are installed.
 server_complete() {
 	local bin pgxs
 	bin=$("$1" --bindir 2>/dev/null) && pgxs=$("$1" --pgxs 2>/dev/null) || return 1
 	[ -x "$bin/postgres" ] && [ -x "$bin/initdb" ] && [ -x "$bin/psql" ] && [ -x "$bin/pg_config" ] &&
 		[ -f "$pgxs" ] && [ -f "$(dirname "$pgxs")/../Makefile.global" ] &&
+		[ -f "$("$1" --includedir-server)/postgres.h" ] &&
 		[ -x "$(dirname "$pgxs")/../test/regress/pg_regress" ] &&
 		[ -f "$("$1" --sharedir)/extension/pgcrypto.control" ]
 }
@@ -202,9 +207,22 @@ remove_workplace() {
 
 # ---- inside the workplace ----------------------------------------------------
 
+# link_directory ROOT DIR: make a link ROOT/DIR to DIR, unless a directory above it
+# is a link already.  That link leads to DIR too, and what is made below it would
+# be made in the system's directory.
+link_directory() {
+	local root=$1 d=$2 above=${2%/*}
+	while [ -n "$above" ]; do
+		[ ! -L "$root$above" ] || return 0
+		above=${above%/*}
+	done
+	mkdir -p "$root${d%/*}"
+	[ -e "$root$d" ] || ln -s "$d" "$root$d"
+}
+
 # private_server PG_CONFIG DIR: copy the installation; sets PRIVATE_PG_CONFIG.
 private_server() {
-	local c=$1 root=$2 bin lib share d f
+	local c=$1 root=$2 bin lib share d f includes
 	bin=$("$c" --bindir) lib=$("$c" --pkglibdir) share=$("$c" --sharedir)
 	# shellcheck disable=SC2034  # for the caller
 	PRIVATE_PG_CONFIG=$root$bin/pg_config
@@ -221,10 +239,11 @@ private_server() {
 			*) ln -s "$f" "$root${f%/*}/" ;;
 		esac
 	done
-	for d in includedir pkgincludedir includedir-server; do
-		d=$("$c" --$d)
-		[ -e "$root$d" ] || { mkdir -p "$root${d%/*}" && ln -s "$d" "$root$d"; }
-	done
+	# one of them is mostly below another: sorted, the upper one comes first
+	includes=$("$c" --includedir --pkgincludedir --includedir-server | sort -u)
+	while read -r d; do
+		link_directory "$root" "$d"
+	done <<<"$includes"
 	echo "$c $("$c" --version)" >"$root/.complete"
 }
 
