@@ -12,9 +12,7 @@
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "manage/manage.h"
 
@@ -74,22 +72,24 @@ generate_event_id(pg_uuid_t *id)
 				 errmsg("could not generate random values")));
 }
 
-/* By a statement; `old` and `action` for a change, NULL for a new token. */
+/* `old` and `action` for a change, NULL for a new token. */
 static void
-execute_event(TriggerData *trigger, const Actor *actor, HeapTuple row, HeapTuple old, const char *action)
+write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	Actor		actor;
 	pg_uuid_t	id;
 	Datum		values[8];
 	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
+	set_actor(&actor);
 	generate_event_id(&id);
 	values[0] = UUIDPGetDatum(&id);
 	values[1] = heap_copy_tuple_as_datum(row, descriptor);
-	for (int i = 0; i < lengthof(actor->values); i++)
+	for (int i = 0; i < lengthof(actor.values); i++)
 	{
-		values[2 + i] = actor->values[i];
-		nulls[2 + i] = actor->nulls[i] ? 'n' : ' ';
+		values[2 + i] = actor.values[i];
+		nulls[2 + i] = actor.nulls[i] ? 'n' : ' ';
 	}
 	if (old == NULL)
 	{
@@ -99,110 +99,6 @@ execute_event(TriggerData *trigger, const Actor *actor, HeapTuple row, HeapTuple
 	values[6] = heap_copy_tuple_as_datum(old, descriptor);
 	values[7] = CStringGetTextDatum(action);
 	apitoken_execute(APITOKEN_CHANGED, values, nulls);
-}
-
-/* A new token, and where what belongs to it goes. */
-typedef struct Creation
-{
-	TupleDesc	descriptor;
-	HeapTuple	row;
-	Actor		actor;
-	Relation	events;
-	Relation	usage;
-} Creation;
-
-/* A column of the token for one of its event or usage. */
-static void
-copy_column(Creation *creation, AttrNumber from, Datum *values, bool *nulls, AttrNumber to)
-{
-	values[to - 1] = heap_getattr(creation->row, from, creation->descriptor, &nulls[to - 1]);
-}
-
-static void
-push_column(Creation *creation, AttrNumber from, JsonbParseState **details, const char *key)
-{
-	bool		isnull;
-
-	apitoken_json_string(details, key,
-						 TextDatumGetCString(heap_getattr(creation->row, from, creation->descriptor, &isnull)));
-}
-
-static void
-append_event(Creation *creation)
-{
-	JsonbParseState *details = NULL;
-	Datum		values[Anum_events_details] = {0};
-	bool		nulls[Anum_events_details] = {false};
-	pg_uuid_t	id;
-
-	generate_event_id(&id);
-	values[Anum_events_id - 1] = UUIDPGetDatum(&id);
-	copy_column(creation, Anum_token_records_created_at, values, nulls, Anum_events_at);
-	values[Anum_events_action - 1] = CStringGetTextDatum("create");
-	copy_column(creation, Anum_token_records_id, values, nulls, Anum_events_token_id);
-	copy_column(creation, Anum_token_records_organization_id, values, nulls, Anum_events_organization_id);
-	copy_column(creation, Anum_token_records_user_id, values, nulls, Anum_events_user_id);
-	memcpy(&values[Anum_events_actor - 1], creation->actor.values, sizeof(creation->actor.values));
-	memcpy(&nulls[Anum_events_actor - 1], creation->actor.nulls, sizeof(creation->actor.nulls));
-	pushJsonbValue(&details, WJB_BEGIN_OBJECT, NULL);
-	push_column(creation, Anum_token_records_masked, &details, "masked");
-	push_column(creation, Anum_token_records_label, &details, "label");
-	values[Anum_events_details - 1] =
-		JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&details, WJB_END_OBJECT, NULL)));
-	apitoken_append(creation->events, values, nulls);
-}
-
-/* Not if it has one: somebody's trigger or RETURNING may have used the token. */
-static void
-append_usage(Creation *creation)
-{
-	Datum		values[Anum_token_usage_last_used_from] = {0};
-	bool		nulls[Anum_token_usage_last_used_from] = {false};
-	TimestampTz last_used_at;
-
-	copy_column(creation, Anum_token_records_id, values, nulls, Anum_token_usage_token_id);
-	nulls[Anum_token_usage_last_used_at - 1] = true;
-	values[Anum_token_usage_accepted - 1] = Int64GetDatum(0);
-	values[Anum_token_usage_refused - 1] = Int64GetDatum(0);
-	nulls[Anum_token_usage_last_used_from - 1] = true;
-	if (!apitoken_fetch_last_used(SnapshotSelf, DatumGetUUIDP(values[0]), &last_used_at))
-		apitoken_append(creation->usage, values, nulls);
-}
-
-static void
-append_created(void *arg)
-{
-	append_usage(arg);
-	append_event(arg);
-}
-
-static void
-write_created(TriggerData *trigger)
-{
-	Creation	creation;
-	bool		plain_events;
-	bool		plain_usage;
-
-	creation.descriptor = RelationGetDescr(trigger->tg_relation);
-	creation.row = trigger->tg_trigtuple;
-	set_actor(&creation.actor);
-	plain_events = apitoken_open_append(&creation.events, APITOKEN_EVENTS, Anum_events_details);
-	plain_usage = apitoken_open_append(&creation.usage, APITOKEN_TOKEN_USAGE, Anum_token_usage_last_used_from);
-	if (plain_events && plain_usage)
-		apitoken_as_owner(APITOKEN_CREATED, append_created, &creation);
-	else
-		execute_event(trigger, &creation.actor, creation.row, NULL, NULL);
-	apitoken_close_append(creation.usage);
-	apitoken_close_append(creation.events);
-}
-
-static void
-write_change(TriggerData *trigger, const char *action)
-{
-	Actor		actor;
-
-	set_actor(&actor);
-	execute_event(trigger, &actor, trigger->tg_newtuple, trigger->tg_trigtuple, action);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_token_after_change);
@@ -221,13 +117,13 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
 
 		if (apitoken_made_here(DatumGetUUIDP(id)))
-			write_created(trigger);
+			write_event(trigger, trigger->tg_trigtuple, NULL, NULL);
 	}
 	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
 		action = action_of_update(trigger);
 		if (action != NULL)
-			write_change(trigger, action);
+			write_event(trigger, trigger->tg_newtuple, trigger->tg_trigtuple, action);
 	}
 	else
 	{
