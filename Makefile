@@ -26,7 +26,6 @@ OBJS = \
 	src/tables/read.o \
 	src/tables/role.o \
 	src/tables/write.o \
-	src/tables/append.o \
 	src/usage/shared.o \
 	src/usage/limit.o \
 	src/usage/flush_state.o \

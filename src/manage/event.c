@@ -2,9 +2,9 @@
  * event.c
  *		The audit: one event for each change of a token.
  *
- * The AFTER trigger writes it, so that it is there for every path that
- * changes a token, and not for one that did not.  A restored row (it came
- * with its digest) is not a change.
+ * The AFTER trigger writes the event, whatever statement changed the token.  A
+ * statement that changed nothing leaves no event.  A restored row, which comes
+ * with its digest, is not a change.
  */
 #include "postgres.h"
 
@@ -12,13 +12,11 @@
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "manage/manage.h"
 
-/* What an update did; NULL: nothing that is told. */
+/* The action of an update; NULL if it has no event. */
 static const char *
 action_of_update(TriggerData *trigger)
 {
@@ -35,174 +33,63 @@ action_of_update(TriggerData *trigger)
 	return apitoken_edited(trigger) ? "edit" : NULL;
 }
 
-/* Who did it: actor to client_address of an event. */
-typedef struct Actor
+/* The parameters of APITOKEN_CREATED and APITOKEN_CHANGED, $1 first. */
+enum
 {
-	Datum		values[4];
-	bool		nulls[4];
-	NameData	login;
-} Actor;
+	EVENT_ID,
+	EVENT_TOKEN,
+	EVENT_ACTOR,
+	EVENT_ACTOR_TOKEN_ID,
+	EVENT_DATABASE_USER,
+	EVENT_CLIENT_ADDRESS,
+	EVENT_OLD_TOKEN,			/* these two for a change only */
+	EVENT_ACTION,
+	EVENT_PARAMETERS
+};
 
+/* Write the event of a change; `old` and `action` are NULL for a new token. */
 static void
-set_actor(Actor *actor)
+write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
 {
-	const ApitokenPrincipal *principal = NULL;
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
 	inet	   *address = apitoken_client_address(NULL);
+	/* housekeeping has no actor, whatever identity its caller has */
+	const ApitokenPrincipal *actor = apitoken_running_statement == APITOKEN_REVOKE_IDLE ? NULL :
+		apitoken_principal();
+	NameData	login;
+	pg_uuid_t	id;
+	Datum		values[EVENT_PARAMETERS] = {0};
+	char		nulls[EVENT_PARAMETERS];
 
-	/* housekeeping acts for nobody, whoever calls it */
-	if (apitoken_running_statement != APITOKEN_REVOKE_IDLE)
-		principal = apitoken_principal();
-	memset(actor, 0, sizeof(*actor));
-	actor->nulls[0] = principal == NULL || principal->user_id == NULL;
-	if (!actor->nulls[0])
-		actor->values[0] = CStringGetTextDatum(principal->user_id);
-	actor->nulls[1] = principal == NULL || principal->source != APITOKEN_SOURCE_TOKEN;
-	if (!actor->nulls[1])
-		actor->values[1] = UUIDPGetDatum(&principal->token_id);
-	namestrcpy(&actor->login, GetUserNameFromId(GetSessionUserId(), false));
-	actor->values[2] = NameGetDatum(&actor->login);
-	actor->nulls[3] = address == NULL;
-	actor->values[3] = InetPGetDatum(address);
-}
-
-static void
-generate_event_id(pg_uuid_t *id)
-{
-	if (!apitoken_generate_id(id))
+	if (!apitoken_generate_id(&id))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random values")));
-}
-
-/* By a statement; `old` and `action` for a change, NULL for a new token. */
-static void
-execute_event(TriggerData *trigger, const Actor *actor, HeapTuple row, HeapTuple old, const char *action)
-{
-	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
-	pg_uuid_t	id;
-	Datum		values[8];
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
-
-	generate_event_id(&id);
-	values[0] = UUIDPGetDatum(&id);
-	values[1] = heap_copy_tuple_as_datum(row, descriptor);
-	for (int i = 0; i < lengthof(actor->values); i++)
-	{
-		values[2 + i] = actor->values[i];
-		nulls[2 + i] = actor->nulls[i] ? 'n' : ' ';
-	}
+	namestrcpy(&login, GetUserNameFromId(GetSessionUserId(), false));
+	memset(nulls, ' ', sizeof(nulls));
+	values[EVENT_ID] = UUIDPGetDatum(&id);
+	values[EVENT_TOKEN] = heap_copy_tuple_as_datum(row, descriptor);
+	if (actor != NULL && actor->user_id != NULL)
+		values[EVENT_ACTOR] = CStringGetTextDatum(actor->user_id);
+	else
+		nulls[EVENT_ACTOR] = 'n';
+	if (actor != NULL && actor->source == APITOKEN_SOURCE_TOKEN)
+		values[EVENT_ACTOR_TOKEN_ID] = UUIDPGetDatum(&actor->token_id);
+	else
+		nulls[EVENT_ACTOR_TOKEN_ID] = 'n';
+	values[EVENT_DATABASE_USER] = NameGetDatum(&login);
+	if (address != NULL)
+		values[EVENT_CLIENT_ADDRESS] = InetPGetDatum(address);
+	else
+		nulls[EVENT_CLIENT_ADDRESS] = 'n';
 	if (old == NULL)
 	{
 		apitoken_execute(APITOKEN_CREATED, values, nulls);
 		return;
 	}
-	values[6] = heap_copy_tuple_as_datum(old, descriptor);
-	values[7] = CStringGetTextDatum(action);
+	values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(old, descriptor);
+	values[EVENT_ACTION] = CStringGetTextDatum(action);
 	apitoken_execute(APITOKEN_CHANGED, values, nulls);
-}
-
-/* A new token, and where what belongs to it goes. */
-typedef struct Creation
-{
-	TupleDesc	descriptor;
-	HeapTuple	row;
-	Actor		actor;
-	Relation	events;
-	Relation	usage;
-} Creation;
-
-/* A column of the token for one of its event or usage. */
-static void
-copy_column(Creation *creation, AttrNumber from, Datum *values, bool *nulls, AttrNumber to)
-{
-	values[to - 1] = heap_getattr(creation->row, from, creation->descriptor, &nulls[to - 1]);
-}
-
-static void
-push_column(Creation *creation, AttrNumber from, ApitokenJson *details, const char *key)
-{
-	bool		isnull;
-
-	apitoken_json_string(details, key,
-						 TextDatumGetCString(heap_getattr(creation->row, from, creation->descriptor, &isnull)));
-}
-
-static void
-append_event(Creation *creation)
-{
-	ApitokenJson details = {0};
-	Datum		values[Anum_events_details] = {0};
-	bool		nulls[Anum_events_details] = {false};
-	pg_uuid_t	id;
-
-	generate_event_id(&id);
-	values[Anum_events_id - 1] = UUIDPGetDatum(&id);
-	copy_column(creation, Anum_token_records_created_at, values, nulls, Anum_events_at);
-	values[Anum_events_action - 1] = CStringGetTextDatum("create");
-	copy_column(creation, Anum_token_records_id, values, nulls, Anum_events_token_id);
-	copy_column(creation, Anum_token_records_organization_id, values, nulls, Anum_events_organization_id);
-	copy_column(creation, Anum_token_records_user_id, values, nulls, Anum_events_user_id);
-	memcpy(&values[Anum_events_actor - 1], creation->actor.values, sizeof(creation->actor.values));
-	memcpy(&nulls[Anum_events_actor - 1], creation->actor.nulls, sizeof(creation->actor.nulls));
-	compat_push_json(&details, WJB_BEGIN_OBJECT, NULL);
-	push_column(creation, Anum_token_records_masked, &details, "masked");
-	push_column(creation, Anum_token_records_label, &details, "label");
-	compat_push_json(&details, WJB_END_OBJECT, NULL);
-	values[Anum_events_details - 1] = JsonbPGetDatum(JsonbValueToJsonb(details.result));
-	apitoken_append(creation->events, values, nulls);
-}
-
-/* Not if it has one: somebody's trigger or RETURNING may have used the token. */
-static void
-append_usage(Creation *creation)
-{
-	Datum		values[Anum_token_usage_last_used_from] = {0};
-	bool		nulls[Anum_token_usage_last_used_from] = {false};
-	TimestampTz last_used_at;
-
-	copy_column(creation, Anum_token_records_id, values, nulls, Anum_token_usage_token_id);
-	nulls[Anum_token_usage_last_used_at - 1] = true;
-	values[Anum_token_usage_accepted - 1] = Int64GetDatum(0);
-	values[Anum_token_usage_refused - 1] = Int64GetDatum(0);
-	nulls[Anum_token_usage_last_used_from - 1] = true;
-	if (!apitoken_fetch_last_used(SnapshotSelf, DatumGetUUIDP(values[0]), &last_used_at))
-		apitoken_append(creation->usage, values, nulls);
-}
-
-static void
-append_created(void *arg)
-{
-	append_usage(arg);
-	append_event(arg);
-}
-
-static void
-write_created(TriggerData *trigger)
-{
-	Creation	creation;
-	bool		plain_events;
-	bool		plain_usage;
-
-	creation.descriptor = RelationGetDescr(trigger->tg_relation);
-	creation.row = trigger->tg_trigtuple;
-	set_actor(&creation.actor);
-	plain_events = apitoken_open_append(&creation.events, APITOKEN_EVENTS, Anum_events_details);
-	plain_usage = apitoken_open_append(&creation.usage, APITOKEN_TOKEN_USAGE, Anum_token_usage_last_used_from);
-	if (plain_events && plain_usage)
-		apitoken_as_owner(APITOKEN_CREATED, append_created, &creation);
-	else
-		execute_event(trigger, &creation.actor, creation.row, NULL, NULL);
-	apitoken_close_append(creation.usage);
-	apitoken_close_append(creation.events);
-}
-
-static void
-write_change(TriggerData *trigger, const char *action)
-{
-	Actor		actor;
-
-	set_actor(&actor);
-	execute_event(trigger, &actor, trigger->tg_newtuple, trigger->tg_trigtuple, action);
 }
 
 PG_FUNCTION_INFO_V1(apitoken_token_after_change);
@@ -221,13 +108,13 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
 
 		if (apitoken_made_here(DatumGetUUIDP(id)))
-			write_created(trigger);
+			write_event(trigger, trigger->tg_trigtuple, NULL, NULL);
 	}
 	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
 		action = action_of_update(trigger);
 		if (action != NULL)
-			write_change(trigger, action);
+			write_event(trigger, trigger->tg_newtuple, trigger->tg_trigtuple, action);
 	}
 	else
 	{

@@ -147,13 +147,6 @@ extern ApitokenStatement apitoken_running_statement;
 extern uint64 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls);
 extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls,
 								   Datum *value);
-extern void apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg);
-
-/* ----- append.c: inserts rows without a statement ----- */
-
-extern bool apitoken_open_append(Relation *relation, ApitokenTable table, int columns);
-extern void apitoken_append(Relation relation, const Datum *values, const bool *nulls);
-extern void apitoken_close_append(Relation relation);
 
 /* ----- trigger.c: functions that several trigger functions use ----- */
 

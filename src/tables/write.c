@@ -369,11 +369,36 @@ first_value(void)
 	return isnull ? (Datum) 0 : SPI_datumTransfer(value, column->attbyval, column->attlen);
 }
 
-/*
- * Call work(arg) as the tables' owner, with `statement` as the running statement.
- */
-void
-apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *arg)
+typedef struct Execution
+{
+	ApitokenStatement statement;
+	Datum	   *values;
+	const char *nulls;
+	Datum	   *value;			/* receives the first column of the first row, unless NULL */
+	uint64		processed;
+} Execution;
+
+static void
+run_statement(Execution *execution)
+{
+	int			result;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	result = SPI_execute_snapshot(saved_plan(execution->statement), execution->values, execution->nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  false, true, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+	execution->processed = SPI_processed;
+	if (execution->value != NULL)
+		*execution->value = first_value();
+	SPI_finish();
+}
+
+/* Run the statement as the tables' owner, with it as the running statement. */
+static void
+run_as_owner(Execution *execution)
 {
 	ApitokenStatement outer = apitoken_running_statement;
 	Oid			user;
@@ -393,8 +418,8 @@ apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *a
 						   (MyBackendType == B_BG_WORKER ? SECURITY_RESTRICTED_OPERATION : 0));
 	PG_TRY();
 	{
-		apitoken_running_statement = statement;
-		work(arg);
+		apitoken_running_statement = execution->statement;
+		run_statement(execution);
 	}
 	PG_CATCH();
 	{
@@ -416,40 +441,12 @@ apitoken_as_owner(ApitokenStatement statement, void (*work) (void *arg), void *a
 	SetUserIdAndSecContext(user, context);
 }
 
-typedef struct Execution
-{
-	ApitokenStatement statement;
-	Datum	   *values;
-	const char *nulls;
-	Datum	   *value;			/* receives the first column of the first row, unless NULL */
-	uint64		processed;
-} Execution;
-
-static void
-run_statement(void *arg)
-{
-	Execution  *execution = arg;
-	int			result;
-
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	result = SPI_execute_snapshot(saved_plan(execution->statement), execution->values, execution->nulls,
-								  GetLatestSnapshot(), InvalidSnapshot,
-								  false, true, 0);
-	if (result < 0)
-		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
-	execution->processed = SPI_processed;
-	if (execution->value != NULL)
-		*execution->value = first_value();
-	SPI_finish();
-}
-
 static uint64
 execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
 {
 	Execution	execution = {statement, values, nulls, value, 0};
 
-	apitoken_as_owner(statement, run_statement, &execution);
+	run_as_owner(&execution);
 	return execution.processed;
 }
 
