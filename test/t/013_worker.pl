@@ -476,7 +476,7 @@ SKIP: {
 	mark();
 	# new rows, more than there is room for on the pages there are
 	$node->safe_psql('app', q{CREATE TABLE texts AS SELECT n, (apitoken.create_token('many' || n, user_id => 'u')).token AS t FROM generate_series(1, 1000) n;
-		DELETE FROM apitoken.token_usage WHERE token_id IN (SELECT id FROM apitoken.tokens WHERE label LIKE 'many%'); VACUUM (TRUNCATE) apitoken.token_usage});
+		DELETE FROM apitoken.token_usage WHERE token_id IN (SELECT id FROM apitoken.tokens WHERE label LIKE 'many%'); VACUUM (TRUNCATE) apitoken.token_usage, texts});
 	append_to_file($no_space, 'x');
 	$node->safe_psql('app', 'SELECT count(*) FROM texts, apitoken.verify(t)');
 	told(qr/could not write the usage of tokens in database "app": could not extend file .*: No space left on device/);
