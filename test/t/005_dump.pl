@@ -147,10 +147,10 @@ sub check_restored
 		is($after->{$thing}, $before->{$thing}, "$what: $thing");
 	}
 	is(verdicts($node, $db), $verdicts, "$what: every verdict") unless $skip{verdicts};
-	is($node->safe_psql($db, q{SET ROLE regress_apitoken_backend; SELECT string_agg(p::text, ' ' ORDER BY i) FROM unnest(ARRAY[
-			has_function_privilege('apitoken.verify(text,text,text,inet)', 'EXECUTE'), has_function_privilege('apitoken.act_as(text)', 'EXECUTE'),
-			has_table_privilege('apitoken.tokens', 'SELECT'), has_column_privilege('apitoken.tokens', 'label', 'UPDATE'), has_table_privilege('apitoken.organizations', 'UPDATE'),
-			has_column_privilege('apitoken_internal.token_records', 'digest', 'SELECT')]) WITH ORDINALITY AS u (p, i)}),
+	is($node->safe_psql($db, q{SELECT string_agg(p::text, ' ' ORDER BY i) FROM unnest(ARRAY[
+			has_function_privilege('regress_apitoken_backend', 'apitoken.verify(text,text,text,inet)', 'EXECUTE'), has_function_privilege('regress_apitoken_backend', 'apitoken.act_as(text)', 'EXECUTE'),
+			has_table_privilege('regress_apitoken_backend', 'apitoken.tokens', 'SELECT'), has_column_privilege('regress_apitoken_backend', 'apitoken.tokens', 'label', 'UPDATE'), has_table_privilege('regress_apitoken_backend', 'apitoken.organizations', 'UPDATE'),
+			has_column_privilege('regress_apitoken_backend', 'apitoken_internal.token_records', 'digest', 'SELECT')]) WITH ORDINALITY AS u (p, i)}),
 		'true true true true false false', "$what: capabilities") unless $skip{privileges};
 	return if $skip{going_on};
 
