@@ -139,10 +139,10 @@ tap_file() {
 	local label=$1 log=$2 rc=0 ok bad part skip=0
 	shift 2
 	timeout --foreground -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null || rc=$?
-	ok=$(grep -E '^ok [0-9]+' "$log" | grep -cvE '# *skip' || true)
-	part=$(grep -cE '^ok [0-9]+.*# *skip' "$log" || true)
-	bad=$(grep -E '^not ok [0-9]+' "$log" | grep -cviE '# *TODO' || true)
-	if [ "$ok" = 0 ] && grep -qE ' skipped: ' "$log" && [ "$rc" = 0 ]; then
+	ok=$(grep -aE '^ok [0-9]+' "$log" | grep -acvE '# *skip' || true)
+	part=$(grep -acE '^ok [0-9]+.*# *skip' "$log" || true)
+	bad=$(grep -aE '^not ok [0-9]+' "$log" | grep -acviE '# *TODO' || true)
+	if [ "$ok" = 0 ] && grep -aqE ' skipped: ' "$log" && [ "$rc" = 0 ]; then
 		skip=1
 	elif [ "$bad" = 0 ] && { [ "$rc" != 0 ] || [ "$ok" = 0 ]; }; then
 		bad=1
@@ -156,7 +156,7 @@ tap_file() {
 	[ "$part" = 0 ] || sed -nE 's/^ok [0-9]+.*# *skip *(.*)$/    skipped: \1/p' "$log"
 	if [ "$bad" != 0 ]; then
 		[ "$rc" != 124 ] || echo "--- ended after $limit s"
-		grep -vE '^ok [0-9]+' "$log" | tail -n 200
+		grep -avE '^ok [0-9]+' "$log" | tail -n 200 | cut -c 1-2000
 		return 1
 	fi
 }

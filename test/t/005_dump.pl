@@ -100,11 +100,12 @@ $old->safe_psql('app', qq{
 });
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
+my @tables = (qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships apitoken_internal.token_records),
+	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events));
+
 # What must be the same afterwards, line by line.
 my %same = (
-	(map { ("rows of $_" => "SELECT r::text FROM $_ r ORDER BY 1") }
-		qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships apitoken_internal.token_records
-			apitoken.token_usage apitoken.token_usage_daily apitoken.events)),
+	(map { ("rows of $_" => "SELECT r::text FROM $_ r ORDER BY 1") } @tables),
 	'privileges' => q{
 		SELECT o.name || ' ' || pg_catalog.pg_get_userbyid(a.grantor) || ' ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END
 			|| ' ' || a.privilege_type || ' ' || a.is_grantable
@@ -246,13 +247,13 @@ check_restored($new, 'backup', 'by a backup role', settings => 1, going_on => 1)
 
 # the tables' owner, who is no superuser
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO regress_apitoken_owner', 'ALTER SCHEMA app OWNER TO regress_apitoken_owner',
-	map { "ALTER TABLE apitoken.$_ OWNER TO regress_apitoken_owner" } qw(organizations users roles memberships token_records token_usage token_usage_daily events));
+	map({ "ALTER TABLE $_ OWNER TO regress_apitoken_owner" } @tables), 'GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_owner');
 command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_owner', '-Fc', '-f', "$place/owner" ], "pg_dump by the tables' owner");
 database('owner');
 command_ok([ 'pg_restore', '--exit-on-error', '--no-owner', '-d', $to->('owner'), "$place/owner" ], 'restored');
 check_restored($new, 'owner', 'by the owner', settings => 1, privileges => 1, 'column privileges' => 1, going_on => 1);
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO CURRENT_USER', 'ALTER SCHEMA app OWNER TO CURRENT_USER',
-	map { "ALTER TABLE apitoken.$_ OWNER TO CURRENT_USER" } qw(organizations users roles memberships token_records token_usage token_usage_daily events));
+	map({ "ALTER TABLE $_ OWNER TO CURRENT_USER" } @tables), 'REVOKE USAGE ON SCHEMA apitoken_internal FROM regress_apitoken_owner');
 
 # a role that may read but is under the policies: an error, not a dump without tokens
 $old->safe_psql('postgres', 'ALTER ROLE regress_apitoken_backup NOBYPASSRLS');
@@ -298,7 +299,7 @@ SKIP: {
 	check_restored($upgraded, 'app', 'upgraded');
 	is($upgraded->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "upgraded: the database's settings");
 	command_ok([ 'pg_dump', '-d', $upgraded->connstr('app'), '-f', "$place/upgraded.sql" ], 'upgraded: pg_dump');
-	like(slurp_file("$place/upgraded.sql"), qr/COPY apitoken\.token_records/, 'upgraded: which has the tokens');
+	like(slurp_file("$place/upgraded.sql"), qr/COPY apitoken_internal\.token_records/, 'upgraded: which has the tokens');
 	$upgraded->stop;
 }
 $old->stop if $behind;

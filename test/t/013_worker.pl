@@ -243,11 +243,13 @@ foreach my $kind (sort keys %obstacle)
 }
 
 # An owner who is no superuser does not become one: a worker's session is one's.
+my @tables = qw(apitoken.token_usage apitoken.token_usage_daily apitoken_internal.token_records);
 $node->safe_psql('app', q{
 	GRANT CREATE, USAGE ON SCHEMA public TO regress_apitoken_owner;
+	GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_owner;
 	CREATE TABLE public.seen (who name, session_is_super text, at text);
 	ALTER TABLE public.seen OWNER TO regress_apitoken_owner;
-} . join '', map { "ALTER TABLE apitoken.$_ OWNER TO regress_apitoken_owner;" } qw(token_usage token_usage_daily token_records));
+} . join '', map { "ALTER TABLE $_ OWNER TO regress_apitoken_owner;" } @tables);
 my @attempts = (
 	q{ALTER ROLE regress_apitoken_owner SUPERUSER},
 	q{SET ROLE NONE},
@@ -294,7 +296,7 @@ use_app(1);
 comes_to('app', $count{app}, 'a trigger that leaves work for the end');
 is($node->safe_psql('app', q{SELECT rolsuper FROM pg_roles WHERE rolname = 'regress_apitoken_owner'}), 'f', 'and the owner is no superuser');
 $node->safe_psql('app', 'DROP FUNCTION public.climb, public.step, public.climb_now CASCADE; DROP TABLE public.seen');
-$node->safe_psql('app', join ';', map { "ALTER TABLE apitoken.$_ OWNER TO CURRENT_USER" } qw(token_usage token_usage_daily token_records));
+$node->safe_psql('app', join ';', map({ "ALTER TABLE $_ OWNER TO CURRENT_USER" } @tables), 'REVOKE USAGE ON SCHEMA apitoken_internal FROM regress_apitoken_owner');
 
 # ----- settings ----------------------------------------------------------------
 
