@@ -72,7 +72,7 @@ EXCEPTION
 		RETURN CASE WHEN affected > 0 THEN 'y' ELSE 'no row' END;
 	WHEN OTHERS THEN
 		GET STACKED DIAGNOSTICS excess = PG_EXCEPTION_DETAIL;
-		RETURN coalesce(substring(excess FROM 'You do not have "(.*)"'), SQLSTATE);
+		RETURN coalesce(substring(excess FROM 'The caller does not have the permission "(.*)"'), SQLSTATE);
 END
 $$;
 -- the same for a token to be made, by both paths, which must agree

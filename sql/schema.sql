@@ -189,7 +189,7 @@ RESET ROLE;
 GRANT EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) TO regress_apitoken_nobody;
 SET ROLE regress_apitoken_nobody;
 SELECT pg_catalog.regexp_replace(public.regress_try(pg_catalog.format('SELECT apitoken.%s(%L, %L)', f, 'regress_apitoken_nobody', 'use')),
-	'may, ".*"', 'may, (the owner)') AS refused
+	'role ".*",', 'role (the owner),') AS refused
 FROM pg_catalog.unnest('{allow,disallow}'::text[]) f;
 RESET ROLE;
 REVOKE EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) FROM regress_apitoken_nobody;

@@ -33,7 +33,7 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 fi
 
 WORK=$APITOKEN_WORK
-echo "Building for $("$PG_CONFIG" --version), and starting a throw-away server ..."
+echo "Building for $("$PG_CONFIG" --version), and starting a temporary server ..."
 private_server "$PG_CONFIG" "$WORK/server"
 BIN=$("$PRIVATE_PG_CONFIG" --bindir)
 build "$WORK/src" "$PRIVATE_PG_CONFIG"

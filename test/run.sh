@@ -19,7 +19,7 @@ configs=() parts=() workdir='' from=${APITOKEN_FROM:-}
 while getopts c:w:f: opt; do
 	case $opt in
 		c)
-			case $OPTARG in plain | session | shared) configs+=("$OPTARG") ;; *) die "no configuration $OPTARG" ;; esac
+			case $OPTARG in plain | session | shared) configs+=("$OPTARG") ;; *) die "unknown configuration: $OPTARG" ;; esac
 			;;
 		w) workdir=$OPTARG ;;
 		f) from=$OPTARG ;;
@@ -29,7 +29,7 @@ done
 shift $((OPTIND - 1))
 [ ${#configs[@]} -gt 0 ] || configs=(plain session shared)
 for p in "$@"; do
-	case ${p%%:*} in unit | regress | isolation | tap) parts+=("$p") ;; *) die "no part $p" ;; esac
+	case ${p%%:*} in unit | regress | isolation | tap) parts+=("$p") ;; *) die "unknown part: $p" ;; esac
 done
 whole=
 [ ${#parts[@]} -gt 0 ] || { whole=1; parts=(unit regress isolation tap); }
@@ -38,7 +38,7 @@ whole=
 
 if [ -z "${APITOKEN_WORK:-}" ]; then
 	c=$(find_pg_config) || die "no complete PostgreSQL found by ${PG_CONFIG:-pg_config}; run test/deps.sh"
-	[ "$(pg_major "$c")" -ge 15 ] || die "PostgreSQL 15 or later is needed; $c is $(pg_version "$c")"
+	[ "$(pg_major "$c")" -ge 15 ] || die "PostgreSQL 15 or later is required, but $c is $(pg_version "$c")"
 	args=()
 	for p in "${configs[@]}"; do args+=(-c "$p"); done
 	[ -z "$from" ] || args+=(-f "$from")
@@ -57,7 +57,7 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 	rc=0
 	rm -f "$WORK/totals"
 	PG_CONFIG=$c in_workplace test/run.sh "${args[@]}" || rc=$?
-	[ -s "$WORK/totals" ] || { echo "the run broke off (exit $rc)"; echo '0 1 0' >"$WORK/totals"; }
+	[ -s "$WORK/totals" ] || { echo "the run ended early (exit code $rc)"; echo '0 1 0' >"$WORK/totals"; }
 	[ "$rc" = 0 ] || ! totals_good "$WORK/totals" || echo '0 1 0' >>"$WORK/totals"
 	if [ -n "${APITOKEN_TOTALS:-}" ]; then
 		awk '{ p += $1; f += $2; s += $3 } END { print p, f, s }' "$WORK/totals" >>"$APITOKEN_TOTALS"
@@ -155,7 +155,7 @@ tap_file() {
 	score "$ok" "$bad" "$part" "$label"
 	[ "$part" = 0 ] || sed -nE 's/^ok [0-9]+.*# *skip *(.*)$/    skipped: \1/p' "$log"
 	if [ "$bad" != 0 ]; then
-		[ "$rc" != 124 ] || echo "--- ended after $limit s"
+		[ "$rc" != 124 ] || echo "--- terminated after $limit seconds"
 		grep -avE '^ok [0-9]+' "$log" | tail -n 200 | cut -c 1-2000
 		return 1
 	fi
@@ -213,7 +213,7 @@ run_pg_regress() {
 	[ "$rc" = 0 ] || [ "$bad" != 0 ] || bad=1
 	score "$good" "$bad" 0 "$config $part"
 	if [ "$bad" != 0 ]; then
-		[ "$rc" != 124 ] || echo "--- ended after $limit s"
+		[ "$rc" != 124 ] || echo "--- terminated after $limit seconds"
 		echo "--- not passed: ${missing[*]}"
 		if [ -s "$out/regression.diffs" ]; then
 			head -n 500 "$out/regression.diffs"

@@ -63,7 +63,7 @@ refuse(int status, const char *code, const char *message, const char *details,
 static pg_noreturn void
 refuse_request(const char *details, const char *hint)
 {
-	refuse(400, "invalid_request", "the request cannot be authenticated", details, hint,
+	refuse(400, "invalid_request", "cannot authenticate the request", details, hint,
 		   "WWW-Authenticate", "Bearer error=\"invalid_request\"");
 }
 
@@ -82,20 +82,20 @@ refuse_token(const ApitokenVerification *verification)
 				int64		seconds = (verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
 
 				if (seconds <= 0)
-					refuse(status, verdict, "the token has a rate limit, which cannot be counted here", details,
-						   "Ask whoever runs the server: it needs apitoken in shared_preload_libraries.", NULL, NULL);
+					refuse(status, verdict, "cannot verify a token with a rate limit on this server", details,
+						   "Ask the server administrator to add \"apitoken\" to \"shared_preload_libraries\".", NULL, NULL);
 
-				refuse(status, verdict, "the token is used too often", details,
+				refuse(status, verdict, "rate limit of the token exceeded", details,
 					   psprintf("Try again in " INT64_FORMAT " seconds.", seconds),
 					   "Retry-After", psprintf(INT64_FORMAT, seconds));
 			}
 		case 403:
-			refuse(status, verdict, "the token may not be used for this request", details,
-				   "Ask whoever manages the token.", NULL, NULL);
+			refuse(status, verdict, "permission denied to use the token for this request", details,
+				   "Contact the owner of the token.", NULL, NULL);
 		default:
 			/* RFC 6750, section 3 */
-			refuse(status, "invalid_token", "the token is not valid", details,
-				   "Check the token, or get another one.",
+			refuse(status, "invalid_token", "invalid token", details,
+				   "Check the token, or use another one.",
 				   "WWW-Authenticate", "Bearer error=\"invalid_token\"");
 	}
 }
@@ -168,13 +168,13 @@ find_token(void)
 		case APITOKEN_NO_REQUEST:
 			return NULL;
 		case APITOKEN_BROKEN_REQUEST:
-			refuse_request("The setting request.headers is not a JSON object.", "Check the gateway in front of the database.");
+			refuse_request("The setting \"request.headers\" is not a JSON object.", "Check the gateway in front of the database.");
 		case APITOKEN_REQUEST:
 			break;
 	}
 	if (*apitoken_client_address_header != '\0' &&
 		list_length(apitoken_header_values(headers, apitoken_client_address_header)) > 1)
-		refuse_request("There are several headers with the client's address.", "Have the proxy join them, or send one.");
+		refuse_request("The request has several headers with the client address.", "Configure the proxy to join these headers, or send only one.");
 
 	(void) SplitGUCList(pstrdup(apitoken_token_headers), ',', &names);
 	foreach(lc, names)
@@ -188,10 +188,10 @@ find_token(void)
 			char	   *found;
 
 			if (!field->is_string)
-				refuse_request("A header that may hold a token is not a string.", "Check the gateway in front of the database.");
+				refuse_request("A header that can contain a token is not a string.", "Check the gateway in front of the database.");
 			found = token_in_value(lfirst(lc), field->value);
 			if (found != NULL && (token != NULL || list_length(values) > 1))
-				refuse_request("There are several tokens.", "Send one token, in one header.");
+				refuse_request("The request has several tokens.", "Send one token in one header.");
 			if (found != NULL)
 				token = found;
 		}

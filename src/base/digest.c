@@ -96,7 +96,7 @@ apitoken_digest(const char *text, size_t length, int16 scheme,
 		explicit_bzero(digest, APITOKEN_DIGEST_LENGTH);
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute the digest of a token: %s", error)));
+				 errmsg("could not compute token digest: %s", error)));
 	}
 }
 

@@ -72,7 +72,7 @@ check_prefix(char **newval, void **extra, GucSource source)
 {
 	if (apitoken_valid_prefix(*newval))
 		return true;
-	GUC_check_errdetail("A prefix is 2 to 12 lower-case letters and digits and begins with a letter.");
+	GUC_check_errdetail("A prefix has 2 to 12 lower-case letters and digits, and begins with a letter.");
 	return false;
 }
 
@@ -87,7 +87,7 @@ check_identity(char **newval, void **extra, GucSource source)
 		IsTransactionState() && !IsTransactionBlock() && !IsParallelWorker())
 		ereport(WARNING,
 				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
-				 errmsg("this setting has an effect only in the transaction that sets it"),
+				 errmsg("effect of this setting ends with this statement"),
 				 errhint("Set it between BEGIN and COMMIT.")));
 	return true;
 }
@@ -99,9 +99,9 @@ check_token(char **newval, void **extra, GucSource source)
 	if (defined && **newval != '\0' && source == PGC_S_TEST)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
-				 errmsg("a token is being stored in a system catalog"),
-				 errdetail("It has no effect there, and other roles can read it."),
-				 errhint("Remove it, for example with ALTER ROLE ... RESET apitoken.token, and revoke the token.")));
+				 errmsg("token is being stored in a system catalog"),
+				 errdetail("The setting has no effect there, and other roles can read the token."),
+				 errhint("Remove the setting, for example with ALTER ROLE ... RESET apitoken.token, and revoke the token.")));
 	return check_identity(newval, extra, source);
 }
 
@@ -167,9 +167,9 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	list_free(names);
 	pfree(copy);
 	if (!good)
-		GUC_check_errdetail("The value must be a comma-separated list of names of HTTP headers.");
+		GUC_check_errdetail("The value must be a comma-separated list of HTTP header names.");
 	else if (twice)
-		GUC_check_errdetail("The list contains a header twice.");
+		GUC_check_errdetail("The list contains a header more than once.");
 	return good && !twice;
 }
 
@@ -183,7 +183,7 @@ check_retention(int *newval, void **extra, GucSource source)
 	if (*newval == APITOKEN_KEEP_ALL || *newval >= DAY_MINUTES)
 		return true;
 	GUC_check_errdetail("The shortest retention is one day.");
-	GUC_check_errhint("Write a duration with its unit, like '30d', or -1 to keep everything.");
+	GUC_check_errhint("Specify a duration with its unit, like '30d', or -1 to keep everything.");
 	return false;
 }
 
@@ -432,9 +432,9 @@ apitoken_require_setting(const void *variable)
 		if (refused[i] && records[i]->source == PGC_S_DEFAULT)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("the value of %s was refused", settings[i].name),
-					 errdetail("Either the value is invalid, or it is in the options of a connection whose role is not allowed to set it."),
-					 errhint("Correct the value where it is configured, and connect without %s in the options.", settings[i].name)));
+					 errmsg("value of parameter \"%s\" was rejected", settings[i].name),
+					 errdetail("The value is invalid, or it was set in the options of a connection whose role may not set the parameter."),
+					 errhint("Correct the configured value, and connect without \"%s\" in the options.", settings[i].name)));
 	}
 }
 

@@ -373,24 +373,24 @@ report_problem(const PepperProblem *problem)
 			ereport(ERROR,
 					(errcode_for_file_access(),
 					 errmsg("could not read pepper file \"%s\": %m", path),
-					 errhint("Set apitoken.pepper_file to a file that the server's user can read.")));
+					 errhint("Set \"apitoken.pepper_file\" to a file that the server can read.")));
 			break;
 		case FAULT_NOT_REGULAR:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
 					 errmsg("pepper file \"%s\" is not a regular file", path),
-					 errhint("Set apitoken.pepper_file to a file, not to a directory, a device or a pipe.")));
+					 errhint("Set \"apitoken.pepper_file\" to a regular file, not to a directory, device or pipe.")));
 			break;
 		case FAULT_OWNER:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" belongs to another user", path),
-					 errhint("The file must be owned by the server's user or by root.")));
+					 errmsg("pepper file \"%s\" is owned by another user", path),
+					 errhint("Change the owner of the file to the server's user or root.")));
 			break;
 		case FAULT_MODE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" is open to others", path),
+					 errmsg("pepper file \"%s\" has group or world access", path),
 					 errhint("Set its permissions to u=rw (0600) if the server's user owns it, "
 							 "or to u=rw,g=r (0640) if root does.")));
 			break;
@@ -398,7 +398,7 @@ report_problem(const PepperProblem *problem)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
 					 errmsg("pepper file \"%s\" is too large", path),
-					 errhint("A pepper file has at most %d bytes.", PEPPER_FILE_MAX)));
+					 errhint("Use a pepper file of at most %d bytes.", PEPPER_FILE_MAX)));
 			break;
 		case FAULT_CHANGED:
 			ereport(ERROR,
@@ -409,23 +409,23 @@ report_problem(const PepperProblem *problem)
 		case FAULT_LINE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("line %d of pepper file \"%s\" is malformed", problem->line, path),
-					 errhint("A line is \"n:key\": a number from 1 to %d, a colon, and %d to %d bytes in hexadecimal.",
+					 errmsg("invalid line %d in pepper file \"%s\"", problem->line, path),
+					 errhint("Use the form \"n:key\", with a number from 1 to %d and a key of %d to %d bytes in hexadecimal.",
 							 PG_INT16_MAX, PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
 			break;
 		case FAULT_DUPLICATE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("line %d of pepper file \"%s\" has the number of an earlier line",
+					 errmsg("line %d of pepper file \"%s\" repeats the number of an earlier line",
 							problem->line, path),
-					 errhint("Give each pepper a number of its own; the highest one signs new tokens.")));
+					 errhint("Use a different number for each pepper.  The pepper with the highest number signs new tokens.")));
 			break;
 		case FAULT_EMPTY:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" has no pepper", path),
+					 errmsg("pepper file \"%s\" contains no pepper", path),
 					 errhint("Add a line \"1:key\" with %d to %d random bytes in hexadecimal, "
-							 "for example from \"openssl rand -hex 32\"; or leave apitoken.pepper_file empty.",
+							 "for example from \"openssl rand -hex 32\", or leave \"apitoken.pepper_file\" empty.",
 							 PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
 			break;
 	}
@@ -467,16 +467,16 @@ apitoken_pepper(int16 scheme)
 	if (!pepper_file_is_set())
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("token digest needs pepper %d, but no pepper file is set", scheme),
-				 errhint("Set apitoken.pepper_file to the file that has this pepper.")));
+				 errmsg("token digest requires pepper %d, but no pepper file is set", scheme),
+				 errhint("Set \"apitoken.pepper_file\" to the file that contains this pepper.")));
 
 	pepper = find_pepper(get_peppers(), scheme);
 	if (pepper == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("token digest needs pepper %d, which pepper file \"%s\" does not have",
+				 errmsg("token digest requires pepper %d, which pepper file \"%s\" does not contain",
 						scheme, apitoken_pepper_file),
-				 errhint("Put the line \"%d:key\" back; a pepper is needed as long as tokens signed with it are.",
+				 errhint("Restore the line \"%d:key\".  Tokens signed with a pepper need it as long as they are used.",
 						 scheme)));
 	return pepper;
 }

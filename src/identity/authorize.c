@@ -64,9 +64,9 @@ apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 	if (excess != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("the token has or would have permissions that you do not have"),
-				 errdetail("You do not have \"%s\".", excess),
-				 errhint("Choose a role, an access or permissions that stay within your own.")));
+				 errmsg("token permissions exceed the permissions of the caller"),
+				 errdetail("The caller does not have the permission \"%s\".", excess),
+				 errhint("Use a token role, an access or permissions within those of the caller.")));
 }
 
 /*
@@ -78,7 +78,7 @@ apitoken_refuse(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("there is no such token, or you may not do this to it")));
+			 errmsg("token does not exist or permission denied")));
 }
 
 /* Fetch a token by its id, and check that the caller has this permission on it. */

@@ -144,9 +144,9 @@ fix_principal(const ApitokenPrincipal *principal)
 		if (!apitoken_same_principal(&fixed.principal, principal))
 			ereport(ERROR,
 					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-					 errmsg("the identity of a transaction cannot change"),
-					 errdetail("Somebody else is acting in this transaction already."),
-					 errhint("End the transaction, then act as somebody else in a new one.")));
+					 errmsg("cannot change the identity of a transaction"),
+					 errdetail("The transaction already has another identity."),
+					 errhint("Set the other identity in a new transaction.")));
 		return;
 	}
 
@@ -209,15 +209,15 @@ act_as_user(const char *user_id, Oid setter)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to act as a user"),
-				 errdetail("The session user \"%s\" does not hold the capability \"act\".", login),
-				 errhint("SELECT apitoken.allow(%s, 'act');", quote_literal_cstr(login))));
+				 errdetail("Session user \"%s\" does not have the capability \"act\".", login),
+				 errhint("Run SELECT apitoken.allow(%s, 'act').", quote_literal_cstr(login))));
 	if (!may_name_user(setter))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot act as a user that a function of another role has set"),
-				 errdetail("Role \"%s\" does not hold the capability \"act\".",
+				 errmsg("permission denied to act as a user set by another role"),
+				 errdetail("Role \"%s\" does not have the capability \"act\".",
 						   GetUserNameFromId(setter, false)),
-				 errhint("Act as the user before the function is called.")));
+				 errhint("Set the user before a function of another role runs.")));
 	fix_user(user_id);
 }
 
@@ -243,7 +243,7 @@ sync_jwt_user(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid user id in claim \"%s\"", apitoken_jwt_user_claim),
-				 errhint("A user id has at most %d bytes.", APITOKEN_OWNER_ID_MAX)));
+				 errhint("Use a user id of at most %d bytes.", APITOKEN_OWNER_ID_MAX)));
 	fix_user(user_id);
 	fixed.jwt_user_id = fixed.principal.user_id;
 }
@@ -254,7 +254,7 @@ require_valid(const ApitokenVerification *verification)
 	if (verification->verdict != APITOKEN_VALID)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
-				 errmsg("the token is not valid"),
+				 errmsg("invalid token"),
 				 errdetail("Verdict: %s.", apitoken_verdicts[verification->verdict].name),
 				 verification->retry_after > 0 ?
 				 /* rounded up, so that waiting this long is enough */
@@ -302,7 +302,7 @@ warn_outside_block(const char *function)
 	if (!IsTransactionBlock())
 		ereport(WARNING,
 				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
-				 errmsg("%s() has no effect beyond its own statement", function),
+				 errmsg("effect of %s() ends with this statement", function),
 				 errhint("Call it between BEGIN and COMMIT.")));
 }
 
@@ -320,13 +320,13 @@ enter_database_role(const char *name)
 	if (!OidIsValid(role) || !compat_may_set_role(GetSessionUserId(), role))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot enter database role \"%s\"", name),
+				 errmsg("cannot set database role \"%s\"", name),
 				 OidIsValid(role) ?
-				 errdetail("The session user \"%s\" is not a member of it.", login) :
-				 errdetail("It does not exist."),
+				 errdetail("Session user \"%s\" may not set this role.", login) :
+				 errdetail("The database role does not exist."),
 				 OidIsValid(role) ?
-				 errhint("GRANT %s TO %s;", quote_identifier(name), quote_identifier(login)) :
-				 errhint("Correct database_role in apitoken.roles.")));
+				 errhint("Run GRANT %s TO %s.", quote_identifier(name), quote_identifier(login)) :
+				 errhint("Correct \"database_role\" in apitoken.roles.")));
 	(void) set_config_option("role", name, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
@@ -481,7 +481,7 @@ apitoken_act_as(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid user id"),
-				 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
+				 errhint("Use a user id of 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
 	apitoken_sync_identity();
 	warn_outside_block("act_as");
 	act_as_user(user_id, GetUserId());
@@ -499,8 +499,8 @@ organization_argument(FunctionCallInfo fcinfo, int argument)
 	if (!OidIsValid(type))
 		ereport(ERROR,
 				(errcode(ERRCODE_INDETERMINATE_DATATYPE),
-				 errmsg("could not determine the type of the organization's id"),
-				 errhint("Cast it to text.")));
+				 errmsg("could not determine data type of the organization id"),
+				 errhint("Cast the argument to text.")));
 	if (type == UNKNOWNOID)
 		return DatumGetCString(PG_GETARG_DATUM(argument));
 	if (type == TEXTOID)

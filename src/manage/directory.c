@@ -70,9 +70,10 @@ refuse_role_in_use(const char *name)
 	if (apitoken_execute(APITOKEN_MEMBERS_WITH_ROLE, &value, NULL) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-				 errmsg("role \"%s\" is in use", name),
-				 errdetail("Members of organizations have it."),
-				 errhint("Give them another role in apitoken.memberships first.")));
+				 errmsg("token role \"%s\" is in use", name),
+				 errdetail("Members of organizations have this token role."),
+				 errhint("Run UPDATE apitoken.memberships SET role = '...' WHERE role = %s first.",
+						 quote_literal_cstr(name))));
 }
 
 /*
@@ -130,8 +131,8 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 			 strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("role \"%s\" is built in and stays", old_name),
-					 errhint("Its description and permissions may be changed.")));
+					 errmsg("cannot rename or delete built-in token role \"%s\"", old_name),
+					 errhint("Only the other columns of a built-in token role can be changed.")));
 		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
 			strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0)
 			refuse_role_in_use(old_name);
@@ -187,8 +188,8 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("table \"%s\" cannot be truncated", RelationGetRelationName(trigger->tg_relation)),
-				 errhint("Use DELETE, which revokes the tokens of what it deletes.")));
+				 errmsg("cannot truncate table \"%s\"", RelationGetRelationName(trigger->tg_relation)),
+				 errhint("Use DELETE, which revokes the tokens of the deleted rows.")));
 
 	descriptor = RelationGetDescr(trigger->tg_relation);
 	old_id = TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, id, descriptor, &isnull));
@@ -197,7 +198,7 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 	if (strcmp(old_id, new_id) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("the id of an organization or a user cannot change"),
-				 errhint("Insert the new one, then delete the old one: its tokens are revoked.")));
+				 errmsg("cannot change the id of an organization or user"),
+				 errhint("Insert a new row, then delete the old one.  The deletion revokes its tokens.")));
 	return PointerGetDatum(of_user ? trigger->tg_newtuple : set_resumed_at(trigger));
 }

@@ -31,9 +31,9 @@ check_protected_columns(TriggerData *trigger)
 			continue;
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("column \"%s\" of a token cannot be changed",
+				 errmsg("cannot update column \"%s\" of a token",
 						NameStr(TupleDescAttr(descriptor, attribute - 1)->attname)),
-				 errhint("regenerate_token() gives a token a new secret, revoke_token() ends it, create_token() makes another one.")));
+				 errhint("Use regenerate_token() for a new secret, revoke_token() to revoke the token, or create_token() for another token.")));
 	}
 }
 
@@ -66,8 +66,8 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 		if (record->kind == APITOKEN_USER || record->role == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("an organization's token has a role, a personal one has none"),
-					 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+					 errmsg("organization token must have a token role, and personal token must not"),
+					 errhint("Run SELECT name FROM apitoken.roles to list the token roles.")));
 		apitoken_check_role(record->role);
 	}
 	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
@@ -83,7 +83,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("metadata must be a JSON object"),
-				 errhint("For no metadata, give '{}'.")));
+				 errhint("Specify '{}' for no metadata.")));
 	if (apitoken_column_changed(trigger, Anum_token_records_metadata))
 		apitoken_check_metadata(value);
 }
@@ -167,9 +167,9 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 	if (old_record.revoked)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the token is revoked"),
-				 errdetail("A revoked token is kept for the record and cannot be changed."),
-				 errhint("Create another one.")));
+				 errmsg("token is revoked"),
+				 errdetail("A revoked token cannot be changed."),
+				 errhint("Create another token.")));
 	check_protected_columns(trigger);
 	if (!apitoken_edited(trigger))
 		return PointerGetDatum(trigger->tg_trigtuple);
@@ -179,8 +179,8 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 		heap_attisnull(trigger->tg_newtuple, Anum_token_records_label, descriptor))
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("label and access of a token cannot be null"),
-				 errhint("Give a label of 1 to 255 characters, and access read_only, full or custom.")));
+				 errmsg("label and access of a token must not be null"),
+				 errhint("Use a label of 1 to 255 characters, and access \"read_only\", \"full\" or \"custom\".")));
 	reconcile_access(trigger);
 	apitoken_record_from_tuple(trigger->tg_newtuple, descriptor, &new_record);
 	snapshot = apitoken_latest_snapshot();
@@ -200,8 +200,8 @@ new_expiry(const ApitokenRecord *record, Interval *expires_in)
 	if (record->expires_at <= GetCurrentTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the token is expired"),
-				 errhint("Give it a new expiry: regenerate_token(id, expires_in => '30 days').")));
+				 errmsg("token is expired"),
+				 errhint("Use regenerate_token(id, expires_in => '30 days') to set a new expiration time.")));
 	return record->expires_at;
 }
 
@@ -234,8 +234,8 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 	if (record.revoked)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the token is revoked"),
-				 errhint("Create another one.")));
+				 errmsg("token is revoked"),
+				 errhint("Create another token.")));
 	snapshot = apitoken_latest_snapshot();
 	apitoken_check_ceiling(&record, snapshot);
 	UnregisterSnapshot(snapshot);

@@ -135,9 +135,9 @@ apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("events cannot be changed or deleted"),
-			 errdetail("The audit is only ever added to."),
-			 errhint("The setting apitoken.retention says how long events are kept.")));
+			 errmsg("cannot change or delete events"),
+			 errdetail("Events can only be added."),
+			 errhint("Set \"apitoken.retention\" to limit how long events are kept.")));
 	return PointerGetDatum(NULL);
 }
 
@@ -152,7 +152,7 @@ apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 		apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("tokens are not deleted"),
-			 errhint("Use apitoken.revoke_token(id): a revoked token is refused for good and kept for the record.")));
+			 errmsg("cannot delete tokens"),
+			 errhint("Use apitoken.revoke_token(id).  A revoked token is never accepted again.")));
 	return PointerGetDatum(NULL);
 }

@@ -256,7 +256,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to change capabilities"),
-				 errhint("Only the owner of the extension's tables may, \"%s\".",
+				 errdetail("Only the owner of the extension's tables, role \"%s\", may change capabilities.",
 						 GetUserNameFromId(apitoken_owner(), false))));
 	/* for a GRANT, the server checks this before it calls ExecuteGrantStmt() */
 	PreventCommandIfReadOnly(grant ? "apitoken.allow()" : "apitoken.disallow()");
@@ -265,8 +265,9 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	if (PG_ARGISNULL(0) || capabilities == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a database role and at least one capability are needed"),
-				 errhint("SELECT apitoken.allow('backend', 'act', 'verify');")));
+				 errmsg("database role and at least one capability must be specified"),
+				 errhint("Use for example SELECT apitoken.%s('backend', 'act', 'verify').",
+						 grant ? "allow" : "disallow")));
 
 	/* check all names before anything is granted */
 	foreach(lc, capabilities)

@@ -37,7 +37,7 @@ refuse_creation(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("you may not create a token for this owner")));
+			 errmsg("permission denied to create a token for this owner")));
 }
 
 /*
@@ -54,8 +54,8 @@ authorize_creation(ApitokenRecord *record)
 	if (record->organization_id != NULL && record->user_id != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a token has one owner"),
-				 errhint("Give organization_id or user_id, not both.")));
+				 errmsg("token must have exactly one owner"),
+				 errhint("Specify \"organization_id\" or \"user_id\", not both.")));
 	if (record->organization_id == NULL && record->user_id == NULL)
 	{
 		if (principal != NULL && principal->user_id != NULL)
@@ -63,8 +63,8 @@ authorize_creation(ApitokenRecord *record)
 		else if (apitoken_bypasses_rls())
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a token needs an owner"),
-					 errhint("Give organization_id or user_id, or act as a user first.")));
+					 errmsg("token must have an owner"),
+					 errhint("Specify \"organization_id\" or \"user_id\", or act as a user first.")));
 		else
 			refuse_creation();
 	}
@@ -122,7 +122,7 @@ lock_owner(const ApitokenRecord *record)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("invalid user id"),
-					 errhint("Give the id of a user, 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
+					 errhint("Use a user id of 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
 		lock_user(record->user_id);
 	}
 	else
@@ -183,8 +183,8 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 	if (record->kind == APITOKEN_USER && record->role != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a personal token has no role"),
-				 errhint("Leave role out: a personal token may do what its user may, narrowed by access.")));
+				 errmsg("personal token must not have a token role"),
+				 errhint("Omit the role.  A personal token has the permissions of its user, limited by its access.")));
 	if (record->kind == APITOKEN_ORGANIZATION)
 	{
 		if (record->role == NULL)
@@ -292,8 +292,8 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	if (!isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the id of a token cannot be chosen"),
-				 errhint("Leave id out: it is made with the token.")));
+				 errmsg("cannot specify the id of a token"),
+				 errhint("Omit \"id\".  It is generated with the token.")));
 
 	/* only the owner: reading the whole row could raise errors about values */
 	owner.organization_id = text_of(tuple, descriptor, Anum_token_records_organization_id);
@@ -337,7 +337,7 @@ apitoken_take_token(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token text is not available"),
-				 errdetail("It can be taken once, by the role that inserted the token, in the same transaction."),
+				 errdetail("The text can be taken once, by the role that inserted the token, in the same transaction."),
 				 errhint("Use apitoken.regenerate_token() to give the token a new text.")));
 	PG_RETURN_TEXT_P(token);
 }
@@ -467,7 +467,7 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 		!apitoken_parse_text(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), &parts))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the token was not inserted"),
-				 errdetail("A rule or trigger on apitoken.tokens or apitoken_internal.token_records kept it from being so.")));
+				 errmsg("token was not inserted"),
+				 errdetail("A rule or trigger on \"apitoken.tokens\" or \"apitoken_internal.token_records\" prevented it.")));
 	PG_RETURN_DATUM(apitoken_issued_datum(&id, token, parts.masked, expires_at));
 }

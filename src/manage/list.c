@@ -88,8 +88,8 @@ check_status(const char *status)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("there is no such status"),
-			 errhint("Give active, expiring, expired, suspended or revoked.")));
+			 errmsg("unrecognized token status \"%s\"", apitoken_clip(status)),
+			 errhint("Use \"active\", \"expiring\", \"expired\", \"suspended\" or \"revoked\".")));
 }
 
 /*
@@ -107,7 +107,7 @@ apitoken_list_limit(PG_FUNCTION_ARGS)
 	if (size < 1 || size > PAGE_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the page size is out of range"),
-				 errhint("Give 1 to %d.", PAGE_MAX)));
+				 errmsg("page size is out of range"),
+				 errhint("Specify 1 to %d.", PAGE_MAX)));
 	PG_RETURN_INT64(size);
 }

@@ -46,8 +46,8 @@ reason_argument(FunctionCallInfo fcinfo, int argument, char *null)
 	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(argument)) > REASON_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the reason is too long"),
-				 errhint("Give a reason of at most %d bytes.", REASON_MAX)));
+				 errmsg("reason is too long"),
+				 errhint("Use a reason of at most %d bytes.", REASON_MAX)));
 	return PG_GETARG_DATUM(argument);
 }
 
@@ -81,8 +81,8 @@ apitoken_revoke_token(PG_FUNCTION_ARGS)
 		(PG_ARGISNULL(1) || strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), record.label) != 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the label does not confirm the revocation"),
-				 errhint("Type the label of the organization's token: revoke_token(id, confirm_label => '...').")));
+				 errmsg("\"confirm_label\" does not match the label of the token"),
+				 errhint("Use revoke_token(id, confirm_label => '...') with the label of the token.")));
 	PG_RETURN_BOOL(revoke_one(&record.id, reason, reason_null));
 }
 
@@ -112,8 +112,8 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) && PG_ARGISNULL(1) && PG_ARGISNULL(2))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("which tokens are to be revoked is not given"),
-				 errhint("Give organization_id, user_id or created_by.")));
+				 errmsg("tokens to revoke must be specified"),
+				 errhint("Specify \"organization_id\", \"user_id\" or \"created_by\".")));
 	if (principal != NULL)
 	{
 		organizations = apitoken_organizations_where(principal, permissions);

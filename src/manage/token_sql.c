@@ -27,8 +27,8 @@ apitoken_generate_sql(PG_FUNCTION_ARGS)
 	if (!apitoken_kind_from_name(name, &kind))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid kind of token"),
-				 errhint("Use 'organization' or 'user'.")));
+				 errmsg("invalid token kind"),
+				 errhint("Use \"organization\" or \"user\".")));
 	if (!apitoken_generate_id(&id) ||
 		!apitoken_generate_text(apitoken_prefix, kind, &id, buffer, &parts))
 		ereport(ERROR,

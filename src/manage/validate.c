@@ -39,16 +39,16 @@ void
 apitoken_check_label(const char *label)
 {
 	if (label == NULL || label[strspn(label, " \t\r\n")] == '\0')
-		invalid("a token needs a label", "Give a label of 1 to 255 characters.");
+		invalid("label must not be empty", "Use a label of 1 to 255 characters.");
 	if (pg_mbstrlen(label) > LABEL_MAX)
-		invalid("the label is too long", "Give a label of 1 to 255 characters.");
+		invalid("label is too long", "Use a label of 1 to 255 characters.");
 }
 
 void
 apitoken_check_description(const char *description)
 {
 	if (description != NULL && pg_mbstrlen(description) > DESCRIPTION_MAX)
-		invalid("the description is too long", "A description has at most 4000 characters.");
+		invalid("description is too long", "Use at most 4000 characters.");
 }
 
 static TimestampTz
@@ -73,11 +73,11 @@ void
 apitoken_check_expiry(TimestampTz expires_at, bool may_be_past)
 {
 	if (TIMESTAMP_NOT_FINITE(expires_at))
-		invalid("the expiry is not a point in time", "For a token that never expires, give null.");
+		invalid("expiration time must be finite", "Specify null for a token that never expires.");
 	if (!may_be_past && expires_at <= GetCurrentTimestamp())
-		invalid("the expiry is in the past", "Give a time in the future, or null for a token that never expires.");
+		invalid("expiration time is in the past", "Specify a time in the future, or null for a token that never expires.");
 	if (expires_at > latest_expiry())
-		invalid("the expiry is too far away", "Give a time within 100 years, or null for a token that never expires.");
+		invalid("expiration time is too far in the future", "Specify a time within 100 years, or null for a token that never expires.");
 }
 
 /* The end of a duration that starts with the transaction. */
@@ -92,20 +92,20 @@ end_of_duration(Interval *duration, const char *too_short)
 
 	years.month = DURATION_MAX_YEARS * MONTHS_PER_YEAR;
 	if (DatumGetBool(DirectFunctionCall2(interval_gt, IntervalPGetDatum(duration), IntervalPGetDatum(&years))))
-		invalid("the duration is too long", "Give at most 100 years, or null for a token that never expires.");
+		invalid("duration is too long", "Specify at most 100 years, or null for a token that never expires.");
 	years.month = -years.month;
 	if (DatumGetBool(DirectFunctionCall2(interval_lt, IntervalPGetDatum(duration), IntervalPGetDatum(&years))))
-		invalid(too_short, "Write a duration with its unit, like '30 days': '30' is thirty seconds.");
+		invalid(too_short, "Specify a duration with its unit, like '30 days'.  The value '30' means 30 seconds.");
 	end = plus_interval(start, duration);
 	if (end - start < DURATION_MIN)
-		invalid(too_short, "Write a duration with its unit, like '30 days': '30' is thirty seconds.");
+		invalid(too_short, "Specify a duration with its unit, like '30 days'.  The value '30' means 30 seconds.");
 	return end;
 }
 
 TimestampTz
 apitoken_expiry_after(Interval *expires_in)
 {
-	return end_of_duration(expires_in, "a token must live for at least a minute");
+	return end_of_duration(expires_in, "token lifetime must be at least one minute");
 }
 
 /* The end of an overlap, until which the old secret is accepted; DT_NOBEGIN: no overlap. */
@@ -116,7 +116,7 @@ apitoken_overlap_until(Interval *overlap)
 
 	if (DatumGetBool(DirectFunctionCall2(interval_eq, IntervalPGetDatum(overlap), IntervalPGetDatum(&none))))
 		return DT_NOBEGIN;
-	return end_of_duration(overlap, "an overlap must be none, or at least a minute");
+	return end_of_duration(overlap, "overlap must be zero or at least one minute");
 }
 
 /* The organization must exist, and is locked until this transaction ends. */
@@ -132,7 +132,8 @@ apitoken_lock_organization(const char *id)
 		ereport(ERROR,
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 				 errmsg("organization \"%s\" does not exist", apitoken_clip(id)),
-				 errhint("Insert it into apitoken.organizations first.")));
+				 errhint("Run INSERT INTO apitoken.organizations (id) VALUES (%s) first.",
+						 quote_literal_cstr(apitoken_clip(id)))));
 	apitoken_remember_locked(APITOKEN_ORGANIZATIONS, id);
 }
 
@@ -141,8 +142,10 @@ apitoken_refuse_role(const char *role)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-			 errmsg("role \"%s\" does not exist", apitoken_clip(role)),
-			 errhint("SELECT name FROM apitoken.roles; lists the roles.")));
+			 errmsg("token role \"%s\" does not exist", apitoken_clip(role)),
+			 errhint("Use a token role in apitoken.roles, or add one, for example with "
+					 "INSERT INTO apitoken.roles (name, permissions) VALUES (%s, '{article:read}').",
+					 quote_literal_cstr(apitoken_clip(role)))));
 }
 
 void
@@ -160,9 +163,9 @@ apitoken_check_access(const char *access, ArrayType *permissions)
 	ApitokenAccess value = apitoken_access_from_text(access);
 
 	if (value == APITOKEN_CUSTOM && permissions == NULL)
-		invalid("access custom needs permissions", "Give permissions such as '{article:read}', or access read_only or full.");
+		invalid("access \"custom\" requires permissions", "Specify permissions such as '{article:read}', or use access \"read_only\" or \"full\".");
 	if (value != APITOKEN_CUSTOM && permissions != NULL)
-		invalid("permissions need access custom", "Leave access out or set it to custom, or give no permissions.");
+		invalid("permissions require access \"custom\"", "Omit access or set it to \"custom\", or omit the permissions.");
 	if (permissions != NULL)
 		apitoken_check_patterns(permissions);
 }
@@ -176,16 +179,16 @@ apitoken_check_networks(ArrayType *networks)
 		return;
 	count = ArrayGetNItems(ARR_NDIM(networks), ARR_DIMS(networks));
 	if (count == 0)
-		invalid("the list of networks is empty", "For a token that is accepted from everywhere, give null.");
+		invalid("list of allowed networks is empty", "Specify null for a token that is accepted from every address.");
 	if (count > NETWORKS_MAX || ARR_NDIM(networks) > 1 || array_contains_nulls(networks))
-		invalid("the list of networks is not valid", "Give one list of at most 100 networks, without nulls.");
+		invalid("invalid list of allowed networks", "Specify a one-dimensional array of at most 100 networks without nulls.");
 }
 
 void
 apitoken_check_rate_limit(int32 limit)
 {
 	if (limit < 1 || limit > 1000000)
-		invalid("the rate limit is out of range", "Give 1 to 1000000 a minute, or null for no limit.");
+		invalid("rate limit is out of range", "Specify 1 to 1000000 uses per minute, or null for no limit.");
 }
 
 void
@@ -194,9 +197,9 @@ apitoken_check_metadata(Datum metadata)
 	Jsonb	   *json = DatumGetJsonbP(metadata);
 
 	if (!JB_ROOT_IS_OBJECT(json))
-		invalid("metadata must be a JSON object", "Write it like '{\"key\": \"value\"}'.");
+		invalid("metadata must be a JSON object", "Specify an object such as '{\"key\": \"value\"}'.");
 	if (VARSIZE(json) > METADATA_MAX)
-		invalid("metadata is too large", "It may take at most 64 kB.");
+		invalid("metadata is too large", "Use at most 64 kB.");
 }
 
 static const char *
@@ -221,7 +224,7 @@ apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
-			 errmsg("the label \"%s\" is in use", record->label),
-			 errdetail("Token %s has it, and is %s.", other.masked, state_in_words(&other)),
-			 errhint("Choose another label, or revoke that token.")));
+			 errmsg("label \"%s\" is already in use", record->label),
+			 errdetail("Token \"%s\" with status \"%s\" has this label.", other.masked, state_in_words(&other)),
+			 errhint("Use another label, or revoke that token.")));
 }

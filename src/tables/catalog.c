@@ -121,8 +121,8 @@ check_columns(ApitokenTable table, Relation relation)
 	if (!expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s does not have the expected columns", info->schema, info->name),
-				 errhint("Run ALTER EXTENSION apitoken UPDATE, and do not alter the columns of the extension's tables.")));
+				 errmsg("table \"%s.%s\" does not have the expected columns", info->schema, info->name),
+				 errhint("Run ALTER EXTENSION apitoken UPDATE.  The columns of the extension's tables must not be altered.")));
 	columns_checked[table] = true;
 }
 
@@ -203,7 +203,7 @@ require_installed(void)
 	if (!apitoken_installed())
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("extension apitoken is not installed in this database"),
+				 errmsg("extension \"apitoken\" is not installed in this database"),
 				 errhint("Run CREATE EXTENSION apitoken.")));
 }
 
@@ -232,7 +232,7 @@ apitoken_open_table(ApitokenTable table)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("table %s.%s does not exist", table_info[table].schema, table_info[table].name)));
+			 errmsg("table \"%s.%s\" does not exist", table_info[table].schema, table_info[table].name)));
 	return NULL;				/* keep the compiler quiet */
 }
 
@@ -293,7 +293,7 @@ apitoken_lock_extension(void)
 	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension apitoken has version %s, but its library has version %s",
+				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
 						version == NULL ? "none" : version, APITOKEN_VERSION),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is older, restart the server.")));
 	return apitoken_installed();
@@ -381,7 +381,7 @@ apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls)
 	if (!expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("type %s.%s does not have the expected columns", info->schema, info->name),
+				 errmsg("type \"%s.%s\" does not have the expected columns", info->schema, info->name),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
 	tuple = heap_form_tuple(descriptor, row_values, row_nulls);
 	ReleaseTupleDesc(descriptor);

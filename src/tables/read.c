@@ -137,7 +137,7 @@ digest_at(const Datum *values, AttrNumber attribute, uint8 digest[APITOKEN_DIGES
 	if (VARSIZE_ANY_EXHDR(stored) != APITOKEN_DIGEST_LENGTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a stored digest has the wrong length")));
+				 errmsg("stored token digest has an invalid length")));
 	memcpy(digest, VARDATA_ANY(stored), APITOKEN_DIGEST_LENGTH);
 }
 

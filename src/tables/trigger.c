@@ -21,7 +21,7 @@ apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
 		RelationGetRelid(trigger->tg_relation) != apitoken_table(table))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("this function serves the triggers of apitoken only")));
+				 errmsg("function can only be called by a trigger of extension \"apitoken\"")));
 }
 
 /* Did the update change this column? */

@@ -507,17 +507,17 @@ apitoken_check_patterns(ArrayType *array)
 	if (ARR_NDIM(array) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("permissions must be an array of one dimension"),
-				 errhint("Write them as '{article:read,article:write}'.")));
+				 errmsg("permissions must be a one-dimensional array"),
+				 errhint("Write the permissions like '{article:read,article:write}'.")));
 
 	/* Check the count first, because deconstruct_array() allocates memory for each element. */
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	if (count > APITOKEN_PATTERNS_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("too many permissions: %d", count),
-				 errhint("Give at most %d; a pattern such as 'article:*' stands for many.",
-						 APITOKEN_PATTERNS_MAX)));
+				 errmsg("number of permissions (%d) exceeds the maximum allowed (%d)", count,
+						APITOKEN_PATTERNS_MAX),
+				 errhint("Use a pattern such as 'article:*' for several permissions.")));
 
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
 	for (int i = 0; i < count; i++)
@@ -527,14 +527,14 @@ apitoken_check_patterns(ArrayType *array)
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a permission must not be null"),
-					 errhint("Remove the null element; an empty array allows nothing.")));
+					 errmsg("permissions must not contain nulls"),
+					 errhint("Remove the null element.  An empty array allows nothing.")));
 
 		pattern = TextDatumGetCString(elements[i]);
 		if (!apitoken_valid_pattern(pattern))
 			report_malformed(pattern,
-							 "Write 'resource:action', each of 1 to 64 letters, digits or \"_./-\"; "
-							 "'*' stands for any resource, for any action, or alone for everything.");
+							 "Use the form 'resource:action'.  Each part has 1 to 64 letters, digits or characters of \"_./-\", "
+							 "or is '*' for all.  A single '*' allows everything.");
 		pfree(pattern);
 	}
 }
@@ -545,8 +545,8 @@ apitoken_check_permission(const char *permission)
 {
 	if (!apitoken_valid_permission(permission))
 		report_malformed(permission,
-						 "Ask for 'resource:action', each of 1 to 64 letters, digits or \"_./-\", "
-						 "without '*'.");
+						 "Use the form 'resource:action' without '*'.  Each part has 1 to 64 letters, digits or "
+						 "characters of \"_./-\".");
 }
 
 ApitokenAccess
@@ -559,8 +559,8 @@ apitoken_access_from_text(const char *access)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unknown access \"%s\"", apitoken_clip(access)),
-			 errhint("Access is 'read_only', 'full' or 'custom'.")));
+			 errmsg("unrecognized access \"%s\"", apitoken_clip(access)),
+			 errhint("Use \"read_only\", \"full\" or \"custom\".")));
 }
 
 const char *

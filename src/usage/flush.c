@@ -316,11 +316,11 @@ report_outcome(ApitokenOutcome outcome, const char *problem)
 	if (outcome == APITOKEN_FLUSH_FAILED || outcome == APITOKEN_FLUSH_MISSING)
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not write the usage of tokens in database \"%s\": %s", database, problem),
-				 errdetail("It is kept in memory, and tried again.")));
+				 errmsg("could not write token usage in database \"%s\": %s", database, problem),
+				 errdetail("The usage is kept in memory, and writing it will be retried.")));
 	else
 		ereport(LOG,
-				(errmsg("the usage of tokens in database \"%s\" is written again", database)));
+				(errmsg("resumed writing token usage in database \"%s\"", database)));
 	CommitTransactionCommand();
 }
 
@@ -355,7 +355,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		apitoken_wake_launcher();
 
 	if (batch.outcome == APITOKEN_FLUSH_MISSING)
-		snprintf(problem, sizeof(problem), "extension apitoken is not installed");
+		snprintf(problem, sizeof(problem), "extension \"apitoken\" is not installed");
 	if (apitoken_record_flush(MyDatabaseId, ticket, batch.outcome, problem))
 		report_outcome(batch.outcome, problem);
 	return batch.outcome;
@@ -402,8 +402,8 @@ apitoken_flush_now(void)
 	if (RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("usage cannot be written during recovery"),
-				 errhint("What is recorded here is written when this server is promoted.")));
+				 errmsg("cannot write token usage during recovery"),
+				 errhint("Token usage recorded on this server will be written when it is promoted.")));
 	for (;;)
 	{
 		BackgroundWorkerHandle *handle;
@@ -413,12 +413,12 @@ apitoken_flush_now(void)
 		if (ticket == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-					 errmsg("there is no background worker to write the usage of tokens"),
-					 errhint("Try again, or raise max_worker_processes.")));
+					 errmsg("could not start background worker to write token usage"),
+					 errhint("Try again later, or increase \"max_worker_processes\".")));
 		if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
 			ereport(FATAL,
 					(errcode(ERRCODE_ADMIN_SHUTDOWN),
-					 errmsg("the postmaster is gone")));
+					 errmsg("terminating connection due to unexpected postmaster exit")));
 		if (apitoken_flush_state(MyDatabaseId, &state))
 		{
 			if (state.done_ticket >= ticket)
@@ -429,13 +429,13 @@ apitoken_flush_now(void)
 			if (state.last_ticket >= ticket)
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("could not write the usage of tokens: %s", state.problem),
-						 errdetail("It is kept in memory, and tried again.")));
+						 errmsg("could not write token usage: %s", state.problem),
+						 errdetail("The usage is kept in memory, and writing it will be retried.")));
 		}
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the worker ended before it had written the usage of tokens"),
-				 errhint("The server's log says why.")));
+				 errmsg("background worker exited before writing token usage"),
+				 errhint("See the server log for details.")));
 	}
 }
 

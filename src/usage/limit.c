@@ -69,9 +69,9 @@ apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
 		/* Refuse the use rather than ignore the limit. */
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a token with a rate limit cannot be verified on this server"),
-				 errdetail("Its uses are counted in shared memory, which apitoken does not have here."),
-				 errhint("Add apitoken to shared_preload_libraries and restart the server, or clear the token's rate_limit_per_minute.")));
+				 errmsg("cannot verify a token with a rate limit on this server"),
+				 errdetail("Uses of the token are counted in shared memory, which apitoken has only if it is preloaded."),
+				 errhint("Add \"apitoken\" to \"shared_preload_libraries\" and restart the server, or set \"rate_limit_per_minute\" of the token to null.")));
 		return false;
 	}
 

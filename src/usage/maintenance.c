@@ -118,9 +118,9 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("housekeeping needs the extension's triggers"),
-				 errdetail("With session_replication_role = replica they do not fire."),
-				 errhint("SET session_replication_role = origin;")));
+				 errmsg("cannot run maintenance while \"session_replication_role\" is \"replica\""),
+				 errdetail("The triggers of the extension do not fire in this mode."),
+				 errhint("Run SET session_replication_role = origin.")));
 
 	values[1] = Int64GetDatum(batch);
 	values[0] = TimestampTzGetDatum(now);

@@ -174,7 +174,7 @@ save_usage(int code, Datum arg)
 	ereport(LOG,
 			(errcode_for_file_access(),
 			 errmsg("could not write file \"%s\": %m", TEMPORARY_FILE),
-			 errdetail("The usage of tokens since the last flush is lost.")));
+			 errdetail("Token usage since the last flush is lost.")));
 	unlink(TEMPORARY_FILE);
 }
 
@@ -237,8 +237,8 @@ restore_usage(void)
 	if (!read_file(&usage_file, false) || !read_file(&usage_file, true))
 		ereport(LOG,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("ignoring file \"%s\": it is damaged, or of another version of apitoken", SAVED_FILE),
-				 errdetail("The usage of tokens that it holds is lost.")));
+				 errmsg("ignoring file \"%s\" because it is damaged or from another version of apitoken", SAVED_FILE),
+				 errdetail("The token usage in this file is lost.")));
 	FreeFile(usage_file.file);
 	pg_atomic_write_u32(&apitoken_shared->usage_file, 1);
 }
@@ -257,7 +257,7 @@ apitoken_remove_usage_file(void)
 		ereport(LOG,
 				(errcode_for_file_access(),
 				 errmsg("could not remove file \"%s\": %m", SAVED_FILE),
-				 errdetail("The usage of tokens in it will be counted again.")));
+				 errdetail("The token usage in this file will be counted again.")));
 	(void) fsync_fname_ext(PGSTAT_STAT_PERMANENT_DIRECTORY, true, true, LOG);
 	pg_atomic_write_u32(&apitoken_shared->usage_file, 0);
 }

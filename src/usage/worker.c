@@ -109,9 +109,9 @@ maintain(TimestampTz until)
 	if (problem[0] != '\0')
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not maintain the tokens of the database: %s", problem),
-				 errdetail("It is tried again tomorrow."),
-				 errhint("SELECT * FROM apitoken.run_maintenance(); does it now.")));
+				 errmsg("could not run maintenance in database with OID %u: %s", MyDatabaseId, problem),
+				 errdetail("Maintenance will be retried tomorrow."),
+				 errhint("Run SELECT * FROM apitoken.run_maintenance() to retry now.")));
 	if (!more)
 		memset(&done.usage_seen, 0, sizeof(done.usage_seen));
 	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), &done.usage_seen);
@@ -233,9 +233,9 @@ run_worker(Oid database, bool maintenance)
 		if (!reported)
 			ereport(WARNING,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("there is no background worker to write the usage of tokens"),
-					 errdetail("It is kept in memory, and tried again."),
-					 errhint("Raise max_worker_processes.")));
+					 errmsg("could not start background worker to write token usage"),
+					 errdetail("The usage is kept in memory, and writing it will be retried."),
+					 errhint("Increase \"max_worker_processes\".")));
 		reported = true;
 		return false;
 	}
@@ -252,11 +252,11 @@ run_worker(Oid database, bool maintenance)
 
 	if (apitoken_flush_state(database, &state) && state.last_ticket >= ticket)
 		return false;
-	if (apitoken_record_flush(database, ticket, APITOKEN_FLUSH_FAILED, "the worker ended early"))
+	if (apitoken_record_flush(database, ticket, APITOKEN_FLUSH_FAILED, "background worker exited early"))
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a worker ended before it had written the usage of tokens in database %u", database),
-				 errdetail("It is kept in memory, and tried again.")));
+				 errmsg("background worker exited before writing token usage in database with OID %u", database),
+				 errdetail("The usage is kept in memory, and writing it will be retried.")));
 	return false;
 }
 

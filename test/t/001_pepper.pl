@@ -160,7 +160,7 @@ is($node->safe_psql('postgres', q{SELECT previous_digest_scheme FROM apitoken_in
 is_deeply([ outcomes(verdict($old), verdict($new)) ], [ 'valid', 'valid' ], 'both secrets verify');
 write_file("3:$key3\n");
 is(outcome(verdict($new)), 'valid', 'the new secret verifies without the old pepper');
-like(outcome(verdict($old)), qr/^F0000 .*needs pepper 2.* HINT ./, 'the old secret without its pepper is an error');
+like(outcome(verdict($old)), qr/^F0000 .*requires pepper 2.* HINT ./, 'the old secret without its pepper is an error');
 my $new0 = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'zero'), overlap => '1 hour')});
 is(outcome(verdict($token0)), 'valid', 'a previous digest of scheme 0 verifies under a pepper');
 like(scheme('zero'), qr/^3\|/, 'and the new one is signed');
@@ -220,14 +220,14 @@ foreach my $mode (0000, 0200)
 foreach my $mode (0604, 0640, 0660, 0602, 0666, 0610, 0601)
 {
 	write_file($good, $mode);
-	check_broken(sprintf('mode %04o', $mode), 'F0000', 'is open to others', '0600');
+	check_broken(sprintf('mode %04o', $mode), 'F0000', 'has group or world access', '0600');
 }
 
 # permissions that change under an unchanged file
 write_file($good);
 is(in_session(verdict($token1)), 'valid', 'usable again');
 chmod 0644, $file;
-check_broken('permissions opened afterwards', 'F0000', 'is open to others', '0600');
+check_broken('permissions opened afterwards', 'F0000', 'has group or world access', '0600');
 
 # no regular file
 unlink $file;
@@ -252,9 +252,9 @@ is(in_session(verdict($token1)), 'valid', '64 kB are not too large');
 write_file($good . '#' . ('x' x (64 * 1024 - length($good) - 1)) . "\n");
 check_broken('a byte more than 64 kB', 'F0000', 'is too large', 'bytes');
 write_file('');
-check_broken('an empty file', 'F0000', 'has no pepper', 'openssl');
+check_broken('an empty file', 'F0000', 'contains no pepper', 'openssl');
 write_file("# 1:$key1\n\n");
-check_broken('only comments', 'F0000', 'has no pepper', 'openssl');
+check_broken('only comments', 'F0000', 'contains no pepper', 'openssl');
 
 # every way to write a line wrong: the message tells the line, and no more
 my %malformed = (
@@ -285,14 +285,14 @@ my %malformed = (
 foreach my $what (sort keys %malformed)
 {
 	write_file("$good$malformed{$what}\n");
-	check_broken($what, 'F0000', 'line 4 of pepper file .* is malformed', 'hexadecimal');
+	check_broken($what, 'F0000', 'invalid line 4 in pepper file ', 'hexadecimal');
 }
 write_file("\xef\xbb\xbf$good");
-check_broken('a byte order mark', 'F0000', 'line 1 of pepper file .* is malformed');
+check_broken('a byte order mark', 'F0000', 'invalid line 1 in pepper file ');
 write_file("${good}2:$key3\n");
-check_broken('a number twice', 'F0000', 'line 4 of pepper file .* has the number of an earlier line');
+check_broken('a number twice', 'F0000', 'line 4 of pepper file .* repeats the number of an earlier line');
 write_file($good . '4:' . substr($key3, 0, 20));
-check_broken('a line cut off', 'F0000', 'line 4 of pepper file .* is malformed');
+check_broken('a line cut off', 'F0000', 'invalid line 4 in pepper file ');
 
 # what is only unusual is accepted
 write_file("\r\n  \t\n# comment\r\n1:" . uc($key1) . "  \r\n02:$key2\t\n3:$key3");
@@ -313,11 +313,11 @@ unlink $file;
 write_file("2:$key2\n3:$key3\n");
 is_deeply([ map { s/ DETAIL.*//r } outcomes(verdict($token2), verdict($plain)) ], [ 'valid', 'valid' ],
 	'without pepper 1 the others work');
-like($_, qr/^F0000 token digest needs pepper 1, which pepper file .* does not have .*HINT .*1:key/,
+like($_, qr/^F0000 token digest requires pepper 1, which pepper file .* does not contain .*HINT .*1:key/,
 	'and a token of pepper 1 is an error')
   foreach outcomes(verdict($token1), "SELECT apitoken.authenticate('$token1')", "SELECT apitoken.revoke_by_token('$token1')");
 pepper_file('');
-like($_, qr/^F0000 token digest needs pepper 1, but no pepper file is set .*HINT .*apitoken\.pepper_file/,
+like($_, qr/^F0000 token digest requires pepper 1, but no pepper file is set .*HINT .*apitoken\.pepper_file/,
 	'no file at all is an error for it, too')
   foreach outcomes(verdict($token1), "SELECT apitoken.authenticate('$token1')");
 is_deeply([ outcomes(verdict($plain), verdict($unknown)) ], [ 'valid', 'unknown' ], 'and for nothing else');
@@ -353,7 +353,7 @@ is($out, $signed, 'SET before the library is loaded does not take the pepper awa
 {
 	local $ENV{PGOPTIONS} = '-c apitoken.pepper_file=/dev/null';
 	($rc, $out, $err) = $node->psql('postgres', qq{SELECT encode(apitoken.hash('$token1'), 'hex')}, @as_plain);
-	like($err, qr/ERROR:  F0000: the value of apitoken.pepper_file was refused/, 'nor do PGOPTIONS');
+	like($err, qr/ERROR:  F0000: value of parameter "apitoken.pepper_file" was rejected/, 'nor do PGOPTIONS');
 	is($out, '', 'they do not fall back to the plain digest');
 }
 ($rc, $out, $err) = $node->psql('postgres',
@@ -377,7 +377,7 @@ foreach my $preload ('session_preload_libraries', 'shared_preload_libraries')
 	$session->quit;
 	$node->restart;
 	$session = $node->background_psql('postgres', on_error_stop => 0);
-	check_broken("$preload, a malformed file", 'F0000', 'line 1 of pepper file .* is malformed');
+	check_broken("$preload, a malformed file", 'F0000', 'invalid line 1 in pepper file ');
 	write_file($good);
 	is_deeply([ outcomes(map { verdict($_) } $plain, $token1, $token2, $new0) ], [ ('valid') x 4 ],
 		"$preload: after the repair everything works, without a restart");

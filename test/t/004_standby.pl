@@ -208,7 +208,7 @@ is(on($shared, verdict($token{networks})), 'network_refused', 'and one that is r
 is(stat_of($shared, 'valid, network_refused, entries, dropped'), '2|1|2|0', 'which is recorded in memory');
 is($shared->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}), '1', 'a launcher waits');
 my ($refused_rc, $refused_out, $refused) = $shared->psql('postgres', 'SELECT apitoken.flush_usage()', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
-like($refused, qr/ERROR:  55000: usage cannot be written during recovery\nHINT:  .*promoted/, 'flush_usage() is refused there');
+like($refused, qr/ERROR:  55000: cannot write token usage during recovery\nHINT:  .*promoted/, 'flush_usage() is refused there');
 
 # rate limits are this server's own
 is(on($shared, join ';', (verdict($token{limited})) x 3), "valid\nvalid\nrate_limited", 'a rate limit on a standby');

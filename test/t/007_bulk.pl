@@ -104,7 +104,7 @@ $node->safe_psql('postgres', q{
 	CREATE TRIGGER z_nothing BEFORE INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION nothing()});
 ($rc, $out, $err) = $node->psql('postgres', q{SELECT token FROM apitoken.create_token('suppressed', organization_id => 'acme')},
 	extra_params => [ '-v', 'VERBOSITY=verbose' ]);
-like($err, qr/ERROR:  55000: the token was not inserted/, 'a token that was not inserted is an error');
+like($err, qr/ERROR:  55000: token was not inserted/, 'a token that was not inserted is an error');
 is($out, '', 'and shows no text');
 $node->safe_psql('postgres', 'DROP TRIGGER z_nothing ON apitoken_internal.token_records');
 

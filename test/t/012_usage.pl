@@ -425,7 +425,7 @@ use_at_once('shared 1');
 ok($node->poll_query_until('postgres', q{SELECT sum(accepted) = 4801 FROM used WHERE label LIKE 'shared %'}), 'the launcher has the rest written');
 # but for the token that was rolled back, which could still come, for a minute
 ok($node->poll_query_until('postgres', 'SELECT entries <= 1 FROM apitoken.stats'), 'and the memory is free again');
-is(in_log($node, qr/could not write|ended before/, $clients_since), 0, 'and no flush failed, or was taken for one that did');
+is(in_log($node, qr/could not write|exited before/, $clients_since), 0, 'and no flush failed, or was taken for one that did');
 $node->safe_psql('postgres', q{ALTER SYSTEM RESET apitoken.flush_interval});
 $node->reload;
 

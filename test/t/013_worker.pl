@@ -111,7 +111,7 @@ my $mark = 0;
 sub mark { $mark = log_mark($node); return; }
 sub told { my ($pattern) = @_; $node->wait_for_log($pattern, $mark); return; }
 # (not what a session was answered)
-my $any_trouble = qr/(?:WARNING|LOG|FATAL):  .*(?:could not write the usage|ended before it had written|no background worker|could not maintain)/;
+my $any_trouble = qr/(?:WARNING|LOG|FATAL):  .*(?:could not write token usage|exited before writing|could not start background worker|could not run maintenance)/;
 # Several tries later the log still has it once, and nothing else of the kind.
 sub told_once
 {
@@ -142,7 +142,7 @@ sub over
 {
 	my ($name) = @_;
 	comes_to('app', $count{app}, $name);
-	is(in_log($node, qr/is written again/, $mark), 1, "$name: told that it is over");
+	is(in_log($node, qr/resumed writing token usage/, $mark), 1, "$name: told that it is over");
 	is($node->safe_psql('app', 'SELECT last_flush_error IS NULL FROM apitoken.stats'), 't', "$name: stats has no error");
 	is($node->safe_psql('app', q{SELECT count(*) FROM (SELECT token_id FROM apitoken.token_usage u JOIN apitoken.token_usage_daily d USING (token_id) GROUP BY u.token_id
 		HAVING sum(d.accepted) <> min(u.accepted)) s}), '0', "$name: and the days add up");
@@ -186,7 +186,7 @@ foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'L
 		$blocker->query("BEGIN; $lock");
 		use_app(2);
 	}
-	told(qr/could not write the usage of tokens in database "app": canceling statement due to lock timeout/);
+	told(qr/could not write token usage in database "app": canceling statement due to lock timeout/);
 	if ($lock !~ /token_records/)
 	{
 		tries('app', 2, $lock);
@@ -206,7 +206,7 @@ foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'L
 mark();
 $node->safe_psql('app', q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'apitoken'});
 use_app(2);
-told(qr/could not write the usage of tokens in database "app": extension apitoken has version 0\.0, and its library/);
+told(qr/could not write token usage in database "app": extension "apitoken" has version 0\.0, and its library/);
 tries('app', 3, 'another version');
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'another version: flush_usage() fails');
 told_once(qr/has version 0\.0/, 'another version');
@@ -235,7 +235,7 @@ foreach my $kind (sort keys %obstacle)
 	mark();
 	$node->safe_psql('app', $sql);
 	use_app(2);
-	told(qr/could not write the usage of tokens in database "app": .*$problem/);
+	told(qr/could not write token usage in database "app": .*$problem/);
 	tries('app', 2, $kind);
 	told_once($problem, $kind);
 	$node->safe_psql('app', $remove);
@@ -387,7 +387,7 @@ mark();
 	my $pid = waiting_worker();
 	is($node->safe_psql('postgres', "SELECT state, query FROM pg_stat_activity WHERE pid = $pid"), 'active|writing the usage of tokens', 'a worker says what it does');
 	is($node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 60000)"), 't', 'it is terminated, with rows in hand');
-	told(qr/WARNING:  a worker ended before it had written the usage of tokens/);
+	told(qr/WARNING:  background worker exited before writing token usage/);
 	told_once(qr/a worker ended before/, 'terminated');
 	# and cancelled: an error as any other
 	waiting_worker();
@@ -440,7 +440,7 @@ mark();
 $node->append_conf('postgresql.conf', 'max_worker_processes = 2');
 $postmaster_env->(sub { $node->restart });
 use_app(2);
-told(qr/WARNING:  there is no background worker to write the usage of tokens/);
+told(qr/WARNING:  could not start background worker to write token usage/);
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 53000]', 'no free worker: flush_usage()');
 # several intervals later: such a try leaves no trace
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
@@ -481,7 +481,7 @@ SKIP: {
 		DELETE FROM apitoken.token_usage WHERE token_id IN (SELECT id FROM apitoken.tokens WHERE label LIKE 'many%'); VACUUM (TRUNCATE) apitoken.token_usage, texts});
 	append_to_file($no_space, 'x');
 	$node->safe_psql('app', 'SELECT count(*) FROM texts, apitoken.verify(t)');
-	told(qr/could not write the usage of tokens in database "app": could not extend file .*: No space left on device/);
+	told(qr/could not write token usage in database "app": could not extend file .*: No space left on device/);
 	tries('app', 3, 'out of disk');
 	is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'out of disk: flush_usage()');
 	is($node->safe_psql('app', 'SELECT count(*) FROM texts, apitoken.verify(t) v WHERE v.valid'), '1000', 'out of disk: verified meanwhile');
@@ -490,7 +490,7 @@ SKIP: {
 	unlink $no_space;
 	ok($node->poll_query_until('app', q{SELECT sum(accepted) >= 2000 FROM used WHERE label LIKE 'many%'}), 'room again: written');
 	is($node->safe_psql('app', q{SELECT sum(accepted), min(accepted), max(accepted) FROM used WHERE label LIKE 'many%'}), '2000|2|2', 'room again: all of it, once');
-	is(in_log($node, qr/is written again/, $mark), 1, 'room again: told');
+	is(in_log($node, qr/resumed writing token usage/, $mark), 1, 'room again: told');
 	is($node->safe_psql('app', q{SELECT dropped FROM apitoken.stats}), '0', 'and nothing was dropped');
 	$node->safe_psql('app', 'DROP TABLE texts');
 }
@@ -509,7 +509,7 @@ mark();
 	$blocker->query('DROP EXTENSION apitoken CASCADE; COMMIT');
 	$blocker->quit;
 }
-told(qr/could not write the usage of tokens in database "gone": extension apitoken is not installed/);
+told(qr/could not write token usage in database "gone": extension "apitoken" is not installed/);
 ok($node->poll_query_until('control', 'SELECT entries = 0 FROM apitoken.stats'), 'dropped: the memory is given up after a while');
 is(in_log($node, qr/database "gone".*not installed/, $mark), 1, 'dropped: told once');
 is(in_log($node, qr/database "gone"/, $mark) - in_log($node, qr/lock timeout/, $mark), 1, 'dropped: and nothing else, but of the lock before');
@@ -522,7 +522,7 @@ mark();
 	$maker->query('BEGIN; CREATE EXTENSION apitoken; CREATE VIEW used AS SELECT r.label, u.accepted FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id;');
 	$token{gone} = $maker->query(q{SELECT token FROM apitoken.create_token('t', user_id => 'u')});
 	is($maker->query("SELECT verdict FROM apitoken.verify('$token{gone}')"), 'valid', 'being created: a token is used');
-	told(qr/could not write the usage of tokens in database "gone": extension apitoken is not installed/);
+	told(qr/could not write token usage in database "gone": extension "apitoken" is not installed/);
 	is(run('SELECT 1', database => 'gone'), '1', 'being created: others go on');
 	$maker->query('COMMIT');
 	$maker->quit;

@@ -189,7 +189,7 @@ sub bench_tokens
 # authenticate(), and the setting: one use for each time that the token is verified
 {
 	my $token = limited(1);
-	my $limited = qr/\[ERROR: 28000: the token is not valid DETAIL: Verdict: rate_limited\. HINT: Try again in \d+\.\d{3} seconds\.\]$/;
+	my $limited = qr/\[ERROR: 28000: invalid token DETAIL: Verdict: rate_limited\. HINT: Try again in \d+\.\d{3} seconds\.\]$/;
 
 	is(run("BEGIN; SELECT valid FROM apitoken.authenticate('$token'); SELECT apitoken.current_user_id(), apitoken.can('a:b') FROM generate_series(1, 3); COMMIT;"),
 		't ann|t ann|t ann|t', 'authenticate(): one use a transaction');
@@ -207,7 +207,7 @@ sub bench_tokens
 				END;
 			END LOOP;
 			PERFORM apitoken.authenticate('$token');
-		END \$\$; COMMIT;}), qr/^\[ERROR: 28000: the token is not valid/, 'nor do exception blocks');
+		END \$\$; COMMIT;}), qr/^\[ERROR: 28000: invalid token/, 'nor do exception blocks');
 	$token = limited(1);
 	is(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); SELECT apitoken.can('a:b'); SELECT count(*) FROM apitoken.tokens; COMMIT;"),
 		'ann t 0', 'the setting: one use a transaction');
@@ -430,10 +430,10 @@ foreach my $form ('plain', 'session')
 	$node->restart;
 
 	my $token = limited(1000);
-	my $warning = qr/WARNING: 55000: a token with a rate limit cannot be verified on this server DETAIL: [^:]* HINT: Add apitoken to shared_preload_libraries and restart the server, or clear the token's rate_limit_per_minute\./;
+	my $warning = qr/WARNING: 55000: cannot verify a token with a rate limit on this server DETAIL: [^:]* HINT: Add "apitoken" to "shared_preload_libraries" and restart the server, or set "rate_limit_per_minute" of the token to null\./;
 
 	like(run("SELECT valid, verdict, retry_after IS NULL FROM apitoken.verify('$token');"), qr/^f\|rate_limited\|t \[$warning\]$/, "$form: refused, never unlimited, and why");
-	like(run("BEGIN; SELECT apitoken.authenticate('$token');"), qr/^\[$warning ERROR: 28000: the token is not valid DETAIL: Verdict: rate_limited\.\]$/, "$form: by authenticate()");
+	like(run("BEGIN; SELECT apitoken.authenticate('$token');"), qr/^\[$warning ERROR: 28000: invalid token DETAIL: Verdict: rate_limited\.\]$/, "$form: by authenticate()");
 	like(run("BEGIN; SELECT apitoken.whoami() IS NULL; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id();"), qr/^f \[$warning ERROR: 28000: /, "$form: by the setting");
 	is(run("SELECT verdict FROM apitoken.verify('$token', 'token:read');"), 'permission_refused', "$form: what else is wrong is told without a warning");
 	is(run("SELECT apitoken.revoke_by_token('$token'); " . verdict($token)), 't revoked', "$form: it can be revoked by its text");

@@ -60,7 +60,7 @@ foreach my $preload ('', 'apitoken')
 		local $ENV{PGOPTIONS} = "-c $option";
 		($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
 		my ($name) = $option =~ /^(.*)=/;
-		like($err, qr/ERROR:  F0000: the value of \Q$name\E was refused/, "$how, options with $option: refused");
+		like($err, qr/ERROR:  F0000: value of parameter "\Q$name\E" was rejected/, "$how, options with $option: refused");
 	}
 	local $ENV{PGOPTIONS} = '-c apitoken.usage_retention=3700d';
 	is($primary->safe_psql('postgres', "BEGIN; $removed; ROLLBACK"), '0|0|4', "$how, a superuser's options count");
@@ -75,14 +75,14 @@ foreach my $value ('30', '0', '23h', '-2', 'x', '', '25 yaers', '-1 day')
 {
 	configure($value);
 	($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
-	like($err, qr/ERROR:  F0000: the value of apitoken\.usage_retention was refused/, "configured as '$value': refused");
+	like($err, qr/ERROR:  F0000: value of parameter "apitoken\.usage_retention" was rejected/, "configured as '$value': refused");
 }
 foreach my $for ('DATABASE postgres', 'ROLE regress_apitoken_cron')
 {
 	configure('9125d');
 	$primary->safe_psql('postgres', "ALTER $for SET apitoken.usage_retention = '30'");
 	($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
-	like($err, qr/ERROR:  F0000: the value of apitoken\.usage_retention was refused/, "configured for $for as '30': refused");
+	like($err, qr/ERROR:  F0000: value of parameter "apitoken\.usage_retention" was rejected/, "configured for $for as '30': refused");
 	$primary->safe_psql('postgres', "ALTER $for RESET apitoken.usage_retention");
 }
 configure('-1');
@@ -92,7 +92,7 @@ is($primary->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage_da
 $primary->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\napitoken.usage_retention = '30'");
 $primary->restart;
 ($rc, $out, $err) = $primary->psql('postgres', $removed, @cron);
-like($err, qr/ERROR:  F0000: the value of apitoken\.usage_retention was refused/, "shared preload, configured as '30': refused");
+like($err, qr/ERROR:  F0000: value of parameter "apitoken\.usage_retention" was rejected/, "shared preload, configured as '30': refused");
 configure('9125d');
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', 'shared preload, corrected: what is configured counts');
 $primary->append_conf('postgresql.conf', "shared_preload_libraries = ''\napitoken.usage_retention = '30'");

@@ -373,10 +373,10 @@ sql(q{UPDATE apitoken.users SET suspended_at = NULL WHERE id = 'alice'});
 # ---- what clients are told of other errors
 
 foreach my $case (
-	[ { label => 'CLI' }, '23505', 'the label "CLI" is in use' ],
+	[ { label => 'CLI' }, '23505', 'label "CLI" is already in use' ],
 	[ { label => '' }, '22023', undef ],
 	[ { label => 'x', access => 'all' }, '22023', undef ],
-	[ { label => 'x', organizationId => 'acme', role => 'nobody' }, '23503', 'role "nobody" does not exist' ],
+	[ { label => 'x', organizationId => 'acme', role => 'nobody' }, '23503', 'token role "nobody" does not exist' ],
 	[ { label => 'x', expiresIn => { seconds => 1 } }, '22023', undef ])
 {
 	my ($input, $code, $message) = @$case;
@@ -507,7 +507,7 @@ is(response_line($refused), '429 [rate_limited]', 'the third is 429');
 like($refused->{headers}{'retry-after'}, qr/^([1-9]|[1-5][0-9]|60)$/, '... with Retry-After, in seconds');
 $refused = request(key(token_of('one', q{organization_id => 'acme', rate_limit_per_minute => 1})), '{ allArticles { totalCount } }');
 is(response_line($refused), '200 {"allArticles":null} [28000]', 'refused in a transaction it is that field\'s error');
-is($refused->{body}{errors}[0]{message}, 'the token is not valid: Verdict: rate_limited.', '... which says why');
+is($refused->{body}{errors}[0]{message}, 'invalid token: Verdict: rate_limited.', '... which says why');
 is(seen(key($acme)), 'Anvils, New, New', 'others are not affected');
 
 # ---- no secret was written anywhere
