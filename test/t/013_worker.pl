@@ -206,7 +206,7 @@ foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'L
 mark();
 $node->safe_psql('app', q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'apitoken'});
 use_app(2);
-told(qr/could not write token usage in database "app": extension "apitoken" has version 0\.0, and its library/);
+told(qr/could not write token usage in database "app": extension "apitoken" has version 0\.0, but its library/);
 tries('app', 3, 'another version');
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'another version: flush_usage() fails');
 told_once(qr/has version 0\.0/, 'another version');
