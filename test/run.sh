@@ -53,7 +53,8 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 	npm_for_tests "${tests[@]}"
 	# node may be where the PATH inside does not lead
 	APITOKEN_NODE_PATH=$(dirname "$(command -v node || echo /usr/bin/node)")
-	export APITOKEN_NODE_PATH
+	APITOKEN_POSTGREST_PATH=$(dirname "$(command -v postgrest || echo /usr/bin/postgrest)")
+	export APITOKEN_NODE_PATH APITOKEN_POSTGREST_PATH
 	rc=0
 	rm -f "$WORK/totals"
 	PG_CONFIG=$c in_workplace test/run.sh "${args[@]}" || rc=$?
@@ -95,7 +96,7 @@ private_server "$PG_CONFIG" "$WORK/server"
 PGC=$PRIVATE_PG_CONFIG
 BIN=$("$PGC" --bindir)
 pgxs=$(cd "$(dirname "$("$PGC" --pgxs)")/../.." && pwd)
-export PATH=$BIN:/usr/local/bin:/usr/bin:/bin:/usr/sbin:${APITOKEN_NODE_PATH:-}
+export PATH=$BIN:/usr/local/bin:/usr/bin:/bin:/usr/sbin:${APITOKEN_NODE_PATH:-}:${APITOKEN_POSTGREST_PATH:-}
 variable() { make -s -C "$src" "PG_CONFIG=$PGC" "print-$1"; }
 
 # wanted PART NAME...: those names of a part that were asked for.

@@ -87,7 +87,8 @@ sub real
 
 	for (1 .. 600)
 	{
-		return $self if $self->{http}->get($self->{url} . '/rpc/can')->{status} != 599;
+		# 599: no answer; 503: it is loading the schema
+		return $self if $self->{http}->get($self->{url} . '/rpc/can')->{status} < 500;
 		select(undef, undef, undef, 0.1);
 	}
 	die 'postgrest does not answer: ' . slurp_file($log);
