@@ -221,7 +221,7 @@ over('another version');
 
 # ----- what the owner of the tables may do -------------------------------------
 
-# A trigger that fails, a trigger that waits, and a rule.
+# A trigger that fails, a trigger that waits, a rule, and a constraint.
 my %obstacle = (
 	trigger => [ q{CREATE FUNCTION public.obstacle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'obstacle'; END$$;
 		CREATE TRIGGER obstacle BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION public.obstacle()}, qr/obstacle/, 'DROP FUNCTION public.obstacle CASCADE' ],
@@ -518,7 +518,7 @@ is(in_log($node, qr/database "gone".*not installed/, $mark), 1, 'dropped: told o
 is(in_log($node, qr/database "gone"/, $mark) - in_log($node, qr/lock timeout/, $mark), 1, 'dropped: and nothing else, but of the lock before');
 
 # The extension exists but is not committed: uses within that transaction are
-# written after it, uses of an earlier extension are not.
+# written after it, earlier uses are not.
 mark();
 {
 	my $maker = $node->background_psql('gone', on_error_stop => 0);
