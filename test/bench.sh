@@ -26,7 +26,7 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 	export APITOKEN_COMMAND
 	# shellcheck disable=SC2119
 	make_workplace
-	# without them that figure says so; the short form has it only if asked
+	# without them, that figure says so; the short form runs it only on request
 	if [[ ,${ONLY:-${QUICK:-peers}}, == *[,\ ]peers[,\ ]* ]] && npm_packages test/bench/peers; then
 		ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/test/bench/peers/node_modules"
 	fi

@@ -18,7 +18,7 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 		echo "The server is stopped and removed.  To keep it and look around: KEEP=1 make demo"
 		exit
 	fi
-	# from here on it is the user's
+	# from here on, the user owns the server
 	d=$WORK
 	WORK=
 	pid=$(head -n 1 "$d/data/postmaster.pid")

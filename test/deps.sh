@@ -1,7 +1,7 @@
 #!/bin/bash
 #
-# deps.sh [KIND...]: see that what the tests need is there (build and test, if
-# no kind is named).
+# deps.sh [KIND...]: make sure that everything the tests need is installed (build
+# and test, if no kind is named).
 #
 #   build    the distribution's PostgreSQL (or the installed one, if there is
 #            one) with its development files, and a C compiler
@@ -13,9 +13,9 @@
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
 #
-# If nothing is missing, nothing is done and the network is not touched.  What
-# is missing is installed with apt when we are root; else it is named.  No
-# service is started, now or by the next boot.
+# If nothing is missing, nothing is done and the network is not used.  When we are
+# root, missing packages are installed with apt; otherwise they are named.  No
+# service is started, neither now nor at the next boot.
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -41,7 +41,7 @@ for kind in "$@"; do
 			have prove || need perl
 			perl_has IPC::Run || need libipc-run-perl
 			perl_has DBD::Pg || need libdbd-pg-perl
-			# Debian's python, which sees Debian's packages
+			# Debian's python, because it finds Debian's packages
 			/usr/bin/python3 -c 'import psycopg' >/dev/null 2>&1 || need python3-psycopg
 			/usr/bin/python3 -c 'import psycopg_pool' >/dev/null 2>&1 || need python3-psycopg-pool
 			{ have node && have npm; } || need npm
@@ -53,7 +53,7 @@ for kind in "$@"; do
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
 			;;
 		bench)
-			# the programs only: our plots are files
+			# the version without a display: our plots are files
 			have gnuplot || need gnuplot-nox
 			have pgbouncer || need pgbouncer
 			{ have node && have npm; } || need npm
@@ -87,21 +87,22 @@ fi
 apt-get update -qq || echo "apt-get update failed; going on with the lists there are" >&2
 
 if [ -n "$server" ]; then
-	# the installed server's major, else that of the distribution
+	# the installed server's major, or else the distribution's
 	major=$({ find /usr/lib/postgresql/*/bin/postgres 2>/dev/null || true; } | cut -d/ -f5 | sort -n | tail -n 1)
 	if [ -z "$major" ] || [ "$major" -lt 15 ]; then
 		major=$(apt-cache depends postgresql | sed -n 's/^ *Depends: postgresql-\([0-9]*\)$/\1/p')
 	fi
 	[ "${major:-0}" -ge 15 ] || die "this system has no PostgreSQL 15 or later (found: ${major:-none})"
-	# what is there is not named: apt would upgrade it
+	# installed packages are not named: apt would upgrade them
 	[ -x "/usr/lib/postgresql/$major/bin/postgres" ] || need "postgresql-$major"
 	[ -f "/usr/include/postgresql/$major/server/postgres.h" ] || need "postgresql-server-dev-$major"
 	[ ${#packages[@]} -gt 0 ] || die "PostgreSQL $major is installed, but not complete"
 fi
 
-# Debian makes and starts a database cluster when a server is installed, and
-# starts services.  We need none, so tell it not to, and leave its configuration
-# as it would have been.  Two of us would restore each other's.
+# When a server is installed, Debian creates and starts a database cluster, and it
+# starts services.  We need none of them, so tell Debian not to, and restore its
+# configuration afterwards.  The lock is there because two runs would restore each
+# other's changes.
 conf=/etc/postgresql-common/createcluster.conf
 template=/usr/share/postgresql-common/createcluster.conf
 policy=/usr/sbin/policy-rc.d
@@ -153,7 +154,7 @@ if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "
 	die "the packages could not be installed"
 fi
 
-# what this brought, the next boot shall not start either
+# the next boot must not start the new services either
 for p in "${packages[@]}"; do
 	case $p in
 		nginx-light) update-rc.d nginx disable ;;

@@ -2,27 +2,27 @@
 #
 # What run.sh, matrix.sh, demo.sh, bench.sh and lint.sh share.  Sourced, not run.
 #
-# A server refuses to run as root, and a test must not touch a server somebody
-# uses.  So each run has a workplace: a temporary directory that belongs to the
-# user who runs the server, with
+# A server refuses to run as root, and a test must not touch a server that is in
+# use.  So each run has a workplace: a temporary directory that belongs to the
+# user that runs the server, with
 #
 #   src/      a copy of the project, where it is built
-#   server/   a private copy of the PostgreSQL installation, into which the
-#             extension is installed: programs are copied, everything else is
-#             linked.  PostgreSQL finds its files relative to its programs, so
-#             that the copy uses its own lib and share directories.
+#   server/   a private copy of the PostgreSQL installation.  The extension is
+#             installed there.  Programs are copied, everything else is linked.
+#             PostgreSQL finds its files relative to its programs, so the copy
+#             uses its own lib and share directories.
 #   s/        the directory of the sockets; no server listens on TCP
 #
-# Nothing is installed into the system's PostgreSQL, two runs at a time do not
-# meet, and no root is needed where all packages are present.
+# Nothing is installed into the system's PostgreSQL.  Concurrent runs do not affect
+# each other.  If all packages are installed, root is not needed.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 die() { echo "$0: $*" >&2; exit 1; }
 
-# A make above us hands down its own variables and flags; a user's environment
-# may name a server of theirs, and a locale.  None of them has a say here.  LANG
-# is set as well as LC_ALL, because PostgreSQL::Test::Utils deletes LC_ALL.
+# A calling make passes its own variables and flags, and a user's environment may
+# name another server and a locale.  All of these are ignored here.  LANG is set as
+# well as LC_ALL, because PostgreSQL::Test::Utils deletes LC_ALL.
 clean_environment() {
 	local v
 	unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES GNUMAKEFLAGS
@@ -34,8 +34,8 @@ clean_environment() {
 	umask 022
 }
 
-# Can a server be run and an extension be built and tested with this pg_config?
-# Debian's client packages bring PGXS; only a header shows that the development
+# Can this pg_config's installation run a server, and build and test an extension?
+# Debian's client packages contain PGXS; only a header shows that the development
 # files are installed.
 server_complete() {
 	local bin pgxs
@@ -47,9 +47,9 @@ server_complete() {
 		[ -f "$("$1" --sharedir)/extension/pgcrypto.control" ]
 }
 
-# Print the pg_config to use: the one named by PG_CONFIG; else the one on the
-# PATH; else (it may belong to a client library of another major) that of the
-# highest major that is completely installed.
+# Print the pg_config to use: the one that PG_CONFIG names, or else the one on the
+# PATH.  That one may belong to a client library of another major; then it is the
+# one of the highest major that is completely installed.
 find_pg_config() {
 	local c=${PG_CONFIG:-pg_config} d
 	if server_complete "$c"; then
@@ -69,8 +69,8 @@ find_pg_config() {
 pg_version() { "$1" --version | sed 's/^PostgreSQL \([^ ]*\).*/\1/'; }
 pg_major() { pg_version "$1" | sed 's/^\([0-9]*\).*/\1/'; }
 
-# What is fetched is kept here.  The user who runs the servers must reach it, so
-# root's is not at home.
+# Fetched files are kept here.  The user that runs the servers must reach them, so
+# root's cache is not in root's home directory.
 cache_directory() {
 	if [ -n "${APITOKEN_CACHE:-}" ]; then
 		echo "$APITOKEN_CACHE"
@@ -86,8 +86,8 @@ cache_directory() {
 WORK=
 KEEP_WORK=
 
-# make_workplace [DIR]: with DIR, an earlier workplace there is used again (its
-# objects too) and stays after the run.
+# make_workplace [DIR]: with DIR, an earlier workplace there is reused, with its
+# object files, and stays after the run.
 make_workplace() {
 	RUN_AS=()
 	if [ "$(id -u)" = 0 ]; then
@@ -112,8 +112,8 @@ make_workplace() {
 	[ ${#WORK} -le 80 ] || die "the path $WORK is too long for a socket; set TMPDIR to a shorter one"
 
 	mkdir -p "$WORK/src" "$WORK/s" "$WORK/home"
-	# Times are kept, so that make builds again only what changed; what is gone
-	# from the project must go here too.
+	# Times are kept, so that make rebuilds only what changed.  Files that were
+	# removed from the project must be removed here too.
 	find "$WORK/src" -type f ! -name '*.o' ! -name '*.so' ! -path '*/unit/bin/*' -delete
 	tar -C "$ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
 		--exclude=node_modules --exclude=./bench-results --exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
@@ -124,7 +124,7 @@ make_workplace() {
 		die "user $user cannot reach $WORK; set TMPDIR to a directory open to all"
 }
 
-# Run a script of the copy as the user who runs servers.
+# Run a script of the copy as the user that runs servers.
 in_workplace() {
 	local script=$1
 	shift
@@ -132,11 +132,10 @@ in_workplace() {
 	APITOKEN_WORK=$WORK HOME=$WORK/home TMPDIR=$WORK "${RUN_AS[@]}" bash "$script" "$@"
 }
 
-# npm_packages DIRECTORY: see that the packages of that directory of the project
-# are in the cache as its lock file has them; sets NPM_DIRECTORY, which has them
-# in node_modules.
-# It is run by who calls us, whose npm may have a registry of its own configured.
-# No package's script is run.
+# npm_packages DIRECTORY: make sure that the packages of that directory of the
+# project are in the cache, as its lock file lists them.  Sets NPM_DIRECTORY, which
+# has them in node_modules.  npm runs as our caller, because the caller may have
+# configured a registry.  The packages' scripts are not run.
 npm_packages() {
 	local from=$ROOT/$1 name cache key log
 	name=$(basename "$1")
@@ -145,8 +144,8 @@ npm_packages() {
 	NPM_DIRECTORY=$cache/$name-$key
 	[ ! -f "$NPM_DIRECTORY/.complete" ] || return 0
 	mkdir -p "$cache" || return 1
-	# Two runs may want the same.  An install that was interrupted leaves a
-	# directory that has another name.
+	# Two runs may want the same packages.  An interrupted installation leaves a
+	# directory with another name.
 	(
 		flock 8
 		[ ! -f "$NPM_DIRECTORY/.complete" ] || exit 0
@@ -164,10 +163,10 @@ npm_packages() {
 	) 8>"$cache/.lock-$name"
 }
 
-# npm_for_tests TEST...: the same for each example whose variable one of these
-# TAP tests mentions: APITOKEN_NPM_X for examples/x.  Exports that variable, and
-# makes examples/x/node_modules in the workplace's copy.  What could not be
-# installed is added to APITOKEN_NPM_FAILED.
+# npm_for_tests TEST...: the same for each example that these TAP tests use: they
+# mention the variable APITOKEN_NPM_X for examples/x.  Exports that variable, and
+# creates examples/x/node_modules in the workplace's copy.  Examples whose packages
+# could not be installed are added to APITOKEN_NPM_FAILED.
 npm_for_tests() {
 	local f example variable
 	export APITOKEN_NPM_FAILED=
@@ -208,8 +207,8 @@ remove_workplace() {
 # ---- inside the workplace ----------------------------------------------------
 
 # link_directory ROOT DIR: make a link ROOT/DIR to DIR, unless a directory above it
-# is a link already.  That link leads to DIR too, and what is made below it would
-# be made in the system's directory.
+# is a link already.  That link leads to DIR too, and anything created below it
+# would be created in the system's directory.
 link_directory() {
 	local root=$1 d=$2 above=${2%/*}
 	while [ -n "$above" ]; do
@@ -239,7 +238,7 @@ private_server() {
 			*) ln -s "$f" "$root${f%/*}/" ;;
 		esac
 	done
-	# one of them is mostly below another: sorted, the upper one comes first
+	# often one of them is below another: sorted, the upper one comes first
 	includes=$("$c" --includedir --pkgincludedir --includedir-server | sort -u)
 	while read -r d; do
 		link_directory "$root" "$d"
@@ -282,8 +281,8 @@ stop_server() { "$BIN/pg_ctl" -D "$1" -s -w -m fast stop; }
 
 # ---- totals -------------------------------------------------------------------
 
-# Where several runs make one total, APITOKEN_TOTALS names a file to which each
-# adds a line 'passed failed skipped', and only the outermost prints the plain
+# When several runs make one total, APITOKEN_TOTALS names a file.  Each run adds a
+# line 'passed failed skipped' to it, and only the outermost prints the plain
 # closing line.
 totals_line() {
 	awk '{ p += $1; f += $2; s += $3 }
@@ -291,8 +290,8 @@ totals_line() {
 }
 totals_good() { awk '{ p += $1; f += $2 } END { exit !(p > 0 && f == 0) }' "$1"; }
 
-# part NAME COMMAND...: run a script that adds its own line; if it ended without
-# one, it is counted as one failure.
+# part NAME COMMAND...: run a script that adds its own line.  If it ends without
+# adding one, that counts as one failure.
 part() {
 	local name=$1 before after rc=0
 	shift

@@ -1,7 +1,6 @@
 #!/bin/bash
 #
-# lint.sh: what can be said about the sources without running them.  Each tool
-# is one case.
+# lint.sh: static checks of the sources.  Each tool is one case.
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -45,8 +44,8 @@ compile() {
 	return $rc
 }
 
-# cppcheck sees our files only.  PostgreSQL's headers would take it minutes, so
-# the macros of them that are not plain C are given here.
+# cppcheck sees our files only, because PostgreSQL's headers would take it minutes.
+# So the macros from them that are not plain C are defined here.
 run_cppcheck() {
 	cppcheck -q --std=c11 --language=c --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 		--suppress=missingInclude --suppress=missingIncludeSystem --suppress=preprocessorErrorDirective \
@@ -60,7 +59,7 @@ run_cppcheck() {
 		"${defines[@]}" "${units[@]}"
 }
 
-# The control file is where the version is written; META.json must repeat it.
+# The control file defines the version; META.json must repeat it.
 versions() {
 	[ -n "$version" ] && [ -f "apitoken--$version.sql" ] &&
 		[ "$(grep -cE "^(.{3}|.{9})\"version\": \"$version\.[0-9]+\"" META.json)" = 2 ]
@@ -72,8 +71,8 @@ objects() {
 		<(make -s "PG_CONFIG=$c" print-OBJS | tr ' ' '\n' | sort)
 }
 
-# No folder of src reaches up: neither for a symbol, function or variable, nor for
-# a header.  hooks, manage and api share the top floor and do not meet.
+# No folder of src uses a higher one: no function, no variable and no header of it.
+# hooks, manage and api are the top level, and do not use each other.
 floors() {
 	local dir=$tmp/objects f rc=0
 	rm -rf "$dir"

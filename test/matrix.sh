@@ -1,18 +1,18 @@
 #!/bin/bash
 #
-# matrix.sh [MAJOR...] [-- ARGUMENT...]: run all tests on several majors
-# (default: 15 16 17 18 19), or what run.sh's arguments ask for.
+# matrix.sh [MAJOR...] [-- ARGUMENT...]: run all tests, or those that run.sh's
+# arguments select, on several majors (default: 15 16 17 18 19).
 #
 # An installed major is used as it is.  The others are fetched from the Debian
-# release that has them, from the mirror that apt is configured with, and
-# unpacked into a cache; nothing is installed into the system.  Each program is
-# bound to the libraries that came with it (ELF interpreter and rpath), so that
-# it runs here as it does there, under this machine's make, gcc and perl.  A
-# second run needs no network.  Such a server has no JIT: LLVM is left out.
+# release that has them, from the mirror that apt is configured with, and unpacked
+# into a cache.  Nothing is installed into the system.  Each program is bound to
+# the libraries that came with it (ELF interpreter and rpath), so it runs as in its
+# own release.  make, gcc and perl are this machine's.  A second run needs no
+# network.  Such a server has no JIT: LLVM is left out.
 #
-# A major that is not installed and that no Debian release has is one skipped
-# test.  So is one that experimental should have, if it cannot be fetched.  The
-# failures of a server that is not released yet are printed, but not counted.
+# If a major is not installed and no Debian release has it, it counts as one
+# skipped test.  So does a major that should be in experimental but cannot be
+# fetched.  Failures of an unreleased server are printed, but not counted.
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -20,7 +20,7 @@ clean_environment
 
 cache=$(cache_directory)
 
-# suites MAJOR: the Debian releases from which it is fetched, with its libraries.
+# suites MAJOR: the Debian releases that have it and its libraries.
 suites() {
 	case $1 in
 		15) echo bookworm ;;
@@ -37,8 +37,8 @@ fetch() {
 	command -v apt-get >/dev/null || { echo "servers can only be fetched with apt"; return 1; }
 	echo "Fetching PostgreSQL $v from Debian's $suites"
 
-	# the mirror of this release; if it goes by another name, the first that
-	# is not for security updates
+	# the mirror of this release; if apt has another name for the release, the first
+	# mirror that is not for security updates
 	# shellcheck disable=SC1091
 	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 	# shellcheck disable=SC2016  # apt's own variables
@@ -51,10 +51,9 @@ fetch() {
 	done
 	[ -n "${keyring:-}" ] || { echo "the keys of Debian's archive are missing (debian-archive-keyring)"; return 1; }
 
-	# An apt of its own in the directory, which knows these releases only.  The
-	# signature is checked; its age is not, as a mirror may lag behind.  Of
-	# experimental it takes what is built with the server (libpq), and nothing
-	# else that sid has.
+	# A separate apt in the directory knows only these releases.  The signature is
+	# checked; its age is not, because a mirror may lag behind.  From experimental it
+	# takes only packages built with the server (libpq); the rest comes from sid.
 	rm -rf "$d"
 	apt=$d/.apt
 	mkdir -p "$apt"/{lists/partial,cache/archives/partial,none} "$d/.debs"
@@ -88,11 +87,11 @@ fetch() {
 	for f in "$d"/.debs/*.deb; do dpkg-deb -x "$f" "$d" || return 1; done
 	rm -rf "$d/.debs" "$d/.apt"
 
-	# the JIT needs the LLVM left out
+	# the JIT needs LLVM, which was left out
 	rm -f "$d/usr/lib/postgresql/$v/lib/llvmjit.so"
 	# an option of gcc 14 and later, in the flags of 18 and 19
 	sed -i 's/ -Wmissing-variable-declarations//' "$d/usr/lib/postgresql/$v/lib/pgxs/src/Makefile.global" || return 1
-	# what only the compilers of gcc 14 and later understand, in 19's headers
+	# code in 19's headers that only gcc 14 and later understands
 	sed -i 's|^#define HAVE_TYPEOF_UNQUAL 1$|/* & */|' "$d/usr/include/postgresql/$v/server/pg_config.h" || return 1
 	lib=$(dirname "$(find "$d/usr/lib" -name libc.so.6 | head -n 1)")
 	for f in "$d/usr/lib/postgresql/$v/bin"/* "$d/usr/lib/postgresql/$v/lib/pgxs/src/test"/*/*; do
@@ -152,7 +151,7 @@ if [ -z "${APITOKEN_TOTALS:-}" ]; then
 fi
 mine=$(wc -l <"$APITOKEN_TOTALS")
 
-# the lowest major, from which the others' tests upgrade
+# the tests of the other majors upgrade from the lowest one
 lowest=$installed
 for v in "${majors[@]}"; do
 	if ! find_installed "$v" && [ -z "$(suites "$v")" ]; then
@@ -162,7 +161,7 @@ for v in "${majors[@]}"; do
 	fi
 	if ! server "$v"; then
 		echo "PostgreSQL $v could not be fetched"
-		# experimental is incomplete on some days: that is no failure of ours
+		# experimental is incomplete on some days: that is not our failure
 		[[ $(suites "$v") == *experimental ]] && unfetched='0 0 1' || unfetched='0 1 0'
 		echo "$unfetched" >>"$APITOKEN_TOTALS"
 		continue

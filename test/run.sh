@@ -51,7 +51,7 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 		[[ " ${parts[*]} " != *" tap "* && " ${parts[*]} " != *" tap:$n "* ]] || tests+=("$f")
 	done
 	npm_for_tests "${tests[@]}"
-	# node may be where the PATH inside does not lead
+	# node may be in a directory that is not on the PATH inside
 	APITOKEN_NODE_PATH=$(dirname "$(command -v node || echo /usr/bin/node)")
 	APITOKEN_POSTGREST_PATH=$(dirname "$(command -v postgrest || echo /usr/bin/postgrest)")
 	export APITOKEN_NODE_PATH APITOKEN_POSTGREST_PATH
@@ -99,7 +99,7 @@ pgxs=$(cd "$(dirname "$("$PGC" --pgxs)")/../.." && pwd)
 export PATH=$BIN:/usr/local/bin:/usr/bin:/bin:/usr/sbin:${APITOKEN_NODE_PATH:-}:${APITOKEN_POSTGREST_PATH:-}
 variable() { make -s -C "$src" "PG_CONFIG=$PGC" "print-$1"; }
 
-# wanted PART NAME...: those names of a part that were asked for.
+# wanted PART NAME...: the names of a part that were requested.
 wanted() {
 	local part=$1 n p
 	shift
@@ -123,7 +123,7 @@ if asked regress || asked isolation || asked tap; then
 	fi
 fi
 
-# What was asked for by name must be there.
+# Anything requested by name must exist.
 for p in "${parts[@]}"; do
 	n=${p#*:}
 	case $p in
@@ -134,8 +134,8 @@ for p in "${parts[@]}"; do
 	esac
 done
 
-# tap_file LABEL LOG COMMAND...: run prove on one program, count its assertions.
-# A program that dies, or runs other than the planned number, is one failure.
+# tap_file LABEL LOG COMMAND...: run prove on one program, and count its assertions.
+# If the program dies, or does not run the planned number, that is one failure.
 tap_file() {
 	local label=$1 log=$2 rc=0 ok bad part skip=0
 	shift 2
@@ -191,9 +191,9 @@ unlisted() {
 	done
 }
 
-# pg_regress PART PROGRAM INPUTDIR CONFIG NAME...: each name is one case; it has
-# passed only if it is reported as passed.  (15 prints 'test x ... ok', 16 and
-# later 'ok 1 - x'; a missing expected file makes it break off.)
+# pg_regress PART PROGRAM INPUTDIR CONFIG NAME...: each name is one case.  A case
+# passes only if it is reported as passed.  (15 prints 'test x ... ok', 16 and
+# later 'ok 1 - x'; without an expected file, pg_regress stops.)
 run_pg_regress() {
 	local part=$1 program=$2 input=$3 config=$4 out n rc=0 good=0 bad=0 missing=()
 	shift 4
@@ -254,7 +254,7 @@ for config in "${configs[@]}"; do
 	[ ${#isolation[@]} = 0 ] ||
 		run_pg_regress isolation isolation/pg_isolation_regress "$src/test/isolation" "$config" "${isolation[@]}"
 	stop_server "$data" || fail "$config: the server does not stop"
-	# A crash fails the test in which it happens, but not for sure.
+	# A crash does not always fail the test in which it happens.
 	if grep -nE 'terminated by signal|PANIC: |TRAP: ' "$data.log"; then
 		fail "$config: the server crashed"
 	fi
@@ -272,7 +272,7 @@ if asked tap; then
 	done
 
 	# A test that upgrades finds the older server's programs here, with the
-	# extension installed, and skips itself if there are none.
+	# extension installed.  Without them the test is skipped.
 	if [ -n "$from" ] && [ ${#names[@]} -gt 0 ]; then
 		private_server "$from" "$WORK/from"
 		rm -rf "$WORK/from-src"

@@ -1,5 +1,5 @@
-# Peppers: which one signs, which verify, and that a file that cannot be used
-# is an error whenever it is needed and never a silent fall-back.
+# Peppers: which one signs, and which ones verify.  A file that cannot be used is
+# an error whenever it is needed, and never a silent fall-back.
 
 use strict;
 use warnings;
@@ -50,7 +50,7 @@ sub outcomes
 }
 sub outcome { return (outcomes(@_))[0]; }
 
-# Write the file anew under its name, as an administrator should.
+# Replace the file by a new one of the same name, as an administrator should.
 sub write_file
 {
 	my ($content, $mode) = @_;
@@ -63,7 +63,7 @@ sub write_file
 	rename "$file.new", $file or die "rename: $!";
 }
 
-# Set by configuration file and reload, no restart.
+# The setting is set by the configuration file and a reload, without a restart.
 sub pepper_file
 {
 	my ($name) = @_;
@@ -150,7 +150,7 @@ is_deeply([ in_session(verdict($token2)), in_session(verdict($token1)) ], [ 'unk
 write_file("1:$key1\n2:$key2\n");
 is(in_session(verdict($token2)), 'valid', 'with the old key it does again');
 
-# regenerate moves to the newest; the old secret goes on under its own scheme
+# regeneration moves to the newest pepper; the old secret keeps its own scheme
 my $old = create($node, 'moves', $acme);
 write_file("1:$key1\n2:$key2\n3:$key3\n");
 my $new = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'moves'), overlap => '1 hour')});
@@ -209,7 +209,7 @@ sub check_broken
 }
 
 
-# not there, not to be read, open to others
+# missing, unreadable, open to others
 unlink $file;
 check_broken('a missing file', '58P01', 'could not read pepper file', 'apitoken.pepper_file');
 foreach my $mode (0000, 0200)
@@ -229,7 +229,7 @@ is(in_session(verdict($token1)), 'valid', 'usable again');
 chmod 0644, $file;
 check_broken('permissions opened afterwards', 'F0000', 'has group or world access', '0600');
 
-# no regular file
+# not a regular file
 unlink $file;
 mkdir $file;
 check_broken('a directory', 'F0000', 'is not a regular file');
@@ -256,7 +256,7 @@ check_broken('an empty file', 'F0000', 'contains no pepper', 'openssl');
 write_file("# 1:$key1\n\n");
 check_broken('only comments', 'F0000', 'contains no pepper', 'openssl');
 
-# every way to write a line wrong: the message tells the line, and no more
+# every way to write a line wrong: the message gives the line number and no more
 my %malformed = (
 	'no number' => ":$key3",
 	'no colon' => "4$key3",
@@ -294,7 +294,7 @@ check_broken('a number twice', 'F0000', 'line 4 of pepper file .* repeats the nu
 write_file($good . '4:' . substr($key3, 0, 20));
 check_broken('a line cut off', 'F0000', 'invalid line 4 in pepper file ');
 
-# what is only unusual is accepted
+# a file that is merely unusual is accepted
 write_file("\r\n  \t\n# comment\r\n1:" . uc($key1) . "  \r\n02:$key2\t\n3:$key3");
 is_deeply([ outcomes(map { verdict($_) } $token1, $token2, $new0) ], [ 'valid', 'valid', 'valid' ],
 	'blank lines, comments, carriage returns, capitals and a missing last line feed are fine');
@@ -309,7 +309,7 @@ symlink("$place/elsewhere", $file);
 is(outcome(verdict($token1)), 'valid', 'a link to a good file is fine');
 unlink $file;
 
-# a pepper that is not there: only what was signed under it is refused
+# a pepper is missing: only tokens that were signed under it are refused
 write_file("2:$key2\n3:$key3\n");
 is_deeply([ map { s/ DETAIL.*//r } outcomes(verdict($token2), verdict($plain)) ], [ 'valid', 'valid' ],
 	'without pepper 1 the others work');
@@ -345,7 +345,7 @@ is($node->safe_psql('postgres', "$load; SELECT count(setting) FROM pg_settings W
 		extra_params => [ '-U', 'regress_apitoken_plain' ]),
 	"1\n0", 'pg_settings does not show it to others');
 
-# set before the library is loaded, by each way a client has
+# set before the library is loaded, in each way that a client has
 my $signed = hmac_sha256_hex($token1, pack('H*', $key3));
 ($rc, $out, $err) = $node->psql('postgres',
 	qq{SET apitoken.pepper_file = ''; SELECT encode(apitoken.hash('$token1'), 'hex')}, @as_plain, on_error_stop => 0);
@@ -396,7 +396,7 @@ foreach my $preload ('session_preload_libraries', 'shared_preload_libraries')
 	$node->append_conf('postgresql.conf', "$preload = ''");
 }
 
-# nothing that was refused left a trace
+# refused statements left no trace
 is($node->safe_psql('postgres', q{SELECT count(*) FROM apitoken_internal.token_records WHERE label = 'broken'}), '0',
 	'no token was made without its pepper');
 

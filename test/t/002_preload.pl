@@ -1,6 +1,6 @@
-# What a plain CREATE EXTENSION, session_preload_libraries and
-# shared_preload_libraries make of settings that come from outside the
-# transaction, of the fixed identity, and of READ ONLY.
+# Settings that come from outside the transaction, the fixed identity, and
+# READ ONLY: with a plain CREATE EXTENSION, with session_preload_libraries, and
+# with shared_preload_libraries.
 
 use strict;
 use warnings;
@@ -82,7 +82,7 @@ foreach ('plain', 'session', 'shared')
 			my ($name, $value) = @$setting;
 			my $by = "$name by ALTER $target";
 
-			# a superuser may set what no library has defined yet
+			# a superuser may set a parameter that no library has defined yet
 			$node->safe_psql('app', "SELECT apitoken.whoami(); ALTER $target SET apitoken.$name = '$value'");
 			check("$who BEGIN; $who SAVEPOINT s; $who ROLLBACK TO s; $who COMMIT;", 'nobody nobody nobody nobody', $by);
 			check("BEGIN; SET LOCAL apitoken.user_id = 'carol'; SET LOCAL apitoken.token = ''; $who COMMIT; $who", 'carol nobody', "$by gives way to a value of the transaction");
@@ -105,13 +105,13 @@ foreach ('plain', 'session', 'shared')
 	check("BEGIN; SET LOCAL apitoken.token = '$token'; $who COMMIT; $who", 'alice nobody', 'a token as the first statement');
 	check("BEGIN; SET LOCAL apitoken.token = 'garbage'; $who ROLLBACK;", '[ERROR: 28000]', 'a bad token as the first statement');
 
-	# ---- who lacks the capability
+	# ---- roles that lack the capability
 
 	@by = (user => 'regress_apitoken_client');
 	check("BEGIN; $alice $who ROLLBACK;", '[ERROR: 42501]', 'no capability act', @by);
 	check($who, 'nobody', 'no capability act, PGOPTIONS', @by, options => '-c apitoken.user_id=alice');
 
-	# ---- the fixed identity: the role given up and the user id changed in one expression
+	# ---- the fixed identity: one expression gives up the role and changes the user id
 
 	my $forgery = "set_config('role', 'none', true), set_config('apitoken.user_id', 'admin', true)";
 	my $forge = "SELECT $forgery";
@@ -134,10 +134,10 @@ foreach ('plain', 'session', 'shared')
 				'fixed ' . ($before ? 'after a call' : 'at once') . ", $name");
 		}
 	}
-	# The plain form's limit: before the library is loaded nobody notices that
-	# the value changed, so that the last one counts.
+	# The limit of the plain form: before the library is loaded, nothing notices that
+	# the value changed, so the last value counts.
 	check("$scoped $forge, apitoken.current_user_id(); ROLLBACK;", 'none|admin|admin', 'not fixed before the first call of a session') if !$preloaded;
-	# Called by its own way, the identity is fixed in any form.
+	# A call of act_as() or authenticate() fixes the identity in every form.
 	check("BEGIN; SELECT apitoken.act_as('alice'); $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'fixed after act_as');
 	check("BEGIN; SELECT user_id FROM apitoken.authenticate('$token'); $forge, apitoken.current_user_id(); ROLLBACK;", 'alice [ERROR: 25001]', 'fixed after authenticate');
 
@@ -165,7 +165,7 @@ foreach ('plain', 'session', 'shared')
 	}
 	check('SELECT count(*) FROM work; SELECT is_called FROM numbers;', '0 f', 'nothing was written');
 
-	# ---- settings that there are not
+	# ---- settings that do not exist
 
 	check("$load SET apitoken.nonsense = 1; SHOW apitoken.nonsense;", 't [ERROR: 42602 ERROR: 42704]', 'an unknown setting is refused once loaded');
 	if ($preloaded)
@@ -176,7 +176,7 @@ foreach ('plain', 'session', 'shared')
 	{
 		check("SET apitoken.nonsense = 1; $load SHOW apitoken.nonsense;", 't [WARNING: 42602 ERROR: 42704]', 'an unknown setting goes when the library comes');
 	}
-	# a setting that only superusers may set, set by another before it was known
+	# a superuser's setting that another role set before the library defined it
 	like(run("SET apitoken.prefix = 'zzz'; $load SHOW apitoken.prefix;"), qr/^t apt \[(WARNING|ERROR): 42501\]$/, "$form: the prefix is not anybody's to set");
 
 	# ---- a database without the extension
@@ -184,7 +184,7 @@ foreach ('plain', 'session', 'shared')
 	check("SELECT 1; BEGIN; $alice SELECT 2; COMMIT; BEGIN; $set CREATE TEMP TABLE t (n int); SELECT 3; ROLLBACK;", '1 2 3',
 		'a database without the extension is left alone', database => 'postgres');
 
-	# ---- a bad prefix in the configuration file is never taken
+	# ---- a bad prefix in the configuration file is never used
 
 	@by = (user => $superuser);
 	$node->append_conf('postgresql.conf', q{apitoken.prefix = 'Not A Prefix'});
@@ -204,7 +204,7 @@ foreach ('plain', 'session', 'shared')
 	$node->restart;
 }
 
-# ---- a schema that looks like the extension's, in a database where it is not
+# ---- a schema that looks like the extension's, in a database without the extension
 
 $node->safe_psql('postgres', q{
 	CREATE DATABASE lure;

@@ -1,7 +1,7 @@
-# One server connection, handed from client to client as a pooler does: 2000
-# transactions of different users, tokens and nobody, in every way there is to
-# be somebody, with settings left behind, errors and rollbacks in between.  No
-# one is ever taken for another.
+# One server connection goes from client to client, as behind a pooler.  It runs
+# 2000 transactions of different users, of tokens, and of nobody, by every way to
+# set an identity.  Settings left behind, errors and rollbacks come in between.
+# No client is ever taken for another.
 
 use strict;
 use warnings;
@@ -28,8 +28,8 @@ $node->safe_psql('postgres', q{
 	GRANT ALL ON work TO regress_apitoken_pool, regress_apitoken_weak;
 });
 
-# Who may come, and what they are to be told of themselves: source, user,
-# organization, whether READ ONLY, and the organizations of the rows seen.
+# The identities, and what each must see of itself: source, user, organization,
+# whether it is READ ONLY, and the organizations of the rows that it sees.
 my $nobody = { is => 'none|-|-|off|-' };
 my (@users, @tokens);
 
@@ -51,11 +51,11 @@ foreach my $n (0 .. 4)
 		is => "token|-|org$n|on|org$n" };
 }
 
-# Asked by a statement that was prepared once, with a plan that is kept.
+# The question is a statement that is prepared once and keeps its plan.
 my $ask = 'EXECUTE who;';
 
-# The ways to be somebody.  Each gives the statements of one transaction, and
-# what $ask answers in it, in order.
+# The ways to set an identity.  Each returns the statements of one transaction,
+# and the answers to $ask in it, in order.
 srand(20);
 
 my @ways = (

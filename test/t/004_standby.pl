@@ -1,6 +1,6 @@
-# Hot standby: tokens are verified there, nothing is written, a revocation is
-# seen as soon as it is replayed; after a promotion and after a crash all goes on.
-# With shared preload usage is recorded there in memory, and written after the
+# Hot standby: it verifies tokens and writes nothing.  It sees a revocation as
+# soon as that is replayed.  After a promotion and after a crash everything works.
+# With shared preload, it records usage in memory and writes it after the
 # promotion.
 
 use strict;
@@ -10,7 +10,7 @@ use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# a query on the standby may hold up the replay, not be cancelled by it
+# a query on the standby may delay the replay, but the replay must not cancel it
 my $primary = start_node('primary', init => [ allows_streaming => 1 ], conf => "max_connections = 20\nmax_standby_streaming_delay = -1");
 $primary->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken;
@@ -84,7 +84,7 @@ is(on($standby, "BEGIN; SELECT apitoken.act_as('nobody'); SELECT apitoken.can('a
 	"nobody\nt|f", 'act_as() of a user without a row');
 like(on($standby, "BEGIN; SELECT apitoken.authenticate('$token{revoked}')"), qr/ERROR:  28000/, 'a revoked token is an error there as well');
 
-# nothing that writes; each refusal is the server's own, and clean
+# nothing may write; the server itself refuses, with a clean error
 foreach my $statement (
 	q{SELECT apitoken.create_token('new')},
 	q{INSERT INTO apitoken.tokens (label) VALUES ('new')},
@@ -98,7 +98,7 @@ foreach my $statement (
 }
 is(on($standby, verdict($token{user})), 'valid', 'and it changed nothing');
 
-# what was verified on the standby is written nowhere
+# verifications on the standby are not written anywhere
 is($standby->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage WHERE last_used_at IS NOT NULL'), '0', 'no use was recorded');
 
 # ----- revocation --------------------------------------------------------------
@@ -107,7 +107,7 @@ my %session;
 foreach my $level ('READ COMMITTED', 'REPEATABLE READ')
 {
 	$session{$level} = connection($standby, user => 'regress_apitoken_backend', verbosity => 'verbose');
-	# its snapshot is taken before the revocation
+	# this takes its snapshot before the revocation
 	is(ask_raw($session{$level}, "BEGIN ISOLATION LEVEL $level; SELECT count(*) FROM pg_class WHERE relname = 'article'; " . verdict($token{victim})), "1\nvalid",
 		"valid in a $level transaction");
 }
@@ -127,13 +127,13 @@ $primary->safe_psql('postgres', q{UPDATE apitoken.organizations SET suspended_at
 replayed();
 is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization})), 'valid', 'resumed');
 
-# and what a session remembers of roles is forgotten
+# and a session forgets what it has cached about roles
 is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization}, q{, 'article:write'})), 'valid', 'what its role allows');
 $primary->safe_psql('postgres', q{UPDATE apitoken.roles SET permissions = '{article:read}' WHERE name = 'developer'});
 replayed();
 is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization}, q{, 'article:write'})), 'permission_refused', 'a role that allows less');
 
-# what a session cached follows what is replayed
+# a session's caches follow the replay
 foreach my $ddl ('VACUUM FULL apitoken_internal.token_records', 'REINDEX TABLE CONCURRENTLY apitoken_internal.token_records', 'ALTER TABLE apitoken_internal.token_records ADD COLUMN extra int DEFAULT random()',
 	'ALTER TABLE apitoken_internal.token_records DROP COLUMN extra')
 {
@@ -166,7 +166,7 @@ $_->quit foreach values %session;
 
 # ----- crash -------------------------------------------------------------------
 
-# what was committed is there after a crash, what was not is not
+# after a crash, committed changes are there and uncommitted ones are not
 my $before = on($promoted, q{BEGIN; SELECT apitoken.act_as('u'); SELECT token FROM apitoken.create_token('crash'); COMMIT}) =~ s/^u\n//r;
 my $open = $promoted->background_psql('postgres', on_error_stop => 0);
 my $uncommitted = ask_raw($open, q{BEGIN; SELECT token FROM apitoken.create_token('uncommitted', user_id => 'u')});
@@ -190,7 +190,7 @@ is(on($preloaded, verdict($token{victim})), 'revoked', 'which replayed the revoc
 
 # ----- usage in shared memory on a standby -------------------------------------
 
-# The primary has none.  64 entries, so that they can be used up.
+# The primary does not record usage.  64 entries are few enough to use up.
 $token{limited} = create($primary, 'limited', q{user_id => 'u', rate_limit_per_minute => 2});
 $primary->safe_psql('postgres', q{CREATE TABLE many AS SELECT n, (apitoken.create_token('many' || n, user_id => 'u')).token AS t FROM generate_series(1, 200) n});
 my $shared = start_standby($primary, 'shared', conf => q{
@@ -201,7 +201,7 @@ my $shared = start_standby($primary, 'shared', conf => q{
 $primary->wait_for_catchup($shared, 'replay', $primary->lsn('insert'));
 my $written = q{SELECT concat_ws(' ', u.accepted, u.refused, host(u.last_used_from)) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label = };
 
-# recorded in memory, READ ONLY as everything there, and nowhere else
+# recorded only in memory; every transaction on the standby is READ ONLY
 is(on($shared, verdict($token{organization}, q{, client_address => '192.0.2.1'})), 'valid', 'shared preload on a standby: verified');
 is(on($shared, 'BEGIN; ' . verdict($token{organization}, q{, client_address => '192.0.2.2'}) . '; ROLLBACK'), 'valid', 'in a transaction rolled back');
 is(on($shared, verdict($token{networks})), 'network_refused', 'and one that is refused');
@@ -219,7 +219,7 @@ $shared->restart;
 is(stat_of($shared, 'entries, dropped'), '3|0', 'kept over a restart of the standby');
 is(on($shared, verdict($token{organization}, q{, client_address => '192.0.2.3'})), 'valid', 'and added to');
 
-# memory that is full, with nobody who could write it
+# the memory is full, and nobody can write it
 my $many = q{SELECT count(*) FROM many, apitoken.verify(t) v WHERE v.valid};
 is($shared->safe_psql('postgres', $many), '200', 'full: every token is verified');
 is($shared->safe_psql('postgres', $many), '200', 'full: and again');
@@ -229,7 +229,7 @@ is($dropped, 400 - 2 * ($entries - 3), 'full: what does not fit is dropped and c
 is(on($shared, verdict($token{victim})), 'revoked', 'full: verdicts are what they are');
 $dropped = stat_of($shared, 'dropped');
 
-# after the promotion all of it is written, without a restart
+# after the promotion everything is written, without a restart
 my $old_session = $shared->background_psql('postgres', on_error_stop => 0);
 $old_session->query('SELECT apitoken.current_user_id()');
 my $began = stat_of($shared, 'started_at');

@@ -1,6 +1,6 @@
-# pg_dump, restore and pg_upgrade: every token goes on being verified, what was
-# granted stays granted, and nothing is told twice.  In the matrix the tokens
-# come from the oldest server, otherwise from one of the same version.
+# pg_dump, restore and pg_upgrade: every token is still valid, privileges stay
+# granted, and no event appears twice.  In the matrix the tokens come from the
+# oldest server, otherwise from one of the same version.
 
 use strict;
 use warnings;
@@ -25,7 +25,7 @@ $new->append_conf('postgresql.conf', "log_statement = none\nmax_connections = 20
 $new->start;
 note('from ' . $old->safe_psql('postgres', 'SHOW server_version') . ' to ' . $new->safe_psql('postgres', 'SHOW server_version'));
 
-# ----- a database with everything that there is to lose ------------------------
+# ----- a database with everything that could get lost --------------------------
 
 my $roles = join ';', map { "CREATE ROLE regress_apitoken_$_ LOGIN" } qw(backend people job partial owner backup);
 $_->safe_psql('postgres', "$roles; ALTER ROLE regress_apitoken_backup BYPASSRLS; GRANT pg_read_all_data TO regress_apitoken_backup")
@@ -103,7 +103,7 @@ $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 my @tables = (qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships apitoken_internal.token_records),
 	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events));
 
-# What must be the same afterwards, line by line.
+# This must be the same afterwards, line by line.
 my %same = (
 	(map { ("rows of $_" => "SELECT r::text FROM $_ r ORDER BY 1") } @tables),
 	'privileges' => q{
@@ -136,7 +136,7 @@ is($verdicts, join("\n", 'custom network_refused', 'expired expired', 'limit rat
 like($before->{'rows of apitoken.token_usage'}, qr/192\.0\.2\.7/, 'a use that was recorded');
 like($before->{'column privileges'}, qr/regress_apitoken_partial token_records\.label UPDATE/, 'a privilege on a column');
 
-# Is the restored database what the old one was, and does it go on?
+# Is the restored database the same as the old one, and does it work?
 my %made;
 sub check_restored
 {
@@ -179,10 +179,10 @@ sub check_restored
 sub database { my ($name, $sql) = @_; $new->safe_psql('postgres', "CREATE DATABASE $name"); $new->safe_psql($name, $sql) if $sql; }
 my $from = $old->connstr('app');
 
-# The newer server's pg_dump is the one to use.  But 15.20 keeps an option
-# pg_attver with each column, which the pg_dump of a newer major that is a minor
-# release behind writes into the dump, and no restore understands: then it is
-# the older server's own, and there is no pg_upgrade.
+# Normally the newer server's pg_dump is used.  But 15.20 keeps an option
+# pg_attver with each column.  The pg_dump of a newer major that is a minor release
+# behind writes this option into the dump, and no restore understands it.  In that
+# case the older server's own pg_dump is used, and pg_upgrade is not tested.
 my $pg_dump = 'pg_dump';
 my ($schema_only) = run_command([ 'pg_dump', '-d', $from, '--schema-only' ]);
 my $behind = $schema_only =~ /pg_attver/;
@@ -228,7 +228,7 @@ command_ok([ 'pg_restore', '--exit-on-error', '--jobs', '2', '--create', '-d', $
 check_restored($new, 'app', 'directory');
 is($new->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "directory: the database's settings");
 
-# what was restored is dumped and restored again
+# the restored database is dumped and restored again
 command_ok([ 'pg_dump', '-Fc', '-d', $to->('custom'), '-f', "$place/again" ], 'pg_dump of what was restored');
 $before = contents($new, 'custom');
 $verdicts = verdicts($new, 'custom');
@@ -245,7 +245,7 @@ database('backup');
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $to->('backup'), "$place/backup" ], 'restored');
 check_restored($new, 'backup', 'by a backup role', settings => 1, going_on => 1);
 
-# the tables' owner, who is no superuser
+# the owner of the tables, which is not a superuser
 $old->safe_psql('app', join ';', 'ALTER TABLE app.article OWNER TO regress_apitoken_owner', 'ALTER SCHEMA app OWNER TO regress_apitoken_owner',
 	map({ "ALTER TABLE $_ OWNER TO regress_apitoken_owner" } @tables), 'GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_owner');
 command_ok([ $pg_dump, '-d', $from, '-U', 'regress_apitoken_owner', '-Fc', '-f', "$place/owner" ], "pg_dump by the tables' owner");
@@ -269,7 +269,7 @@ unlike($schema, qr/token_records|CREATE EXTENSION/, 'and no tokens');
 # the dump itself shows digests but no text
 unlike(slurp_file("$place/plain.sql"), qr/$_/, 'no text in a dump') foreach (values %token)[ 0 .. 2 ];
 
-# ----- somebody else may not come with digests ---------------------------------
+# ----- other roles may not insert digests --------------------------------------
 
 my ($rc, $out, $err) = $new->psql('plain', q{GRANT INSERT ON apitoken_internal.token_records TO regress_apitoken_partial;
 	SET SESSION AUTHORIZATION regress_apitoken_partial;
@@ -289,7 +289,7 @@ SKIP: {
 	$before = contents($old, 'app');
 	$old->stop;
 	{
-		# pg_upgrade leaves its files where it is run
+		# pg_upgrade leaves its files in the current directory
 		chdir $place or die;
 		command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $upgraded->data_dir,
 				'-b', $old->config_data('--bindir'), '-B', $upgraded->config_data('--bindir'),

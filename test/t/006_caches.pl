@@ -1,6 +1,6 @@
-# A session that has cached OIDs, index OIDs and plans goes on, whatever another
-# session does to the tables beneath; nothing crashes, nothing stale is read,
-# and nobody waits for a session that only verified.
+# A session has cached OIDs, index OIDs and plans.  It goes on working, whatever
+# another session does to the tables.  Nothing crashes, nothing stale is read, and
+# nobody waits for a session that only verified.
 
 use strict;
 use warnings;
@@ -9,7 +9,7 @@ use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# a lock that nobody gives back must fail a test, not hang it
+# a lock that is never released must fail a test, not hang it
 my $node = start_node('caches', conf => "lock_timeout = 10s\nmax_connections = 20");
 
 my $install = q{CREATE EXTENSION apitoken;
@@ -73,7 +73,7 @@ foreach my $ddl (
 	(map { "ALTER TABLE $_ ADD COLUMN extra int DEFAULT 7" } @tables),
 	(map { "ALTER TABLE $_ ALTER COLUMN extra TYPE bigint" } @tables),
 	(map { "ALTER TABLE $_ DROP COLUMN extra" } @tables),
-	# rewritten by a volatile default, with a column that is not the table's last
+	# a volatile default rewrites the table; its column is not the last of the table
 	'ALTER TABLE apitoken_internal.token_records ADD COLUMN extra uuid DEFAULT gen_random_uuid()',
 	'ALTER TABLE apitoken_internal.token_records ADD COLUMN another text DEFAULT repeat(\'x\', 3000)',
 	'ALTER TABLE apitoken_internal.token_records DROP COLUMN extra',
@@ -166,7 +166,7 @@ is(ask_raw($session, "EXECUTE v('$second'); EXECUTE v('$fourth')"), "unknown\nva
 is(ask_raw($session, "SELECT verdict_of('$second'); SELECT verdict_of('$fourth')"), "unknown\nvalid", 'PL/pgSQL after DROP and CREATE EXTENSION');
 works($session, $fourth, 'once more');
 
-# a transaction that fixed an identity of the extension that was
+# a transaction that fixed an identity of the dropped extension
 ask_raw($open, "BEGIN; SELECT (apitoken.authenticate('$fourth')).valid");
 $node->safe_psql('postgres', "SET lock_timeout = '5s'; UPDATE apitoken.token_usage SET last_used_at = now()");
 ask_raw($open, 'COMMIT');
@@ -190,7 +190,7 @@ foreach my $preload ('', 'apitoken')
 	my $elsewhere = connection($node, database => 'without', @verbose);
 	is(ask_raw($elsewhere, "BEGIN; SET LOCAL apitoken.token = 'garbage'; SET LOCAL apitoken.user_id = 'u'; SELECT 1; CREATE TABLE t AS SELECT 2 AS x; SELECT x FROM t; COMMIT"),
 		"1\n2", "$config: identities in a database without the extension disturb nobody");
-	# tables of those names that are somebody's own
+	# somebody's own tables with the same names
 	ask_raw($elsewhere, 'CREATE SCHEMA apitoken');
 	ask_raw($elsewhere, "CREATE TABLE $_ (a int)") foreach @tables;
 	is(ask_raw($elsewhere, "BEGIN; SET LOCAL apitoken.token = '$fifth'; SELECT 1; COMMIT"), '1',

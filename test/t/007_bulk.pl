@@ -1,5 +1,5 @@
-# Many: tokens in one statement, subtransactions, long texts, and memory that
-# must not grow with the number of calls.
+# Many tokens in one statement, many subtransactions, and long texts.  Memory must
+# not grow with the number of calls.
 
 use strict;
 use warnings;
@@ -9,7 +9,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-# few connections: the server's lock table has room for some thousand locks
+# few connections: the server's lock table has room for a few thousand locks
 my $node = start_node('bulk', conf => "max_connections = 20\nlog_statement = none\njit = off");
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION pgcrypto;
@@ -42,8 +42,8 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM apitoken.token_usage}), $
 is($node->safe_psql('postgres', q{SELECT count(*) || ' ' || count(DISTINCT token_id) FROM apitoken.events WHERE action = 'create'}),
 	"$many $many", 'and one event');
 
-# A lock for each token verified in a transaction would be more than the
-# server has room for.
+# If a transaction took a lock for each token that it verifies, the server's lock
+# table would overflow.
 my ($rc, $out, $err) = $node->psql('postgres',
 	q{SELECT count(*) FROM made, LATERAL apitoken.verify(token) v WHERE v.valid AND v.token_id = made.id});
 is($err, '', 'verifying all of them in one statement raises nothing');
@@ -56,8 +56,8 @@ is(join(' ', answers('BEGIN', q{SELECT count(*) FROM made, LATERAL apitoken.veri
 
 # ----- subtransactions ---------------------------------------------------------
 
-# A PL/pgSQL loop, each round a subtransaction of its own: the seconds it took,
-# the bytes that it held within its transaction, and those that stayed after.
+# A PL/pgSQL loop: each round is a subtransaction of its own.  Measured are the
+# time, the memory within the transaction, and the memory that stays after it.
 sub rounds
 {
 	my ($n, $label, $body) = @_;
@@ -97,8 +97,8 @@ is($node->safe_psql('postgres', q{
 	ROLLBACK}), 'done', '20,000 subtransactions beside 20,000 texts that nobody took');
 note(time - $began, ' s');
 
-# A row that a trigger of the administrator's kept from being inserted is not a
-# token: its text must not be handed out as one.
+# An administrator's trigger may prevent the insertion of a row.  That row is not
+# a token, and its text must not be returned as one.
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 	CREATE TRIGGER z_nothing BEFORE INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION nothing()});
@@ -108,7 +108,7 @@ like($err, qr/ERROR:  55000: token was not inserted/, 'a token that was not inse
 is($out, '', 'and shows no text');
 $node->safe_psql('postgres', 'DROP TRIGGER z_nothing ON apitoken_internal.token_records');
 
-# Nor the text of another token that such a trigger made meanwhile.
+# The same holds for the text of another token that such a trigger made.
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION another() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
@@ -125,8 +125,8 @@ $node->safe_psql('postgres', 'DROP TRIGGER z_another ON apitoken_internal.token_
 
 # ----- long texts --------------------------------------------------------------
 
-# 100 MB into every argument that takes a token, and some that do not; neither a
-# crash nor an answer that repeats them
+# 100 MB go into every argument that takes a token, and into some that do not.
+# Nothing may crash, and no answer may repeat the text.
 my $long = q{repeat('apt_org_', 13107200)};
 my @long = (
 	[ "verify: malformed", "SELECT verdict FROM apitoken.verify($long)", qr/^malformed$/ ],
@@ -189,7 +189,7 @@ sub peak
 }
 
 my $rounds = 200_000;
-# the text depends on the row, so that no plan gets by with fewer calls
+# the text depends on the row, so no plan can make fewer calls
 my $rows = q{(SELECT array_agg(token ORDER BY n) AS t FROM few) a, generate_series(1, ROUNDS) i};
 my $call = q{apitoken.verify(a.t[1 + i % 122], 'article:read', 'acme', '10.1.2.3')};
 my %queries = (
@@ -239,8 +239,8 @@ foreach my $what (sort keys %queries)
 	$session->query_safe($queries{$what} =~ s/ROUNDS/$rounds/r);
 	my $after = $session->query_safe('SELECT memory()');
 	my $peak_after = peak($session);
-	# less than a byte a call stays; a few MB are the server's own, a tuplestore
-	# of work_mem or a subtransaction's bookkeeping
+	# Less than a byte a call remains.  The server itself needs a few MB, for a
+	# tuplestore of work_mem or for the bookkeeping of subtransactions.
 	cmp_ok($after - $before, '<', $rounds, "$what, $rounds times: " . ($after - $before) . ' bytes stay in the transaction');
 	cmp_ok($peak_after - $peak, '<', 10_000, "$what, $rounds times: at most " . ($peak_after - $peak) . ' kB more on the way');
 	$session->query_safe('COMMIT');

@@ -1,6 +1,6 @@
-# Who is acting, by other ways of talking to the server than simple queries:
-# prepared statements of the extended protocol whose plans outlive roles and
-# identities, pipelines, two-phase commit, and parallel query wherever it fits.
+# The identity with other ways to talk to the server than simple queries: prepared
+# statements of the extended protocol whose plans outlive roles and identities,
+# pipelines, two-phase commit, and parallel query wherever possible.
 
 use strict;
 use warnings;
@@ -45,11 +45,11 @@ $node->safe_psql('postgres', q{
 	GRANT ALL ON work TO PUBLIC;
 });
 
-# ---- prepared statements, whose plans are kept from one identity to the next
+# ---- prepared statements that keep their plans from one identity to the next
 
 my $count = 'SELECT count(*) AS rows FROM article \gset' . "\n";
 
-# A script in which somebody appears, sees their rows, and goes.
+# A script that sets an identity, reads its rows, and ends the identity.
 sub visit
 {
 	my ($what, $appears, $goes) = @_;
@@ -127,7 +127,7 @@ sub bench_identities
 		'-U', $user, @$files, 'postgres');
 	my $ok = run_log(\@command, '>', \$out, '2>', \$err);
 
-	# not each failure of a client is one of the program in every version
+	# in some versions pgbench succeeds although a client failed
 	ok($ok && $err !~ /got \S+, expected|aborted|ERROR/ && $out =~ m{transactions actually processed: 600/600}, "$label, $mode")
 	  or diag($out, $err);
 }
@@ -143,13 +143,13 @@ foreach my $form ('plain', 'session')
 	bench_identities('extended', "$form: many identities", \@files, 'regress_apitoken_login');
 	bench_identities('simple', "$form: many identities", \@files, 'regress_apitoken_login');
 
-	# everything in a parallel plan that can be
+	# use parallel plans wherever possible
 	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login SET $parallel = on");
 	bench_identities('prepared', "$form: many identities, $parallel", \@files, 'regress_apitoken_login');
 	$node->safe_psql('postgres', "ALTER ROLE regress_apitoken_login RESET $parallel");
 }
 
-# The test would notice: an answer that is wrong ends pgbench.
+# The control: a wrong answer does end pgbench.
 {
 	my $file = "$PostgreSQL::Test::Utils::tmp_check/wrong.sql";
 	append_to_file($file, "$count SELECT expect(:rows, 1, 'wrong');\n" =~ s/^\s+//gmr);
@@ -193,11 +193,11 @@ is(run("BEGIN; SELECT FROM apitoken.authenticate(token_of(3)); SELECT apitoken.c
 	'3 nobody off', 'PREPARE TRANSACTION of a read-only identity');
 is(run("SELECT FROM apitoken.whoami(); BEGIN; SET LOCAL apitoken.user_id = '1'; PREPARE TRANSACTION 'd'; $who BEGIN; $who COMMIT;"), 'nobody nobody',
 	'PREPARE TRANSACTION with a setting that nobody used');
-# By another session, which is somebody else.
+# Another session, with another identity, ends the transaction.
 is(run("COMMIT PREPARED 'a'; ROLLBACK PREPARED 'b'; COMMIT PREPARED 'c'; COMMIT PREPARED 'd'; $who SELECT string_agg(n::text, ' ' ORDER BY n) FROM work;"), 'nobody 1 2',
 	'COMMIT PREPARED makes nobody somebody');
 
-# ---- the tokens' own functions wherever a parallel plan can be
+# ---- the token functions wherever a parallel plan is possible
 
 my $cheap = '-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0';
 foreach my $mode ('off', 'on')
@@ -217,8 +217,8 @@ foreach my $mode ('off', 'on')
 	is(run("SELECT label FROM apitoken.tokens ORDER BY user_id LIMIT 1; SELECT count(*) FROM apitoken.tokens;", user => $superuser, @options),
 		't 4', "the view, $parallel $mode");
 }
-# A function that its author called parallel safe and that asks who is acting
-# is anonymous in a worker: nobody else, and no crash.
+# The author of a function declared it parallel safe, but it asks for the identity.
+# In a parallel worker it gets anonymous: no other identity, and no crash.
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION mislabelled(bigint) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
 		$$BEGIN RETURN coalesce(apitoken.current_user_id(), 'nobody'); END$$;

@@ -1,10 +1,11 @@
-# Every ```sql block of README.md and of docs/*.md runs, in order, as it stands there.
+# Every ```sql block of README.md and of docs/*.md runs, in order and unchanged.
 #
 # The blocks of a file run in one psql session, as superuser, in a fresh
-# database "app", without and with the library preloaded.  A ```text block that follows a ```sql block, with only blank
-# lines between them, is what psql printed for it, to the letter: first the results, then
-# errors.  A block without one may print results, but neither errors nor
-# warnings.  An error is expected only where the text shows a line "ERROR:".
+# database "app", without and with the library preloaded.  A ```text block that
+# follows a ```sql block, with only blank lines between them, is exactly what psql
+# printed for it: first the results, then errors.  A block without such a text
+# may print results, but no errors and no warnings.  An error is expected only
+# where the text shows a line "ERROR:".
 use strict;
 use warnings;
 
@@ -135,7 +136,7 @@ sub run_file
 	# what a new session of that database has
 	is($node->safe_psql('app', 'SHOW session_preload_libraries'), 'apitoken', 'the library is preloaded from now on');
 
-	# the recipe: nobody but its owner can attach its functions to a table
+	# the recipe: only its owner can attach its functions to a table
 	$node->safe_psql('app', 'CREATE ROLE regress_apitoken_stranger LOGIN; GRANT USAGE ON SCHEMA app TO regress_apitoken_stranger');
 	foreach my $function (qw(sync_organization sync_user sync_member))
 	{
@@ -212,8 +213,8 @@ foreach my $file (@files)
 	is("@missing", '', 'docs/reference.md has everything');
 }
 
-# Its table of privileges is what a new installation has, where each capability was
-# allowed to a role of its own: nothing more, nothing less, each object somewhere.
+# The table of privileges must match a new installation exactly.  There, each
+# capability is granted to a role of its own.  Each object must be in the table.
 {
 	my ($table) = slurp_file('docs/reference.md') =~ /^### Privileges\n(.*?)(?=^##|\z)/ms;
 	my (%documented, @unclear);

@@ -1,8 +1,8 @@
-# Attacks on the rules, one after the other: a look-up that is cancelled, a
-# function of somebody else in one's session, a statement that brings its own
-# read-only token, a user with thousands of memberships, an owner who alters
-# the tables, errors that quote rows.  Each is made where the library is loaded
-# by the first call (plain) and where session_preload_libraries loads it.
+# Attacks on the rules: a cancelled look-up, a function of another role in the
+# session, a statement that brings its own read-only token, a user with thousands
+# of memberships, an owner that alters the tables, and errors that quote rows.
+# Each attack runs twice: the first call loads the library (plain), or
+# session_preload_libraries does.
 
 use strict;
 use warnings;
@@ -11,15 +11,15 @@ use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# a lock that nobody gives back must fail a test, not hang it
+# a lock that is never released must fail a test, not hang it
 my $node = start_node('attacks', conf => "lock_timeout = 10s\nautovacuum = off");
-# an identity outside a transaction block: warned of, and tested elsewhere
+# the warning about an identity outside a transaction block, tested elsewhere
 $ApitokenTest::unwarned = '25P01';
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
-# backend: a trusted login; manager: no more than a signed-in user's role;
-# gateway: only verifies; sync: keeps the directory; stranger: writes functions
-# and holds nothing; voucher: writes functions and holds act.
+# backend: a trusted login; manager: has only the role of a signed-in user;
+# gateway: only verifies; sync: maintains the directory; stranger: writes
+# functions and has no capability; voucher: writes functions and has act.
 $node->safe_psql('postgres', q{
 	CREATE ROLE regress_apitoken_backend LOGIN;
 	CREATE ROLE regress_apitoken_manager LOGIN;
@@ -104,7 +104,7 @@ foreach my $form ('plain', 'session')
 	admin($setup);
 	my $postmaster = $node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()');
 
-	# ----- a cancelled look-up makes nobody an administrator ---------------------
+	# ----- a cancelled look-up does not make an administrator --------------------
 
 	my $o2 = admin(q{SELECT token FROM apitoken.create_token('t', organization_id => 'o2')});
 	my $holder = connection_as($superuser);
@@ -124,7 +124,7 @@ foreach my $form ('plain', 'session')
 
 	# ----- a function of another role names the user ------------------------------
 
-	# the statement after it, or the call in the same one, is refused
+	# the next statement is refused, and so is a call in the same statement
 	is(run("BEGIN; SELECT stranger.set_user('bob'); $who ROLLBACK;"), 'bob [ERROR: 42501]', "$form: set by a function of a role without act");
 	is(run("SELECT stranger.set_user('bob'), apitoken.current_user_id();"), '[ERROR: 42501]', "$form: in one statement");
 	is(run("BEGIN; SELECT stranger.set_user('bob'); SELECT apitoken.whoami(); ROLLBACK;"), 'bob [ERROR: 42501]', "$form: whoami");
@@ -137,7 +137,7 @@ foreach my $form ('plain', 'session')
 	is(run("INSERT INTO stranger.box VALUES (1); $who"), 'nobody', "$form: by a trigger, in a transaction before");
 	is(run("SELECT stranger.has_user();"), '[ERROR: 42501]', "$form: by a function's own SET");
 	is(run_as($superuser, "BEGIN; SELECT stranger.set_user('bob'); $who ROLLBACK;"), 'bob [ERROR: 42501]', "$form: in a superuser's session");
-	# over a user that the session has set, already used or not yet
+	# it overwrites a user that the session has set, before or after its first use
 	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT stranger.set_user('bob'); $who ROLLBACK;"), 'bob [ERROR: 42501]',
 		"$form: over the session's own");
 	is(run("BEGIN; SET LOCAL apitoken.user_id = 'alice'; $who SELECT stranger.set_user('bob'); $who ROLLBACK;"), 'alice bob [ERROR: 42501]',
@@ -187,7 +187,7 @@ foreach my $form ('plain', 'session')
 		[ 'COPY', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE (apitoken.authenticate('$_[0]')).valid"; } ],
 		[ 'COPY, shadowed', sub { return "COPY notes FROM PROGRAM 'printf \"alice\\\\twritten\"' WHERE CASE WHEN shadow_notes() THEN (apitoken.authenticate('$_[0]')).valid END"; } ],
 	);
-	# COPY evaluates expressions by itself: only a hook that is there before can tell
+	# COPY evaluates expressions by itself: the library's hook must exist before it
 	my $first_call = sub { return $_[0] =~ /^COPY/ ? 'SELECT FROM apitoken.roles WHERE apitoken.can(NULL); ' : ''; };
 	my $contents = q{SELECT string_agg(t || ' ' || body, ', ' ORDER BY t, body) FROM (SELECT 'guarded' AS t, body FROM guarded UNION ALL SELECT 'notes', body FROM notes) x};
 

@@ -1,12 +1,12 @@
 # No secret in the server's log, in pg_stat_activity, in pg_stat_statements, or
 # in what the client gets besides results.
 #
-# Each case is run twice: with apitoken.mask_logs on, where no twelve
-# characters in a row of the secret may be found anywhere, and off, where they
-# must be found, so that a case which logs nothing does not pass.  The cases
-# talk to the server by a client of their own, so that the same statement can
-# be sent as text, in a Parse message and with a bind parameter, and so that
-# all is seen that the server sends (psql adds lines of the statement to it).
+# Each case is run twice.  With apitoken.mask_logs on, no twelve consecutive
+# characters of the secret may be found anywhere.  With it off, they must be found,
+# so that a case which logs nothing does not pass.  The cases use a client of this
+# file.  It can send the same statement as text, in a Parse message and with a bind
+# parameter, and it shows exactly what the server sends (psql adds lines of the
+# statement).
 
 use strict;
 use warnings;
@@ -50,8 +50,8 @@ sub get_bytes
 	return $bytes;
 }
 
-# Read to a message of that type (ReadyForQuery), or to the end.  Errors and
-# notices are kept.
+# Read up to a message of that type (default: ReadyForQuery), or to the end.  Keep
+# errors and notices.
 sub wait_ready
 {
 	my ($self, $until) = @_;
@@ -171,12 +171,12 @@ $node->safe_psql('postgres', q{
 	CREATE PROCEDURE does(t text) LANGUAGE plpgsql AS $$BEGIN COMMIT; PERFORM t::int; END$$;
 });
 
-# ---- tokens and where they may not be
+# ---- tokens, and where they must not appear
 
 my @digits = ('0' .. '9', 'A' .. 'Z', 'a' .. 'z');
 my $made = 0;
 
-# A token's text, or at least its shape: nothing here depends on its being valid.
+# A text in the form of a token: nothing here depends on its validity.
 sub new_token
 {
 	my $prefix = ('apt', 'ab', 'abcdefghijk9')[ $made++ % 3 ];
@@ -186,8 +186,8 @@ sub new_token
 	return { text => "$head$secret", head => $head, secret => $secret };
 }
 
-# Are there so many characters in a row of the secret?  (Names that are not
-# quoted come in lower case.)
+# Does the text contain so many consecutive characters of the secret?  (Unquoted
+# names appear in lower case.)
 sub leaks
 {
 	my ($text, $token, $length) = @_;
@@ -214,8 +214,8 @@ my %position;
 my $mark = 0;
 my $observer;
 
-# What was logged since the last time, by file.  The collector writes when it
-# likes: a last message tells that all before it is there.
+# What was logged since the last call, by file.  The collector writes with some
+# delay: once a last message has arrived, everything before it is there too.
 sub logged
 {
 	my $name = 'mark-' . ++$mark . '-here';
@@ -243,16 +243,16 @@ sub logged
 
 # ---- the cases
 
-# Where ? stands the token is put: as a literal, or as $1.  set: settings of the
-# session; client: the client is told as well; by: the ways to send it, if not
-# all; piece: only a piece is logged, without the id.
+# The token replaces the ?: as a literal, or as $1.  set: settings of the session;
+# client: the client gets the message as well; by: the ways to send it, if not all;
+# piece: only a piece is logged, without the id.
 my %log_all = (log_statement => 'all');
 my %log_slow = (log_min_duration_statement => 0);
 my %log_parameters = (log_parameter_max_length_on_error => -1);
 my %explain = ('auto_explain.log_min_duration' => 0, 'auto_explain.log_nested_statements' => 'on');
 my @text = ('simple', 'parse');
 
-# A NOTICE that goes to the client alone is the client's own: "identifier ... will be truncated".
+# A NOTICE that only the client gets is not masked: "identifier ... will be truncated".
 my %quiet = (client_min_messages => 'warning');
 
 my @cases = (
@@ -369,7 +369,7 @@ sub run_case
 	{
 		my $inner = "in it: $sql" =~ /'[^']*\?[^']*'/;
 
-		# within a string of the statement the token stands as it is
+		# a string of the statement contains the token itself
 		$sql =~ s/('[^'?]*)\?([^']*')/my ($a, $b) = ($1, $2); $b =~ s|\?|$token->{text}|g; "$a$token->{text}$b"/ge if $inner && !$case->{bare};
 		$sql =~ s/\?/$literal/g;
 		$way eq 'simple' ? $client->query($sql) : $client->extended($sql);
@@ -431,7 +431,7 @@ sub check_case
 
 # ---- the log: messages that take two sessions, or a crash
 
-# Wait until the client waits for that: what the observer sees of it then.
+# Wait until the client waits for that event.  Returns what the observer sees then.
 sub wait_for_event
 {
 	my ($client, $event) = @_;
@@ -454,7 +454,8 @@ sub check_deadlock
 	my ($form, $settings) = @_;
 	my $token = new_token();
 
-	# the second one reports it, and what it says of the first one only its own hook masks
+	# The second client reports the deadlock.  Only its own hook masks what the report
+	# says about the first client.
 	my @clients = (
 		Client->new($node, { 'apitoken.mask_logs' => 'off', deadlock_timeout => '1h' }),
 		Client->new($node, { %$settings, deadlock_timeout => '10ms' }));
@@ -492,7 +493,7 @@ sub check_crash
 	$client->wait_ready;
 	$observer->wait_ready;
 
-	# refused until the server has recovered
+	# connections are refused until the server has recovered
 	for (my $tries = 0; $tries < 50 * $PostgreSQL::Test::Utils::timeout_default; $tries++)
 	{
 		last if $observer = eval { Client->new($node, {}) };
@@ -516,7 +517,7 @@ sub check_message
 
 # ---- pg_stat_activity, as another session sees it
 
-# What is sent, and what to wait for before looking: an event, or a message
+# What to send, and what to wait for before looking: an event, or a message
 # (ReadyForQuery).
 my @activities = (
 	[ 'while it runs', $asleep, sub { $_[0]->send_query("SELECT pg_sleep(1000), '$_[1]'") } ],
@@ -670,7 +671,7 @@ sub check_statements
 	cmp_ok($in_control, '>=', $utility_too ? 8 : 3, "$form: pg_stat_statements: without masking there are secrets");
 }
 
-# ---- all that, where the library is preloaded
+# ---- all of this with the library preloaded
 
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION safe_sleep() RETURNS void LANGUAGE plpgsql PARALLEL SAFE AS $$BEGIN PERFORM pg_sleep(1000); END$$;
@@ -700,7 +701,8 @@ foreach my $form ('shared', 'session')
 }
 $observer->close;
 
-# ---- hooks of others that come before ours see what is parsed masked all the same, but not utility statements
+# ---- earlier hooks of other libraries see parsed statements masked as well, but
+# not utility statements
 
 $node->adjust_conf('postgresql.conf', 'session_preload_libraries', "''");
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', $libraries{first});
@@ -714,13 +716,14 @@ foreach my $case (grep { $_->{name} =~ /^auto_explain|^log_statement$/ } @cases)
 }
 $observer->close;
 
-# ---- without preload: from the first call of the extension in the session on
+# ---- without preload: masking starts with the first call of the extension
 
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', $libraries{session});
 $node->restart;
 $observer = Client->new($node, {});
 
-# What is logged of a session, of which the first part may come before the library.
+# What is logged of a session.  Its first statements may run before the library is
+# loaded.
 sub session
 {
 	my ($settings, @statements) = @_;
@@ -741,14 +744,14 @@ sub session
 	ok(leaks($_, $first), 'plain: nothing masks before the library is there') foreach @new;
 	ok(!leaks($_, $second) && index($_, $second->{head}) >= 0, 'plain: from then on it does') foreach $activity, @new;
 
-	# the first call is one with a token in it
+	# the first call contains a token
 	my $token = new_token();
 	($activity, @new) = session({%log_slow}, "SELECT verdict FROM apitoken.verify('$token->{text}')");
 	ok(!leaks($_, $token) && index($_, $token->{head}) >= 0, 'plain: a token in the statement that loads the library') foreach $activity, @new;
 	($activity, @new) = session({}, "SELECT FROM apitoken.authenticate('$token->{text}')");
 	ok(!leaks($_, $token) && index($_, $token->{head}) >= 0, 'plain: a token that is refused') foreach $activity, @new;
 
-	# and was parsed before it was
+	# a statement that was parsed before the library was loaded
 	my $client = Client->new($node, { 'pg_stat_statements.track' => 'all' });
 	$client->send_parse('s', "SELECT 1 /* $token->{text} */");
 	$client->send_sync;
@@ -764,7 +767,7 @@ sub session
 	ok(!leaks($stored, $token) && index($stored, $token->{head}) >= 0, 'plain: parsed before the library was loaded') or diag($stored);
 }
 
-# ---- who may switch it off
+# ---- privileges to switch it off
 
 $node->safe_psql('postgres', 'CREATE ROLE regress_apitoken_login LOGIN');
 foreach my $preload ('', 'apitoken')
@@ -796,7 +799,7 @@ foreach my $preload ('', 'apitoken')
 	$node->safe_psql('postgres', 'ALTER ROLE regress_apitoken_login RESET apitoken.mask_logs');
 }
 
-# ---- what the session itself asks for works on, and is its own
+# ---- the session's own queries still work, and get their text unmasked
 
 {
 	my $token = new_token();

@@ -1,7 +1,7 @@
-# Usage in shared memory: what is recorded, of whom and from where, whatever
-# becomes of the transaction; that no count is lost or told twice by many
-# clients, by full memory, by a stop, by a crash; and what flush_usage()
-# promises.  (Workers that fail are in 013, standbys in 004.)
+# Usage in shared memory: which uses of which tokens are recorded, from which
+# address, however the transaction ends.  Many clients, full memory, a stop or a
+# crash must not lose a count or add it twice.  flush_usage() must keep its
+# promises.  (013 tests workers that fail, 004 tests standbys.)
 
 use strict;
 use warnings;
@@ -39,7 +39,7 @@ $node->safe_psql('postgres', $setup);
 
 my %token;
 
-# add LABEL, ARGUMENTS: a token, which goes by its label here.
+# add LABEL, ARGUMENTS: create a token; here its label is its name.
 sub add { my ($label, $arguments) = @_; $token{$label} = create($node, $label, $arguments // "user_id => 'u'"); return; }
 sub verify { my ($label, $arguments) = @_; return "apitoken.verify('$token{$label}'" . ($arguments // '') . ')'; }
 sub flush { my ($on, $database) = @_; ($on // $node)->safe_psql($database // 'postgres', 'SELECT apitoken.flush_usage()'); return; }
@@ -53,7 +53,8 @@ sub written
 }
 run_on($node);
 
-# The counts of each day add up to the whole, and the days are UTC's, whoever asks.
+# The daily counts add up to the total.  Days are in UTC, whatever the session's
+# time zone.
 sub days_agree
 {
 	my ($name, $on, $database) = @_;
@@ -65,9 +66,9 @@ sub days_agree
 			OR d.day < (u.last_used_at AT TIME ZONE 'UTC')::date}), '0', $name);
 }
 
-# ----- whatever becomes of the transaction -------------------------------------
+# ----- however the transaction ends --------------------------------------------
 
-# One use each; each in a session of its own, with what that answers.
+# One use each, each in a session of its own, with the expected answer.
 my %ways = (
 	'a statement' => [ 'V', 'valid' ],
 	'COMMIT' => [ 'BEGIN; V COMMIT;', 'valid' ],
@@ -86,7 +87,7 @@ my %ways = (
 	'authenticate()' => [ 'BEGIN; SELECT valid FROM A; COMMIT;', 't' ],
 	'authenticate(), rolled back' => [ 'BEGIN; SELECT valid FROM A; ROLLBACK;', 't' ],
 	'authenticate() in READ ONLY' => [ 'BEGIN READ ONLY; SELECT valid FROM A; SELECT apitoken.current_user_id(); COMMIT;', 't u' ],
-	# one transaction by the setting is one use, however many statements ask
+	# a transaction with the setting is one use, however many statements ask
 	'the setting' => [ "BEGIN; SET LOCAL apitoken.token = 'T'; SELECT apitoken.current_user_id(); SELECT apitoken.can('a:b'); SELECT 1; COMMIT;", 'u t 1' ],
 	'the setting, rolled back' => [ "BEGIN READ ONLY; SET LOCAL apitoken.token = 'T'; SELECT apitoken.current_user_id(); ROLLBACK;", 'u' ],
 	'a connection that ends' => [ 'BEGIN; V', 'valid' ],
@@ -103,7 +104,7 @@ foreach my $way (sort keys %ways)
 	$sql =~ s/'T'/'$token{$way}'/g;
 	is(run($sql, user => 'regress_apitoken_backend'), $answer, "$way: used");
 }
-# by one whose connection is cut in the transaction
+# by a client whose connection is cut within the transaction
 {
 	add('cut off');
 	my $session = $node->background_psql('postgres', on_error_stop => 0);
@@ -142,7 +143,7 @@ foreach my $label (sort keys %refused)
 is(run(verdict($token{rate_limited}, ", client_address => '192.0.2.3'") . verdict($token{rate_limited}, ", client_address => '192.0.2.4'"), user => 'regress_apitoken_backend'),
 	'valid rate_limited', 'refused: rate_limited');
 
-# A wrong secret, an id that there is not, no token at all: recorded of nobody.
+# A wrong secret, an unknown id, no token at all: recorded for no token.
 my $entries = stat_of($node, 'entries');
 my $before = stat_of($node, 'unknown, malformed');
 my $old = $token{regenerated};
@@ -153,7 +154,7 @@ is(run("SELECT verdict FROM apitoken.verify('$old'); " . verdict($token{unknown}
 is(stat_of($node, 'entries'), $entries, 'of which no entry is made');
 my ($unknown, $malformed) = split /\|/, $before;
 is(stat_of($node, 'unknown, malformed'), join('|', $unknown + 2, $malformed + 2), 'but the server counts them');
-# and who may not ask at all is not counted
+# a role that may not verify is not counted
 is(run(verdict($token{accepted}), user => 'regress_apitoken_reader'), '[ERROR: 42501]', 'who may not verify');
 flush();
 is(written($_), '0 2 never', "recorded: $_") foreach sort keys %refused;
@@ -199,7 +200,7 @@ sub use_at_once { my ($label, $address) = @_; run(verdict($token{$label}, $addre
 add('time');
 use_at_once('time', '192.0.2.1');
 flush();
-# a later time than any use: of another server, say, that wrote it before
+# a later time than any use: another server may have written it before
 $node->safe_psql('postgres', q{UPDATE apitoken.token_usage SET last_used_at = '2100-01-01 UTC', last_used_from = '198.51.100.1'
 	WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
 use_at_once('time', '192.0.2.2');
@@ -207,13 +208,13 @@ run(verdict($token{time}, ", 'a:b', 'acme'"), user => 'regress_apitoken_backend'
 flush();
 is(written('time'), '2 1 198.51.100.1', 'a later time stays, with its address, and the counts add');
 is($node->safe_psql('postgres', q{SELECT last_used_at = '2100-01-01 UTC' FROM used WHERE label = 'time'}), 't', 'that time');
-# an earlier one does not, nor its address
+# an earlier use changes neither the time nor the address
 $node->safe_psql('postgres', q{UPDATE apitoken.token_usage SET last_used_at = '2020-01-01 UTC' WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
 use_at_once('time', '192.0.2.3');
 use_at_once('time', '192.0.2.4');
 flush();
 is(written('time'), '4 1 192.0.2.4', 'an earlier time gives way to the last of several uses');
-# refusals alone leave both
+# refusals alone change neither
 my $at = $node->safe_psql('postgres', q{SELECT last_used_at FROM used WHERE label = 'time'});
 $node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'time'});
 use_at_once('time', '192.0.2.5');
@@ -224,7 +225,7 @@ $node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = NULL WH
 use_at_once('time');
 flush();
 is(written('time'), '5 2', 'the address is that of the last use, known or not');
-# a token without a row of usage, of a partial restore say, gets one
+# a token without a row of usage gets one (a partial restore can leave this)
 $node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time');
 	DELETE FROM apitoken.token_usage_daily WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
 use_at_once('time', '192.0.2.6');
@@ -245,7 +246,7 @@ foreach my $how ('BEGIN READ ONLY; F COMMIT;', 'BEGIN; F ROLLBACK;', 'BEGIN ISOL
 is(run(verdict($token{flushed}) . q{SELECT apitoken.flush_usage() IS NULL; SELECT accepted FROM used WHERE label = 'flushed'}), 'valid f ' . ++$uses, 'the caller sees it');
 is(run('SELECT apitoken.flush_usage()'), '', 'with nothing to write');
 
-# by whom
+# which roles may call it
 add('by whom');
 use_at_once('by whom');
 foreach my $role ('regress_apitoken_reader', 'regress_apitoken_client', 'regress_apitoken_backend')
@@ -256,8 +257,8 @@ is(written('by whom'), '0 0 never', 'and nothing is written');
 is(run('SELECT apitoken.flush_usage()', user => 'regress_apitoken_flusher'), '', 'by who was granted it');
 is(written('by whom'), '1 0', 'it is');
 
-# Another transaction has the table: the caller is told, nothing is lost, and
-# whoever does not want to wait need not.
+# Another transaction has the table locked: the caller gets an error, and nothing
+# is lost.  A caller can also stop waiting earlier.
 add('locked');
 use_at_once('locked');
 my $blocker = $node->background_psql('postgres', on_error_stop => 0);
@@ -282,7 +283,7 @@ $blocker->query('COMMIT');
 flush();
 is(written('locked'), '2 0', 'and nothing is lost or counted twice');
 is(run('SELECT last_flush_error IS NULL FROM apitoken.stats'), 't', 'stats has no error then');
-# who holds the lock oneself is told as well
+# a caller that holds the lock itself gets the error as well
 use_at_once('locked');
 is(run('BEGIN; LOCK TABLE apitoken.token_usage; SELECT apitoken.flush_usage(); ROLLBACK'), '[ERROR: 55000]', 'the caller has it locked');
 flush();
@@ -302,15 +303,15 @@ is(written('durable'), '1 0 192.0.2.1', 'what flush_usage() wrote has outlived a
 add($_) foreach 'deleted', 'beside it';
 use_at_once($_) foreach 'deleted', 'beside it';
 my $id = $node->safe_psql('postgres', q{SELECT id FROM apitoken.tokens WHERE label = 'deleted'});
-# as nobody does, but the owner can
+# nobody does this, but the owner can
 $node->safe_psql('postgres', q{DELETE FROM apitoken_internal.token_records WHERE label = 'deleted'});
 flush();
 is(written('beside it'), '1 0', 'a token that is gone takes nothing along');
 is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usage WHERE token_id = '$id') + (SELECT count(*) FROM apitoken.token_usage_daily WHERE token_id = '$id')"),
 	'0', 'and leaves nothing behind');
 
-# deleted while its use is being written, between the two tables: what stays is
-# found by housekeeping, days and all
+# deleted while its use is being written, between the two tables: housekeeping
+# finds the rows that stay, including those of the days
 {
 	add($_) foreach 'leaving', 'leaving unseen';
 	use_at_once('leaving');
@@ -334,7 +335,7 @@ is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usa
 	is($node->safe_psql('postgres', "SET client_min_messages = error; SELECT FROM apitoken.run_maintenance(); SELECT $left"), '0', 'which housekeeping removes');
 }
 
-# made and used in a transaction that others do not see the end of
+# made and used in a transaction that is still open
 my $maker = $node->background_psql('postgres', on_error_stop => 0);
 $maker->query('BEGIN');
 $token{'in the making'} = $maker->query(q{SELECT token FROM apitoken.create_token('in the making', user_id => 'u')});
@@ -353,7 +354,7 @@ use_at_once('beside it');
 flush();
 is(written('beside it'), '3 0', 'one that is rolled back is in nobody\'s way');
 
-# nor are very many, more than a flush takes at once
+# very many do no harm either: more than a flush takes at once
 $node->safe_psql('postgres', q{
 	CREATE TABLE others AS SELECT (apitoken.create_token('other ' || i, user_id => 'u')).token FROM generate_series(1, 30) i;
 	CREATE TABLE many AS SELECT i, apitoken.generate('user') AS token FROM generate_series(1, 15000) i;
@@ -390,7 +391,7 @@ flush();
 is(written('copied'), '1 0', 'nor the copy of its');
 days_agree('by day', undef, 'copy');
 
-# ----- many clients, while it is flushed all the time --------------------------
+# ----- many clients during constant flushes ------------------------------------
 
 my $clients_since = log_mark($node);
 $node->safe_psql('postgres', q{ALTER SYSTEM SET apitoken.flush_interval = '100ms'});
@@ -401,7 +402,7 @@ $node->safe_psql('postgres', "CREATE TABLE texts (t text, n int GENERATED ALWAYS
 my ($flushed_before, $dropped_before) = split /\|/, stat_of($node, 'flushes, dropped');
 my $flusher;
 {
-	# flush_usage() at the same time, which may find no worker free
+	# flush_usage() at the same time; it may find no free worker
 	my $file = "$PostgreSQL::Test::Utils::tmp_check/flush.sql";
 	append_to_file($file, q{DO $$BEGIN PERFORM apitoken.flush_usage(); EXCEPTION WHEN insufficient_resources THEN NULL; END$$;} . "\n");
 	$flusher = IPC::Run::start([ 'pgbench', '-n', '-c', '2', '-t', '60', '-f', $file, '-h', $node->host, '-p', $node->port, 'postgres' ], '>', \my $out, '2>', \my $err);
@@ -420,10 +421,11 @@ is($node->safe_psql('postgres', q{SELECT sum(accepted), sum(refused) FROM used W
 days_agree('and by day');
 is(stat_of($node, 'dropped'), $dropped_before, 'none was dropped');
 cmp_ok(stat_of($node, 'flushes'), '>', $flushed_before + 1, 'there were flushes meanwhile');
-# without being asked for
+# the launcher flushes without a request
 use_at_once('shared 1');
 ok($node->poll_query_until('postgres', q{SELECT sum(accepted) = 4801 FROM used WHERE label LIKE 'shared %'}), 'the launcher has the rest written');
-# but for the token that was rolled back, which could still come, for a minute
+# Only the token that was rolled back may keep its entry, for a minute: the
+# launcher cannot know whether its transaction will still commit.
 ok($node->poll_query_until('postgres', 'SELECT entries <= 1 FROM apitoken.stats'), 'and the memory is free again');
 is(in_log($node, qr/could not write|exited before/, $clients_since), 0, 'and no flush failed, or was taken for one that did');
 $node->safe_psql('postgres', q{ALTER SYSTEM RESET apitoken.flush_interval});
@@ -461,7 +463,7 @@ foreach my $mode ('fast', 'smart')
 }
 days_agree('and by day');
 
-# A server that does not start for something else has not lost it.
+# A start that fails for another reason loses nothing.
 use_at_once('kept', '192.0.2.32');
 $kept++;
 $node->stop;
@@ -474,13 +476,15 @@ $node->start;
 flush();
 is(written('kept'), "$kept 0 192.0.2.32", 'loses nothing');
 
-# Nor has one that is started for pg_upgrade, which verifies nothing.
+# A server that is started for pg_upgrade, and verifies nothing, loses nothing
+# either.
 use_at_once('kept', '192.0.2.33');
 $kept++;
 $node->stop;
 {
-	# by pg_upgrade's own option, which $node->start has no way to give.  (A use
-	# there would be written by the caller, but for the one of a moment ago.)
+	# pg_upgrade starts it with an option that $node->start cannot pass.  (The
+	# caller itself writes a use there.  This use is skipped: the last one was a
+	# moment ago.)
 	my $log_before = log_mark($node);
 	command_ok([ 'pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile, '-o', '-b', 'start' ], 'started in binary-upgrade mode');
 	is(run(q{SELECT preloaded FROM apitoken.stats; SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'apitoken%';
@@ -494,7 +498,7 @@ $node->start;
 flush();
 is(written('kept') =~ s/ 0 .*//r, $kept, 'what was saved before is written after');
 
-# ----- files that are none -----------------------------------------------------
+# ----- invalid files -----------------------------------------------------------
 
 use_at_once('kept');
 $node->stop;
@@ -521,17 +525,17 @@ foreach my $kind (sort keys %files)
 	is(in_log($node, qr/LOG:  ignoring file "pg_stat\/apitoken\.usage"/, $since), 1, "a file with $kind: told once");
 	$node->stop;
 }
-# what a stop that broke off left under the temporary name is not read
+# an interrupted stop leaves a file with the temporary name: it is not read
 unlink $saved;
 append_to_file("$saved.tmp", $good);
 $node->start;
 flush();
 is(written('kept') =~ s/ 0.*//r, $kept, 'a temporary file is not read');
 
-# ----- days, and more tokens than there is room --------------------------------
+# ----- days, and more tokens than there is room for ----------------------------
 
-# The clock cannot be set here.  What is saved can: a row of yesterday beside
-# today's, of the same token.
+# The clock cannot be set here, but the saved file can be changed: it gets a row
+# of yesterday beside today's, of the same token.
 sub crc32c
 {
 	my ($data) = @_;
@@ -589,7 +593,7 @@ foreach my $crash ('immediate stop', 'kill -9 of a backend')
 	if ($crash eq 'immediate stop')
 	{
 		$node->stop('immediate');
-		# memory is as its processes left it when they were killed
+		# memory is as the processes left it when they were killed
 		ok(!-e $saved, "$crash: nothing is saved");
 		$node->start;
 	}
@@ -609,7 +613,7 @@ foreach my $crash ('immediate stop', 'kill -9 of a backend')
 	flush();
 	is(written('crash'), $flushed + 3 . ' 0', "$crash: and it goes on");
 }
-# What was saved, and is written, is not read a second time after a crash.
+# Saved usage that has been written is not read a second time after a crash.
 my $flushed = written('crash') =~ s/ .*//r;
 use_at_once('crash') foreach 1 .. 2;
 $node->restart;
@@ -646,8 +650,8 @@ is($dropped, 800 - 2 * $entries_full, 'full: the others are counted as dropped')
 $blocker->query('COMMIT');
 $blocker->quit;
 
-# The interval is an hour: what is written now is, because the memory is full.
-# (The launcher may be waiting after a failure on the locked table.)
+# The interval is an hour: anything written now is written because the memory is
+# full.  (After a failure on the locked table, the launcher may be waiting.)
 flush($full);
 is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used'), 2 * $entries_full, 'full: what is recorded is written');
 $full->restart;
@@ -661,8 +665,8 @@ is(stat_of($full, 'dropped'), $dropped, 'full: of few tokens none is dropped');
 flush($full);
 is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used'), 3 + 400 - $dropped + 2 * $entries_full, 'full: they are written');
 
-# Under constant load of more tokens than there is room for, what is written and
-# what is dropped make up all that was verified.
+# Constant load with more tokens than there is room for: the uses written and the
+# uses dropped add up to all verifications.
 my $verified = $full->safe_psql('postgres', 'SELECT valid FROM apitoken.stats');
 my $was = $full->safe_psql('postgres', 'SELECT sum(accepted) FROM used');
 $full->pgbench('-n -c 4 -t 100', 0, [qr{400/400}], [qr{^}], 'full: 4 clients', {
@@ -674,7 +678,7 @@ flush($full);
 is(stat_of($full, 'valid') - $verified, 8400, 'full: nobody failed');
 is($full->safe_psql('postgres', 'SELECT sum(accepted) FROM used') - $was + stat_of($full, 'dropped') - $dropped, 8400, 'full: each is written or dropped');
 
-# A smaller memory than that which was saved: counted as dropped as well.
+# The memory is smaller than what was saved: the rest counts as dropped, too.
 $full->append_conf('postgresql.conf', 'apitoken.usage_slots = 10000');
 $full->restart;
 $was = $full->safe_psql('postgres', 'SELECT sum(accepted) FROM used');

@@ -1,8 +1,8 @@
-# The launcher and its workers where something is in their way: the extension
-# is missing, new, of another version; the database goes; somebody has a lock,
-# a trigger, settings; a process is killed; there is no worker, no disk.  In
-# each case nothing recorded is lost that can still be written, the log has one
-# line and no storm, and it goes on when the trouble is over.
+# The launcher and its workers with obstacles: the extension is missing, new, or of
+# another version; the database disappears; there is a lock, a trigger, a setting;
+# a process is killed; there is no free worker or no disk space.  In each case,
+# all recorded usage that can still be written is written.  The log gets one
+# message and not many, and work resumes when the trouble is over.
 
 use strict;
 use warnings;
@@ -14,7 +14,7 @@ use Test::More;
 
 my $place = PostgreSQL::Test::Utils::tempdir_short();
 
-# With a flag file there, no relation of a database can be written or grow.
+# While the flag file exists, no relation of a database can be written or extended.
 my $no_space = "$place/no_space";
 my $shim = "$place/no_space.so";
 my $shimmed = build_library($shim, q{
@@ -84,7 +84,7 @@ $node->safe_psql('postgres', q{
 	CREATE ROLE regress_apitoken_owner LOGIN;
 	CREATE ROLE regress_apitoken_weak;
 });
-# The databases: control, which nothing happens to; app, to which everything does.
+# The databases: control stays undisturbed; everything happens to app.
 my %token;
 sub install
 {
@@ -100,7 +100,7 @@ sub use_it
 	return;
 }
 sub accepted { my ($database) = @_; return $node->safe_psql($database, q{SELECT accepted FROM used WHERE label = 't'}); }
-# Written by the launcher, not by who asks.
+# The launcher writes it; the session that asks does not.
 sub comes_to
 {
 	my ($database, $count, $name) = @_;
@@ -112,7 +112,7 @@ sub mark { $mark = log_mark($node); return; }
 sub told { my ($pattern) = @_; $node->wait_for_log($pattern, $mark); return; }
 # (not what a session was answered)
 my $any_trouble = qr/(?:WARNING|LOG|FATAL):  .*(?:could not write token usage|exited before writing|could not start background worker|could not run maintenance)/;
-# Several tries later the log still has it once, and nothing else of the kind.
+# After several tries the log still has the message once, and no similar ones.
 sub told_once
 {
 	my ($pattern, $name) = @_;
@@ -135,8 +135,8 @@ sub tries
 	cmp_ok(scalar keys %seen, '>=', $count, "$name: tried again");
 	return;
 }
-# Trouble of one kind is over: it is written, told once more, and the launcher's
-# patience, which doubles, starts anew.
+# One kind of trouble is over: the usage is written, the log gets one more message,
+# and the launcher's delay, which doubles each time, starts anew.
 my %count;
 sub over
 {
@@ -154,7 +154,7 @@ $node->safe_psql('postgres', "CREATE DATABASE $_") foreach 'control', 'app';
 install($_) foreach 'control', 'app';
 $count{app} = 0;
 
-# One launcher, without a database; no worker that stays.
+# There is one launcher, without a database, and no worker stays.
 is($node->safe_psql('postgres', q{SELECT count(*), count(datid) FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}), '1|0', 'one launcher, without a database');
 use_app(3);
 comes_to('app', 3, 'by a worker');
@@ -165,7 +165,7 @@ ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activi
 foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'LOCK TABLE apitoken.token_usage IN SHARE MODE',
 	'LOCK TABLE apitoken_internal.token_records IN ACCESS EXCLUSIVE MODE', 'SELECT 1 FROM apitoken.token_usage FOR UPDATE', 'COMMENT ON EXTENSION apitoken IS NULL')
 {
-	# used before: a locked token_records nobody can read
+	# used before, because nobody can read a locked token_records
 	my $blocker = $node->background_psql('app', on_error_stop => 0);
 	my $user = $node->background_psql('app', on_error_stop => 0);
 	$user->query("SELECT 1 / v.valid::int FROM apitoken.verify('$token{app}') v");
@@ -173,7 +173,8 @@ foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'L
 	mark();
 	if ($lock =~ /token_records/)
 	{
-		# recorded but not yet written when the lock comes: by another lock before
+		# the use is recorded but not yet written when the lock comes: an earlier lock
+		# held up the flush
 		my $holder = $node->background_psql('app', on_error_stop => 0);
 		$holder->query('BEGIN; COMMENT ON EXTENSION apitoken IS NULL');
 		use_app(2);
@@ -210,7 +211,7 @@ told(qr/could not write token usage in database "app": extension "apitoken" has 
 tries('app', 3, 'another version');
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'another version: flush_usage() fails');
 told_once(qr/has version 0\.0/, 'another version');
-# also one that lacks a table of this version's
+# also a version without one of this version's tables
 $node->safe_psql('app', 'ALTER EXTENSION apitoken DROP TABLE apitoken.events');
 tries('app', 2, 'another version, without a table');
 $node->safe_psql('app', 'ALTER EXTENSION apitoken ADD TABLE apitoken.events');
@@ -220,7 +221,7 @@ over('another version');
 
 # ----- what the owner of the tables may do -------------------------------------
 
-# A trigger that fails, that waits, a rule.
+# A trigger that fails, a trigger that waits, a rule, and a constraint.
 my %obstacle = (
 	trigger => [ q{CREATE FUNCTION public.obstacle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'obstacle'; END$$;
 		CREATE TRIGGER obstacle BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION public.obstacle()}, qr/obstacle/, 'DROP FUNCTION public.obstacle CASCADE' ],
@@ -242,7 +243,8 @@ foreach my $kind (sort keys %obstacle)
 	over($kind);
 }
 
-# An owner who is no superuser does not become one: a worker's session is one's.
+# An owner that is not a superuser must not become one, although a worker's session
+# is a superuser's.
 my @tables = qw(apitoken.token_usage apitoken.token_usage_daily apitoken_internal.token_records);
 $node->safe_psql('app', q{
 	GRANT CREATE, USAGE ON SCHEMA public TO regress_apitoken_owner;
@@ -283,7 +285,7 @@ foreach my $timing ('', 'DEFERRABLE INITIALLY DEFERRED')
 	$node->safe_psql('app', 'DROP FUNCTION public.climb() CASCADE; TRUNCATE public.seen');
 	comes_to('app', $count{app}, 'without it');
 }
-# by a trigger at once whose own work is deferred
+# an immediate trigger that defers its own work
 $node->safe_psql('app', q{SET SESSION AUTHORIZATION regress_apitoken_owner;
 	CREATE FUNCTION public.climb() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN ALTER ROLE regress_apitoken_owner SUPERUSER; RETURN NULL; END$$;
 	CREATE CONSTRAINT TRIGGER climb AFTER INSERT ON public.seen DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.climb();
@@ -300,8 +302,8 @@ $node->safe_psql('app', join ';', map({ "ALTER TABLE $_ OWNER TO CURRENT_USER" }
 
 # ----- settings ----------------------------------------------------------------
 
-# of the database, of the role whose session a worker's is; and objects in the
-# way of its search_path.  Any of these that counted would have it fail.
+# Settings of the database, and of the role that the worker's session belongs to;
+# and objects in its search_path.  The worker would fail if any of them counted.
 mark();
 $node->safe_psql('app', q{
 	CREATE SCHEMA hostile;
@@ -334,12 +336,13 @@ foreach my $setting (@settings)
 	foreach my $target ('DATABASE app', "ROLE $superuser IN DATABASE app")
 	{
 		next if $name eq 'role' && $target =~ /ROLE/;
-		# the use first, with the flush held up, by one whom the settings do not bother
+		# the use comes first, from a session that the settings do not affect; a lock
+		# holds up the flush
 		my $holder = $node->background_psql('app', on_error_stop => 0);
 		$holder->query('BEGIN; SELECT 1 FROM apitoken.token_usage FOR UPDATE');
 		use_app(1);
 		my $since = $node->safe_psql('postgres', "ALTER $target SET $name = $value; SELECT clock_timestamp()");
-		# a worker that has met the setting, and waits in spite of a lock_timeout
+		# a worker that started with the setting, and waits in spite of a lock_timeout
 		ok($node->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_stat_activity
 			WHERE backend_type = 'apitoken worker' AND datname = 'app' AND backend_start > '$since' AND wait_event_type = 'Lock'"), "$name of $target: a worker");
 		$holder->query('COMMIT');
@@ -358,7 +361,7 @@ is(in_log($node, qr/hostile/, $mark), 0, 'nothing hostile was met');
 
 $node->append_conf('postgresql.conf', q{apitoken.flush_interval = '1h'});
 $node->reload;
-# the launcher has read it when a use is left where it is
+# once the launcher has read it, a use stays unwritten
 ok($node->poll_query_until('postgres', q{SELECT setting = '3600000' FROM pg_settings WHERE name = 'apitoken.flush_interval'}), 'an interval of an hour');
 use_app(1);
 $node->append_conf('postgresql.conf', q{apitoken.flush_interval = '100ms'});
@@ -435,14 +438,14 @@ is(in_log($node, qr/apitoken launcher.*exited/, $mark), 1, 'told once');
 
 # ----- no free worker ----------------------------------------------------------
 
-# One place is the launcher's, one logical replication's: none is left.
+# The launcher takes one slot, logical replication the other: none is left.
 mark();
 $node->append_conf('postgresql.conf', 'max_worker_processes = 2');
 $postmaster_env->(sub { $node->restart });
 use_app(2);
 told(qr/WARNING:  could not start background worker to write token usage/);
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 53000]', 'no free worker: flush_usage()');
-# several intervals later: such a try leaves no trace
+# several intervals later: such tries leave no trace
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
 told_once(qr/there is no background worker/, 'no free worker');
 is(accepted('app'), $count{app} - 2, 'no free worker: not written');
@@ -514,8 +517,8 @@ ok($node->poll_query_until('control', 'SELECT entries = 0 FROM apitoken.stats'),
 is(in_log($node, qr/database "gone".*not installed/, $mark), 1, 'dropped: told once');
 is(in_log($node, qr/database "gone"/, $mark) - in_log($node, qr/lock timeout/, $mark), 1, 'dropped: and nothing else, but of the lock before');
 
-# It is there but not committed: uses within that transaction are written after
-# it, those of an earlier one are not.
+# The extension exists but is not committed: uses within that transaction are
+# written after it, earlier uses are not.
 mark();
 {
 	my $maker = $node->background_psql('gone', on_error_stop => 0);
@@ -530,7 +533,7 @@ mark();
 comes_to('gone', 1, 'created');
 is(in_log($node, qr/could not write/, $mark), 1, 'being created: told once');
 
-# While a flush runs, DROP EXTENSION waits for it and no longer.
+# While a flush runs, DROP EXTENSION waits for it, but no longer.
 mark();
 {
 	my $blocker = $node->background_psql('gone', on_error_stop => 0);
@@ -550,7 +553,7 @@ mark();
 ok($node->poll_query_until('control', 'SELECT entries = 0 FROM apitoken.stats'), 'and nothing is left in memory');
 is(in_log($node, qr/deadlock/, $mark), 0, 'without a deadlock');
 
-# ----- databases that go, are copied, are closed -------------------------------
+# ----- databases that are dropped, copied, closed ------------------------------
 
 # Under constant load in another database, and with recent uses in this one.
 my $load_file = "$PostgreSQL::Test::Utils::tmp_check/load.sql";
@@ -570,7 +573,7 @@ foreach my $round (1 .. 5)
 	is(run('DROP DATABASE passed', database => 'postgres'), '', "round $round: dropped");
 	is(run('DROP DATABASE passing_copy', database => 'postgres'), '', "round $round: and the copy");
 }
-# while a worker is in it, which waits for a lock
+# while a worker in it waits for a lock
 $node->safe_psql('postgres', 'CREATE DATABASE passing');
 install('passing');
 {
@@ -600,7 +603,7 @@ my $control = $node->safe_psql('control', q{SELECT accepted FROM used WHERE labe
 cmp_ok($control, '>', $count{control}, 'and those of the load are written');
 $count{control} = $control;
 
-# closed to connections: kept until it is open again
+# closed to connections: the usage is kept until it is open again
 mark();
 {
 	my $blocker = $node->background_psql('app', on_error_stop => 0);

@@ -1,12 +1,11 @@
-# Rate limits: never more than the limit and the burst, never less either, by
-# many clients at once; nobody uses it up who has not the secret; what happens
-# on an edit, a restart, a standby, in a full memory, and without shared preload.
+# Rate limits: many clients together get exactly the limit and the burst.  Only
+# requests that know the secret count.  Also: edits, a restart, a standby, full
+# memory, and no shared preload.
 #
-# A limit of n a minute is a burst of n, and then one each 60/n seconds.  How
-# many may be accepted is computed from the time that really passed, measured
-# generously on either side, so that a slow machine fails nothing.  A limit of
-# 1 a minute shows the slightest use: whatever comes second within a minute is
-# refused.
+# A limit of n a minute is a burst of n, and then one use every 60/n seconds.  The
+# expected number is computed from the time that really passed.  That time has a
+# generous margin on both sides, so that no test fails on a slow machine.  A limit
+# of 1 a minute shows every use: the second use within a minute is refused.
 
 use strict;
 use warnings;
@@ -43,7 +42,8 @@ sub limited { return of_ann("rate_limit_per_minute => $_[0]"); }
 sub edit { my ($token, $limit) = @_; $node->safe_psql('postgres', "UPDATE apitoken.tokens SET rate_limit_per_minute = $limit WHERE id = (apitoken.parse('$token')).id"); }
 sub seconds { return clock_gettime(CLOCK_MONOTONIC); }
 
-# Ask so many times, as fast as can be; how many were accepted, and how long it took.
+# Ask so many times, as fast as possible.  Returns how many were accepted, and how
+# long it took.
 sub uses
 {
 	my ($token, $times, $database) = @_;
@@ -53,7 +53,7 @@ sub uses
 	return ($accepted, seconds() - $before);
 }
 
-# Were these the uses that `left` and a limit allow within that time?
+# Are these the uses that `left` and a limit allow within that time?
 sub is_within
 {
 	my ($accepted, $elapsed, $left, $limit, $what) = @_;
@@ -75,14 +75,15 @@ foreach my $limit (1, 2, 7, 60, 1000)
 	my $token = limited(1_000_000);
 
 	is((uses($token, 20_000))[0], 20_000, 'limit 1000000: 20000 at once');
-	# a fiftieth is used, of the new limit as well
+	# a fiftieth is used up, and that share counts for the new limit as well
 	edit($token, 100);
 	is_within(uses($token, 300), 98, 100, 'of which then 100 remain 98');
 }
 
 # ----- many clients at once ----------------------------------------------------
 
-# pgbench with a file for each token; what was seen of each, and how long it took
+# pgbench with a file for each token.  Returns how long it took, and the number of
+# accepted uses of each token.
 sub bench_tokens
 {
 	my ($transactions, %tokens) = @_;
@@ -111,8 +112,8 @@ sub bench_tokens
 		split /\n/, $node->safe_psql('postgres', q{SELECT token, count(*) FILTER (WHERE verdict = 'valid') FROM seen GROUP BY 1});
 }
 
-# All clients meet a token that has not been used before, which each of them
-# may be the first to record.
+# All clients use a token that has not been used before.  Each of them may be the
+# first to record it.
 {
 	my ($elapsed, %accepted) = bench_tokens(100, fresh => limited(60));
 
@@ -127,9 +128,9 @@ sub bench_tokens
 	is_within($accepted{many}, $elapsed, 1200, 1200, 'the one with the higher limit');
 }
 
-# Four sessions in tight loops, which read and move on the same time at once: a
-# step that gets lost is a use too many, and the time is measured so closely
-# that a few show (a thousandth is for a clock that is being adjusted).
+# Four sessions in tight loops read and advance the same time concurrently.  A lost
+# step is a use too many.  The time is measured so closely that a few of them show
+# (the margin of a thousandth is for a clock that is being adjusted).
 {
 	my $limit = 60_000;
 	my $token = limited($limit);
@@ -150,8 +151,8 @@ sub bench_tokens
 		$limit, $limit, 'in tight loops');
 }
 
-# What is earned is given, to the last use: from a time when all was used up,
-# while many ask, to the time when the rest is asked for.
+# Every use that the limit allows is accepted.  This counts from the time when all
+# is used up, through the time while many ask, until the rest is used.
 {
 	my $limit = 6000;
 	my $token = limited($limit);
@@ -186,7 +187,7 @@ sub bench_tokens
 	like(run("BEGIN; " . verdict($token) . " SELECT 1/0; ROLLBACK; " . verdict($token)), qr/^valid rate_limited \[ERROR: 22012:/, 'and one in a transaction that failed');
 }
 
-# authenticate(), and the setting: one use for each time that the token is verified
+# authenticate() and the setting: each verification of the token is one use
 {
 	my $token = limited(1);
 	my $limited = qr/\[ERROR: 28000: invalid token DETAIL: Verdict: rate_limited\. HINT: Try again in \d+\.\d{3} seconds\.\]$/;
@@ -196,7 +197,7 @@ sub bench_tokens
 	like(run("BEGIN; SELECT valid FROM apitoken.authenticate('$token'); COMMIT;"), qr/^$limited/, 'and then 28000 that says when');
 	is(run(verdict($token)), 'rate_limited', 'verify() counts the same uses');
 	like(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); COMMIT;"), qr/^$limited/, 'and so does the setting');
-	# a subtransaction that is given up does not help
+	# an aborted subtransaction does not help
 	like(run(qq{BEGIN; DO \$\$
 		BEGIN
 			FOR i IN 1 .. 100 LOOP
@@ -212,14 +213,14 @@ sub bench_tokens
 	is(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); SELECT apitoken.can('a:b'); SELECT count(*) FROM apitoken.tokens; COMMIT;"),
 		'ann t 0', 'the setting: one use a transaction');
 	like(run("BEGIN; SET LOCAL apitoken.token = '$token'; SELECT apitoken.current_user_id(); COMMIT;"), qr/^$limited/, 'and then 28000');
-	# an identity that was taken back is verified anew
+	# an identity that was rolled back is verified again
 	$token = limited(2);
 	my $anew = "BEGIN; SET LOCAL apitoken.token = '$token'; SAVEPOINT s; SELECT apitoken.current_user_id(); ROLLBACK TO s; SELECT apitoken.current_user_id(); COMMIT;";
 	is(run($anew), 'ann ann', 'ROLLBACK TO a savepoint before the first use of the setting');
 	is(run(verdict($token)), 'rate_limited', 'makes it two');
 }
 
-# ----- who uses it up ----------------------------------------------------------
+# ----- which requests use it up ------------------------------------------------
 
 # the text of a token with its checksum
 sub with_checksum
@@ -247,7 +248,7 @@ sub with_checksum
 	my $id = $node->safe_psql('postgres', "SELECT (apitoken.parse('$token')).id");
 	my $valid = "SELECT verdict FROM apitoken.verify('$token', 'article:read', NULL, '10.1.2.3');";
 	my ($begin) = $token =~ /^(apt_usr_.{22})/;
-	# around the triggers, as time and a restore would
+	# bypass the triggers, as the passage of time and a restore do
 	my $set = sub { $node->safe_psql('postgres', "SET session_replication_role = replica; UPDATE apitoken_internal.token_records SET $_[0] WHERE id = '$id'"); };
 	my $all = sub { my ($text, $arguments) = @_; return run("SELECT DISTINCT (apitoken.verify('$text'$arguments)).verdict FROM generate_series(1, 1000);"); };
 
@@ -270,14 +271,14 @@ sub with_checksum
 		$set->("$state->[0] = NULL");
 	}
 	is(run("BEGIN; SELECT apitoken.revoke_by_token('$token'); ROLLBACK;"), 't', 'a revocation that was rolled back');
-	# who lacks the capability
+	# a role that lacks the capability
 	like(run_as('regress_apitoken_stranger', $valid x 3), qr/^\[ERROR: 42501: permission denied for function verify ERROR: 42501/, 'somebody who may not verify');
 	is(run("SELECT retry_after IS NULL, verdict FROM apitoken.verify('$token', 'article:read', NULL, '10.1.2.3');"), 't|valid',
 		'none of that used up the one use a minute that it has');
 	is(run($valid), 'rate_limited', 'which then is gone');
 	is($all->($token, q{, NULL, NULL, '192.0.2.1'}), 'network_refused', 'what else is wrong is told first');
 
-	# limited, it can be ended by its text
+	# while it is limited, its text can still revoke it
 	is(run("SELECT apitoken.revoke_by_token('$token');"), 't', 'a limited token is revoked by its text');
 	is(run($valid), 'revoked', 'and is');
 }
@@ -288,7 +289,7 @@ sub with_checksum
 	my $token = limited(600);
 
 	uses($token, 1000);
-	# whoever waits as long as was said is accepted, each time
+	# a client that waits for retry_after is accepted, each time
 	is(run_as($superuser, qq{DO \$\$
 		DECLARE
 			v apitoken.verification;
@@ -326,7 +327,7 @@ sub with_checksum
 	is((uses($token, 500))[0], 500, 'without a limit it goes on at once');
 	edit($token, 1);
 	is(run(verdict($token)), 'rate_limited', 'with one again it is still used up: to clear a limit forgets nothing');
-	# the share of the minute that is used stays; the rest comes at the new rate
+	# the used share of the minute stays; the rest is refilled at the new rate
 	edit($token, 6000);
 	# (pg_sleep_for() itself answers an empty line)
 	is(run("SELECT pg_sleep_for(coalesce(retry_after, '0')) FROM apitoken.verify('$token');" . verdict($token)), ' valid', 'raised, it is accepted within moments');
@@ -346,7 +347,7 @@ sub with_checksum
 	is(run(verdict($token) x 2), 'valid valid', 'and one that is');
 	$editor->quit;
 
-	# a new secret is no new budget, and two secrets have one
+	# a new secret does not get a new budget: two secrets share one
 	$token = limited(3);
 	my $new = $node->safe_psql('postgres', "SELECT token FROM apitoken.regenerate_token((apitoken.parse('$token')).id, overlap => '1 hour')");
 	is(run(verdict($token) . verdict($new) . verdict($token) . verdict($new) . verdict($token)), 'valid valid valid rate_limited rate_limited', 'old and new secret share the limit');
@@ -383,7 +384,7 @@ is(run(verdict($here) x 2), 'valid rate_limited', 'and so does a crash');
 
 # ----- memory is full ----------------------------------------------------------
 
-# The launcher looks when it is asked to, and otherwise only each hour.
+# The launcher works on request, and otherwise only once an hour.
 $node->append_conf('postgresql.conf', "apitoken.usage_slots = 64\napitoken.flush_interval = '1h'");
 $node->restart;
 $node->safe_psql('postgres', q{
@@ -409,7 +410,7 @@ $node->safe_psql('postgres', q{
 	cmp_ok(stat_of($node, 'limits'), '<=', 64, 'no more entries than slots');
 	is((uses(of_ann("description => ''"), 200))[0], 200, 'tokens without a limit are accepted all the time');
 
-	# those that were refused get their turn when the others' time has come
+	# the refused tokens get their turn when the others' time is over
 	my $late = $node->safe_psql('postgres', q{SELECT crowd.token FROM crowd JOIN seen ON seen.token = n::text WHERE verdict = 'rate_limited' ORDER BY n LIMIT 1});
 	SKIP:
 	{

@@ -1,5 +1,5 @@
-# apitoken.stats: who may read it, what it counts, and what it shows without
-# shared preload.
+# apitoken.stats: which roles may read it, what it counts, and what it shows
+# without shared preload.
 
 use strict;
 use warnings;
@@ -24,7 +24,7 @@ $node->safe_psql('other', 'CREATE EXTENSION apitoken');
 
 run_on($node);
 
-# ----- who may read it -----------------------------------------------------------
+# ----- which roles may read it ---------------------------------------------------
 
 my $look = 'SELECT preloaded FROM apitoken.stats; SELECT preloaded FROM apitoken_internal.read_stats();';
 
@@ -97,7 +97,7 @@ is(run('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage W
 is(run('SELECT flushes, last_flush_at IS NULL FROM apitoken.stats', database => 'other'), '1|t', 'the other database has not been written to');
 is(run('SELECT apitoken.flush_usage(); SELECT flushes FROM apitoken.stats'), ' 1', 'with nothing to write nothing is');
 
-# a flush that fails, and why
+# a flush that fails, and the reason
 my $blocker = $node->background_psql('postgres', on_error_stop => 0);
 $blocker->query('BEGIN; LOCK apitoken.token_usage, apitoken.events');
 # (a session that has not verified before does not wait for these tables either)

@@ -1,6 +1,6 @@
-# Housekeeping and its settings where they come from outside: configuration
-# files, the database, the connection's options; on a standby; during a restore;
-# and two of them at once with everything that changes tokens, under load.
+# Housekeeping with settings from outside: configuration files, the database, the
+# connection's options.  Also on a standby, during a restore, and two runs at once
+# under load, together with everything that changes tokens.
 
 use strict;
 use warnings;
@@ -37,15 +37,15 @@ $standby->stop;
 
 # ----- settings ------------------------------------------------------------------
 
-# What the administrator configured is not to be had when a connection's options
-# hide it (unless it was preloaded: then the connection itself is refused).  The
-# default must not take its place.
+# A connection's options can hide the value that the administrator configured.
+# (With the library preloaded, the connection itself is refused.)  The default must
+# not replace that value.
 sub configure
 {
 	my ($value) = @_;
 	$primary->append_conf('postgresql.conf', "apitoken.usage_retention = '$value'");
 	$primary->reload;
-	# (the library is not loaded there: the value is shown as it stands)
+	# (the library is not loaded there, so the value is shown as it was written)
 	$primary->poll_query_until('postgres', "SELECT current_setting('apitoken.usage_retention', true) = '$value'") or die;
 }
 $primary->append_conf('postgresql.conf', "apitoken.retention = '365d'");
@@ -66,11 +66,11 @@ foreach my $preload ('', 'apitoken')
 	is($primary->safe_psql('postgres', "BEGIN; $removed; ROLLBACK"), '0|0|4', "$how, a superuser's options count");
 }
 $primary->safe_psql('postgres', 'ALTER ROLE regress_apitoken_cron RESET ALL');
-# nor does anybody else's SET before the library is loaded
+# another role's SET before the library is loaded does not count either
 ($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; SET apitoken.usage_retention = '1d'; $removed", @cron);
 is($out, '0|0|0', "somebody's SET before the library is loaded does not count");
 
-# a value that is not valid: again not the default
+# an invalid value: again the default must not replace it
 foreach my $value ('30', '0', '23h', '-2', 'x', '', '25 yaers', '-1 day')
 {
 	configure($value);
@@ -103,7 +103,7 @@ $primary->safe_psql('postgres', q{ALTER DATABASE postgres SET apitoken.usage_ret
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|4', "the database's own setting counts");
 $primary->safe_psql('postgres', q{ALTER DATABASE postgres RESET apitoken.usage_retention});
 
-# ----- a restore that has not come to the usage, or to the tokens, yet -----------
+# ----- a restore that has not reached the usage, or the tokens, yet --------------
 
 my $place = PostgreSQL::Test::Utils::tempdir_short();
 $primary->safe_psql('postgres', q{
@@ -134,8 +134,9 @@ foreach my $first ('token_records', 'token_usage')
 
 # ----- all at once ---------------------------------------------------------------
 
-# Nobody fails and nobody deadlocks; each revocation has one event; and in the end
-# what was due is done.  (That a use in time keeps a token is in the isolation tests.)
+# Nothing fails and nothing deadlocks.  Each revocation has one event.  In the end
+# everything that was due is done.  (The isolation tests show that a timely use
+# keeps a token.)
 $primary->safe_psql('postgres', q{
 	DELETE FROM apitoken_internal.token_records;
 	CREATE TABLE secret AS SELECT i, t.* FROM generate_series(1, 400) i, apitoken.create_token('load ' || i, 'acme', expires_in => CASE WHEN i % 3 = 0 THEN '1 year'::interval END) t;

@@ -1,6 +1,6 @@
-# Housekeeping by the worker: once a day in each database that it knows, over
-# restarts as well; what it does when it fails, or a flush leaves it no time.
-# And what it and the launcher make of a clock that is set back.
+# Housekeeping by the worker: once a day in each database that it knows, also
+# across restarts; what happens when it fails, or when a flush leaves it no time;
+# and what it and the launcher do when the clock is set back.
 
 use strict;
 use warnings;
@@ -9,7 +9,7 @@ use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# With a flag file there, the server's clock is two days behind.
+# While the flag file exists, the server's clock is two days behind.
 my $place = PostgreSQL::Test::Utils::tempdir_short();
 my $behind = "$place/behind";
 my $shimmed = build_library("$place/clock.so", q{
@@ -55,7 +55,7 @@ sub new_database
 	fill($database, 'first');
 }
 
-# As if made 40 days ago; one of them revoked 2 years ago.
+# They look as if created 40 days ago; one of them was revoked 2 years ago.
 sub fill
 {
 	my ($database, $round) = @_;
@@ -108,7 +108,7 @@ ok(use_and_flush('app') && use_and_flush('app'), 'nor after a restart');
 is(state_of('app', 'second'), $untouched, 'which does not forget when it was');
 is($node->safe_psql('app', q{SELECT tokens_revoked, digests_cleared, tokens_removed FROM apitoken.run_maintenance()}), '1|1|1', 'run_maintenance() does it whenever it is called');
 
-# a crash does forget it
+# a crash forgets it
 fill('app', 'third');
 $node->stop('immediate');
 $node->start;
@@ -131,7 +131,8 @@ is(state_of('failing', 'first'), $untouched, 'nothing is done by halves');
 
 # ----- a flush that takes most of the worker's time --------------------------------
 
-# Three of its four seconds; housekeeping would take half of them.
+# The flush takes three of the worker's four seconds; housekeeping needs half of
+# the four.
 new_database('slow');
 $node->safe_psql('slow', q{
 	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(tg_argv[0]::float8); RETURN NULL; END$$;

@@ -1,9 +1,9 @@
-# PostgREST in front of the database, as examples/postgrest sets it up: who each
-# request is, the management of tokens over HTTP, refusals as HTTP statuses, and
-# nobody left behind in a pooled connection.
+# PostgREST in front of the database, as examples/postgrest sets it up: the identity
+# of each request, the management of tokens over HTTP, and refusals as HTTP
+# statuses.  No identity may stay behind in a pooled connection.
 #
-# The requests are replayed, statement by statement (ApitokenPostgREST.pm); the
-# same ones go through a real postgrest where there is one on the PATH.
+# The requests are replayed, statement by statement (ApitokenPostgREST.pm).  If a
+# real postgrest is on the PATH, the same requests go through it as well.
 
 use strict;
 use warnings;
@@ -25,7 +25,7 @@ sub ask_api { my ($method, $target, $body, %headers) = @_; return $api->request(
 sub manage { my ($method, $target, $body, %headers) = @_; return ask_api($method, $target, $body, %profile, %headers); }
 sub whoami { return manage('GET', '/rpc/whoami', undef, @_)->{body}; }
 
-# Who a request is, in words.
+# The identity of a request, in words.
 sub request_is
 {
 	my $who = whoami(@_);
@@ -42,7 +42,7 @@ sub refused_with
 }
 sub lines { my ($key, $rows) = @_; return join ' ', map { $_->{$key} } @$rows; }
 
-# The database of an application, by the example's own file.
+# The database of an application, set up by the example's own file.
 sub set_up
 {
 	my ($node) = @_;
@@ -247,7 +247,7 @@ sub api_tests
 	is($answer->{headers}{'www-authenticate'}, 'Bearer error="invalid_request"', 'likewise');
 	refused_with(manage('POST', '/rpc/create_token', { label => 'x' }, 'X-API-Key' => 'garbage', @ada), 401, 'invalid_token', 'by POST, with a JWT beside it');
 
-	# where the client is: the header that the proxy sets, and nothing else
+	# the client's address: the header that the proxy sets, and nothing else
 	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $deploy->{token}), 403, 'network_refused', 'from nowhere');
 	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $deploy->{token}, 'X-Real-IP' => '203.0.113.7'), 403, 'network_refused', 'from elsewhere');
 	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $deploy->{token}, 'X-Forwarded-For' => '192.0.2.7'), 403, 'network_refused', 'by another header');
@@ -263,11 +263,11 @@ sub api_tests
 	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $ended->{token}), 401, 'invalid_token', 'is refused at the next request');
 	refused_with(manage('POST', '/rpc/regenerate_token', { id => $ended->{id} }, @ada), 500, '55000', 'and is regenerated no more: PostgREST makes 500 of that');
 
-	# the request is taken back by Prefer: tx=rollback, and with it what it made
+	# Prefer: tx=rollback rolls back the request and everything that it created
 	is(manage('POST', '/rpc/create_token', { label => 'trial' }, @ada, Prefer => 'tx=rollback')->{status}, 200, 'a trial');
 	is(@{ manage('GET', '/tokens?label=eq.trial', undef, @ada)->{body} }, 0, 'leaves nothing');
 
-	# ---- one request after the other: nobody stays
+	# ---- one request after the other: no identity stays
 
 	my %visitors = (
 		'none - - anon' => [],
@@ -285,7 +285,7 @@ sub api_tests
 	for (1 .. 400)
 	{
 		my $name = $names[ int rand @names ];
-		# now and then something that fails in the main query, or is taken back
+		# now and then a request that fails in the main query, or is rolled back
 		ask_api('POST', '/articles', { organization_id => 'globex', title => 'x' }, @{ $visitors{$name} }) if rand() < 0.1;
 		manage('POST', '/rpc/create_token', { label => "rolled back $_" }, @{ $visitors{$name} }, Prefer => 'tx=rollback') if rand() < 0.1;
 		my $got = request_is(@{ $visitors{$name} });
@@ -318,7 +318,7 @@ sub connection_tests
 
 	is(join('|', @{ $user->[0] }), 'authenticator|authenticator||none', 'between requests the connection is nobody\'s');
 
-	# what was sent for one request is PostgREST's sequence
+	# the statements of one request are those that PostgREST sends
 	@{ $api->{statements} } = ();
 	ask_api('GET', '/rpc/can?permission=article:read');
 	is(join("\n", map { s/^(.{60}).*/$1/r } @{ $api->{statements} }), join("\n", 'BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY',
@@ -328,7 +328,7 @@ sub connection_tests
 	cmp_ok(scalar(keys %{ $api->{prepared} }), '>', 10, 'they are prepared');
 }
 
-# Functions that PostgREST publishes: what it asks of them.
+# What PostgREST requires of the functions that it publishes.
 sub function_tests
 {
 	my ($node) = @_;
@@ -338,7 +338,7 @@ sub function_tests
 	my %volatility = (
 		# reads, by GET
 		(map { $_ => 's' } qw(list_tokens whoami can organizations_allowed current_user_id current_organization_id current_token_id current_role_name current_groups)),
-		# writes; and what takes the text of a token, which must not stand in a URL
+		# writes; and functions that take a token's text, which must not be in a URL
 		(map { $_ => 'v' } qw(create_token regenerate_token revoke_token revoke_tokens revoke_by_token introspect verify authenticate pre_request)));
 	my %found = map { split /\|/ } split /\n/, $node->safe_psql('app', "SELECT proname, provolatile FROM ($functions) f WHERE proname IN (" . join(', ', map { "'$_'" } sort keys %volatility) . ')');
 
@@ -353,11 +353,11 @@ sub function_tests
 		'can', 'can() alone has an argument that PostgREST cannot pass, for which setup.sql has a function');
 	is($node->safe_psql('app', "SELECT string_agg(proname, ' ') FROM ($functions) f WHERE proname IN (" . join(', ', map { "'$_'" } sort keys %volatility) . ") AND coalesce(obj_description(f.oid, 'pg_proc') !~ '^[A-Z].{20,}' OR obj_description(f.oid, 'pg_proc') ~ '\\n', true)"),
 		'', 'each has a comment of one line, its summary in the OpenAPI output');
-	# the token's text is never an argument of what can be asked by GET
+	# the token's text is never an argument of a function that GET can call
 	is($node->safe_psql('app', "SELECT string_agg(proname, ' ') FROM ($functions) f WHERE 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v'"), '', 'what takes a token is volatile');
 }
 
-# The documentation's table says of each SQLSTATE what PostgREST makes of it.
+# The documentation's table gives PostgREST's status for each SQLSTATE.
 sub errors_tests
 {
 	my @rows = slurp_file('docs/errors.md') =~ /^\| `(\w{5})` \|[^|]*\|[^|]*\| ([\d, or]+) \|/mg;
@@ -405,7 +405,7 @@ foreach my $preload (undef, 'shared')
 }
 errors_tests();
 
-# What the documentation shows is the file.
+# The documentation shows the file itself.
 my ($shown) = slurp_file('docs/postgrest.md') =~ /^```conf\n(.*?)^```$/ms;
 is($shown, slurp_file($conf), 'docs/postgrest.md shows the configuration file to the letter');
 done_testing();

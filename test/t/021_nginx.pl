@@ -1,8 +1,8 @@
 # examples/nginx: a token in "Authorization: Bearer" arrives as X-API-Key, JWTs
 # arrive as they are, and the client's address is what nginx says.
 #
-# Debian's nginx with the example's files, in front of a server that answers with
-# the request that it got.
+# Debian's nginx, with the example's files, is in front of a server that answers
+# with the request that it got.
 
 use strict;
 use warnings;
@@ -24,7 +24,7 @@ my $examples = getcwd() . "/examples/nginx";
 my $backend = PostgreSQL::Test::Cluster::get_free_port();
 start_echo('behind', $backend);
 
-# ---- nginx, as somebody who is not root
+# ---- nginx, run by a user other than root
 
 mkdir $directory or die "$directory: $!";
 my $port = PostgreSQL::Test::Cluster::get_free_port();
@@ -98,13 +98,13 @@ foreach my $other ($token =~ s/^apt/a1/r, $token =~ s/^apt_org/mycompany123_usr/
 {
 	is(arrives("Authorization: Bearer $other"), "$other / -", 'of another prefix, or kind');
 }
-# what looks like one of ours goes there to be refused, with an error of ours
+# a text that looks like one of our tokens goes to us, to be refused with our error
 foreach my $bad ('apt_org_x', $token . 'x', 'apt_org_' . 'x' x 8000, 'apt_usr_"quoted";\'%41$http_host')
 {
 	is(arrives("Authorization: Bearer $bad"), "$bad / -", 'a bad one goes there too: ' . substr($bad, 0, 30));
 }
 
-# ---- JWTs and all else arrive as they are
+# ---- JWTs and everything else arrive unchanged
 
 foreach my $value ("Bearer $jwt", "bearer $jwt", 'Bearer', 'Bearer x', "Bearer $token.x.y", "Bearer x.$token.y", "Token $token", "ApiKey $token", $token, 'Basic YXB0X29yZ18=',
 	"Bearer $token $token", "Bearer Bearer $token", "Basic Bearer $token", "Bearer,$token", "Bearer a_org_x", "Bearer apt_xyz_x", "Bearer APT_org_x", "Bearer 1apt_org_x", "Bearer apt_org_", 'Bearer toolongprefix_org_x')
@@ -116,7 +116,7 @@ is(arrives("X-API-Key: $token"), "$token / -", 'X-API-Key as it is');
 is(arrives('X-API-Key: garbage'), 'garbage / -', 'also a bad one');
 is(arrives("x-api-key: $token", "Authorization: Bearer $jwt"), "$token / Bearer $jwt", 'beside a JWT');
 
-# ---- several: none gets lost, so that the request is refused
+# ---- several headers: none gets lost, so that the request is refused
 
 is(arrives("X-API-Key: $token", "Authorization: Bearer $token"), "$token / Bearer $token", 'in both: both arrive');
 is(arrives('X-API-Key: garbage', "Authorization: Bearer $token"), "garbage / Bearer $token", 'in both, a bad one first');
@@ -125,7 +125,7 @@ is(arrives("X-API-Key: x|Bearer $token"), "x|Bearer $token / -", 'in X-API-Key, 
 is(arrives("X-API-Key: |Bearer $token"), "|Bearer $token / -", 'the same');
 like(arrives("Authorization: Bearer $jwt", "Authorization: Bearer $token"), qr{^(400|- / Bearer \Q$jwt\E)$}, 'Authorization twice: refused, or one arrives');
 like(arrives("Authorization: Bearer $token", "Authorization: Bearer $jwt"), qr{^(400|\Q$token\E / -)$}, 'the other way round');
-# headers that some servers take for the same
+# headers that some servers treat as the same
 is(arrives("X_API_Key: $token", "X-API_Key: $token"), '- / -', 'names with _ do not arrive');
 
 # ---- the client's address

@@ -1,8 +1,8 @@
-# examples/postgraphile, with the real PostGraphile from npm: who its clients
-# are and what they may do over GraphQL, how the wrong ones are refused, and
-# that nobody is ever taken for another on its pooled connections.
+# examples/postgraphile, with the real PostGraphile from npm: the identities of its
+# clients, what they may do over GraphQL, and how bad requests are refused.  On its
+# pooled connections, no client may ever be taken for another.
 #
-# Without APITOKEN_NPM_POSTGRAPHILE (see test/README.md) it skips itself.
+# The test is skipped without APITOKEN_NPM_POSTGRAPHILE (see test/README.md).
 
 use strict;
 use warnings;
@@ -29,7 +29,7 @@ $node->command_ok([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', 'example', '
 
 # ---- PostGraphile itself
 
-# What its README says, and what the environment says beyond that.
+# Started as its README says, plus the settings in the environment.
 sub start_postgraphile
 {
 	my ($name, %environment) = @_;
@@ -48,8 +48,8 @@ sub start_postgraphile
 	return;
 }
 
-# request { headers }, QUERY, variables =>, server =>: the response, of which the
-# body is read as JSON.
+# request { headers }, QUERY, variables =>, server =>: the response, with its body
+# decoded from JSON.
 sub request
 {
 	my ($headers, $query, %how) = @_;
@@ -62,8 +62,8 @@ sub request
 	return $response;
 }
 
-# The same in one line: the status, the data, and of each error its code or, if
-# it has none, its message.
+# The same in one line: the status, the data, and for each error its code, or its
+# message if it has no code.
 sub response_line
 {
 	my ($response) = @_;
@@ -124,7 +124,7 @@ my $alice_custom = token_of('alice custom', q{user_id => 'alice', permissions =>
 
 start_postgraphile('postgraphile');
 
-# ---- what the API shows: what setup.sql has in app, nothing else of apitoken's
+# ---- what the API shows: the parts of apitoken that setup.sql has in app, no others
 
 my $fields = 'fields { name }';
 my $shown = request({}, "{ __schema { queryType { $fields } mutationType { $fields } } }")->{body}{data}{__schema};
@@ -153,7 +153,7 @@ check_query({}, 'mutation { createToken(input: {label: "x"}) { result { token } 
 check_query({}, 'mutation { createArticle(input: {article: {title: "x", organizationId: "acme"}}) { article { title } } }',
 	'200 {"createArticle":null} [42501]', 'anonymous writes nothing');
 
-# ---- a bad token is 401, in whatever form it comes, and never anonymous
+# ---- a bad token gets 401 in every form, and is never anonymous
 
 my $unknown = sql(q{SELECT apitoken.generate('org')});
 my $digest = sql(qq{SELECT encode(apitoken.hash('$acme'), 'hex')});
@@ -206,7 +206,7 @@ foreach my $cookie ('cookie-of-nobody', 'cookie-that-expired', '', "' OR true --
 	check_query(cookie($cookie), $who, '401 [sign in again]', "session '$cookie': 401");
 }
 
-# ---- a good one, in each form
+# ---- a good token, in each form
 
 my $token_id = sql(qq{SELECT id FROM apitoken.parse('$acme')});
 foreach my $headers (
@@ -218,7 +218,7 @@ foreach my $headers (
 		"token $token_id api_client 0", join(', ', map { "$_: " . (ref $headers->{$_} ? 'two' : $headers->{$_} =~ s/apt\w+/.../r) } sort keys %$headers));
 }
 
-# ---- who sees what
+# ---- the rows that each identity sees
 
 sub seen
 {
@@ -265,7 +265,7 @@ foreach my $token ($acme_ro, $alice_ro)
 		'mutation { createDraft(input: {draft: {text: "x"}}) { draft { userId } } }',
 		'mutation { createToken(input: {label: "x"}) { result { token } } }',
 		"mutation { updateTokenByRowId(input: {rowId: \"$alice_id\", tokenPatch: {label: \"x\"}}) { token { label } } }",
-		# these ask first whether it may do this to that token, which it never may
+		# these first check whether it may do this to that token; it never may
 		"mutation { regenerateToken(input: {id: \"$alice_id\"}) { result { token } } }",
 		"mutation { revokeToken(input: {id: \"$alice_id\"}) { result } }")
 	{
@@ -277,12 +277,12 @@ foreach my $token ($acme_ro, $alice_ro)
 }
 is(sql('SELECT (SELECT count(*) FROM app.articles), (SELECT count(*) FROM app.drafts), (SELECT count(*) FROM apitoken.events)'), $before, 'nothing was written');
 
-# ---- a user who is signed in manages tokens
+# ---- a signed-in user manages tokens
 
 my $browser = cookie('cookie-of-alice');
 my $make = 'mutation($input: CreateTokenInput!) { createToken(input: $input) { result { rowId token masked expiresAt } } }';
 
-# What createToken or regenerateToken answers, of which the text is a secret.
+# The result of createToken or regenerateToken.  The token's text in it is a secret.
 sub made
 {
 	my ($response) = @_;
@@ -314,7 +314,7 @@ check_query($browser, '{ searchTokens(status: "nonsense") { nodes { label } } }'
 check_query(cookie('cookie-of-bob'), '{ allTokens { nodes { label } } }', '200 {"allTokens":{"nodes":[]}}', 'a developer sees none of the organization\'s');
 check_query(cookie('cookie-of-carol'), "{ tokenByRowId(rowId: \"$deploy->{rowId}\") { label } }", '200 {"tokenByRowId":null}', 'another organization\'s admin neither, by its id');
 
-# whoever may not is told the same, whether the token is there or not
+# without the permission, the error is the same whether the token exists or not
 my $nowhere = '00000000-0000-4000-8000-000000000000';
 foreach my $case ([ 'a developer', cookie('cookie-of-bob') ], [ 'another organization\'s admin', cookie('cookie-of-carol') ], [ 'a token', key($acme) ], [ 'itself', key($deploy->{token}) ])
 {
@@ -341,7 +341,7 @@ my $successor = made(request(key($acme_admin), $make, variables => { input => { 
 is(seen(key($successor->{token})), 'Anvils, New, New', 'a token whose role says so makes another');
 check_query(key($personal->{token}), $make, '200 {"createToken":null} [42501]', 'an ordinary personal token makes no successor', variables => { input => { label => 'x' } });
 
-# suspend, resume, regenerate, revoke: each counts in the next request
+# suspend, resume, regenerate, revoke: each takes effect in the next request
 sub update { my ($patch) = @_; return "mutation { updateTokenByRowId(input: {rowId: \"$deploy->{rowId}\", tokenPatch: {$patch}}) { token { status } } }"; }
 check_query($browser, update('suspendedAt: "2026-01-01T00:00:00Z"'), '200 {"updateTokenByRowId":{"token":{"status":"suspended"}}}', 'suspend');
 check_query(key($deploy->{token}), $who, '401 [suspended]', '... counts at once');
@@ -363,14 +363,14 @@ check_query($browser, $revoke->(', confirmLabel: "Deploy"'), '200 {"revokeToken"
 is(sql("SELECT string_agg(action || ' ' || actor || ' ' || host(client_address), ', ' ORDER BY id) FROM apitoken.events WHERE token_id = '$deploy->{rowId}'"),
 	join(', ', map { "$_ alice 127.0.0.1" } qw(create suspend resume regenerate regenerate revoke)), 'all that was recorded, and from where');
 
-# a user who is suspended may do nothing, at once
+# a suspended user may do nothing, from the next request on
 sql(q{UPDATE apitoken.users SET suspended_at = now() WHERE id = 'alice'});
 is(seen($browser), '', 'a suspended user sees nothing');
 check_query($browser, $make, '200 {"createToken":null} [42501]', '... and makes no token', variables => { input => { label => 'x' } });
 check_query(key($personal->{token}), $who, '401 [suspended]', '... and their tokens are refused');
 sql(q{UPDATE apitoken.users SET suspended_at = NULL WHERE id = 'alice'});
 
-# ---- what clients are told of other errors
+# ---- what clients see of other errors
 
 foreach my $case (
 	[ { label => 'CLI' }, '23505', 'label "CLI" is already in use' ],
@@ -391,13 +391,13 @@ sql('ALTER TABLE app.articles RENAME TO elsewhere');
 check_query($browser, '{ allArticles { totalCount } }', '200 {"allArticles":null} [An error occurred (masked)]', 'what is not about the request is masked');
 sql('ALTER TABLE app.elsewhere RENAME TO articles');
 
-# another site's page can make a browser send a form with the cookie, but no JSON
+# another site's page can make a browser send a form with the cookie, but not JSON
 foreach my $case ([ 'application/x-www-form-urlencoded', 415 ], [ 'multipart/form-data; boundary=x', 415 ], [ 'text/plain', 415 ])
 {
 	check_query({ %$browser, 'content-type' => $case->[0] }, $make, "$case->[1] [Media type '" . ($case->[0] =~ s/;.*//r) . "' is not allowed]", "$case->[0]: $case->[1]");
 }
 
-# ---- networks: the address is that of the HTTP connection, or the proxy's word
+# ---- networks: the address is the HTTP connection's, or the one the proxy passes
 
 my $here = token_of('here', q{organization_id => 'acme', allowed_networks => '{127.0.0.0/8}'});
 my $there = token_of('there', q{organization_id => 'acme', allowed_networks => '{192.0.2.0/24,2001:db8::/32}'});
@@ -416,7 +416,7 @@ foreach my $case ([ '192.0.2.1', 200 ], [ '10.1.1.1, 192.0.2.1', 200 ], [ '2001:
 }
 check_query(key($here), $who, '403 [network_refused]', 'behind a proxy: no header, no address', server => 'proxied');
 
-# ---- hundreds of requests of everybody, by several clients at a time
+# ---- hundreds of requests of all identities, from several clients at a time
 
 sub only { my ($source, $user, $organization, $articles, $drafts) = @_; return join('|', $source, $user // '-', $organization // '-', $articles, $drafts); }
 my @callers = (
@@ -435,7 +435,7 @@ my @callers = (
 	[ key($there), '403' ]);
 my $all = '{ whoami allArticles { nodes { organizationId } } allDrafts { nodes { userId } } }';
 
-# Those who own what was seen.
+# The owners of the rows that were seen.
 sub owners
 {
 	my ($connection) = @_;
@@ -463,7 +463,7 @@ foreach my $client (1 .. $clients)
 
 	if ($pid == 0)
 	{
-		# the child: nothing of the parent's is to be ended or cleaned up here
+		# the child must not stop or clean up anything of the parent's
 		srand($client);
 		foreach (1 .. $rounds)
 		{

@@ -1,7 +1,8 @@
 # The examples for backends, with real drivers: psycopg 3, node-postgres and
-# DBD::Pg.  Exactly these files serve HTTP here, each as its own login with the
-# capabilities that it needs: straight from the server, and through pgbouncer in
-# transaction pooling, with prepared statements and without.
+# DBD::Pg.  The example files themselves serve HTTP here.  Each has a login of its
+# own with the capabilities that it needs.  They connect to the server directly,
+# and through pgbouncer with transaction pooling, with and without prepared
+# statements.
 
 use strict;
 use warnings;
@@ -21,8 +22,8 @@ plan skip_all => 'APITOKEN_NPM_NODE names no directory with the packages of exam
 my ($pooler_version, $pooler_prepares) = pooler_version();
 my $json = JSON::PP->new->utf8->canonical;
 
-# What the programs' own session middleware would know, a header says here.
-# Nobody but the test may do that.
+# A header replaces the programs' own session middleware here.  Only a test may do
+# that.
 my $wsgi = q{
 import sys
 sys.path.insert(0, 'examples/psycopg')
@@ -44,7 +45,7 @@ my $node_http = q{
 const { createServer, createPool } = require(process.cwd() + '/examples/node/server.js');
 createServer({ pool: createPool(), signedInUser: (request) => request.headers['x-test-user'] }).listen(Number(process.argv[1]), '127.0.0.1');
 };
-# Three processes, as a server that forks has them.
+# Three processes, like those of a forking server.
 my $psgi = q{
 use IO::Socket::INET;
 my $app = do './examples/perl/app.psgi' or die $@ || $!;
@@ -184,7 +185,7 @@ sub check_backend
 	$mark = log_mark($node);
 	my $is = sub { my ($got, $expected, $what) = @_; is($got, $expected, "$name, $way: $what"); };
 
-	# who sees what
+	# the rows that each identity sees
 	$is->(http_answer('GET', '/articles'), $unauthorized, 'nobody');
 	$is->(http_answer('GET', '/articles', token => $token{acme}), '200 Anvils', "an organization's token");
 	$is->(http_answer('GET', '/articles', token => $token{globex}), '200 Doomsday devices', "another organization's");
@@ -198,7 +199,7 @@ sub check_backend
 	$is->(http_answer('GET', '/articles', headers => { Authorization => "bEARER  $token{alice}" }), '200 Anvils', 'the scheme has no case');
 	$is->(http_answer('GET', '/nothing', token => $token{acme}), '404 not found', 'another path');
 
-	# a bad token is refused, and is not the session either
+	# a bad token is refused, and the session does not replace it
 	foreach my $bad (@bad)
 	{
 		$is->(http_answer('GET', '/articles', token => $token{$bad}, user => 'alice'), $invalid, "$bad: articles");
@@ -217,7 +218,7 @@ sub check_backend
 	$is->(http_answer('GET', q{/feed/acme'%20OR%20true--}, token => $token{acme}), $scope, 'feed: an organization that is none');
 	like(http_answer('GET', '/feed/acme%00', token => $token{acme}), qr/^4\d\d /, "$name, $way: feed: a NUL in the path");
 
-	# addresses: the client's, as the program passes it
+	# the client's address, as the program passes it
 	$is->(http_answer('GET', '/feed/acme', token => $token{here}), '200 here', 'feed: the network is right');
 	$is->(http_answer('GET', '/articles', token => $token{here}), '200 Anvils', 'articles: the network is right');
 	$is->(http_answer('GET', '/feed/acme', token => $token{elsewhere}), '403 network_refused', 'feed: the network is wrong');
@@ -293,8 +294,7 @@ sub check_backend
 		like(http_answer('POST', '/introspect', %client, json => { token => 'x' }), qr/^415 /, "$name, $way: introspect: JSON");
 	}
 
-	# A capability that the login lacks is no fault of the client's, and nothing
-	# is done without it.
+	# If the login lacks a capability, the client is not blamed, and nothing is done.
 	my $use = $name eq 'psycopg' ? 'manage' : 'use';
 	my %lacks = ($use => [ '500', '200', '200' ], verify => [ '200', '500', '200' ], act => [ '200', '200', '500' ]);
 	foreach my $capability (sort keys %lacks)
@@ -313,7 +313,7 @@ sub check_backend
 	is(join(',', grep { !/^(503 failed|200 Anvils)$/ } @after), '', "$name, $way: after the sessions have ended");
 	is($after[-1], '200 Anvils', "$name, $way: it has new ones");
 
-	# many at once, of one pool
+	# many at once, from one pool
 	is(crowd(qr/(?!)/), '', "$name, $way: many at once, each as who it was");
 	is(crowd(qr/^503 failed$/, sub {
 		foreach my $n (1 .. 20)
@@ -334,7 +334,7 @@ sub check_backend
 	cmp_ok(scalar @sent, '>', 50, "$name, $way: what was sent is in the log");
 	is(join("\n", grep { /\((?!\$1)/ && !/extract|disallow|\ballow/ } @sent), '', "$name, $way: bind parameters, always");
 	is(join(' ', grep { index($log, $token{$_}) >= 0 } grep { length $token{$_} > 20 } sort keys %token), '', "$name, $way: no token is in the log");
-	# pgbouncer has names of its own
+	# pgbouncer uses its own names for them
 	my $named = () = $log =~ /execute (?:$backends{$name}{prepared}|PGBOUNCER_)/g;
 	if ($prepare eq 'off')
 	{
@@ -349,8 +349,8 @@ sub check_backend
 
 sub encode_base64 { require MIME::Base64; return MIME::Base64::encode_base64($_[0], ''); }
 
-# crowd FORGIVEN, MEANWHILE: five clients at once, 40 requests each, of whoever
-# there is.  What was wrong.
+# crowd FORGIVEN, MEANWHILE: five clients at once, 40 requests each, of all
+# identities.  Returns what was wrong.
 sub crowd
 {
 	my ($forgiven, $meanwhile) = @_;
@@ -409,7 +409,7 @@ foreach my $name (sort keys %backends)
 	check_backend($name, $direct, 'on', 'direct');
 	check_backend($name, $pooler, 'off', 'pgbouncer, not prepared');
 }
-# psycopg before 3.2 sends DEALLOCATE ALL, of which pgbouncer may not hear.
+# psycopg before 3.2 sends DEALLOCATE ALL, which some versions of pgbouncer ignore.
 foreach my $name (sort keys %backends)
 {
 	SKIP:

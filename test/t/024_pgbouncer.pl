@@ -1,8 +1,8 @@
-# A pool of three connections behind pgbouncer, in transaction pooling, and eight
-# clients: 10,000 transactions of different users, tokens and nobody, among them
-# clients that vanish, that fail, and that leave our settings behind for the
-# whole session.  Each asks who it is before, during and after, and is never
-# taken for another.
+# pgbouncer with transaction pooling, a pool of three connections, and eight
+# clients.  They run 10,000 transactions of different users, of tokens, and of
+# nobody.  Some clients vanish, some fail, and some leave our settings behind for
+# the whole session.  Each client asks for its identity before, during and after a
+# transaction, and is never taken for another.
 
 use strict;
 use warnings;
@@ -39,8 +39,8 @@ $node->safe_psql('postgres', qq{
 	GRANT SELECT, INSERT ON work TO $login;
 });
 
-# Who may come, and what they are to be told of themselves: source, user,
-# organization, READ ONLY, database role, organizations of the rows seen.
+# The identities, and what each must see of itself: source, user, organization,
+# READ ONLY, database role, organizations of the rows that it sees.
 my $nobody = "none|-|-|off|$login|-";
 my (@users, @tokens, @bad, $distant);
 
@@ -87,7 +87,7 @@ sub execute
 	my ($sql, @values) = @_;
 	my $sth = $dbh->prepare($sql);
 
-	# without values it goes by the simple protocol, and may be several statements
+	# without values it uses the simple protocol, and may be several statements
 	my $done = @values ? $sth->execute(@values) : $dbh->do($sql);
 	if (!$done)
 	{
@@ -97,7 +97,8 @@ sub execute
 	return @values && $sth->{NUM_OF_FIELDS} ? $sth->fetch->[0] : '';
 }
 
-# who: ask who this is; count whose connection it is, and what was left behind there
+# who: ask for the identity; note which connection it is, and which setting was left
+# behind there
 my $ask = q{
 	SELECT concat_ws('|', w->>'source', coalesce(apitoken.current_user_id(), '-'), coalesce(apitoken.current_organization_id(), '-'),
 		current_setting('transaction_read_only'), current_user,
@@ -133,7 +134,7 @@ sub authenticate { return execute('SELECT FROM apitoken.authenticate($1)', $_[0]
 sub act_as { return execute('SELECT FROM apitoken.act_as($1)', $_[0]); }
 sub set { my ($name, $value, $local) = @_; return execute('SELECT set_config($1, $2, $3)', $name, $value, $local // 'true'); }
 
-# BEGIN, nobody, IDENTIFY, who that is, and what else there is
+# BEGIN, still nobody, IDENTIFY, the expected identity, and what the test adds
 sub transaction
 {
 	my ($identify, $is, $more, $end) = @_;
@@ -149,8 +150,8 @@ sub transaction
 	gives('', $end // 'COMMIT');
 }
 
-# Nothing is said, and nobody is there any more: the pooler ends the server's
-# connection, or the transaction.
+# The client disappears without a message: the pooler ends the server's connection,
+# or the transaction.
 sub vanish
 {
 	open(my $socket, '+<&', $dbh->{pg_socket}) or die $!;
@@ -213,7 +214,7 @@ my %ways = (
 		});
 	},
 	'chained' => sub { my $u = pick(@users); transaction(sub { act_as($u->{id}) }, $u->{is}, sub { execute('COMMIT AND CHAIN'); is_now($nobody, 'chained') }) },
-	# gone in the middle
+	# disappears in the middle
 	'gone' => sub { my $t = pick(@tokens); gives('', 'BEGIN'); authenticate($t->{text}); is_now($t->{is}, 'before it is gone'); vanish() },
 	'gone as a user' => sub {
 		my $u = pick(@users);
@@ -242,7 +243,7 @@ my %ways = (
 	'left: broken headers' => sub { set('request.headers', '{"x-api-key": ', 'false'); set('request.jwt.claims', '[', 'false') },
 	'left in a transaction' => sub { my $u = pick(@users); transaction(sub { set('apitoken.user_id', $u->{id}, 'false') }, $u->{is}) },
 	'left in a transaction: token' => sub { my $t = pick(@tokens); transaction(sub { execute("SET apitoken.token = '$t->{text}'") }, $t->{settings} // $t->{is}) },
-	# an address counts only where it is told
+	# an address counts only if it is passed
 	'address told' => sub {
 		transaction(sub { set('apitoken.client_address', '192.0.2.7'); authenticate($distant->{text}) }, $distant->{is});
 	},
@@ -252,7 +253,7 @@ my %ways = (
 		gives('', 'ROLLBACK');
 		gives('network_refused', 'SELECT verdict FROM apitoken.verify($1)', $distant->{text});
 	},
-	# what PostgREST tells
+	# what PostgREST passes
 	'pre_request: token' => sub {
 		my $t = pick(@tokens);
 		transaction(sub { set('request.headers', qq({"x-api-key": "$t->{text}"})); execute('SELECT FROM apitoken.pre_request()') }, $t->{is});
@@ -270,7 +271,7 @@ my %ways = (
 	});
 my @ways = sort keys %ways;
 
-# Each first in turn, then by chance; few vanish, so that connections grow old.
+# First each way in turn, then random ones; few vanish, so that connections live long.
 sub choose
 {
 	my ($n) = @_;
@@ -288,7 +289,7 @@ sub be_a_client
 	{
 		$doing = choose($n);
 		is_now($nobody, 'before');
-		# what another has left here
+		# a setting that another client left behind
 		$count{poisoned}++ if $left ne '';
 		my $before = $backend;
 		$ways{$doing}->();
@@ -351,7 +352,7 @@ foreach my $form ('plain', 'session')
 	is($all{transactions}, $clients * $transactions, "$form: that many transactions");
 	cmp_ok($all{asked}, '>', 3 * $clients * $transactions, "$form: each asked before, during and after");
 	is(join(', ', grep { !$all{"way $_"} || $all{"way $_"} < $clients } @ways), '', "$form: in every way there is");
-	# else it would not have been a test
+	# otherwise the test would prove nothing
 	my @backends = map { /^backend (\d+)/ ? $1 : () } keys %all;
 	my $shared = 0;
 	$shared += $all{"backend $_"} foreach grep { $all{"clients of backend $_"} > $clients / 2 } @backends;

@@ -1,7 +1,7 @@
-# How the policies of docs/policies.md are carried out: who is acting is asked once
-# per query and not once per row, indexes on the owner's column serve, and a
-# parallel plan gives the same rows.  And that the document shows
-# examples/policies.sql, and the table that sql/policies.sql has tried.
+# How the policies of docs/policies.md are executed: the identity is looked up once
+# per query and not once per row, indexes on the owner's column are used, and a
+# parallel plan gives the same rows.  Also, the document must show
+# examples/policies.sql, and the table that sql/policies.sql tests.
 use strict;
 use warnings;
 
@@ -21,8 +21,8 @@ my @statements = map { s/\s+/ /gr } grep { /\S/ } split /;\n\s*/, $example =~ s/
 cmp_ok(scalar(@statements), '>', 10, 'examples/policies.sql has statements');
 is(join("\n", grep { index($told, "$_;") < 0 } @statements), '', 'docs/policies.md shows each');
 
-# the other way round: each policy and table of the document, but for its last
-# example, is in the file
+# The other way round: the file has each policy and table of the document, except
+# for the last example.
 (my $file = $example) =~ s/\s+/ /g;
 my @shown = grep { /^(CREATE (POLICY|TABLE|INDEX)|ALTER TABLE)/ && !/\binvoice/ } split /(?<=;) /, $told =~ s/--.*?(?=(CREATE|ALTER) )//gr;
 cmp_ok(scalar(@shown), '>', 10, 'docs/policies.md has statements');
@@ -110,7 +110,7 @@ sub plan_of
 
 # ---- once per query ----
 
-# the control: what is asked per row is counted
+# the control: calls per row are counted
 is(calls('user', 'SELECT count(*) FROM careless'), 'can 1000', 'the control: a policy that asks for each row');
 
 my %asked = (
@@ -127,7 +127,7 @@ foreach my $sql (sort keys %asked)
 		$asked{$sql}, "asked once, without an index: $sql");
 }
 
-# Writing: each policy asks once, whatever the number of rows.
+# Writing: each policy asks once, regardless of the number of rows.
 is(calls('user', q{INSERT INTO article (organization_id, groups, title) SELECT 'org1', '{staff}', 'x' || n FROM generate_series(1, 1000) n}),
 	'current_groups 1, organizations_allowed 1', 'INSERT of 1000 rows');
 foreach my $sql (q{UPDATE article SET title = title || '!'}, 'DELETE FROM article WHERE id > 0', q{UPDATE draft SET title = 'x' WHERE id > 0})
@@ -170,8 +170,8 @@ foreach my $case (
 
 # ---- lists of tokens ----
 
-# Of an organization whose members look at its newest tokens no more than those
-# are read, whatever else there is; and nothing of one that is not theirs.
+# When members look at the newest tokens of their organization, only those are
+# read.  Nothing is read of an organization that is not theirs.
 $node->safe_psql('postgres', q{
 	INSERT INTO apitoken.tokens (organization_id, label) SELECT 'org' || 1 + n % 1000, 'listed ' || n FROM generate_series(1, 20000) n;
 	INSERT INTO apitoken.tokens (organization_id, label) SELECT o, 'more ' || n FROM unnest('{org1,org2,org9}'::text[]) o, generate_series(1, 500) n;
@@ -204,8 +204,8 @@ foreach my $sql ("SELECT * FROM apitoken.tokens $newest", 'SELECT * FROM apitoke
 		'', "$sql: reads no whole table");
 }
 
-# Use is seen of these tokens, of each, and of no others, in whatever order they
-# are asked about: in a list's, at random, in turn with those of others.
+# The use of each of these tokens is visible, and of no others, in any order of
+# look-ups: the order of a list, a random one, alternating with tokens of others.
 $node->safe_psql('postgres', 'UPDATE apitoken.token_usage SET last_used_at = now()');
 my $own = $node->safe_psql('postgres', q{SELECT count(*) FROM apitoken.tokens WHERE organization_id IN ('org1', 'org3') OR user_id = 'user1'});
 cmp_ok($own, '>', 500, 'there are tokens to see');
@@ -215,7 +215,7 @@ foreach my $order ('created_at DESC, id DESC', 'created_at, id', 'label', 'md5(i
 }
 my $ids = $node->safe_psql('postgres', 'SELECT array_agg(id ORDER BY created_at DESC, id DESC) FROM apitoken.tokens');
 is(as_caller('user', '', 'SELECT count(*) FROM apitoken.token_usage'), $own, 'use of no others');
-# the policy's function itself, which nobody but the owner can name
+# the policy's function itself, which only the owner can call by name
 $node->safe_psql('postgres', 'GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC');
 is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id WHERE apitoken_internal.manages_token(id, 'token:read')"), $own, 'nor in order with those of others');
 is(as_caller('user', '', "SELECT count(*) FROM unnest('$ids'::uuid[]) id (id) WHERE apitoken_internal.manages_token(id.id, 'token:read') <> EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = id.id)"), 0, 'and each is told apart');

@@ -1,7 +1,7 @@
-# A relying party of its own: Debian's Apache with mod_auth_openidc as OAuth 2.0
-# resource server, with examples/apache/oauth20.conf, in front of pages and of an
-# application.  It asks, by https (examples/apache/endpoint.conf), the introspection
-# endpoint that examples/node serves.
+# A third-party relying party: Debian's Apache with mod_auth_openidc is an OAuth 2.0
+# resource server, configured by examples/apache/oauth20.conf, in front of pages and
+# an application.  It uses the introspection endpoint that examples/node serves,
+# over https (examples/apache/endpoint.conf).
 use strict;
 use warnings;
 
@@ -159,7 +159,7 @@ sub got
 	return { map { /^([^:]+): (.*?)\r?$/ ? (lc $1 => $2) : () } split /\n/, $response->{content} };
 }
 
-# how often it was asked about a token, and found valid
+# how often the endpoint was asked about a token and found it valid
 sub asked
 {
 	my ($name) = @_;
@@ -167,11 +167,11 @@ sub asked
 }
 
 start_endpoint();
-# an application that tells which headers it got
+# an application that answers with the headers that it got
 start_echo('application', $port{application});
 start_apache();
 
-# ---- who is let in: the page, one for report:read, one for Acme, one for setting:write ----
+# ---- access: to the page, to one for report:read, one for Acme, one for setting:write ----
 
 my @paths = qw(/ /reports/ /acme/ /admin/);
 my %let_in = (
@@ -201,7 +201,7 @@ foreach my $name (qw(revoked expired suspended regenerated nothing there unknown
 	like($response->{headers}{'www-authenticate'}, qr/^Bearer .*error="invalid_token"/, "$name: is told so");
 }
 
-# without a token, or with one where it is not looked for
+# without a token, or with one in a place where the server does not look
 is(join(' ', map { get($_) } @paths, '/app/'), '401 401 401 401 401', 'no token: refused');
 like($response->{headers}{'www-authenticate'}, qr/^Bearer /, 'no token: is told that one is wanted');
 is(get("/?access_token=$token{acme}"), '401', 'a token in the query');
@@ -214,7 +214,7 @@ is(get('/', undef, headers => { Authorization => $_ }), '401', "Authorization: "
 is(get('/', undef, headers => { Authorization => [ "Bearer $token{garbage}", "Bearer $token{acme}" ] }), '401', 'two headers');
 is(get('/', undef, headers => { Authorization => "bearer $token{acme}" }), '200', 'the scheme in lower case');
 
-# each method; OPTIONS is no way around
+# each method; OPTIONS does not bypass the check
 foreach my $method (qw(HEAD POST PUT PATCH DELETE OPTIONS TRACE))
 {
 	like(get('/reports/', undef, method => $method), qr/^40[135]$/, "$method of a page without a token");
@@ -241,7 +241,7 @@ foreach my $name (qw(acme alice bob named_alice acme_admin))
 is(do { get('/app/', $token{alice}); got()->{oidc_claim_sub} }, 'alice', 'a user is the subject of a personal token');
 is(do { get('/app/', $token{named_alice}); got()->{oidc_claim_sub} }, $id{named_alice}, 'and never an organization of that name');
 
-# what a client says of itself
+# what a client claims about itself
 get('/app/', $token{acme}, headers => { OIDC_CLAIM_sub => 'evil', 'OIDC-CLAIM-username' => 'evil', 'oidc_claim_scope' => 'evil', 'OIDC_CLAIM_email' => 'evil',
 	'OIDC-Claim_organization_id' => 'evil', OIDC_access_token => 'evil', REMOTE_USER => 'x' });
 is($response->{status}, '200', 'with headers made up');
@@ -252,30 +252,30 @@ get('/app/', $token{$line});
 like(got()->{oidc_claim_label} // '', qr/^line\s+X-Injected: yes$/, 'a label with line ends is one line');
 ok(!exists got()->{'x-injected'}, 'and no header');
 
-# what the log says who it was
+# the identity in the log
 get('/', $token{$_}) foreach qw(alice named_alice);
 $node->poll_query_until('postgres', "SELECT pg_read_file('$dir/access.log') LIKE '%200 $id{named_alice} GET / %'") or fail('the access log');
 like(slurp_file("$dir/access.log"), qr{^200 alice GET / HTTP}m, 'REMOTE_USER is the subject');
 
-# ---- what changes, and when that tells ----
+# ---- changes, and when they take effect ----
 
 is(get('/', $token{resumed}), '401', 'suspended');
 $node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'resumed'});
 is(get('/', $token{resumed}), '200', 'a refusal is not remembered');
 
-# where each request is asked about: at once
+# at once, in a place where each request is checked
 is(get('/admin/', $token{acme_admin}), '200', 'before');
 $node->safe_psql('postgres', q{UPDATE apitoken.tokens SET permissions = '{report:read}' WHERE label = 'acme_admin'});
 is(get('/admin/', $token{acme_admin}), '403', 'permissions taken');
 $node->safe_psql('postgres', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'acme_admin'});
 is(get('/admin/', $token{acme_admin}), '401', 'revoked');
 
-# a rate limit is for requests to the database: not for questions
+# a rate limit counts requests to the database, not questions to the endpoint
 is(join(' ', map { get('/admin/', $token{limited}) } 1 .. 3), '403 403 403', 'a rate limit is not used up');
 is($node->safe_psql('postgres', "SELECT (apitoken.verify('$token{limited}')).verdict"), 'valid', 'and is left for others');
 cmp_ok(asked('limited'), '>=', 3, 'a question is a use');
 
-# It is closed when the endpoint cannot be asked, or refuses.
+# Access is refused when the endpoint is unreachable, or refuses to answer.
 stop_program('node');
 is(get('/admin/', $token{alice}), '401', 'the endpoint is down');
 is(get('/', $token{down}), '401', 'the endpoint is down, for one never seen');
@@ -336,7 +336,7 @@ like(curl('-d', "token=$token{alice}", $endpoint), qr/invalid_client.* 401$/, 'n
 unlike(curl('-u', $user, "$endpoint?token=$token{alice}"), qr/active|200$/, 'not by GET');
 unlike(curl('-u', $user, "https://localhost:$port{endpoint}/articles"), qr/ (200|401)$/, 'nothing else is there');
 
-# ---- nothing is in a log ----
+# ---- no token is in a log ----
 
 foreach my $log ("$dir/error.log", "$dir/node.log", $node->logfile)
 {

@@ -1,4 +1,4 @@
-# pgbouncer in front of a test's server, in transaction pooling.
+# pgbouncer in front of a test's server, with transaction pooling.
 
 package ApitokenPooler;
 
@@ -13,11 +13,11 @@ use PostgreSQL::Test::Utils;
 
 our @EXPORT = qw(pooler_version start_pooler stop_pooler);
 
-# APITOKEN_PGBOUNCER names another one than that on the PATH.
+# APITOKEN_PGBOUNCER names another program than the one on the PATH.
 sub program { return $ENV{APITOKEN_PGBOUNCER} // 'pgbouncer'; }
 
-# Its version, and whether it knows prepared statements: those of the protocol,
-# with a name, from 1.21 on.
+# Its version, and whether it supports named prepared statements of the protocol:
+# 1.21 and later do.
 sub pooler_version
 {
 	my ($out, $err) = ('', '');
@@ -27,8 +27,8 @@ sub pooler_version
 	return ($version, $major > 1 || $minor >= 21);
 }
 
-# start_pooler NODE, users => [...], conf => settings: what to connect to, as
-# { host, port }, and its log.
+# start_pooler NODE, users => [...], conf => settings: returns where to connect, as
+# { host, port }, and the log.
 sub start_pooler
 {
 	my ($node, %how) = @_;

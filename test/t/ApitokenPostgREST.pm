@@ -1,4 +1,4 @@
-# PostgREST, without it: the same statements over a real connection.
+# A replay of PostgREST: the same statements over a real connection.
 #
 # For each request PostgREST (12 to 16) sends, by the extended protocol, with
 # prepared statements named 0, 1, ... and results in binary:
@@ -9,10 +9,10 @@
 #   one query
 #   COMMIT; after an error ABORT
 #
-# This module does that, for as much of its language as the tests speak: select,
-# filters with eq, order, Prefer, profiles, JSON and form bodies.  Errors become
-# HTTP statuses by PostgREST's rules.  Where there is a real postgrest on the
-# PATH, ApitokenPostgREST->real asks that by HTTP, and answers the same way.
+# This module does that for the parts of PostgREST's language that the tests use:
+# select, filters with eq, order, Prefer, profiles, JSON and form bodies.  Errors
+# become HTTP statuses by PostgREST's rules.  If a real postgrest is on the PATH,
+# ApitokenPostgREST->real sends it the requests, and answers in the same form.
 #
 #   my $api = ApitokenPostgREST->replay($node, database => 'app', conf => FILE, secret => KEY);
 #   my $answer = $api->request('GET', '/articles?id=eq.1', headers => { 'X-API-Key' => $token });
@@ -42,7 +42,7 @@ sub jwt
 	return "$text." . encode_base64url(hmac_sha256($text, $secret));
 }
 
-# The HTTP status of an error, given the role of the request: Error.hs.
+# The HTTP status of an error, given the role of the request, as in Error.hs.
 sub http_status
 {
 	my ($sqlstate, $message, $detail, $anonymous) = @_;
@@ -58,7 +58,7 @@ sub http_status
 	return $exact{$sqlstate} // $class{ substr($sqlstate, 0, 2) } // 400;
 }
 
-# ---- what both have
+# ---- common to both
 
 # The settings of a configuration file.
 sub read_conf
@@ -138,7 +138,8 @@ sub read_exactly
 	return $content;
 }
 
-# Until the server is ready: the rows, the error, its notices, the transaction's status.
+# Read until the server is ready.  Returns the rows, the error, its notices, and the
+# transaction's status.
 sub receive
 {
 	my ($self) = @_;
@@ -173,8 +174,9 @@ sub receive
 	}
 }
 
-# As hasql does it: prepared once in a connection, for the text and the types of
-# its parameters; then bound, described, executed.  Dies with the error.
+# Run a statement as hasql does: prepare it once per connection, for its text and
+# the types of its parameters; then bind, describe and execute it.  Dies with the
+# error.
 sub statement
 {
 	my ($self, $sql, @parameters) = @_;
@@ -208,7 +210,7 @@ sub replay
 	my $self = bless { conf => $conf, secret => $how{secret}, prepared => {}, statements => [], schemas => [ split /, */, $conf->{'db-schemas'} ] }, $class;
 	my $in = join ', ', map { "'$_'" } @{ $self->{schemas} };
 
-	# what it learns of the schemas when it starts
+	# what PostgREST reads about the schemas when it starts
 	$self->{cache} = $json->decode($node->safe_psql($how{database}, qq{
 		SELECT json_build_object(
 			'functions', (SELECT json_object_agg(n.nspname || '.' || p.proname, json_build_object(
@@ -240,7 +242,7 @@ sub refused
 	return { status => $status, headers => $status == 401 ? { 'www-authenticate' => 'Bearer' } : {}, body => { code => $code } };
 }
 
-# The claims of a JWT that is good; undef: of one that is not.
+# The claims of a valid JWT; undef if it is invalid.
 sub verify_jwt
 {
 	my ($self, $jwt) = @_;
@@ -333,7 +335,7 @@ sub function_query
 	}
 	else { %given = map { $_->[0] => $_->[1] } @direct }
 
-	# the one that takes these arguments, and needs no others
+	# the function that takes these arguments, and requires no others
 	my @arguments = @{ $function->{arguments} };
 	my %known = map { $_->[0] => 1 } @arguments;
 	return refused(404, 'PGRST202') if grep { !$known{$_} } keys %given;

@@ -1,9 +1,9 @@
 # What several TAP tests need beyond PostgreSQL::Test::Cluster.
 #
-# Used there already, and not offered anew: $node->poll_query_until, wait_for_log
-# (from the place that log_mark gives), safe_psql, background_psql.  init() gives
-# a server that listens on a socket only, without fsync, that logs each
-# statement, and stays down after a crash (restart_after_crash = off).
+# The tests also use its own $node->poll_query_until, wait_for_log (from the
+# position that log_mark returns), safe_psql and background_psql.  A server made by
+# init() listens on a socket only, runs without fsync, logs each statement, and
+# stays down after a crash (restart_after_crash = off).
 
 package ApitokenTest;
 
@@ -27,7 +27,7 @@ our @EXPORT = qw(
 # ---- servers
 
 # start_node NAME, preload => 'shared' or 'session', conf => settings, init =>
-# arguments of init(): a server that runs, with the library preloaded or not.
+# arguments of init(): a running server, with or without the library preloaded.
 sub start_node
 {
 	my ($name, %how) = @_;
@@ -40,8 +40,8 @@ sub start_node
 	return $node;
 }
 
-# start_standby PRIMARY, NAME, conf => settings: a standby made from PRIMARY's
-# backup 'base', which runs.
+# start_standby PRIMARY, NAME, conf => settings: a running standby, made from
+# PRIMARY's backup 'base'.
 sub start_standby
 {
 	my ($primary, $name, %how) = @_;
@@ -53,13 +53,13 @@ sub start_standby
 	return $node;
 }
 
-# ---- SQL, and what it answers
+# ---- SQL and its answers
 
-# The SQLSTATE of a warning that is left out of all answers, if a test sets one.
+# If a test sets this SQLSTATE, warnings with it are left out of all answers.
 our $unwarned;
 
-# What psql wrote as one line: the output, then what was raised in brackets, as
-# '1 2 [ERROR: 25006]'.
+# What psql wrote, as one line: the output, then errors and warnings in brackets,
+# such as '1 2 [ERROR: 25006]'.
 sub one_line
 {
 	my ($out, $err) = @_;
@@ -77,8 +77,8 @@ sub one_line
 }
 
 # answer NODE, SQL, database =>, user =>, options => PGOPTIONS, verbosity => of
-# errors (sqlstate): run SQL in a new session, past errors; what came of it in one
-# line.
+# errors (sqlstate): run SQL in a new session, continuing after errors.  Returns
+# the result in one line.
 sub answer
 {
 	my ($node, $sql, %how) = @_;
@@ -92,15 +92,16 @@ sub answer
 	return one_line($out, $err);
 }
 
-# run SQL, ...: answer() on the server, and by the arguments, that run_on NODE,
-# ... has set; arguments of run() come before those.  run_as USER, SQL, ...: by another user.
+# run SQL, ...: answer() on the server and with the arguments that run_on NODE, ...
+# has set; arguments of run() override those.  run_as USER, SQL, ...: as another
+# user.
 my ($run_node, %run_how);
 sub run_on { ($run_node, %run_how) = @_; return; }
 sub run { my ($sql, %how) = @_; return answer($run_node, $sql, %run_how, %how); }
 sub run_as { my ($user, $sql, %how) = @_; return run($sql, %how, user => $user); }
 
 # connection NODE, database =>, user =>, options => PGOPTIONS, verbosity => of
-# errors (sqlstate): a session that stays, to ask and to quit.
+# errors (sqlstate): a session that stays open, for ask() and quit.
 sub connection
 {
 	my ($node, %how) = @_;
@@ -110,8 +111,8 @@ sub connection
 		extra_params => [ '-v', 'VERBOSITY=' . ($how{verbosity} // 'sqlstate'), defined $how{user} ? ('-U', $how{user}) : () ]);
 }
 
-# ask CONNECTION, SQL: its answer, like that of answer().  ask_raw: as psql prints
-# it, line by line, and then the errors.
+# ask CONNECTION, SQL: the answer in the form of answer().  ask_raw: the answer as
+# psql prints it, line by line, and then the errors.
 sub out_and_err
 {
 	my ($session, $sql) = @_;
@@ -145,14 +146,14 @@ sub create_each
 	return map { ($_ => create($node, $_, $wanted->{$_}, %how)) } sort keys %$wanted;
 }
 
-# verdict TOKEN, ARGUMENTS: the statement that asks for it.  ARGUMENTS are further
-# ones of verify(), with the comma before.
+# verdict TOKEN, ARGUMENTS: the statement that asks for the verdict.  ARGUMENTS are
+# further arguments of verify(), with a comma in front.
 sub verdict { my ($token, $arguments) = @_; return "SELECT verdict FROM apitoken.verify('$token'" . ($arguments // '') . ');'; }
 
 # stat_of NODE, COLUMNS: columns of apitoken.stats.
 sub stat_of { my ($node, $columns) = @_; return $node->safe_psql('postgres', "SELECT $columns FROM apitoken.stats"); }
 
-# The statement that makes a view: what is written of the use of each token.
+# The statement that creates a view of the written usage of each token.
 sub view_of_usage
 {
 	return q{CREATE VIEW used AS SELECT r.label, u.accepted, u.refused, u.last_used_at, u.last_used_from
@@ -161,7 +162,7 @@ sub view_of_usage
 
 # ---- what tests set up
 
-# drop_roles NODE: all roles that were made there.
+# drop_roles NODE: drop all roles that were created there.
 sub drop_roles
 {
 	my ($node) = @_;
@@ -173,9 +174,9 @@ sub drop_roles
 	return;
 }
 
-# set_up_articles NODE: five organizations, org0 to org4; ten users, of whom userN
-# is a developer in organization N % 5; and a table with one row of each
-# organization, seen by those who may read articles there.
+# set_up_articles NODE: five organizations, org0 to org4; ten users, where userN is
+# a developer in organization N % 5; and a table with one row of each organization,
+# visible to users and tokens that may read articles there.
 sub set_up_articles
 {
 	my ($node) = @_;
@@ -197,16 +198,16 @@ sub pick { return $_[ rand @_ ]; }
 
 # ---- the server's log
 
-# log_mark NODE: where the server's log ends now.  log_since NODE, MARK: what it
-# has got since.
+# log_mark NODE: the current end of the server's log.  log_since NODE, MARK: what
+# was logged since then.
 sub log_mark { my ($node) = @_; return -s $node->logfile; }
 sub log_since { my ($node, $mark) = @_; return slurp_file($node->logfile, $mark); }
 
-# in_log NODE, PATTERN, MARK: how often the log has it, since MARK or in all.
+# in_log NODE, PATTERN, MARK: how often the log matches, since MARK or in total.
 sub in_log { my ($node, $pattern, $mark) = @_; return scalar(() = log_since($node, $mark // 0) =~ /$pattern/g); }
 
-# no_crash NODE, killed => whether the test itself killed with signal 9: an
-# assertion about the server's log.
+# no_crash NODE, killed => whether the test itself killed a process with signal 9:
+# an assertion about the server's log.
 sub no_crash
 {
 	my ($node, %how) = @_;
@@ -218,12 +219,12 @@ sub no_crash
 
 # ---- other programs
 
-# listens PORT: is there somebody on this port of this machine?
+# listens PORT: does a program listen on this port of this machine?
 sub listens { my ($port) = @_; return defined IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port); }
 
 # start_program NAME, [COMMAND], port => PORT or ready => CODE, log => FILE, in =>
-# DIRECTORY: runs it until stop_program NAME or the end of the test, whatever that
-# is.  It has started when it listens, or when CODE says so.
+# DIRECTORY: runs it until stop_program NAME, or until the test ends for any reason.
+# It has started when it listens, or when CODE returns true.
 my %programs;
 my $test_process = $$;
 sub start_program
@@ -231,7 +232,7 @@ sub start_program
 	my ($name, $command, %how) = @_;
 	my $log = $how{log} // "$PostgreSQL::Test::Utils::log_path/$name.log";
 	my $ready = $how{ready} // sub { return listens($how{port}); };
-	# so that END comes then, too; but not in a process that the test forked
+	# so that END runs then, too; but not in a process that the test forked
 	$SIG{$_} //= sub { $$ == $test_process ? exit 1 : POSIX::_exit(1) } foreach qw(INT TERM HUP);
 	my @in = defined $how{in} ? (init => sub { chdir $how{in} or die "$how{in}: $!"; }) : ();
 
@@ -258,7 +259,7 @@ sub stop_program
 
 END
 {
-	# not by a process that the test forked
+	# not in a process that the test forked
 	if ($$ == $test_process)
 	{
 		my $status = $?;
@@ -268,8 +269,8 @@ END
 	}
 }
 
-# start_echo NAME, PORT: a server that answers each request with its head: the
-# first line and the headers that it got.
+# start_echo NAME, PORT: a server that answers each request with the head of that
+# request: the first line and the headers.
 sub start_echo
 {
 	my ($name, $port) = @_;
@@ -293,8 +294,8 @@ sub start_echo
 	return;
 }
 
-# build_library FILE, SOURCE: builds FILE, to be named in LD_PRELOAD, from a
-# program in C; false if that cannot be done.
+# build_library FILE, SOURCE: builds FILE, a library for LD_PRELOAD, from C source;
+# returns false if that is not possible.
 sub build_library
 {
 	my ($file, $source) = @_;
