@@ -370,7 +370,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT count(*) FROM apitoken.tokens WHERE label = 'sly';
 
--- suspended owners cannot create tokens
+-- suspended owners get no new tokens
 UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme';
 UPDATE apitoken.users SET suspended_at = now() WHERE id = 'fresh';
 SET SESSION AUTHORIZATION regress_apitoken_app;
