@@ -111,7 +111,7 @@ BEGIN; SET LOCAL apitoken.token = :'revoked'; SELECT 1; ROLLBACK;
 -- a user id in addition does not hide a bad token
 SET SESSION AUTHORIZATION regress_apitoken_backend;
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SET LOCAL apitoken.token = :'revoked'; :who; ROLLBACK;
--- COMMIT works after such a failure and before the first use of a bad token
+-- a transaction with a bad token can be ended, and the token can be cleared before its first use
 BEGIN; SET LOCAL apitoken.token = 'garbage'; COMMIT;
 BEGIN; SET LOCAL apitoken.token = 'garbage'; SET LOCAL apitoken.token = ''; :who; COMMIT;
 
@@ -483,7 +483,7 @@ ROLLBACK TO s;
 SELECT valid, verdict FROM apitoken.verify(:'bob');
 :who;
 ROLLBACK;
--- after ROLLBACK TO the revoked token cannot be used again
+-- an identity that ROLLBACK TO took back does not return
 BEGIN;
 SAVEPOINT s;
 SELECT (apitoken.authenticate(:'org_gone')).valid;
@@ -730,7 +730,7 @@ SELECT count(*) FROM (SELECT 'acme' AS o UNION ALL SELECT organization_id COLLAT
 SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, VARIADIC ARRAY[['token:read', NULL], [NULL, 'x:y']]);
 SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, VARIADIC ARRAY[NULL]::text[]);
 COMMIT;
--- malformed permissions are an error for every caller, also where the planner would answer
+-- invalid permissions are an error for every caller, also where the planner would answer
 SELECT apitoken_internal.managed_organizations('token:read', 'nonsense');
 SELECT apitoken_internal.managed_user('token:*');
 SELECT apitoken_internal.manages_organization('acme', 'nonsense');
