@@ -249,9 +249,9 @@ $$;
 --     may.  A personal token needs token:create for it.
 --   read_only: refused because its transaction is READ ONLY, before anything
 --     else could refuse it.
---   token:read, token:update and token:delete of one's own: each allows seeing
---     the token; token:create does not.
---   delete: n if the caller sees no token, - (a hint) if they may try.
+--   personal, token:read, token:update and token:delete: each permission allows
+--     seeing the token; token:create does not.
+--   delete: n for a role without the privilege; the others get a hint (-).
 --   events: personal tokens need the permission to see the token.
 --   A suspended user may not manage even their own token.
 --   superuser, own: without an acting user the token has no owner (22023).

@@ -233,7 +233,7 @@ SELECT public.regress_try($$UPDATE draft SET submitted_to = 'globex' WHERE id = 
 SELECT public.regress_try($$UPDATE draft SET submitted_to = NULL WHERE id = 2$$);
 SELECT public.regress_try($$INSERT INTO draft (submitted_to, title) VALUES ('globex', 'x')$$);
 ROLLBACK;
--- nor submit where they may only read, or by a token that may not write articles
+-- a user who may only read cannot submit, nor can a token that may not write articles
 BEGIN; SELECT FROM apitoken.act_as('rita');
 SELECT public.regress_try($$INSERT INTO draft (submitted_to, title) VALUES ('acme', 'x')$$);
 SELECT public.regress_try($$INSERT INTO draft (title) VALUES ('x')$$);
