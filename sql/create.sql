@@ -204,7 +204,7 @@ SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id,
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, permissions) VALUES ('mike 2', 'acme', '{article:read}')$$) AS blind;
 SELECT token AS mike_token FROM apitoken.create_token('mike 3', 'acme', permissions => '{article:read}', role => 'reader') \gset
 SELECT v.valid, v.label, v.permissions, v.role FROM apitoken.verify(:'mike_token') v;
--- nobody hands out more than they hold: not the default role, not a role beyond one's own
+-- nobody hands out more than they hold: neither the default role nor any role beyond their own
 SELECT public.regress_try($$SELECT apitoken.create_token('mike 4', 'acme')$$) AS default_role;
 SELECT public.regress_try($$SELECT apitoken.create_token('mike 4', 'acme', role => 'admin', access => 'read_only')$$) AS admin;
 SELECT count(*) FROM apitoken.tokens;

@@ -299,7 +299,7 @@ SELECT s AS superuser, public.regress_try(s) AS answer FROM pg_catalog.unnest(AR
 	'DELETE FROM apitoken.events', 'DELETE FROM apitoken.events WHERE false', 'TRUNCATE apitoken.events', 'TRUNCATE apitoken.events, apitoken.token_usage']) s;
 SET SESSION AUTHORIZATION regress_apitoken_granted;
 SELECT s AS granted, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'DELETE FROM apitoken.events', 'TRUNCATE apitoken.events',
-	-- an event of one's own making: no policy lets it in
+	-- a forged event: no policy allows it
 	'INSERT INTO apitoken.events (id, at, action, token_id, database_user, details) VALUES (gen_random_uuid(), now(), ''create'', gen_random_uuid(), ''x'', ''{}'')',
 	'CREATE TRIGGER t BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION apitoken_internal.event_refuse_change()', 'ALTER TABLE apitoken.events DISABLE TRIGGER ALL']) s;
 SET SESSION AUTHORIZATION regress_apitoken_app;

@@ -405,7 +405,7 @@ INSERT INTO attack.command (command) VALUES
 	('LOCK TABLE apitoken.tokens IN SHARE MODE'),
 	('LOCK TABLE apitoken.organizations IN SHARE ROW EXCLUSIVE MODE'),
 	('LOCK TABLE apitoken.members IN EXCLUSIVE MODE'),
-	-- who one is
+	-- the caller's identity
 	('SET row_security = off; SELECT 1 FROM apitoken.tokens'),
 	('SET row_security = off; SELECT apitoken.create_token(''x'', organization_id => ''acme'')'),
 	('SET session_replication_role = replica'),

@@ -449,8 +449,8 @@ SELECT string_agg(user_id, ' ' ORDER BY user_id) = CASE WHEN :'preloaded' THEN '
 FROM apitoken.tokens WHERE last_used_at IS NOT NULL;
 
 --
--- Memberships, roles and suspensions are read anew by each statement; an
--- identity stays, even if its token is revoked
+-- Each statement reads memberships, roles and suspensions again.  An identity
+-- stays, even if its token is revoked
 --
 GRANT SELECT, INSERT, UPDATE, DELETE ON apitoken.memberships, apitoken.roles, apitoken.users, apitoken.organizations TO regress_apitoken_backend;
 SET SESSION AUTHORIZATION regress_apitoken_backend;
