@@ -1,7 +1,7 @@
 --
--- Nobody hands out more than they hold: each effective pattern of a token, as
--- it was and as it becomes, must be covered by a single effective pattern of
--- who creates, edits or regenerates it.
+-- Nobody hands out more than they hold.  The caller who creates, edits or
+-- regenerates a token must cover each of its effective patterns, before and
+-- after the change, with a single effective pattern of their own.
 --
 \set VERBOSITY terse
 \getenv srcdir PG_ABS_SRCDIR
@@ -37,7 +37,7 @@ INSERT INTO apitoken.memberships SELECT 'acme', name, name FROM apitoken.roles W
 
 --
 -- try() runs a command as a user or as a token, and rolls it back.  It answers
--- "y", the pattern that the caller has not, or the SQLSTATE.
+-- "y", the pattern that the caller lacks, or the SQLSTATE.
 --
 CREATE SCHEMA ceiling;
 GRANT USAGE ON SCHEMA ceiling TO PUBLIC;
@@ -75,7 +75,7 @@ EXCEPTION
 		RETURN coalesce(substring(excess FROM 'The caller does not have the permission "(.*)"'), SQLSTATE);
 END
 $$;
--- the same for a token to be made, by both paths, which must agree
+-- the same for creating a token; both paths must give the same answer
 CREATE FUNCTION ceiling.make(who text, organization text, role text, access text, permissions text[] DEFAULT NULL) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -97,10 +97,10 @@ $$;
 SET SESSION AUTHORIZATION regress_apitoken_login;
 
 --
--- Create: who may make an organization's token with which role.
+-- Create: which callers may give an organization's token which role.
 --
--- "*:*" covers neither "*" nor "token:*", nor do both together cover "*"; and
--- article:read with article:write is not article:*, whatever actions there are.
+-- "*:*" does not cover "*" or "token:*", and the two together do not cover "*".
+-- article:read and article:write together do not cover article:*.
 --
 SELECT who,
 	ceiling.make(who, 'acme', 'star', 'full') AS star,
@@ -115,8 +115,8 @@ FROM (VALUES (1, 'boss'), (2, 'all but'), (3, 'lead'), (4, 'clerk'), (5, 'by nam
 ORDER BY n;
 
 --
--- Access narrows what counts: of "*", read_only leaves *:read and *:list,
--- custom what both have.
+-- Access narrows the patterns that count.  read_only reduces "*" to *:read and
+-- *:list; custom keeps what the role and the token's permissions share.
 --
 SELECT who,
 	ceiling.make(who, 'acme', 'star', 'read_only') AS read_only,
@@ -132,8 +132,8 @@ FROM (VALUES (1, 'boss'), (2, 'all but'), (3, 'lead'), (4, 'clerk'), (5, 'by nam
 ORDER BY n;
 
 --
--- Edit and regenerate: by whom, of tokens that boss has made.  (clerk's merge
--- of writer changes nothing, so that there is nothing to refuse.)
+-- Edit and regenerate: which callers may do so with tokens that boss made.
+-- (clerk's merge of writer changes nothing, so nothing is refused.)
 --
 BEGIN;
 SELECT ceiling.become('boss');
@@ -160,8 +160,8 @@ FROM (VALUES (1, 'boss'), (2, 'lead'), (3, 'clerk')) AS v (n, who),
 	(VALUES (1, 'star'), (2, 'writer'), (3, 'reader'), (4, 'narrow')) AS t (n, label)
 ORDER BY v.n, t.n;
 
--- in two steps: a role that custom permissions keep down may be taken, but
--- then they may not go
+-- in two steps: a caller may set a role that custom permissions narrow, but may
+-- not remove or widen these permissions afterwards
 BEGIN;
 SELECT ceiling.become('clerk');
 UPDATE apitoken.tokens SET role = 'star', access = 'custom', permissions = '{article:read}' WHERE label = 'reader';
@@ -173,15 +173,15 @@ ROLLBACK TO s;
 UPDATE apitoken.tokens SET permissions = '{article:read,article:write}' WHERE label = 'reader';
 ROLLBACK;
 
--- by an upsert: the insert's own checks come first
+-- by an upsert: the checks of the insert come first
 SELECT ceiling.try('clerk', $$
 	INSERT INTO apitoken_internal.token_records (organization_id, label, role) VALUES ('acme', 'reader', 'reader')
 	ON CONFLICT (organization_id, label COLLATE "C") WHERE revoked_at IS NULL AND organization_id IS NOT NULL
 	DO UPDATE SET role = 'star' $$) AS upsert;
 
 --
--- A role changes afterwards.  What a token may do, and what its managers may
--- hand out, is what the roles say now.
+-- A role changes afterwards.  The roles as they are now decide what a token may
+-- do and what its managers may hand out.
 --
 BEGIN;
 SELECT ceiling.become('lead');
@@ -193,8 +193,8 @@ LANGUAGE sql AS $$
 $$;
 SELECT pg_temp.may('made by lead', 'article:write'), ceiling.try('lead', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''made by lead''') AS edit;
 
--- the maker's role is reduced: the token is the organization's and goes on,
--- but they cannot change it any more, nor get its new secret
+-- the creator's role is reduced: the token belongs to the organization and still
+-- works, but its creator can no longer change or regenerate it
 RESET SESSION AUTHORIZATION;
 UPDATE apitoken.memberships SET role = 'clerk' WHERE user_id = 'lead';
 SET SESSION AUTHORIZATION regress_apitoken_login;
@@ -203,7 +203,7 @@ SELECT pg_temp.may('made by lead', 'article:write'),
 	ceiling.try('lead', 'UPDATE apitoken.tokens SET role = ''reader'' WHERE label = ''made by lead''') AS narrow,
 	ceiling.try('lead', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''made by lead''') AS regenerate;
 
--- the token's role is widened: what could be managed cannot be any more
+-- the token's role is widened: a caller who could manage the token no longer can
 SELECT ceiling.try('clerk', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''reader''') AS edit,
 	ceiling.try('clerk', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''reader''') AS regenerate;
 RESET SESSION AUTHORIZATION;
@@ -212,14 +212,14 @@ SET SESSION AUTHORIZATION regress_apitoken_login;
 SELECT ceiling.try('clerk', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''reader''') AS edit,
 	ceiling.try('clerk', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''reader''') AS regenerate;
 
--- and reduced: so is the token
+-- the token's role is reduced: the token loses the same permissions
 RESET SESSION AUTHORIZATION;
 UPDATE apitoken.roles SET permissions = '{article:read}' WHERE name IN ('reader', 'writer');
 SET SESSION AUTHORIZATION regress_apitoken_login;
 SELECT pg_temp.may('made by lead', 'article:write'), pg_temp.may('made by lead', 'article:read'),
 	ceiling.try('lead', 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''made by lead''') AS edit;
 
--- and gone: the token may do nothing
+-- the token's role is deleted: the token may do nothing
 RESET SESSION AUTHORIZATION;
 DELETE FROM apitoken.memberships WHERE role = 'writer';
 DELETE FROM apitoken.roles WHERE name = 'writer';
@@ -253,9 +253,9 @@ INSERT INTO ceiling.token
 SET SESSION AUTHORIZATION regress_apitoken_login;
 
 --
--- Personal tokens making personal ones.  A user may make any, whatever their
--- role; a personal token only what it names; one that names token:create may
--- make another that does.  Without token: named, none at all (42501).
+-- Personal tokens that make personal tokens.  A user may make any, whatever
+-- their role.  A personal token may hand out only what it names; one that names
+-- token:create may make another that does.  Without it, it makes none (42501).
 --
 SELECT who,
 	ceiling.make(who, NULL, NULL, 'full') AS "full",
@@ -271,9 +271,9 @@ FROM (VALUES (1, 'boss'), (2, 'clerk'), (3, 'p full'), (4, 'p {*}'), (5, 'p crea
 ORDER BY n;
 
 --
--- Tokens making an organization's.  Of the admin's personal tokens, those that
--- name it; of the organization's, those whose role says so.  "p all" holds
--- token:* and *:*, of which neither covers "*".
+-- Tokens that make an organization's tokens.  The admin's personal tokens may if
+-- they name token:create, the organization's tokens if their role has it.
+-- "p all" holds token:* and *:*; neither of them covers "*".
 --
 SELECT who,
 	ceiling.make(who, 'acme', 'star', 'full') AS star,
@@ -289,7 +289,7 @@ FROM (VALUES (3, 'p full'), (4, 'p {*}'), (5, 'p create'), (6, 'p create article
 ORDER BY n;
 
 --
--- A token that may update tokens, its own among them, does not widen itself.
+-- A token that may update tokens, including itself, cannot widen itself.
 --
 SELECT ceiling.try('p token:*', 'UPDATE apitoken.tokens SET permissions = ''{token:*,article:read}'' WHERE label = ''p token:*''') AS add,
 	ceiling.try('p token:*', 'UPDATE apitoken.tokens SET access = ''full'', permissions = NULL WHERE label = ''p token:*''') AS "full",
@@ -301,8 +301,8 @@ SELECT ceiling.try('o token:*', 'UPDATE apitoken.tokens SET permissions = ''{tok
 	ceiling.try('o token:*', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''o star''') AS regenerate,
 	ceiling.try('o lead', 'UPDATE apitoken.tokens SET role = ''star'' WHERE label = ''o lead''') AS role;
 
--- A token that is acting is bound by its role as it is now, not as it was when
--- it was authenticated.
+-- An acting token is limited by its role as it is now, not as it was when the
+-- token was authenticated.
 BEGIN;
 SELECT ceiling.become('o lead');
 SELECT apitoken.can('token:create'), apitoken.can('article:write');
@@ -317,8 +317,8 @@ ROLLBACK;
 RESET SESSION AUTHORIZATION;
 
 --
--- users.role limits what a user, and their personal tokens, may do outside
--- organizations; not that they manage their own tokens.
+-- users.role limits what a user and their personal tokens may do outside
+-- organizations.  It does not limit how they manage their own tokens.
 --
 INSERT INTO apitoken.users (id, role) VALUES ('limited', 'reader');
 SET SESSION AUTHORIZATION regress_apitoken_login;

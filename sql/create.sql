@@ -33,7 +33,7 @@ SELECT organization_id, user_id, label, description, role, access, permissions, 
 	created_by, created_by_name, created_at = now() AS now, updated_at = created_at AS updated, expires_at, suspended_at, revoked_at, revoked_by, revoke_reason,
 	last_used_at, last_used, last_used_from, status
 FROM apitoken.tokens ORDER BY label COLLATE "C" \gx
--- what is answered is what is stored
+-- the answer agrees with the stored row
 SELECT id = :'org_id' AS id, masked = :'org_masked' AS masked, expires_at, :'org_forever' AS forever FROM apitoken.tokens WHERE label = 'deploy';
 COMMIT;
 SELECT v.valid, v.token_id = :'org_id' AS id, v.label, v.kind, v.organization_id, v.user_id, v.role, v.access, v.permissions, v.groups, v.expires_at, v.metadata FROM apitoken.verify(:'org_token') v;
@@ -52,7 +52,7 @@ SELECT expires_at = now() + '1 year' AS stored FROM apitoken.tokens WHERE label 
 ROLLBACK;
 
 --
--- Errors in values: each its own
+-- Each invalid value has its own error
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
@@ -77,12 +77,12 @@ SELECT number, arguments, public.regress_try(pg_catalog.format('SELECT apitoken.
 SELECT public.regress_try($$SELECT apitoken.create_token('b', role => 'reader')$$);
 SELECT public.regress_try($$SELECT apitoken.create_token('laptop')$$);
 SELECT public.regress_try($$SELECT apitoken.create_token('b', 'acme', 'ada')$$);
--- times, which only INSERT can give
+-- absolute times, which only INSERT accepts
 SELECT expires_at, public.regress_try(pg_catalog.format('INSERT INTO apitoken.tokens (label, organization_id, expires_at) VALUES (%L, %L, %L)', 'b', 'acme', expires_at)) AS answer
 FROM pg_catalog.unnest('{infinity,-infinity,2020-01-01,9999-01-01}'::text[]) expires_at;
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, expires_at) VALUES ('b', 'acme', now())$$);
 SELECT count(*) FROM apitoken.tokens;
--- what is just within the limits, and odd but right
+-- values just within the limits, and unusual but valid ones
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%s, organization_id => ''acme'')', a)) AS answer FROM pg_catalog.unnest(ARRAY[
 	$$repeat('é', 255)$$, $$' deploy'$$, $$'DEPLOY'$$, $$'null everything', description => NULL, role => NULL, access => NULL, permissions => NULL, expires_in => NULL, allowed_networks => NULL, rate_limit_per_minute => NULL, metadata => NULL, user_id => NULL$$,
 	$$'1', description => repeat('é', 4000)$$, $$'2', permissions => ARRAY(SELECT 'r' || i || ':read' FROM generate_series(1, 100) i)$$,
@@ -93,7 +93,8 @@ ROLLBACK;
 SELECT public.regress_try($$SELECT apitoken.create_token(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)$$);
 
 --
--- Authorization comes first: whoever may not create learns nothing from values
+-- Authorization comes first: a caller without the right to create tokens learns
+-- nothing from errors about values
 --
 CREATE TABLE pg_temp.bad AS SELECT a AS arguments FROM pg_catalog.unnest(ARRAY[$$NULL$$, $$''$$, $$'deploy'$$, $$'free'$$, $$'b', role => 'nobody'$$, $$'b', access => 'write'$$,
 	$$'b', access => 'full', permissions => '{article:read}'$$, $$'b', permissions => '{article}'$$, $$'b', expires_in => '30'$$, $$'b', expires_in => '200 years'$$,
@@ -195,7 +196,7 @@ ROLLBACK;
 SELECT label FROM apitoken.list_tokens();
 
 --
--- Who may create but not read: RETURNING is refused, create_token works
+-- Permission to create but not to read: RETURNING is refused, create_token works
 --
 BEGIN;
 SELECT apitoken.act_as('mike') AS me \gset
@@ -203,7 +204,7 @@ SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id,
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, permissions) VALUES ('mike 2', 'acme', '{article:read}')$$) AS blind;
 SELECT token AS mike_token FROM apitoken.create_token('mike 3', 'acme', permissions => '{article:read}', role => 'reader') \gset
 SELECT v.valid, v.label, v.permissions, v.role FROM apitoken.verify(:'mike_token') v;
--- nobody hands out more than they hold: not the default role, not a role beyond one's own
+-- nobody hands out more than they hold: neither the default role nor any role beyond their own
 SELECT public.regress_try($$SELECT apitoken.create_token('mike 4', 'acme')$$) AS default_role;
 SELECT public.regress_try($$SELECT apitoken.create_token('mike 4', 'acme', role => 'admin', access => 'read_only')$$) AS admin;
 SELECT count(*) FROM apitoken.tokens;
@@ -214,7 +215,7 @@ COMMIT;
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
--- a label in use is an error all the same: whoever asks for a token is to get one, or to hear why not
+-- a label in use is still an error: the caller gets a token or the reason why not
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT DO NOTHING$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('twice', 'acme'), ('twice', 'acme')$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('twice', 'acme'), ('twice', 'acme') ON CONFLICT DO NOTHING$$);
@@ -225,7 +226,7 @@ SELECT label, count(*) FROM apitoken.tokens WHERE label IN ('deploy', 'twice') G
 ROLLBACK;
 
 --
--- Columns that are the extension's to fill, and ways around the view
+-- Columns that only the extension fills, and ways around the view
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
@@ -271,27 +272,27 @@ SELECT id, name, email, groups, role, suspended_at FROM apitoken.users;
 SELECT (apitoken.create_token('second')).id IS NOT NULL AS second;
 COMMIT;
 SELECT v.valid, v.user_id, v.permissions FROM apitoken.verify(:'fresh_token') v;
--- and a member without one who makes an organization's
+-- a member without a row in users makes an organization's token
 BEGIN;
 SELECT apitoken.act_as('gina') AS me \gset
 SELECT (apitoken.create_token('by gina', 'globex')).id IS NOT NULL AS made;
 SELECT id FROM apitoken.users;
--- one's own id may be named, another's not
+-- a user may name their own id, but nobody else's
 SELECT (apitoken.create_token('own', user_id => 'gina')).id IS NOT NULL AS made;
 SELECT public.regress_try($$SELECT apitoken.create_token('own', user_id => 'ada')$$);
 COMMIT;
 RESET SESSION AUTHORIZATION;
--- the organization's token names its creator as of then
+-- the organization's token keeps the name that its creator had then
 UPDATE apitoken.users SET name = 'Ada L.' WHERE id = 'ada';
 SELECT DISTINCT organization_id, created_by, created_by_name FROM apitoken.tokens WHERE organization_id IS NOT NULL ORDER BY 1, 2;
 
 --
--- Labels: one of a kind among an owner's tokens that are not revoked
+-- Labels: unique among an owner's tokens that are not revoked
 --
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
--- another owner's do not matter: ada's own may be called deploy, acme's laptop
+-- other owners may use the same labels: ada's own deploy, acme's laptop
 SELECT (apitoken.create_token('deploy')).id IS NOT NULL AS own, (apitoken.create_token('laptop', 'acme')).id IS NOT NULL AS acme;
 UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'deploy' AND organization_id = 'acme';
 SELECT public.regress_try($$SELECT apitoken.create_token('deploy', 'acme')$$) AS suspended;
@@ -332,7 +333,7 @@ SELECT public.regress_try($$SELECT apitoken.create_token('b', 'acme', permission
 COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT created_by, created_by_name, (apitoken.verify(:'made_token')).verdict FROM apitoken.tokens WHERE label = 'by a token';
--- a superuser and BYPASSRLS: for anybody, but for somebody who is there
+-- a superuser and a role with BYPASSRLS make tokens for any owner, but an owner must be named and valid
 SELECT (apitoken.create_token('by dba', 'globex')).id IS NOT NULL AS organization, (apitoken.create_token('by dba', user_id => 'ada')).id IS NOT NULL AS ada, (apitoken.create_token('by dba', user_id => 'brand new')).id IS NOT NULL AS new;
 SELECT public.regress_try($$SELECT apitoken.create_token('b')$$) AS ownerless;
 SELECT public.regress_try($$SELECT apitoken.create_token('b', 'nowhere')$$) AS nowhere;
@@ -344,16 +345,16 @@ SELECT organization_id, user_id, created_by, role FROM apitoken.tokens WHERE lab
 SET SESSION AUTHORIZATION regress_apitoken_bypass;
 SELECT (apitoken.create_token('by bypass', 'globex', role => 'admin')).id IS NOT NULL AS organization, (apitoken.create_token('by bypass', user_id => 'mike')).id IS NOT NULL AS mike;
 RESET SESSION AUTHORIZATION;
--- what a DBA gives for columns that are not to be chosen is not taken
+-- a DBA's values for columns that only the extension fills are ignored
 INSERT INTO apitoken_internal.token_records (label, organization_id, created_by, created_by_name, created_at, updated_at, masked, revoked_at, revoked_by, revoke_reason, previous_expires_at)
 VALUES ('chosen', 'acme', 'mallory', 'M.', '2020-01-01', '2020-01-01', 'apt_org_x', '2020-01-01', 'mallory', 'x', 'infinity')
 RETURNING created_by, created_by_name, created_at = now() AS now, updated_at = now() AS now, masked ~ '^apt_org_[0-9A-Za-z]{22}_\.\.\.' AS masked, revoked_at, revoked_by, revoke_reason, previous_expires_at, (apitoken.verify(apitoken.take_token(id))).verdict;
--- nor by COPY, which a DBA may use
+-- the same with COPY, which a DBA may use
 BEGIN;
 \copy apitoken_internal.token_records (label, organization_id) from program 'echo "by copy,acme"' with (format csv)
 SELECT role, access, (apitoken.verify(apitoken.take_token(id))).verdict FROM apitoken.tokens WHERE label = 'by copy';
 COMMIT;
--- rows that come with a digest are kept as they are, and only the owner's
+-- a row that comes with a digest is kept as it is; only the tables' owner may insert one
 INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme, created_by)
 VALUES ('01890000-0000-7000-8000-000000000001', '', 'acme', 'gone', 'full', '2020-01-01', '2020-01-02', 'as it was', apitoken.hash('x'), 0, 'long gone')
 RETURNING id, label, role, created_by, masked;
@@ -369,7 +370,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT count(*) FROM apitoken.tokens WHERE label = 'sly';
 
--- suspended owners get none
+-- suspended owners get no new tokens
 UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme';
 UPDATE apitoken.users SET suspended_at = now() WHERE id = 'fresh';
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -383,7 +384,7 @@ SELECT public.regress_try($$SELECT apitoken.create_token('b')$$) AS suspended_us
 COMMIT;
 RESET SESSION AUTHORIZATION;
 
--- every token has its usage row and its event, but for the restored one
+-- every token has its usage row and its event, except the restored one
 SELECT count(*) FROM apitoken_internal.token_records r WHERE NOT EXISTS (SELECT FROM apitoken.token_usage u WHERE u.token_id = r.id) OR NOT EXISTS (SELECT FROM apitoken.events e WHERE e.token_id = r.id AND e.action = 'create');
 
 DROP FUNCTION pg_temp.answers(text);

@@ -1,6 +1,6 @@
 --
--- Nothing that a database's owner may drop takes the extension along, tokens and
--- events with it.
+-- A database's owner can drop nothing that would drop the extension, and its
+-- tokens and events, as well.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
@@ -15,7 +15,7 @@ SET client_min_messages = warning;
 CREATE EXTENSION apitoken;
 SELECT apitoken.allow('regress_apitoken_backend', 'manage', 'verify', 'act', 'directory', 'monitor');
 
--- the owner installs what any owner may, in the schema that they reset one day
+-- the owner installs common extensions in the schema that is reset later
 SET ROLE regress_apitoken_dba;
 CREATE EXTENSION pgcrypto SCHEMA public;
 CREATE EXTENSION citext SCHEMA public;
@@ -101,10 +101,10 @@ RESET ROLE;
 SELECT extname FROM pg_catalog.pg_extension ORDER BY extname COLLATE "C";
 SELECT valid, verdict, label FROM apitoken.verify(:'token');
 
--- a superuser who clears a role of capabilities takes its grants, no more
+-- DROP OWNED BY a role with capabilities, by a superuser, removes its grants and nothing else
 DROP OWNED BY regress_apitoken_backend;
 SELECT valid FROM apitoken.verify(:'token');
--- a new owner of everything is the owner of the tables, and all works on
+-- after REASSIGN OWNED the tables belong to the new owner, and everything still works
 CREATE ROLE regress_apitoken_super SUPERUSER;
 CREATE DATABASE regress_apitoken_moved TEMPLATE template0;
 \c regress_apitoken_moved

@@ -28,8 +28,8 @@ CREATE VIEW public.regress_verdict AS
 	FROM public.regress_token t, LATERAL apitoken.verify(t.token) v JOIN apitoken_internal.token_records r ON r.id = v.token_id;
 
 --
--- An application with uuid keys.  Who writes its tables holds the capability
--- directory, so that the trigger functions need nothing special.
+-- An application with uuid keys.  The role that writes its tables holds the
+-- capability directory, so the trigger functions need nothing special.
 --
 CREATE SCHEMA app AUTHORIZATION regress_apitoken_job;
 SET SESSION AUTHORIZATION regress_apitoken_job;
@@ -51,7 +51,7 @@ CREATE TABLE app.account_members (
 	is_owner boolean NOT NULL DEFAULT false,
 	PRIMARY KEY (account_id, person_id)
 );
--- somebody was here before
+-- a user and an account that existed before the recipe
 INSERT INTO app.accounts VALUES ('a0000000-0000-0000-0000-000000000001', 'Old account');
 INSERT INTO app.people VALUES ('b0000000-0000-0000-0000-000000000001', 'Olga Old');
 INSERT INTO app.account_members VALUES ('a0000000-0000-0000-0000-000000000001', 'b0000000-0000-0000-0000-000000000001', true);
@@ -115,7 +115,7 @@ UPDATE app.account_members SET is_owner = is_owner;
 RESET SESSION AUTHORIZATION;
 SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
 
--- what is written then
+-- what the application writes afterwards
 SET SESSION AUTHORIZATION regress_apitoken_job;
 INSERT INTO app.accounts VALUES ('a0000000-0000-0000-0000-000000000002', 'Acme');
 INSERT INTO app.people VALUES ('b0000000-0000-0000-0000-000000000002', 'Ada', 'ada@example.com', '{staff}'),
@@ -145,7 +145,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT * FROM public.regress_verdict ORDER BY 1;
 
--- suspended in the application, and not any more
+-- the application suspends and resumes
 UPDATE app.accounts SET suspended_at = now();
 UPDATE app.people SET blocked_at = now() WHERE full_name = 'Bob';
 SELECT * FROM public.regress_verdict ORDER BY 1;
@@ -153,8 +153,8 @@ UPDATE app.accounts SET suspended_at = NULL;
 UPDATE app.people SET blocked_at = NULL;
 SELECT label, verdict FROM public.regress_verdict ORDER BY 1;
 
--- Bob leaves: what is his ends, what he made for the account goes on.  It did
--- not happen if it was rolled back.
+-- Bob leaves: his own tokens end, those that he made for the account still work.
+-- A rollback undoes this.
 SET SESSION AUTHORIZATION regress_apitoken_job;
 BEGIN;
 DELETE FROM app.people WHERE full_name = 'Bob';
@@ -167,7 +167,7 @@ RESET SESSION AUTHORIZATION;
 SELECT * FROM public.regress_verdict ORDER BY 1;
 SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
 
--- the account ends
+-- the account is deleted
 SET SESSION AUTHORIZATION regress_apitoken_job;
 DELETE FROM app.accounts;
 RESET SESSION AUTHORIZATION;
@@ -175,8 +175,8 @@ SELECT * FROM public.regress_verdict ORDER BY 1;
 SELECT * FROM public.regress_directory ORDER BY 1, 2, 3;
 SELECT DISTINCT actor, actor_token_id, database_user FROM apitoken.events WHERE action = 'revoke';
 
--- The same ids again revive nothing: no token, no membership; and nobody
--- brings them back, by no path.
+-- Using the same ids again revives no token and no membership, and nobody can
+-- bring them back by any path.
 SET SESSION AUTHORIZATION regress_apitoken_job;
 INSERT INTO app.accounts VALUES ('a0000000-0000-0000-0000-000000000002', 'Another Acme');
 INSERT INTO app.people VALUES ('b0000000-0000-0000-0000-000000000003', 'Another Bob');
@@ -294,7 +294,7 @@ CREATE TRIGGER sync_user AFTER INSERT OR UPDATE OR DELETE ON app.users
 INSERT INTO app.companies (name) VALUES ('Acme'), ('Beta');
 INSERT INTO app.users (company_id, role, name) VALUES (1, 'admin', 'Ada'), (1, 'developer', 'Bob'), (2, 'admin', 'Zoe'), (NULL, 'admin', 'Eve');
 UPDATE app.users SET company_id = 2 WHERE name = 'Bob';
--- a role that is not there is refused, and so is the application's write
+-- a role that does not exist is refused, and the application's write fails with it
 \set VERBOSITY sqlstate
 UPDATE app.users SET role = 'chief' WHERE name = 'Ada';
 -- the login itself may do none of it
@@ -330,8 +330,8 @@ DELETE FROM apitoken.users;
 TRUNCATE public.regress_token;
 
 --
--- Personal tokens need none of it: who was never heard of gets a row when they
--- first create something, and not before.
+-- Personal tokens need no synchronization: an unknown user gets a row when they
+-- first create a token, and not before.
 --
 SET SESSION AUTHORIZATION regress_apitoken_login;
 BEGIN;
@@ -348,7 +348,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT * FROM public.regress_directory;
 SELECT label, verdict FROM public.regress_verdict;
--- and whoever deletes the application's user deletes that row
+-- deleting the application's user deletes that row
 SET SESSION AUTHORIZATION regress_apitoken_job;
 DELETE FROM apitoken.users WHERE id = '4711';
 RESET SESSION AUTHORIZATION;
@@ -413,7 +413,7 @@ INSERT INTO public.regress_command (command) VALUES
 	($$TRUNCATE apitoken.organizations$$),
 	($$TRUNCATE apitoken.organizations CASCADE$$),
 	($$TRUNCATE apitoken.users$$);
--- The job has no say about tokens, nor who is acting.
+-- The job may not manage tokens or choose who is acting.
 INSERT INTO public.regress_command (command) VALUES
 	($$SELECT 1 FROM apitoken.tokens$$),
 	($$SELECT id FROM apitoken_internal.token_records$$),
@@ -440,8 +440,8 @@ RESET SESSION AUTHORIZATION;
 SELECT name, permissions, database_role FROM apitoken.roles ORDER BY name;
 
 --
--- Nor does the owner, or a superuser, take a built-in role away, change an id,
--- or truncate what has tokens.  An insert of a role that is there replaces it.
+-- The owner and a superuser cannot delete a built-in role, change an id, or
+-- truncate tables that have tokens.  Inserting an existing role replaces it.
 --
 SELECT token AS acme FROM apitoken.create_token('acme', organization_id => 'acme') \gset
 \set VERBOSITY sqlstate
@@ -463,17 +463,17 @@ UPDATE apitoken.roles SET name = 'writer' WHERE name = 'author';
 DELETE FROM apitoken.roles WHERE name = 'writer';
 
 --
--- A user who was only ever a member has no row to delete: the application
--- deletes the memberships, or keeps users in step as above.
+-- A user who is only a member has no row to delete.  The application deletes the
+-- memberships, or keeps users in step as above.
 --
 SELECT user_id FROM apitoken.memberships ORDER BY 1;
 DELETE FROM apitoken.users WHERE id = 'u';
 SELECT user_id FROM apitoken.memberships ORDER BY 1;
 
 --
--- What a foreign key would do: a membership needs its organization and role,
--- and a role that a member has stays.  A restore (row_security off, as
--- pg_dump's scripts have it) may bring them in any order.
+-- The same rules as with foreign keys: a membership needs its organization and
+-- role, and a role in use by a member cannot be deleted.  A restore
+-- (row_security off, as in pg_dump's scripts) may insert them in any order.
 --
 \set VERBOSITY default
 INSERT INTO apitoken.organizations (id) VALUES ('kept');

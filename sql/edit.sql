@@ -36,7 +36,7 @@ UPDATE apitoken.tokens SET label = 'deploy', description = NULL, role = 'develop
 	rate_limit_per_minute = NULL, metadata = '{}', expires_at = NULL, suspended_at = NULL
 WHERE id = :'org_id'
 RETURNING label, description, role, access, permissions, allowed_networks, rate_limit_per_minute, metadata, expires_at, status;
--- what is changed to what it was changes nothing, not even updated_at
+-- setting a column to its current value changes nothing, not even updated_at
 SELECT updated_at AS before FROM apitoken.tokens WHERE id = :'org_id' \gset
 UPDATE apitoken.tokens SET label = 'deploy', metadata = '{}', access = 'full' WHERE id = :'org_id' RETURNING updated_at = :'before' AS same;
 UPDATE apitoken.tokens SET description = 'mine', access = 'read_only' WHERE id = :'own_id' RETURNING label, access, description, role;
@@ -63,7 +63,7 @@ SELECT DISTINCT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET
 ROLLBACK;
 
 --
--- Columns that may not: refused to a client by privilege, to everybody by trigger
+-- Columns that may not change: clients lack the privilege, and a trigger refuses everybody
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
@@ -76,7 +76,7 @@ SELECT a AS superuser, public.regress_try(pg_catalog.format('UPDATE apitoken_int
 FROM pg_catalog.unnest(ARRAY[$$id = gen_random_uuid()$$, $$organization_id = 'globex'$$, $$organization_id = NULL, user_id = 'ada', role = NULL$$, $$masked = 'x'$$, $$created_by = 'x'$$, $$created_by_name = 'x'$$,
 	$$created_at = now()$$, $$digest = decode(repeat('00', 32), 'hex')$$, $$digest_scheme = 1$$, $$previous_digest = digest, previous_digest_scheme = 0, previous_expires_at = 'infinity'$$,
 	$$revoked_at = now()$$, $$revoked_by = 'x'$$, $$revoke_reason = 'x'$$]) a;
--- updated_at is the extension's own: what is given for it is not taken
+-- updated_at is set by the extension; any other value is ignored
 UPDATE apitoken_internal.token_records SET updated_at = '2020-01-01', description = 'dba' WHERE id = :'org_id' RETURNING updated_at > now() - '1 day'::interval AS own;
 UPDATE apitoken_internal.token_records SET updated_at = '2020-01-01' WHERE id = :'org_id' RETURNING updated_at > now() - '1 day'::interval AS own;
 GRANT UPDATE ON apitoken_internal.token_records TO regress_apitoken_app;
@@ -212,7 +212,7 @@ SELECT token AS short_token2, expires_at - now() AS lives FROM apitoken.regenera
 SELECT previous_expires_at <= created_at + '1 hour' AS within_the_old, expires_at > now() + '89 days' AS new FROM apitoken_internal.token_records WHERE id = :'short_id';
 -- a null expires_in keeps the expiry
 SELECT expires_at > now() + '89 days' AND expires_at <= now() + '90 days' AS kept FROM apitoken.regenerate_token(:'short_id');
--- nor does an edit of the expiry carry the old secret along
+-- an edit of the expiry does not extend the old secret
 BEGIN;
 SELECT token AS short_token3 FROM apitoken.regenerate_token(:'short_id', overlap => '30 days', expires_in => '30 days') \gset
 UPDATE apitoken.tokens SET expires_at = now() + '10 days'::interval WHERE id = :'short_id';
@@ -220,7 +220,7 @@ SET LOCAL session_replication_role = replica;
 UPDATE apitoken_internal.token_records SET expires_at = clock_timestamp() WHERE id = :'short_id';
 SET LOCAL session_replication_role = origin;
 SELECT (apitoken.verify(:'short_token3')).verdict;
--- an expired token needs a new expiry; what its old secret was is over then
+-- an expired token needs a new expiry; its old secret is not accepted again
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L)', :'short_id')) AS without, public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L, %L)', :'short_id', '1 day')) AS overlap_only;
 SELECT token AS short_token4 FROM apitoken.regenerate_token(:'short_id', '1 day', '30 days') \gset
 SELECT (apitoken.verify(:'short_token3')).verdict AS old, (apitoken.verify(:'short_token4')).verdict AS new;
@@ -236,7 +236,7 @@ UPDATE apitoken.tokens SET description = 'still expired' WHERE id = :'short_id' 
 UPDATE apitoken.tokens SET expires_at = NULL WHERE id = :'short_id' RETURNING status;
 SELECT (apitoken.verify(:'short_token5')).verdict;
 ROLLBACK;
--- who may regenerate: token:update, not token:read, token:delete, or another organization
+-- regenerating needs token:update; token:read, token:delete or another organization's role is not enough
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('rita') AS me \gset
@@ -256,7 +256,7 @@ SELECT apitoken.act_as('dave') AS me \gset
 -- an organization's token needs its label, exactly
 SELECT l AS typed, public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L)', :'org_id', l)) AS answer FROM pg_catalog.unnest(ARRAY[NULL, '', 'Deploy', 'deploy ', 'second']) l;
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L, repeat(%L, 1001))', :'org_id', 'deploy', 'x')) AS reason;
--- a token that is not one's to revoke: one answer
+-- a token that the caller may not revoke: always the same answer
 SELECT DISTINCT public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L)', i, l)) AS answer FROM pg_catalog.unnest(ARRAY[:'globex_id', :'own_id', pg_catalog.gen_random_uuid()::text, NULL]) i, pg_catalog.unnest('{"of globex",laptop,wrong,NULL}'::text[]) l;
 SAVEPOINT s;
 SELECT apitoken.revoke_token(:'org_id', 'deploy', 'a mistake');
@@ -268,7 +268,7 @@ SELECT apitoken.revoke_token(:'org_id', 'deploy', 'left the building');
 COMMIT;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
--- a personal one needs none; what is typed all the same does not matter
+-- a personal token needs no label; a label given anyway is ignored
 SELECT apitoken.revoke_token(:'own_id', 'wrong');
 COMMIT;
 RESET SESSION AUTHORIZATION;
@@ -287,7 +287,7 @@ SELECT apitoken.act_as('uma') AS me \gset
 SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET suspended_at = NULL WHERE id = %L', :'org_id')) AS edit, public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L)', :'org_id')) AS regenerate;
 COMMIT;
 RESET SESSION AUTHORIZATION;
--- the owner's id deleted and used again revives nothing
+-- deleting an owner and using the id again revives nothing
 SELECT id AS lost_id, token AS lost_token FROM apitoken.create_token('lost', 'globex') \gset
 SELECT id AS lost_own_id, token AS lost_own_token FROM apitoken.create_token('lost', user_id => 'gina') \gset
 DELETE FROM apitoken.organizations WHERE id = 'globex';
@@ -308,7 +308,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 
 --
--- revoke_tokens: all that match and that the caller may revoke
+-- revoke_tokens: revokes all matching tokens that the caller may revoke
 --
 INSERT INTO apitoken.tokens (label, organization_id) SELECT 'a' || i, 'acme' FROM pg_catalog.generate_series(1, 3) i;
 INSERT INTO apitoken.tokens (label, organization_id) SELECT 'g' || i, 'globex' FROM pg_catalog.generate_series(1, 3) i;
@@ -343,7 +343,7 @@ SELECT apitoken.revoke_tokens(created_by => 'ada') AS bypass;
 RESET SESSION AUTHORIZATION;
 
 --
--- revoke_by_token: whoever holds the text may end it
+-- revoke_by_token: knowing the text is enough to revoke the token
 --
 SELECT id AS found_id, token AS found_token FROM apitoken.create_token('found', 'acme') \gset
 SELECT token AS found_token2 FROM apitoken.regenerate_token(:'found_id', '1 hour') \gset
@@ -352,12 +352,12 @@ SELECT public.regress_try(pg_catalog.format('SELECT apitoken.revoke_by_token(%L)
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT apitoken.revoke_by_token(pg_catalog.left(:'found_token', -1)) AS almost, apitoken.revoke_by_token(NULL) AS null, apitoken.revoke_by_token('') AS empty, apitoken.revoke_by_token(:'own_token') AS revoked_before;
 SELECT (apitoken.verify(:'found_token2')).verdict;
--- the old secret does too, while it lives
+-- the old secret is enough too, during the overlap
 SELECT apitoken.revoke_by_token(:'found_token') AS revoked, apitoken.revoke_by_token(:'found_token') AS again, apitoken.revoke_by_token(:'found_token2') AS again;
 SELECT (apitoken.verify(:'found_token')).verdict, (apitoken.verify(:'found_token2')).verdict;
 RESET SESSION AUTHORIZATION;
 SELECT status, revoked_by, revoke_reason FROM apitoken.tokens WHERE id = :'found_id';
--- a suspended and an expired one as well
+-- suspended and expired tokens can be revoked as well
 SELECT id AS susp_id, token AS susp_token FROM apitoken.create_token('susp', 'acme') \gset
 UPDATE apitoken.tokens SET suspended_at = now() WHERE id = :'susp_id';
 SELECT apitoken.revoke_by_token(:'susp_token') AS suspended;

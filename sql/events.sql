@@ -1,6 +1,6 @@
 --
--- The audit: one event for each change, by whom and of what, and nothing
--- that would help a thief.
+-- The audit: one event for each change, which tells who changed what, and
+-- nothing that would help an attacker.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
@@ -45,7 +45,7 @@ INSERT INTO apitoken.tokens (label, organization_id) VALUES ('one', 'acme'), ('t
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('taken', 'acme') RETURNING apitoken.take_token(id) IS NOT NULL AS taken;
 COMMIT;
 SELECT * FROM public.regress_news();
--- edits: the old and the new values of what changed, and only of that
+-- edits: old and new values, only of the columns that changed
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 UPDATE apitoken.tokens SET label = 'deploy 2', description = 'new', metadata = '{"a": 1}' WHERE id = :'org_id';
@@ -108,7 +108,7 @@ SELECT token AS found_token FROM apitoken.create_token('found', 'acme') \gset
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT apitoken.revoke_by_token(:'found_token') AS revoked, apitoken.revoke_by_token(:'found_token') AS again;
 SELECT action, owner, actor, by_token, database_user = session_user AS own_login, details - 'masked' AS details FROM public.regress_news();
--- a login that nobody trusts to speak for clients cannot choose the address
+-- a login that may not vouch for clients cannot choose the address
 RESET SESSION AUTHORIZATION;
 UPDATE apitoken.tokens SET description = NULL WHERE label = 'taken';
 SELECT count(*) FROM public.regress_news();
@@ -120,7 +120,7 @@ UPDATE apitoken.tokens SET description = 'by client' WHERE label = 'taken';
 COMMIT;
 SELECT action, by_token, database_user, client_address IS NOT DISTINCT FROM pg_catalog.inet_client_addr() AS own_address FROM public.regress_news();
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
--- verifications are no changes
+-- verifications are not changes
 SELECT (apitoken.verify(:'org_token3')).verdict, (apitoken.verify('nonsense')).verdict;
 SELECT count(*) FROM public.regress_news();
 -- the directory's job deletes owners
@@ -135,7 +135,7 @@ SELECT action, owner, actor, database_user, details #>> '{new,revoke_reason}' AS
 RESET SESSION AUTHORIZATION;
 
 --
--- What changes nothing leaves nothing
+-- A statement that changes nothing writes no event
 --
 BEGIN;
 UPDATE apitoken.tokens SET label = label, metadata = metadata, access = access, suspended_at = suspended_at WHERE label = 'deploy';
@@ -169,8 +169,8 @@ SELECT CASE WHEN i = 1 THEN gen_random_uuid() END, 'mixed ' || i, 'acme', 'devel
 SELECT action, details ->> 'label' AS label FROM public.regress_news();
 
 --
--- New tokens come in any number: each has one event and one usage row,
--- however they come and whatever else is done to them in between
+-- New tokens, one or many: each has one event and one usage row, however it is
+-- inserted and whatever else happens to it in between
 --
 CREATE FUNCTION public.regress_made(OUT action text, OUT labels text, OUT usage bigint) RETURNS SETOF record LANGUAGE sql SECURITY DEFINER AS $$
 	SELECT n.action, pg_catalog.string_agg(n.details ->> 'label', ', '), (SELECT count(*) FROM apitoken.token_usage u JOIN apitoken_internal.token_records r ON r.id = u.token_id WHERE r.label = ANY (pg_catalog.array_agg(n.details ->> 'label')))
@@ -266,7 +266,7 @@ CREATE RULE r AS ON INSERT TO apitoken.events WHERE new.action = 'create' DO INS
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('rule', 'acme');
 SELECT * FROM public.regress_made();
 ROLLBACK;
--- none of it is shown to who made the token
+-- the creator of the token sees none of it
 ALTER TABLE apitoken.events ADD CONSTRAINT regress_none CHECK (details ->> 'label' <> 'refused');
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
@@ -278,20 +278,20 @@ ALTER TABLE apitoken.events DROP CONSTRAINT regress_none;
 DROP FUNCTION public.regress_told(), public.regress_made();
 
 --
--- Nothing in there that opens anything
+-- Events contain no token text and no digest
 --
 SELECT count(*) > 20 AS enough, count(*) FILTER (WHERE e::text ~ '(org|usr)_[0-9A-Za-z]{71}') AS tokens,
 	count(*) FILTER (WHERE EXISTS (SELECT FROM apitoken_internal.token_records r WHERE e::text LIKE '%' || pg_catalog.encode(r.digest, 'hex') || '%' OR e::text LIKE '%' || pg_catalog.encode(r.digest, 'base64') || '%')) AS digests,
 	count(*) FILTER (WHERE e.details::text ~ 'digest') AS digest_keys,
 	count(*) FILTER (WHERE EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[:'org_token', :'org_token2', :'org_token3', :'own_token', :'found_token']) t WHERE e::text LIKE '%' || pg_catalog.substr(t, 31, 20) || '%')) AS secrets
 FROM apitoken.events e;
--- each names its token as lists show it, has a time, and ascends
+-- each event names its token as lists show it and has a time; ids ascend
 SELECT count(*) FILTER (WHERE e.details ->> 'masked' IS DISTINCT FROM r.masked AND NOT EXISTS (SELECT FROM apitoken.events l WHERE l.token_id = e.token_id AND l.action = 'regenerate')) AS other_mask,
 	count(*) FILTER (WHERE e.at IS NULL OR e.at > clock_timestamp()) AS wrong_time, count(*) FILTER (WHERE pg_catalog.substr(e.id::text, 15, 1) <> '7') AS not_version_7
 FROM apitoken.events e JOIN apitoken_internal.token_records r ON r.id = e.token_id;
 
 --
--- Only ever added to: also for who was granted more, and for a superuser
+-- Events are only ever added, even for a role with more privileges and a superuser
 --
 GRANT ALL ON apitoken.events TO regress_apitoken_granted;
 SELECT count(*) AS before FROM apitoken.events \gset
@@ -299,7 +299,7 @@ SELECT s AS superuser, public.regress_try(s) AS answer FROM pg_catalog.unnest(AR
 	'DELETE FROM apitoken.events', 'DELETE FROM apitoken.events WHERE false', 'TRUNCATE apitoken.events', 'TRUNCATE apitoken.events, apitoken.token_usage']) s;
 SET SESSION AUTHORIZATION regress_apitoken_granted;
 SELECT s AS granted, public.regress_try(s) AS answer FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.events SET actor = NULL', 'DELETE FROM apitoken.events', 'TRUNCATE apitoken.events',
-	-- an event of one's own making: no policy lets it in
+	-- a forged event: no policy allows it
 	'INSERT INTO apitoken.events (id, at, action, token_id, database_user, details) VALUES (gen_random_uuid(), now(), ''create'', gen_random_uuid(), ''x'', ''{}'')',
 	'CREATE TRIGGER t BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION apitoken_internal.event_refuse_change()', 'ALTER TABLE apitoken.events DISABLE TRIGGER ALL']) s;
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -309,7 +309,7 @@ RESET SESSION AUTHORIZATION;
 SELECT count(*) = :before AS unchanged FROM apitoken.events;
 
 --
--- Who sees which: who may see the token, and one's own
+-- Users see the events of tokens that they may see, and their own
 --
 SELECT (apitoken.create_token('g', 'globex')).id IS NOT NULL AS globex, (apitoken.create_token('gina''s', user_id => 'gina')).id IS NOT NULL AS gina;
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -331,7 +331,7 @@ BEGIN;
 SELECT (apitoken.authenticate(:'org_token3')).verdict;
 SELECT DISTINCT coalesce(organization_id, 'user ' || user_id) AS token FROM apitoken.events ORDER BY 1;
 COMMIT;
--- who has left the organization still sees what they did themself
+-- a user who has left the organization still sees what they did themself
 RESET SESSION AUTHORIZATION;
 DELETE FROM apitoken.memberships WHERE user_id = 'ada';
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -346,15 +346,15 @@ BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT count(*) AS suspended FROM apitoken.events;
 COMMIT;
--- the audit outlives what it is about
+-- events stay when their token and its owner are deleted
 RESET SESSION AUTHORIZATION;
 DELETE FROM apitoken.organizations WHERE id = 'acme';
 DELETE FROM apitoken.users WHERE id = 'ada';
 SELECT count(*) > :before AS kept FROM apitoken.events;
 
 --
--- What a transaction knows of the extension ends with it: an owner that it has
--- locked is not one of the next
+-- A transaction's knowledge of the extension ends with it: the next transaction
+-- does not take an owner for locked
 --
 BEGIN;
 INSERT INTO apitoken.organizations (id) VALUES ('initech');

@@ -1,6 +1,6 @@
 --
--- Attacks: by who owns schemas and objects in the database, by members on
--- other tenants, by members on what they may not change, and with odd values.
+-- Attacks: by owners of schemas and objects in the database, by members on other
+-- tenants, by members on what they may not change, and with unusual values.
 --
 \set VERBOSITY terse
 SET client_min_messages = warning;
@@ -9,8 +9,8 @@ CREATE ROLE regress_apitoken_login LOGIN;
 DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO regress_apitoken_attacker', current_database()); END $$;
 
 --
--- A schema or objects of ours made before: the installation stops and leaves
--- nothing, rather than adopt what somebody else owns.
+-- Somebody has already made one of the schemas or objects.  The installation
+-- stops and leaves nothing; it does not adopt what somebody else owns.
 --
 SET SESSION AUTHORIZATION regress_apitoken_attacker;
 CREATE SCHEMA apitoken;
@@ -30,9 +30,9 @@ SELECT oid::regclass, relowner::regrole FROM pg_class WHERE relnamespace::regnam
 DROP SCHEMA apitoken_internal CASCADE;
 
 --
--- A schema of the attacker's, full of traps, comes before pg_catalog; the
--- installation runs with it in the path.  Each
--- trap writes down as whom it ran.
+-- The attacker's schema, full of traps, comes before pg_catalog in the path
+-- during the installation.  Each
+-- trap records the role that it ran as.
 --
 SET SESSION AUTHORIZATION regress_apitoken_attacker;
 CREATE SCHEMA evil;
@@ -102,7 +102,7 @@ INSERT INTO apitoken.roles (name, permissions) VALUES ('sees', '{token:read}'), 
 INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'see', 'sees'), ('acme', 'create', 'creates'), ('beta', 'zoe', 'admin');
 SELECT apitoken.allow('regress_apitoken_attacker', 'act', 'use', 'manage', 'verify', 'directory'), apitoken.allow('regress_apitoken_login', 'act', 'manage', 'verify');
 
--- everything that the extension does as its owner, called by the attacker
+-- the attacker calls everything that the extension does as its owner
 SET SESSION AUTHORIZATION regress_apitoken_attacker;
 SET search_path = evil, pg_catalog;
 -- the traps do work
@@ -116,7 +116,7 @@ SELECT verdict FROM apitoken.verify(:'token', 'article:read', 'acme');
 UPDATE apitoken.tokens SET label = 'two', metadata = '{"a": 2}', suspended_at = pg_catalog.now() WHERE id OPERATOR(pg_catalog.=) :'id';
 UPDATE apitoken.tokens SET suspended_at = NULL WHERE id OPERATOR(pg_catalog.=) :'id';
 SELECT token FROM apitoken.regenerate_token(:'id', '1 hour') \gset
--- (when the use is shown depends on preload)
+-- (preload decides when the use is shown)
 SELECT label, last_used IN ('just now', 'never') AS in_words, status FROM apitoken.list_tokens('w');
 SELECT pg_catalog.count(*) FROM apitoken.tokens;
 SELECT pg_catalog.count(*) FROM apitoken.members;
@@ -200,8 +200,8 @@ $$;
 SET SESSION AUTHORIZATION regress_apitoken_login;
 
 --
--- The one tenant cannot tell from an answer what the other has: that of what is
--- there, of what is not there, and of a label in use are the same, word by word.
+-- A tenant cannot learn from an answer what another tenant has.  The answers for
+-- an existing object, a missing one and a label in use are identical.
 --
 SELECT count(DISTINCT answer) AS answers, max(answer) AS answer, what FROM (
 	SELECT what, attack.try('ada', format(command, target)) AS answer
@@ -227,13 +227,13 @@ SELECT count(DISTINCT answer) AS answers, max(answer) AS answer FROM (
 	SELECT attack.try('ada', format('INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES (%L, ''beta'')', label))
 	FROM (VALUES ('beta only'), ('free')) AS l (label)) a;
 SELECT attack.try('ada', 'SELECT 1 WHERE apitoken.revoke_tokens(organization_id => ''beta'') + apitoken.revoke_tokens(user_id => ''zoe'') + apitoken.revoke_tokens(created_by => ''zoe'') > 0') AS revoked;
--- to change the owner is not to be had
+-- a token's owner cannot be changed
 SELECT attack.try('ada', 'UPDATE apitoken.tokens SET organization_id = ''beta''') AS moved,
 	attack.try('ada', 'UPDATE apitoken_internal.token_records SET user_id = ''ada'', organization_id = NULL') AS taken;
 
 --
--- Functions and operators of one's own in a query, however cheap, see no row
--- that one may not see; nor do errors tell.
+-- A user's own functions and operators in a query, however cheap, see only the
+-- rows that the user may see.  Errors reveal nothing either.
 --
 RESET SESSION AUTHORIZATION;
 INSERT INTO apitoken.memberships VALUES ('acme', 'both', 'reader');
@@ -261,17 +261,17 @@ SELECT count(*) FROM apitoken.memberships WHERE attack.leak(user_id);
 SELECT count(*) FROM apitoken.members WHERE attack.leak(name);
 SELECT count(*) FROM apitoken.tokens t JOIN apitoken.events e ON attack.leak(e.details::text) AND attack.leak(t.user_id);
 UPDATE apitoken.tokens SET description = 'x' WHERE attack.leak(label) AND label = 'beta only' RETURNING label;
--- a division by zero, were a label seen that begins with beta
+-- this would divide by zero if it saw a label that begins with beta
 SELECT count(*) FROM apitoken.tokens WHERE 1 / (position('beta' in label) - 1) <> 7;
 SELECT count(*) FROM apitoken.events WHERE 1 / (position('beta' in (details->>'label')) - 1) <> 7;
 SELECT count(*) FROM attack.seen WHERE who ~ 'beta|zoe' OR who IN (:'beta_id', :'zoe_id');
 SELECT count(*) > 10 AS leaks FROM attack.seen;
--- what a query copies is what it may see
+-- a query copies only what it may see
 CREATE TEMP TABLE stolen AS SELECT * FROM apitoken.tokens;
 SELECT label FROM stolen ORDER BY 1;
 COPY (SELECT label FROM apitoken.tokens ORDER BY 1) TO STDOUT;
 ROLLBACK;
--- the statistics, once there are some
+-- the same after ANALYZE has collected statistics
 RESET SESSION AUTHORIZATION;
 ANALYZE apitoken_internal.token_records;
 ANALYZE apitoken.users;
@@ -279,9 +279,9 @@ SET SESSION AUTHORIZATION regress_apitoken_login;
 SELECT count(*) FROM pg_stats WHERE schemaname = 'apitoken';
 
 --
--- Plans: those for one's own, for what another tenant has, and for what is not
--- there are the same, but for the constant itself.  (The estimated costs and
--- rows do tell how frequent a value is; docs/security.md.)
+-- Plans: they are the same for the tenant's own values, another tenant's and
+-- missing ones, except for the constant.  (The estimated costs and rows do
+-- reveal how frequent a value is; see docs/security.md.)
 --
 RESET SESSION AUTHORIZATION;
 CREATE FUNCTION attack.plan(who text, command text, target text, seqscan text) RETURNS text LANGUAGE plpgsql AS $$
@@ -322,7 +322,7 @@ SELECT what, seqscan, count(DISTINCT plan) AS plans, bool_and(plan ~ 'Scan' AND 
 	WHERE c.kind = t.kind) p
 GROUP BY 1, 2 ORDER BY 1, 2;
 
--- a prepared statement and a saved plan see what the caller of now may see
+-- a prepared statement and a saved plan see what the current caller may see
 PREPARE mine AS SELECT label FROM apitoken.tokens WHERE $1 ORDER BY 1;
 CREATE FUNCTION attack.mine() RETURNS SETOF text LANGUAGE plpgsql AS $$ BEGIN RETURN QUERY SELECT label FROM apitoken.tokens ORDER BY 1; END $$;
 SET plan_cache_mode = force_generic_plan;
@@ -405,7 +405,7 @@ INSERT INTO attack.command (command) VALUES
 	('LOCK TABLE apitoken.tokens IN SHARE MODE'),
 	('LOCK TABLE apitoken.organizations IN SHARE ROW EXCLUSIVE MODE'),
 	('LOCK TABLE apitoken.members IN EXCLUSIVE MODE'),
-	-- who one is
+	-- the caller's identity
 	('SET row_security = off; SELECT 1 FROM apitoken.tokens'),
 	('SET row_security = off; SELECT apitoken.create_token(''x'', organization_id => ''acme'')'),
 	('SET session_replication_role = replica'),
@@ -414,17 +414,17 @@ INSERT INTO attack.command (command) VALUES
 	('SHOW apitoken.pepper_file'),
 	('SET ROLE regress_apitoken_attacker');
 SET SESSION AUTHORIZATION regress_apitoken_login;
--- (the messages are the server's own, and differ between versions; the GRANT of
--- what one holds but may not pass on only warns)
+-- (The messages are the server's own and differ between versions.  A GRANT
+-- without the grant option only warns.)
 SET client_min_messages = error;
 SELECT left(attack.try('ada', command), 5) AS answer, command FROM attack.command ORDER BY n;
 
--- it is the right that is missing: who holds it is heard
+-- only the privilege was missing: for a superuser the same LOCK commands work
 RESET SESSION AUTHORIZATION;
 SELECT left(attack.try(NULL, command), 5) AS answer, command FROM attack.command WHERE command LIKE 'LOCK%' ORDER BY n;
 SET SESSION AUTHORIZATION regress_apitoken_login;
 
--- and nothing comes of such a GRANT
+-- such a GRANT has no effect
 SET client_min_messages = error;
 GRANT ALL ON apitoken.tokens TO PUBLIC;
 GRANT SELECT (digest) ON apitoken_internal.token_records TO regress_apitoken_login;
@@ -433,7 +433,7 @@ SELECT has_table_privilege('public', 'apitoken.tokens', 'SELECT') AS tokens,
 	has_column_privilege('regress_apitoken_login', 'apitoken_internal.token_records', 'digest', 'SELECT') AS digest;
 
 --
--- COPY neither gets at the digests nor past the policies.
+-- COPY cannot read the digests or bypass the policies.
 --
 \set VERBOSITY sqlstate
 BEGIN;
@@ -459,7 +459,7 @@ ROLLBACK;
 \set VERBOSITY terse
 
 --
--- Rows that one may only read cannot be locked against others.
+-- A user cannot lock rows that they may only read.
 --
 SELECT attack.try('see', 'SELECT 1 FROM apitoken.tokens') AS sees, attack.try('see', 'SELECT 1 FROM apitoken.tokens FOR UPDATE') AS "for update",
 	attack.try('see', 'SELECT 1 FROM apitoken_internal.token_records FOR NO KEY UPDATE') AS "for no key update",
@@ -471,8 +471,8 @@ SELECT left(attack.try('ada', 'SELECT 1 FROM apitoken.organizations FOR UPDATE')
 	left(attack.try('ada', 'SELECT 1 FROM apitoken.events FOR UPDATE'), 5) AS events;
 
 --
--- Who may only create sees nothing of it, not by RETURNING either; the text
--- goes to the role that made the token, once.
+-- A user who may only create sees no token, not even by RETURNING.  The role
+-- that made the token gets its text, once.
 --
 SELECT left(attack.try('create', 'INSERT INTO apitoken.tokens (label, organization_id, role) VALUES (''x'', ''acme'', ''reader'')'), 6) AS inserts,
 	left(attack.try('create', 'INSERT INTO apitoken.tokens (label, organization_id, role) VALUES (''x'', ''acme'', ''reader'') RETURNING id'), 5) AS returning,
@@ -497,8 +497,8 @@ SELECT apitoken.take_token(:'id');
 ROLLBACK;
 
 --
--- A SECURITY DEFINER function of a role without capabilities lends nothing; of
--- one with manage it does what who is acting may do.
+-- A SECURITY DEFINER function lends nothing if its owner has no capabilities.
+-- If its owner has manage, it may do what the acting user may do.
 --
 RESET SESSION AUTHORIZATION;
 GRANT USAGE, CREATE ON SCHEMA attack TO regress_apitoken_attacker;
@@ -559,8 +559,8 @@ SELECT count(*) FROM apitoken.tokens WHERE label = 'loot';
 SELECT apitoken.current_user_id();
 
 --
--- Trigger functions: called directly, or for another table, as which a
--- superuser attached them.
+-- Trigger functions: called directly, or attached by a superuser to another
+-- table.
 --
 RESET SESSION AUTHORIZATION;
 CREATE TABLE attack.fires AS SELECT * FROM apitoken_internal.token_records WITH NO DATA;
@@ -573,8 +573,8 @@ WHERE pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespa
 DROP TABLE attack.fires;
 
 --
--- Each function with nulls, and with values as large and odd as its types
--- have, by who may call it: an error of ours, never an internal one.
+-- Each function with nulls, and with the largest and strangest values of its
+-- types, by every role that may call it: never an internal error.
 --
 CREATE TABLE attack.value (type regtype, value text);
 INSERT INTO attack.value VALUES
@@ -607,7 +607,7 @@ FROM (SELECT proname, command, attack.try(who, command) AS answer FROM attack.ca
 SET SESSION AUTHORIZATION regress_apitoken_login;
 SELECT array_agg(DISTINCT proname || ' ' || answer || ' ' || left(command, 100)) FILTER (WHERE answer ~ '^(XX|58|57|53|P0|08|42883|42601|42804|42P)') AS internal
 FROM (SELECT proname, command, attack.try(who, command) AS answer FROM attack.call, (VALUES (NULL), ('ada')) AS w (who)) a;
--- whoever is nobody gets nothing from those that are open to everyone
+-- an anonymous caller gets nothing from the functions that PUBLIC may call
 RESET SESSION AUTHORIZATION;
 CREATE ROLE regress_apitoken_nobody LOGIN;
 SET SESSION AUTHORIZATION regress_apitoken_nobody;
@@ -619,7 +619,7 @@ RESET client_min_messages;
 SET client_min_messages = warning;
 
 --
--- Ids and labels as long and as odd as they may be.
+-- Ids and labels with the greatest length and with unusual characters.
 --
 INSERT INTO apitoken.organizations (id) VALUES (repeat('o', 255)), (E'a''b"\\ c'), ('ACME'), ('acme ');
 INSERT INTO apitoken.memberships SELECT o.id, u.id, 'admin'
@@ -649,7 +649,7 @@ ROLLBACK;
 BEGIN;
 SELECT left(place, 10) AS place, verdict, label, listed FROM pg_temp.odd(E'x''y"\\ z');
 ROLLBACK;
--- neither case nor blanks are mixed up
+-- case and blanks are significant
 SELECT attack.try('ada', 'SELECT apitoken.create_token(''x'', organization_id => ''ACME'')') AS upper_case,
 	attack.try('ada', 'SELECT apitoken.create_token(''x'', organization_id => ''acme '')') AS blank,
 	attack.try('Ada', 'SELECT apitoken.create_token(''x'', organization_id => ''acme'')') AS another_user;
@@ -657,8 +657,8 @@ DROP FUNCTION pg_temp.odd(text);
 RESET SESSION AUTHORIZATION;
 
 --
--- The ground moves: columns added by an owner, and the extension dropped and
--- made again, under plans that the session has saved.
+-- Saved plans outlive changes: the owner adds columns, or drops the extension
+-- and creates it again.
 --
 ALTER TABLE apitoken_internal.token_records ADD COLUMN extra text DEFAULT 'x';
 ALTER TABLE apitoken.organizations ADD COLUMN extra text DEFAULT 'x';

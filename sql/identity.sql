@@ -47,7 +47,7 @@ SELECT (apitoken.create_token('u6', user_id => 'alice')).token AS revoked \gset
 SELECT apitoken.revoke_by_token(:'revoked');
 SELECT apitoken.generate('usr') AS unknown \gset
 
--- who is acting, with what role, groups, and read-only?
+-- shows who is acting, the role, the groups, and whether it is read-only
 \set who 'SELECT apitoken.whoami()->>\'source\', apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id() IS NOT NULL, apitoken.current_role_name(), apitoken.current_groups(), apitoken.whoami()->>\'read_only\''
 
 --
@@ -62,7 +62,7 @@ BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, perm
 BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'alice'); :who; COMMIT;
 BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'bob_ro'); :who; COMMIT;
 BEGIN; SELECT valid, verdict, kind, organization_id, user_id, role, access, permissions FROM apitoken.authenticate(:'dora'); :who; COMMIT;
--- nothing is left of any of them
+-- no identity outlives its transaction
 :who;
 SET SESSION AUTHORIZATION regress_apitoken_backend;
 BEGIN; SELECT apitoken.act_as('alice'); SELECT apitoken.whoami(); :who; COMMIT;
@@ -85,7 +85,7 @@ SET SESSION AUTHORIZATION regress_apitoken_client;
 SELECT apitoken.whoami();
 BEGIN; SELECT (apitoken.authenticate(:'alice_custom')).valid; SELECT apitoken.whoami() - 'token_id'; COMMIT;
 RESET SESSION AUTHORIZATION;
--- it tells the id of the token that was given, not of another one
+-- it returns the id of the given token, not of another one
 BEGIN;
 SELECT (apitoken.authenticate(:'org')).token_id = (SELECT id FROM apitoken.tokens WHERE label = 'o1');
 SELECT apitoken.current_token_id() = (SELECT id FROM apitoken.tokens WHERE label = 'o1'),
@@ -108,15 +108,15 @@ BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT apitoken.current_user_id(); 
 BEGIN; SET LOCAL apitoken.token = 'garbage'; SELECT 1; ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'unknown'; SELECT 1; ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'revoked'; SELECT 1; ROLLBACK;
--- nor is it hidden by a user id behind it
+-- a user id in addition does not hide a bad token
 SET SESSION AUTHORIZATION regress_apitoken_backend;
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SET LOCAL apitoken.token = :'revoked'; :who; ROLLBACK;
--- a transaction that failed so can be ended, and one that was not used yet as well
+-- a transaction with a bad token can be ended, and the token can be cleared before its first use
 BEGIN; SET LOCAL apitoken.token = 'garbage'; COMMIT;
 BEGIN; SET LOCAL apitoken.token = 'garbage'; SET LOCAL apitoken.token = ''; :who; COMMIT;
 
 --
--- Capability act: the session user's, whatever role was entered
+-- Capability act: the session user must hold it, whatever the current role
 --
 SET SESSION AUTHORIZATION regress_apitoken_client;
 SELECT apitoken.act_as('alice');
@@ -125,7 +125,7 @@ BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.current_user_id(); 
 \set VERBOSITY default
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK;
 \set VERBOSITY sqlstate
--- a function of who may act does not lend it
+-- a SECURITY DEFINER function does not lend its owner's capability
 RESET SESSION AUTHORIZATION;
 CREATE SCHEMA ident;
 GRANT USAGE ON SCHEMA ident TO PUBLIC;
@@ -136,7 +136,7 @@ SELECT ident.definer();
 SELECT ident.definer_setting();
 -- a token needs no capability
 BEGIN; SET LOCAL apitoken.token = :'alice'; :who; COMMIT;
--- and the weaker role that a trusted login enters takes nothing away, and adds nothing
+-- a trusted login that enters a weaker role keeps the capability and gains none
 SET SESSION AUTHORIZATION regress_apitoken_backend;
 BEGIN; SET LOCAL ROLE regress_apitoken_weak; SELECT apitoken.act_as('alice'); ROLLBACK;
 BEGIN; SET LOCAL ROLE regress_apitoken_weak; SET LOCAL apitoken.user_id = 'alice'; :who; COMMIT;
@@ -152,7 +152,7 @@ BEGIN; SET LOCAL apitoken.token = :'bob'; SET LOCAL apitoken.user_id = 'dora'; :
 --
 -- empty
 BEGIN; SET LOCAL apitoken.user_id = ''; SET LOCAL apitoken.token = ''; :who; COMMIT;
--- session-wide, from an earlier transaction or outside of any: with a warning there
+-- session-wide, set in an earlier transaction or outside of one (with a warning)
 SET apitoken.user_id = 'alice';
 :who;
 BEGIN; :who; COMMIT;
@@ -161,7 +161,7 @@ BEGIN; SET apitoken.user_id = 'bob'; :who; COMMIT;
 SHOW apitoken.user_id;
 :who;
 BEGIN; :who; COMMIT;
--- the stale value is not revived by what takes another value back
+-- taking another value back does not revive the stale value
 BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; ROLLBACK TO s; SHOW apitoken.user_id; :who; COMMIT;
 BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = ''; RELEASE s; :who; COMMIT;
 BEGIN; RESET apitoken.user_id; :who; ROLLBACK;
@@ -174,22 +174,22 @@ SHOW apitoken.user_id;
 BEGIN; DO $$BEGIN PERFORM set_config('apitoken.user_id', 'alice', true); PERFORM 1/0; EXCEPTION WHEN division_by_zero THEN NULL; END$$; SHOW apitoken.user_id; :who; COMMIT;
 RESET apitoken.user_id;
 RESET ALL;
--- a token, session-wide: it does not count either, not even to fail
+-- a session-wide token does not count either; even a bad one does not fail
 SET apitoken.token = :'alice';
 :who;
 SET apitoken.token = 'garbage';
 :who;
 BEGIN; :who; COMMIT;
 RESET apitoken.token;
--- a transaction's own value is gone with it
+-- a transaction's own value ends with the transaction
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; COMMIT;
 :who;
 BEGIN; SELECT set_config('apitoken.user_id', 'alice', false); ROLLBACK;
 :who;
--- an error in the transaction takes it along
+-- an error in the transaction ends it as well
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; :who; SELECT 1/0; ROLLBACK;
 :who;
--- nobody reads a token back
+-- nobody can read a token back from the setting
 BEGIN; SET LOCAL apitoken.token = :'alice'; SHOW apitoken.token; SELECT current_setting('apitoken.token'), count(*) FROM pg_settings WHERE setting = :'alice' OR reset_val = :'alice'; COMMIT;
 SHOW apitoken.token;
 
@@ -205,7 +205,7 @@ BEGIN; SELECT set_config('apitoken.user_id', 'alice', true), apitoken.current_us
 -- through savepoints
 BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; RELEASE s; :who; COMMIT;
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SAVEPOINT s; SET LOCAL apitoken.user_id = 'bob'; ROLLBACK TO s; :who; COMMIT;
--- from a block with EXCEPTION that ended well
+-- from a block with EXCEPTION that succeeded
 BEGIN; DO $$BEGIN PERFORM set_config('apitoken.user_id', 'alice', true); EXCEPTION WHEN division_by_zero THEN NULL; END$$; :who; COMMIT;
 -- the same value as the stale one, but set here
 SET apitoken.user_id = 'alice';
@@ -224,7 +224,7 @@ SET SESSION AUTHORIZATION regress_apitoken_backend;
 BEGIN; SELECT ident.clause(); :who; COMMIT;
 BEGIN; SET LOCAL apitoken.user_id = 'bob'; SELECT ident.clause(); COMMIT;
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT ident.clause(); ROLLBACK;
--- an empty one does not make anonymous who is somebody
+-- a clause with an empty value does not make an acting user anonymous
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT ident.clause_unset(); COMMIT;
 BEGIN; SELECT ident.clause_over(); :who; COMMIT;
 -- a stale value under a function's clause
@@ -232,11 +232,11 @@ SET apitoken.user_id = 'alice';
 BEGIN; SELECT ident.clause_unset(); :who; COMMIT;
 RESET apitoken.user_id;
 :who;
--- too long an id
+-- an id that is too long
 BEGIN; SELECT set_config('apitoken.user_id', repeat('x', 256), true); ROLLBACK;
 
 --
--- The latch: one identity a transaction, whichever way the second one comes
+-- The latch: one identity per transaction, however a second one is set
 --
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.act_as('bob'); ROLLBACK;
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.authenticate(:'alice'); ROLLBACK;
@@ -253,7 +253,7 @@ BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.act_as('bob'); ROLL
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SELECT apitoken.authenticate(:'bob'); ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'alice'; SELECT apitoken.act_as('alice'); ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'alice'; SELECT 1; SET LOCAL apitoken.token = :'bob'; SELECT 1; ROLLBACK;
--- by a utility statement as the first one
+-- the first use is a utility statement
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; LISTEN x; SET LOCAL apitoken.user_id = 'bob'; SELECT 1; ROLLBACK;
 -- a bad token after an identity is an error as well, and so is a user id without act
 BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.token = 'garbage'; SELECT 1; ROLLBACK;
@@ -266,7 +266,7 @@ BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.act_as('bob'
 -- in one statement
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL, apitoken.act_as('bob') IS NOT NULL; ROLLBACK;
 BEGIN; SELECT set_config('apitoken.user_id', 'alice', true), apitoken.current_user_id(), set_config('apitoken.user_id', 'bob', true), apitoken.current_user_id(); ROLLBACK;
--- the role given up and the user id changed in one expression, before anything asks
+-- one expression resets the role and changes the user id before the identity is used
 BEGIN;
 SET LOCAL ROLE regress_apitoken_weak;
 SET LOCAL apitoken.user_id = 'alice';
@@ -283,17 +283,17 @@ SET LOCAL apitoken.user_id = 'alice';
 SELECT query_to_xml($$SELECT set_config('role', 'none', true), set_config('apitoken.user_id', 'bob', true)$$, true, true, '') IS NOT NULL,
 	query_to_xml('SELECT apitoken.current_user_id()', true, true, '') IS NOT NULL;
 ROLLBACK;
--- with the identity given up in between, it stays who it was
+-- clearing the setting in between does not change the identity
 BEGIN;
 SET LOCAL apitoken.user_id = 'alice';
 SELECT set_config('role', 'none', true), set_config('apitoken.user_id', '', true), apitoken.current_user_id();
 :who;
 COMMIT;
--- the same identity twice is fine, by any way
+-- setting the same identity twice works, in any way
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken.act_as('alice') IS NOT NULL; SET LOCAL apitoken.user_id = 'alice'; :who; COMMIT;
 BEGIN; SELECT (apitoken.authenticate(:'alice')).valid; SELECT (apitoken.authenticate(:'alice')).valid; SET LOCAL apitoken.token = :'alice'; :who; COMMIT;
 BEGIN; SET LOCAL apitoken.token = :'alice'; SET LOCAL apitoken.user_id = 'dora'; SELECT (apitoken.authenticate(:'alice')).valid; :who; COMMIT;
--- anonymous is no identity: somebody may come after it
+-- anonymous is not an identity: a user may follow it
 BEGIN; :who; SELECT apitoken.act_as('alice') IS NOT NULL; :who; COMMIT;
 -- until the first use, settings may change
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SET LOCAL apitoken.user_id = 'bob'; SHOW apitoken.user_id; :who; COMMIT;
@@ -310,7 +310,7 @@ BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SAVEPOINT s; SELECT apitoken
 BEGIN; SET LOCAL apitoken.user_id = 'alice'; SAVEPOINT s; SELECT 1; ROLLBACK TO s; :who; COMMIT;
 -- one from after it does not
 BEGIN; SAVEPOINT s; SET LOCAL apitoken.user_id = 'alice'; SELECT 1; ROLLBACK TO s; :who; SET LOCAL apitoken.user_id = 'bob'; :who; COMMIT;
--- blocks with EXCEPTION: one that ended well keeps the identity, one that failed does not
+-- blocks with EXCEPTION: a successful one keeps the identity, a failed one does not
 BEGIN; DO $$BEGIN PERFORM apitoken.act_as('alice'); EXCEPTION WHEN division_by_zero THEN NULL; END$$; :who; SELECT apitoken.act_as('bob'); ROLLBACK;
 BEGIN; DO $$BEGIN PERFORM apitoken.act_as('alice'); PERFORM 1/0; EXCEPTION WHEN division_by_zero THEN NULL; END$$; :who; SELECT apitoken.act_as('bob') IS NOT NULL; COMMIT;
 -- a loop that tries one after another
@@ -331,7 +331,7 @@ BEGIN
 END
 $$;
 ROLLBACK;
--- a procedure that commits is somebody else in each of its transactions
+-- a procedure that commits may have another identity in each of its transactions
 DO $$
 BEGIN
 	PERFORM apitoken.act_as('alice');
@@ -345,7 +345,7 @@ BEGIN
 END
 $$;
 \set VERBOSITY sqlstate
--- nor does AND CHAIN hand it on
+-- AND CHAIN does not pass the identity on
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; COMMIT AND CHAIN; :who; ROLLBACK AND CHAIN; :who; COMMIT;
 
 --
@@ -385,7 +385,7 @@ SELECT apitoken.can('article:read', 42), apitoken.can('article:read', 42::bigint
 	apitoken.can('article:read', '5f0e7d4c-2a57-4d3a-9d8e-0123456789ab'::uuid), apitoken.can('article:read', '5F0E7D4C-2A57-4D3A-9D8E-0123456789AB'::uuid);
 SELECT apitoken.can('article:write', 42), apitoken.can('article:read', 43), apitoken.can('article:read', 43::bigint), apitoken.can('article:read', '00000000-0000-0000-0000-000000000000'::uuid),
 	apitoken.can('article:read', '5F0E7D4C-2A57-4D3A-9D8E-0123456789AB'), apitoken.can('article:read', ''), apitoken.can('article:read', 'globex '), apitoken.can('article:read', 'no such');
--- null ids of each type: their own things
+-- null ids of each type: the caller's own data
 SELECT apitoken.can('article:write', NULL::uuid), apitoken.can('article:write', NULL::bigint), apitoken.can('article:write', NULL::text), apitoken.can('article:write', NULL), apitoken.can('article:write');
 SELECT apitoken.can(NULL), apitoken.can(NULL, 'acme');
 -- an id from a column and from a parameter
@@ -403,9 +403,9 @@ SELECT apitoken.can('article'); ROLLBACK TO s;
 SELECT apitoken.can('article:*', 'acme'); ROLLBACK TO s;
 SELECT apitoken.organizations_allowed('article:*'); ROLLBACK TO s;
 COMMIT;
--- the limit of a user's role, outside organizations only
+-- a user's role limits them only outside organizations
 BEGIN; SELECT apitoken.act_as('dora') IS NOT NULL; SELECT apitoken.can('article:read'), apitoken.can('article:write'), apitoken.can('article:read', 'acme'); COMMIT;
--- an organization's token: its own organization, which null means too
+-- an organization's token: only its own organization; null means the same
 BEGIN; SELECT (apitoken.authenticate(:'org')).valid;
 SELECT apitoken.can('article:write'), apitoken.can('article:write', 'acme'), apitoken.can('article:read', 'globex'), apitoken.can('article:read', 42), apitoken.can('article:delete'), apitoken.can('token:read');
 SELECT apitoken.organizations_allowed('article:write'), apitoken.organizations_allowed('page:read'); COMMIT;
@@ -437,7 +437,7 @@ BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT valid FROM apitoken.authenticate(:
 BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE; SELECT valid FROM apitoken.authenticate(:'alice'); SELECT pg_current_xact_id_if_assigned(); COMMIT;
 -- a setting's token is recorded in shared memory only
 BEGIN; SET LOCAL apitoken.token = :'dora'; :who; SELECT pg_current_xact_id_if_assigned(); COMMIT;
--- so one must be taken where there is something to write, or all that proved nothing; with shared preload
+-- control: a transaction id is taken when there is something to write; with shared preload
 -- there never is
 RESET SESSION AUTHORIZATION;
 SELECT preloaded FROM apitoken.stats \gset
@@ -449,8 +449,8 @@ SELECT string_agg(user_id, ' ' ORDER BY user_id) = CASE WHEN :'preloaded' THEN '
 FROM apitoken.tokens WHERE last_used_at IS NOT NULL;
 
 --
--- Memberships, roles and suspensions are read anew by each statement; an
--- identity stays, even if its token is revoked
+-- Each statement reads memberships, roles and suspensions again.  An identity
+-- stays, even if its token is revoked
 --
 GRANT SELECT, INSERT, UPDATE, DELETE ON apitoken.memberships, apitoken.roles, apitoken.users, apitoken.organizations TO regress_apitoken_backend;
 SET SESSION AUTHORIZATION regress_apitoken_backend;
@@ -483,7 +483,7 @@ ROLLBACK TO s;
 SELECT valid, verdict FROM apitoken.verify(:'bob');
 :who;
 ROLLBACK;
--- taken back by ROLLBACK TO, it does not come again
+-- an identity that ROLLBACK TO took back does not return
 BEGIN;
 SAVEPOINT s;
 SELECT (apitoken.authenticate(:'org_gone')).valid;
@@ -499,7 +499,7 @@ RESET SESSION AUTHORIZATION;
 REVOKE ALL ON apitoken.memberships, apitoken.roles, apitoken.users, apitoken.organizations FROM regress_apitoken_backend;
 
 --
--- The policy that is recommended, on tables keyed by uuid, bigint and text
+-- The recommended policy, on tables with keys of type uuid, bigint and text
 --
 CREATE TABLE ident.article_uuid (organization_id uuid, n int);
 CREATE TABLE ident.article_bigint (organization_id bigint, n int);
@@ -525,7 +525,7 @@ BEGIN; SELECT apitoken.act_as('carol') IS NOT NULL; :rows; COMMIT;
 BEGIN; SELECT (apitoken.authenticate(:'org_ro')).valid; :rows; COMMIT;
 BEGIN; SET LOCAL apitoken.user_id = 'bob'; SET LOCAL ROLE regress_apitoken_weak; :rows; COMMIT;
 :rows;
--- who forges a user id while he reads sees nothing of it
+-- a client that forges a user id during a query sees no additional rows
 SET SESSION AUTHORIZATION regress_apitoken_client;
 BEGIN; SELECT set_config('apitoken.user_id', 'bob', true), count(*) FROM ident.article_text; ROLLBACK;
 BEGIN; WITH w AS MATERIALIZED (SELECT set_config('apitoken.user_id', 'bob', true) AS x) SELECT w.x, count(*) FROM w LEFT JOIN ident.article_text ON true GROUP BY 1; ROLLBACK;
@@ -545,7 +545,7 @@ SELECT count(*) FROM ident.article_bigint;
 SELECT count(*) FROM ident.article_uuid;
 RESET SESSION AUTHORIZATION;
 
--- evaluated once a query, not once a row: an init plan, and an index is used
+-- evaluated once per query, not per row: an init plan, and the index is used
 CREATE INDEX ON ident.article_text (organization_id);
 CREATE INDEX ON ident.article_bigint (organization_id);
 CREATE INDEX ON ident.article_uuid (organization_id);
@@ -593,9 +593,9 @@ $$;
 RESET enable_seqscan;
 
 --
--- What the caller manages is found out anew by each statement: not what it was
--- before an identity, under one that was taken back, or before a membership
--- ended; and in each direction
+-- Each statement determines again what the caller manages.  It does not reuse
+-- the answer from before an identity, under an identity that was rolled back, or
+-- from before a membership ended.  The other direction is the same.
 --
 RESET SESSION AUTHORIZATION;
 CREATE FUNCTION ident.leave(organization_id text, user_id text) RETURNS void LANGUAGE sql SECURITY DEFINER
@@ -638,12 +638,12 @@ EXCEPTION WHEN SQLSTATE 'ZZ002' THEN
 END
 $$;
 \set VERBOSITY sqlstate
--- whoever asks, and whatever: nobody's are nobody's
+-- without an identity, every answer is no
 SELECT apitoken_internal.manages_organization('acme', 'token:read'), apitoken_internal.manages_user('alice', 'token:read'), apitoken_internal.manages_owner('acme', 'alice', 'token:read'),
 	apitoken_internal.manages_token(:'o1', 'token:read'), apitoken_internal.manages_organization(NULL, 'token:read'), apitoken_internal.manages_owner('acme', 'alice', VARIADIC NULL);
 
--- Nor is it what it was before this transaction wrote something, or took it
--- back, where PL/pgSQL asks again with no statement between.
+-- The answer also changes when this transaction writes something or rolls it
+-- back and PL/pgSQL asks again without a statement in between.
 RESET SESSION AUTHORIZATION;
 INSERT INTO apitoken.organizations (id) VALUES ('later');
 \set VERBOSITY terse
@@ -667,11 +667,11 @@ $$;
 \set VERBOSITY sqlstate
 
 --
--- The planner asks an index instead of these functions.  Whatever they are
--- asked about, and whatever the index, the answer is that of no index: with
--- permissions of the same row, which an index scan does not have yet; in order,
--- by an index whose second column the owner is; with another row's owner; in a
--- collation that takes two organizations for one; for many lists of permissions.
+-- The planner uses an index instead of these functions.  The result must be the
+-- same as without an index: with permissions from the same row, which an index
+-- scan does not have yet; in order, with the owner as the index's second column;
+-- with another row's owner; in a collation that takes two organizations for one;
+-- for many lists of permissions.
 --
 CREATE FUNCTION ident.both(query text, OUT by_index text, OUT by_table text) LANGUAGE plpgsql AS $$
 BEGIN
@@ -722,7 +722,7 @@ SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken_internal.token_recor
 SELECT * FROM ident.both('SELECT string_agg(organization_id, '' '') FROM (SELECT organization_id FROM ident.loud WHERE apitoken_internal.manages_organization(organization_id, ''token:read'') ORDER BY organization_id) l');
 SELECT count(*) FROM generate_series(1, 1000) n WHERE apitoken_internal.manages_organization('acme', VARIADIC ARRAY['token:' || n, 'token:read']);
 ROLLBACK;
--- where the planner asks what is not known yet, for an estimate
+-- the planner needs an estimate before the arguments are known
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL;
 SELECT count(*) FROM ident.owned o JOIN apitoken.users u ON apitoken_internal.manages_user(u.id, VARIADIC o.permissions) WHERE o.n < 10;
 SELECT count(*) FROM ident.owned GROUP BY organization_id HAVING apitoken_internal.manages_organization(max(organization_id), VARIADIC (SELECT '{token:read}'::text[]));
@@ -730,7 +730,7 @@ SELECT count(*) FROM (SELECT 'acme' AS o UNION ALL SELECT organization_id COLLAT
 SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, VARIADIC ARRAY[['token:read', NULL], [NULL, 'x:y']]);
 SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, VARIADIC ARRAY[NULL]::text[]);
 COMMIT;
--- what cannot be asked for, whoever asks, and also where the planner would answer
+-- invalid permissions are an error for every caller, also where the planner would answer
 SELECT apitoken_internal.managed_organizations('token:read', 'nonsense');
 SELECT apitoken_internal.managed_user('token:*');
 SELECT apitoken_internal.manages_organization('acme', 'nonsense');
@@ -742,8 +742,8 @@ BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken_internal.man
 DELETE FROM apitoken.organizations WHERE id = 'later';
 
 --
--- Sessions remember roles: not one that was never committed, nor one as it
--- would have been, not under a longer name
+-- Sessions remember roles, but not a role or a change that was never committed,
+-- and not under a longer name
 --
 RESET SESSION AUTHORIZATION;
 CREATE FUNCTION ident.stop() RETURNS boolean LANGUAGE plpgsql AS $$
@@ -770,7 +770,7 @@ ROLLBACK;
 UPDATE apitoken.roles SET permissions = '{later:do}' WHERE name = repeat('r', 63);
 INSERT INTO apitoken.users (id, role) VALUES ('gwen', repeat('r', 64));
 :may
--- also when no trigger tells of it: disabled, or no longer enabled always
+-- also when no trigger reports the change: disabled, or no longer enabled always
 ALTER TABLE apitoken.roles DISABLE TRIGGER ALL;
 :may
 UPDATE apitoken.roles SET permissions = '{later:look}' WHERE name = repeat('r', 63);
@@ -837,7 +837,7 @@ SELECT apitoken.act_as('bob');
 ROLLBACK TO s;
 FETCH c;
 COMMIT;
--- a held cursor's rows are what its transaction saw
+-- a held cursor returns the rows that its transaction saw
 BEGIN;
 SELECT apitoken.act_as('alice') IS NOT NULL;
 DECLARE h CURSOR WITH HOLD FOR SELECT apitoken.current_user_id();
@@ -845,7 +845,7 @@ COMMIT;
 FETCH h;
 :who;
 CLOSE h;
--- a deferred trigger still knows; what runs after the commit does not
+-- a deferred trigger still has the identity; statements after the commit do not
 RESET SESSION AUTHORIZATION;
 CREATE TABLE ident.log (who text);
 CREATE TABLE ident.work (n int);

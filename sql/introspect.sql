@@ -1,6 +1,6 @@
 --
--- introspect() as RFC 7662 has it, and revoke_by_token() as RFC 7009: what
--- they tell of a token, to whom, and that nothing makes them tell more.
+-- introspect() as in RFC 7662, and revoke_by_token() as in RFC 7009: what they
+-- tell about a token, to whom, and that they never tell more.
 --
 \set VERBOSITY terse
 \getenv srcdir PG_ABS_SRCDIR
@@ -49,7 +49,7 @@ INSERT INTO made
 		AS v (label, organization_id, user_id, role, access, permissions, expires_in),
 	LATERAL apitoken.create_token(v.label, organization_id => v.organization_id, user_id => v.user_id, role => v.role,
 		access => v.access, permissions => v.permissions, expires_in => v.expires_in) t;
--- one that never expires, in so many words, as only a superuser can store it
+-- a token whose expiry is infinity, which only a superuser can store
 INSERT INTO made SELECT 'ann infinity', id, token FROM apitoken.create_token('ann infinity', user_id => 'ann');
 SET session_replication_role = replica;
 UPDATE apitoken_internal.token_records SET expires_at = 'infinity' WHERE label = 'ann infinity';
@@ -59,8 +59,8 @@ SELECT token AS ann, id AS ann_id FROM made WHERE label = 'ann' \gset
 GRANT SELECT ON made TO regress_apitoken_gateway;
 
 --
--- Each member of the answer, its value and its type, against the token's row.
--- Times are whole seconds since 1970, and none is after what the row says.
+-- Each member of the answer, its value and its type, compared with the token's
+-- row.  Times are whole seconds since 1970, and never later than in the row.
 --
 SET apitoken.issuer = 'https://id.example.com/';
 SET apitoken.audience = 'https://api.example.com/';
@@ -96,12 +96,12 @@ FROM made, LATERAL jsonb_each(apitoken.introspect(token)) GROUP BY 1, 2 ORDER BY
 SELECT bool_or(answer LIKE '%' || right(token, 49) || '%' OR answer LIKE '%' || encode(digest, 'hex') || '%') AS told
 FROM made JOIN apitoken_internal.token_records USING (id), LATERAL CAST(apitoken.introspect(token) AS text) AS answer;
 
--- the subject is one user's id or one token's, whoever is called alike
+-- the subject identifies one user or one token, even if an organization has the same id
 SELECT label, answer->>'sub' = 'ann' AS says_ann FROM made, LATERAL apitoken.introspect(token) AS answer
 WHERE label IN ('ann', 'org named ann') ORDER BY label;
 SELECT count(DISTINCT apitoken.introspect(token)->>'sub') FROM made WHERE label LIKE 'org%';
 
--- iss and aud are the administrator's to say, and left out if there is nothing to say
+-- the administrator sets iss and aud; they are left out if not set
 SET apitoken.issuer = '';
 SELECT apitoken.introspect(:'org') ?| '{iss}', apitoken.introspect(:'org')->'aud';
 SET apitoken.audience = '';
@@ -155,8 +155,8 @@ RESET session_replication_role;
 SELECT apitoken.introspect(:'many')->>'scope';
 
 --
--- Of a token that is not active only that is told (section 2.2), whatever the
--- reason.
+-- For a token that is not active the answer says only that (section 2.2),
+-- whatever the reason.
 --
 CREATE TEMP TABLE nothing (n int, what text, token text);
 ALTER TABLE nothing ALTER token SET STORAGE EXTERNAL;
@@ -179,7 +179,7 @@ SELECT what, apitoken.introspect(token) FROM nothing ORDER BY n;
 SELECT apitoken.introspect(repeat('x', 100 * 1024 * 1024));
 SELECT apitoken.introspect(repeat(:'org', 1300000));
 
--- and it is active before, and again when the reason is gone
+-- the token is active before, and again when the reason is gone
 CREATE FUNCTION pg_temp.meanwhile(token text, command text, OUT before boolean, OUT after jsonb, OUT again boolean) LANGUAGE plpgsql AS $$
 BEGIN
 	before := apitoken.introspect(token)->'active';
@@ -210,14 +210,14 @@ FROM (VALUES
 	(13, 'org', 'no permissions', $$UPDATE apitoken.tokens SET permissions = '{}' WHERE label = 'org'$$),
 	(14, 'ann', 'no permissions', $$UPDATE apitoken.tokens SET permissions = '{}' WHERE label = 'ann'$$)) AS v (n, label, what, command)
 	JOIN made USING (label), LATERAL pg_temp.meanwhile(token, command) m ORDER BY n;
--- what is somebody else's matter changes nothing
+-- changes to other owners do not matter
 SELECT what, before, after->'active' AS after, again
 FROM (VALUES
 	(1, 'ann', 'an organization of that name suspended', $$UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'ann'$$),
 	(2, 'org named ann', 'a user of that name suspended', $$UPDATE apitoken.users SET suspended_at = now() WHERE id = 'ann'$$)) AS v (n, label, what, command)
 	JOIN made USING (label), LATERAL pg_temp.meanwhile(token, command) ORDER BY n;
 
--- The address is the client's, whom the gateway speaks for; none is refused.
+-- The gateway passes the client's address; without an address it is refused.
 SELECT token AS net FROM apitoken.create_token('net', user_id => 'ann', allowed_networks => '{192.0.2.0/24}') \gset
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT apitoken.introspect(:'net');
@@ -237,7 +237,7 @@ FROM json_to_record(json_build_object('token', :'org', 'token_type_hint', 'acces
 SELECT provolatile, proargnames FROM pg_proc WHERE oid IN ('apitoken.introspect'::regproc, 'apitoken.revoke_by_token'::regproc) ORDER BY proname;
 
 --
--- It says who the token is of, and leaves who is acting alone.
+-- It names the token's owner, and does not change who is acting.
 --
 BEGIN;
 SELECT apitoken.introspect(:'org')->'active' AS active;
@@ -253,14 +253,14 @@ SELECT apitoken.introspect(:'org')->'label' AS label, apitoken.introspect('x') A
 SELECT apitoken.current_user_id(), apitoken.whoami()->'read_only' AS read_only;
 COMMIT;
 
--- In READ ONLY transactions, of any isolation level; without a transaction id.
+-- It works in READ ONLY transactions of any isolation level, and takes no transaction id.
 BEGIN READ ONLY;
 SELECT apitoken.introspect(:'org')->'active' AS active, apitoken.introspect('x'), pg_current_xact_id_if_assigned();
 COMMIT;
 BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE;
 SELECT apitoken.introspect(:'ann')->'active' AS active;
 COMMIT;
--- What has happened is seen at once, also under an older snapshot.
+-- Changes are visible at once, even with an older snapshot.
 RESET SESSION AUTHORIZATION;
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT apitoken.introspect(:'ann')->'active' AS active;
@@ -269,7 +269,7 @@ SELECT apitoken.introspect(:'ann');
 ROLLBACK;
 
 --
--- Who may ask: capability verify, nobody else.
+-- Only roles with capability verify may call it.
 --
 SELECT capability, has_function_privilege(role, 'apitoken.introspect(text, text)', 'EXECUTE') AS introspect,
 	has_function_privilege(role, 'apitoken.revoke_by_token(text, text)', 'EXECUTE') AS revoke
@@ -281,7 +281,7 @@ SET SESSION AUTHORIZATION regress_apitoken_manager;
 SELECT apitoken.introspect(:'org');
 SELECT apitoken.introspect('x');
 SELECT apitoken.revoke_by_token('x');
--- not even of the token that one acts by
+-- not even about the token of the current identity
 BEGIN;
 SELECT verdict FROM apitoken.authenticate(:'ann');
 SELECT apitoken.introspect(:'ann');
@@ -322,7 +322,7 @@ SELECT array_agg((apitoken.verify(:'used')).verdict) = CASE WHEN (SELECT preload
 	THEN '{valid,rate_limited}'::text[] ELSE '{rate_limited,rate_limited}' END AS counted
 FROM generate_series(1, 2);
 RESET client_min_messages;
--- and none left is no reason to call it inactive
+-- a token whose rate limit is used up is still active
 SELECT apitoken.introspect(:'used')->'active' AS active;
 
 --
@@ -358,8 +358,8 @@ RESET SESSION AUTHORIZATION;
 SELECT status, revoke_reason, revoked_by FROM apitoken.tokens WHERE id = :'org_id';
 SELECT action, actor, actor_token_id, database_user FROM apitoken.events WHERE token_id = :'org_id' ORDER BY id DESC LIMIT 1;
 
--- any token whose text this is: expired, suspended, from the wrong network, without
--- permissions, by the secret before; with one argument, or by their names
+-- the text revokes any token: expired, suspended, from the wrong network, without
+-- permissions, by the previous secret; with one argument, or with named arguments
 CREATE FUNCTION pg_temp.ended(token text, command text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	result text;
@@ -382,7 +382,7 @@ FROM (VALUES
 	(7, 'the secret before, after it', :'first', $$SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = 'regenerated'$$)) AS v (n, what, token, command)
 ORDER BY n;
 
--- It needs a transaction that can write, as a GET request's cannot.
+-- It needs a transaction that can write; a GET request's cannot.
 \set VERBOSITY sqlstate
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 BEGIN READ ONLY;

@@ -102,9 +102,9 @@ SELECT label FROM apitoken.list_tokens(organization_id => '');
 -- by status
 SELECT s AS status, (SELECT pg_catalog.string_agg(label, ', ' ORDER BY label COLLATE "C") FROM apitoken.list_tokens(status => s)) AS labels FROM pg_catalog.unnest('{active,expiring,expired,suspended,revoked}'::text[]) s;
 SELECT public.regress_try($$SELECT * FROM apitoken.list_tokens(status => 'Active')$$) AS wrong, public.regress_try($$SELECT * FROM apitoken.list_tokens(status => '')$$) AS empty;
--- also where there is no row whose status could be compared
+-- also when no row has a status to compare
 SELECT public.regress_try($$SELECT * FROM apitoken.list_tokens(organization_id => 'nowhere', status => 'Active')$$) AS wrong;
--- by label: "contains" without regard to case, in which _ and \ are themselves; with %, a pattern
+-- by label: "contains", case-insensitive, with _ and \ taken literally; with %, a pattern
 INSERT INTO apitoken.tokens (label) VALUES ('CI_build'), ('CIxbuild'), ('back\slash'), ('100% sure'), ('a_%b');
 SELECT l AS label, (SELECT pg_catalog.string_agg(label, ', ' ORDER BY label COLLATE "C") FROM apitoken.list_tokens(l)) AS found
 FROM pg_catalog.unnest(ARRAY['expir', 'EXPIR', 'ci_b', '_', '', '\', 'k\s', 'ci%', 'CI_b%', '%b', '%', '%100\%%', 'a\_\%b', 'no such']) l;
@@ -151,7 +151,7 @@ SELECT count(*), count(DISTINCT created_at) AS instants FROM apitoken.tokens WHE
 SELECT n AS page_size, p.* FROM pg_catalog.unnest('{1,7,50,60,120,1000}'::int[]) n, pg_temp.pages(NULL, 'initech', n) p;
 SELECT p.* FROM pg_temp.pages('page 0', NULL, 10) p;
 SELECT pages > 1 AS many, rows = (SELECT count(*) FROM apitoken.tokens) AS whole, ordered, same FROM pg_temp.pages(NULL, NULL, 13);
--- nothing comes before a token that there is not, or that one may not see, and the two look the same
+-- before_id of a token that does not exist or is not visible: no rows in both cases
 SELECT count(*) FROM apitoken.list_tokens(before_id => gen_random_uuid());
 RESET SESSION AUTHORIZATION;
 SELECT id AS globex_id FROM apitoken.tokens WHERE organization_id = 'globex' \gset
@@ -195,7 +195,7 @@ SELECT apitoken.act_as('ada') AS me \gset
 SELECT (pg_temp.uses($$SELECT * FROM apitoken.list_tokens(organization_id => 'initech')$$, 'token_records_organization_id_idx')).*;
 SELECT uses, scans_all FROM pg_temp.uses($$SELECT * FROM apitoken.list_tokens('page', 'initech', page_size => 10)$$, 'token_records_organization_id_idx');
 SELECT (pg_temp.uses($$SELECT * FROM apitoken.tokens WHERE organization_id = 'initech' ORDER BY created_at DESC, id DESC LIMIT 10$$, 'token_records_organization_id_idx')).*;
--- as do the drivers' prepared statements, also after the fifth time
+-- the same for drivers' prepared statements, also after the fifth execution
 PREPARE listed(text) AS SELECT id FROM apitoken.list_tokens(organization_id => $1, page_size => 10);
 DO $$ BEGIN FOR i IN 1..8 LOOP EXECUTE 'EXECUTE listed(''initech'')'; END LOOP; END $$;
 SELECT (pg_temp.uses($$EXECUTE listed('initech')$$, 'token_records_organization_id_idx')).*;
@@ -218,7 +218,7 @@ COMMIT;
 SELECT count(*) AS anonymous FROM apitoken.members;
 
 RESET SESSION AUTHORIZATION;
--- a superuser sees every token, as PostgreSQL has it
+-- a superuser sees every token, as always in PostgreSQL
 SELECT count(*) = (SELECT count(*) FROM apitoken_internal.token_records) AS all FROM apitoken.tokens;
 DROP FUNCTION pg_temp.uses(text, text), pg_temp.spy(text, text), pg_temp.pages(text, text, integer);
 \i :srcdir/test/regress_teardown.sql

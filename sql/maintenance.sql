@@ -1,6 +1,6 @@
 --
--- Housekeeping: what it ends and removes, what it must leave, who may call it
--- and where it cannot run.
+-- Maintenance: what it revokes and removes, what it must keep, which roles may
+-- call it and where it cannot run.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
@@ -17,21 +17,21 @@ SELECT apitoken.allow('regress_apitoken_all', 'use', 'manage', 'verify', 'act', 
 SELECT * FROM apitoken.run_maintenance();
 
 --
--- organizations.idle_timeout: at least a minute, at most 100 years, and no part
--- below zero, which could be over at once or out of the range of time
+-- organizations.idle_timeout: at least a minute, at most 100 years, and without a
+-- negative part, which could end at once or leave the range of timestamps
 --
 SET SESSION AUTHORIZATION regress_apitoken_directory;
 SELECT t, pg_catalog.split_part(public.regress_try(pg_catalog.format('UPDATE apitoken.organizations SET idle_timeout = %L WHERE id = ''acme''', t)), ' violates ', 1) AS answer
 FROM pg_catalog.unnest('{1 minute,90 days,P1Y,100 years,1 mon 2 days 3 hours,30,59.999999 s,0,-1 day,101 years,1 mon -29 days,-12 mons 400 days,71582788 mons -2147483640 days,1 day -10 hours}'::text[]) t;
 UPDATE apitoken.organizations SET idle_timeout = NULL;
--- that is for the directory, not for an organization's own administrators
+-- only the directory sets it, not an organization's own administrators
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT id, idle_timeout, resumed_at FROM apitoken.organizations;
 SELECT public.regress_try($$UPDATE apitoken.organizations SET idle_timeout = '1 minute'$$) AS member;
 COMMIT;
--- the end of a suspension is noted; nothing else is
+-- resumed_at records the end of a suspension and nothing else
 SET SESSION AUTHORIZATION regress_apitoken_directory;
 UPDATE apitoken.organizations SET name = 'Acme', suspended_at = NULL;
 SELECT id, resumed_at FROM apitoken.organizations ORDER BY id;
@@ -44,7 +44,7 @@ RESET SESSION AUTHORIZATION;
 
 --
 -- The settings: durations with PostgreSQL's own units, from a day to 100 years.
--- A number without a unit means minutes.  -1 is without limit.
+-- A number without a unit means minutes.  -1 means no limit.
 --
 CREATE FUNCTION pg_temp.set(name text, value text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -82,8 +82,7 @@ SET client_min_messages = warning;
 SET timezone = 'UTC';
 
 --
--- Who may call it: nobody by any capability; who was granted it need hold
--- nothing else
+-- No capability allows calling it.  A role with EXECUTE needs no other privilege
 --
 SET SESSION AUTHORIZATION regress_apitoken_all;
 SELECT public.regress_try('SELECT apitoken.run_maintenance()');
@@ -93,9 +92,9 @@ RESET SESSION AUTHORIZATION;
 GRANT EXECUTE ON FUNCTION apitoken.run_maintenance() TO regress_apitoken_cron, regress_apitoken_app;
 SET SESSION AUTHORIZATION regress_apitoken_cron;
 SELECT * FROM apitoken.run_maintenance();
--- which gives nothing else
+-- EXECUTE allows nothing else
 SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['SELECT FROM apitoken.token_usage_daily', 'SELECT FROM apitoken.tokens', 'DELETE FROM apitoken.events']) s;
--- where nothing can be written it says so
+-- it reports an error where it cannot write
 BEGIN READ ONLY;
 SELECT public.regress_try('SELECT apitoken.run_maintenance()');
 COMMIT;
@@ -109,7 +108,7 @@ SET row_security = off;
 SELECT * FROM apitoken.run_maintenance();
 RESET row_security;
 RESET SESSION AUTHORIZATION;
--- an acting token that may only read makes the transaction READ ONLY
+-- an acting read-only token makes the transaction READ ONLY
 SELECT token AS read_only FROM apitoken.create_token('read only', user_id => 'ada', access => 'read_only') \gset
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
@@ -125,8 +124,8 @@ RESET session_replication_role;
 DELETE FROM apitoken_internal.token_records;
 
 --
--- Idle tokens.  Each label says what is to become of it; the timeout is 30 days,
--- that of "fresh" 60.
+-- Idle tokens.  Each label says what must happen to the token.  The timeout is
+-- 30 days, and 60 for "fresh".
 --
 INSERT INTO apitoken.organizations (id) VALUES ('fresh'), ('asleep'), ('woken');
 CREATE TABLE public.regress_token (label text, organization_id text, user_id text, id uuid, token text, changed interval, used interval);
@@ -163,7 +162,7 @@ END $$;
 UPDATE apitoken.tokens SET suspended_at = now() WHERE label IN ('kept: resumed lately', 'kept: suspended');
 SELECT apitoken.revoke_token(id, label, 'test') FROM public.regress_token WHERE label = 'kept: revoked before';
 UPDATE apitoken.organizations SET suspended_at = now() WHERE id IN ('asleep', 'woken');
--- as time would
+-- set the times as if time had passed
 SET session_replication_role = replica;
 UPDATE apitoken_internal.token_records r SET created_at = now() - t.changed, updated_at = now() - t.changed FROM public.regress_token t WHERE t.id = r.id;
 UPDATE apitoken.token_usage u SET last_used_at = now() - t.used FROM public.regress_token t WHERE t.id = u.token_id;
@@ -186,9 +185,9 @@ SELECT tokens_revoked FROM apitoken.run_maintenance();
 ROLLBACK TO s;
 SELECT count(*) - :events AS events FROM apitoken.events;
 COMMIT;
--- by somebody who may nothing else, while somebody acts, who is not to be blamed;
--- in a time zone of their choice, and with a search_path where every operator
--- and function that the statements use is a trap
+-- called by a role without other privileges while a user is acting; the events do
+-- not name the user.  The caller chose the time zone, and a search_path where
+-- every operator and function that the statements use is a trap
 CREATE SCHEMA regress_evil AUTHORIZATION regress_apitoken_app;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 CREATE TABLE regress_evil.organizations (id text, idle_timeout interval, suspended_at timestamptz, resumed_at timestamptz);
@@ -223,17 +222,17 @@ DROP SCHEMA regress_evil CASCADE;
 SET client_min_messages = warning;
 SELECT t.label, r.revoked_by, r.revoke_reason, r.revoked_at > now() - '1 hour'::interval AS just_now, r.updated_at > now() - '1 hour'::interval AS touched
 FROM apitoken_internal.token_records r JOIN public.regress_token t USING (id) WHERE r.revoked_at IS NOT NULL ORDER BY t.label;
--- all that is kept is what it was
+-- kept tokens are unchanged
 SELECT t.label FROM public.regress_token t WHERE NOT EXISTS (SELECT FROM apitoken_internal.token_records r JOIN public.regress_before b ON b = r WHERE r.id = t.id) ORDER BY 1;
--- one event each, of nobody
+-- one event each, without an actor
 SELECT e.details ->> 'label' AS label, e.action, e.actor, e.actor_token_id, e.database_user, e.details #>> '{new,revoke_reason}' AS reason
 FROM apitoken.events e ORDER BY e.id OFFSET :events;
--- they are refused from now on, and their labels free; the others are accepted
+-- revoked tokens are refused and their labels are free; the others are accepted
 SELECT pg_catalog.split_part(label, ':', 1) AS kept, (apitoken.verify(token)).verdict, count(*) FROM public.regress_token GROUP BY 1, 2 ORDER BY 1, 2;
 SELECT (apitoken.create_token('revoked: never used', 'acme')).id IS NOT NULL AS made;
--- nothing is done twice, and a use keeps from it (it was recorded by verify above)
+-- a second run changes nothing, and a token in use is kept (verify above recorded a use)
 SELECT * FROM apitoken.run_maintenance();
--- a timeout that is over at once for every token of old is the directory's to set, and no other organization's matter
+-- the directory may set a timeout that ends every old token at once; other organizations are not affected
 UPDATE apitoken.organizations SET idle_timeout = '1 minute' WHERE id = 'globex';
 SELECT tokens_revoked FROM apitoken.run_maintenance();
 UPDATE apitoken.token_usage SET last_used_at = now() - '2 minutes'::interval;
@@ -242,7 +241,7 @@ SELECT organization_id, label FROM apitoken.tokens WHERE revoke_reason = 'idle' 
 UPDATE apitoken.organizations SET idle_timeout = NULL;
 
 --
--- Previous digests go when their overlap is over: no event, no new updated_at
+-- Previous digests are removed after their overlap: no event, no new updated_at
 --
 DELETE FROM apitoken_internal.token_records;
 SELECT id AS over_id, token AS over_before FROM apitoken.create_token('over', 'acme') \gset
@@ -257,11 +256,11 @@ SELECT * FROM apitoken.run_maintenance();
 SELECT label, pg_catalog.num_nulls(previous_digest, previous_digest_scheme, previous_expires_at) AS cleared, updated_at < '2021-01-01' AS untouched FROM apitoken_internal.token_records ORDER BY label;
 SELECT count(*) = :events AS no_event FROM apitoken.events;
 SELECT (apitoken.verify(:'over_before')).verdict AS over_before, (apitoken.verify(:'over')).verdict AS over, (apitoken.verify(:'running_before')).verdict AS running_before, (apitoken.verify(:'running')).verdict AS running;
--- not even a superuser clears it by hand
+-- not even a superuser can clear one by hand
 SELECT public.regress_try('UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL');
 
 --
--- Events older than apitoken.retention, and they alone
+-- Only events older than apitoken.retention are removed
 --
 CREATE FUNCTION public.regress_id(at timestamptz) RETURNS uuid LANGUAGE sql AS $$
 	SELECT overlay(overlay(gen_random_uuid()::text PLACING pg_catalog.regexp_replace(pg_catalog.lpad(pg_catalog.to_hex((EXTRACT(epoch FROM at) * 1000)::bigint), 12, '0'), '(.{8})', '\1-') FROM 1) PLACING '7' FROM 15)::uuid $$;
@@ -279,12 +278,12 @@ SELECT events_removed AS kept_for_ever FROM apitoken.run_maintenance();
 SET apitoken.retention = '365d';
 SELECT events_removed FROM apitoken.run_maintenance();
 SELECT details ->> 'label' AS label FROM apitoken.events WHERE action = 'edit' AND database_user = session_user AND actor IS NULL AND details ->> 'label' ~ 'kept|removed' AND at < now() - '1 day'::interval ORDER BY at;
--- what may delete them is that one statement: not who runs it, not afterwards
+-- only that statement may delete events: its caller may not, even afterwards
 BEGIN;
 SELECT events_removed FROM apitoken.run_maintenance();
 SELECT public.regress_try('DELETE FROM apitoken.events'), public.regress_try('UPDATE apitoken.events SET actor = NULL'), public.regress_try('TRUNCATE apitoken.events');
 COMMIT;
--- nor does a tenant reach it: what they may set brings no time into the past
+-- a tenant cannot cause a removal: they cannot set a time in the past
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
@@ -296,7 +295,7 @@ COMMIT;
 RESET SESSION AUTHORIZATION;
 
 --
--- Tokens that ended longer ago go, with their usage; their younger events stay
+-- Tokens that ended longer ago are removed with their usage; newer events stay
 --
 DELETE FROM apitoken_internal.token_records;
 DELETE FROM public.regress_token;
@@ -340,14 +339,14 @@ RESET SESSION AUTHORIZATION;
 RESET apitoken.retention;
 
 --
--- token_usage_daily: seen by who sees the token, written by nobody
+-- token_usage_daily: visible to users who see the token, writable by nobody
 --
 DELETE FROM apitoken_internal.token_records;
 SELECT count(*) FROM apitoken.token_usage_daily WHERE day < current_date;
 SELECT (apitoken.create_token('a', 'acme')).id AS acme_id \gset
 SELECT (apitoken.create_token('g', 'globex')).id AS globex_id \gset
 SELECT (apitoken.create_token('own', user_id => 'ada')).id AS own_id \gset
--- (what a flush may have left of the tokens above)
+-- (remove usage that a flush may have written for the tokens above)
 SELECT apitoken.run_maintenance() IS NOT NULL AS clean;
 INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused) VALUES (:'acme_id', '2020-01-01', 5, 1), (:'globex_id', '2020-01-01', 7, 0), (:'own_id', '2020-01-01', 9, 0);
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -360,7 +359,7 @@ SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.token
 	pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-02'')', :'acme_id')]) s;
 COMMIT;
 RESET SESSION AUTHORIZATION;
--- not even by who was granted it
+-- not even with GRANT ALL
 GRANT ALL ON apitoken.token_usage_daily TO regress_apitoken_app;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
@@ -373,13 +372,13 @@ RESET SESSION AUTHORIZATION;
 SELECT count(*), sum(accepted) FROM apitoken.token_usage_daily;
 REVOKE ALL ON apitoken.token_usage_daily FROM regress_apitoken_app;
 SELECT apitoken.allow('regress_apitoken_app', 'manage');
--- each has one row for a day, and goes with its token
+-- a token has one row per day, which is deleted with the token
 SELECT pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-01'')', :'acme_id')), ' | Key ', 1) AS regress_try;
 DELETE FROM apitoken_internal.token_records WHERE id = :'globex_id';
 SELECT count(*) FROM apitoken.token_usage_daily;
 
 --
--- Days older than apitoken.usage_retention go: 90 days, another number, none
+-- Days older than apitoken.usage_retention are removed: 90 days, another limit, none
 --
 DELETE FROM apitoken.token_usage_daily;
 INSERT INTO apitoken.token_usage_daily (token_id, day, accepted) SELECT t, (now() AT TIME ZONE 'UTC')::date - i, 1 FROM pg_catalog.unnest(ARRAY[:'acme_id', :'own_id']::uuid[]) t, pg_catalog.generate_series(0, 99) i;
@@ -394,8 +393,8 @@ SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token
 RESET apitoken.usage_retention;
 
 --
--- Usage of tokens that are gone goes too, unless there is no token at all: then
--- a restore has not come to them yet
+-- Usage of deleted tokens is removed too, unless there is no token at all: then a
+-- restore may not have reached the tokens yet
 --
 INSERT INTO apitoken.token_usage (token_id, accepted) SELECT gen_random_uuid(), 1 FROM pg_catalog.generate_series(1, 5);
 INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT token_id, now() FROM apitoken.token_usage WHERE accepted = 1;
@@ -409,8 +408,8 @@ SELECT usage_removed FROM apitoken.run_maintenance();
 SELECT (SELECT count(*) FROM apitoken.token_usage) AS usage, (SELECT count(DISTINCT token_id) FROM apitoken.token_usage_daily) AS daily, (SELECT count(*) FROM apitoken_internal.token_records) AS tokens;
 
 --
--- More of everything than fits a batch (10000 rows, and 100000 usage rows to look
--- through) is done in one call
+-- One call also processes more rows than fit in a batch (10000 rows, and 100000
+-- usage rows to scan)
 --
 DELETE FROM apitoken_internal.token_records;
 INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, revoked_at, masked, digest, digest_scheme, previous_digest, previous_digest_scheme, previous_expires_at)

@@ -2,9 +2,9 @@
 -- Who may do what to whose tokens: every kind of caller, every operation, both
 -- kinds of owner, by plain SQL and by function.
 --
--- A cell is y (it worked), n (refused, or there was nothing to be seen), or
--- what else refused it: r, the transaction is READ ONLY; -, the operation is
--- refused to all, with a hint.  Anything unexpected prints its SQLSTATE.
+-- A cell is y (it worked), n (refused, or nothing was visible), r (refused
+-- because the transaction is READ ONLY) or - (the operation is refused to all,
+-- with a hint).  Anything unexpected prints its SQLSTATE.
 --
 \set VERBOSITY terse
 \getenv srcdir PG_ABS_SRCDIR
@@ -22,8 +22,8 @@ SELECT apitoken.allow('regress_apitoken_web', 'manage');
 SELECT apitoken.allow('regress_apitoken_job', 'directory');
 
 --
--- The people.  All that is to be managed may article:read and no more, and so
--- may everybody, so that the ceiling refuses nothing here (see ceiling.sql).
+-- The people.  Every managed token, and everybody, has article:read, so that the
+-- ceiling refuses nothing here (see ceiling.sql).
 --
 INSERT INTO apitoken.roles (name, permissions) VALUES
 	('reader', '{article:read}'),
@@ -69,9 +69,9 @@ END
 $$;
 
 --
--- The callers.  target: the personal token that they try to manage; place: the
--- organization whose token they do.  Of those who are somebody's tokens, the
--- personal ones are ada's, who is acme's admin, and try her own token.
+-- The callers.  target: the user whose personal token they try to manage; place:
+-- the organization whose token they try to manage.  Callers that are personal
+-- tokens belong to ada, acme's admin, and try her own token.
 --
 CREATE TABLE matrix.caller (
 	n int PRIMARY KEY,
@@ -93,7 +93,7 @@ INSERT INTO matrix.caller (n, caller, user_id) VALUES
 	(8, 'member, token:delete', 'delete'),
 	(9, 'admin elsewhere', 'zoe'),
 	(10, 'removed admin, creator', 'rem');
--- a suspended user tries their own token, and an admin that of a suspended organization
+-- a suspended user tries their own token; an admin tries a suspended organization's
 INSERT INTO matrix.caller (n, caller, user_id, target, place) VALUES
 	(11, 'suspended admin', 'sus', 'sus', 'acme'),
 	(12, 'admin of suspended', 'fay', 'olga', 'frozen');
@@ -129,8 +129,8 @@ UPDATE apitoken.users SET suspended_at = now() WHERE id = 'sus';
 UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'frozen';
 
 --
--- One try: an SQL command, of which the rows count, in a subtransaction that
--- is rolled back whatever comes.  Identity, role and READ ONLY go with it.
+-- One try runs an SQL command and counts its rows, in a subtransaction that is
+-- always rolled back, with identity, role and READ ONLY.
 --
 -- In a command, $1 is the token's id, $2 and $3 its owner (organization, user).
 --
@@ -224,7 +224,7 @@ SELECT matrix.run('{29}');
 RESET SESSION AUTHORIZATION;
 SELECT matrix.run('{30,31}');
 
--- nothing that was tried has stayed
+-- all tries were rolled back
 SELECT count(*) AS tokens, count(*) FILTER (WHERE label = 'target') AS targets,
 	count(updated_at > created_at OR NULL) AS changed
 FROM apitoken_internal.token_records;
@@ -239,22 +239,22 @@ LANGUAGE sql AS $$
 $$;
 
 --
--- Personal tokens: their user and nobody else, no administrator of any
--- organization; and of tokens, only custom ones that name it.  regenerate and
--- revoke go through the functions alone, even for a superuser, and by plain
--- SQL nobody puts a digest or a revocation anywhere.
+-- Personal tokens: only their user manages them, no administrator of any
+-- organization.  A token may only if it is custom and names the permission.
+-- regenerate and revoke work only through the functions, even for a superuser;
+-- nobody can write a digest or a revocation by plain SQL.
 --
 -- Not obvious:
---   own: every user may make tokens for themself, an organization's never.
---     A personal token needs token:create for it.
+--   own: every user may make tokens for themself; an organization's token never
+--     may.  A personal token needs token:create for it.
 --   read_only: refused because its transaction is READ ONLY, before anything
 --     else could refuse it.
---   token:read, token:create and token:delete of one's own: each sees by
---     read, update and delete, not by create.
---   delete: whoever may not even try is n, who may is told how to do it.
---   events: by personal tokens, only with the permission to see the token.
---   A suspended user has no say even about their own token.
---   superuser, own: acting as nobody there is no user to own it (22023).
+--   personal, token:read, token:update and token:delete: each permission allows
+--     seeing the token; token:create does not.
+--   delete: n for a role without the privilege; the others get a hint (-).
+--   events: personal tokens need the permission to see the token.
+--   A suspended user may not manage even their own token.
+--   superuser, own: without an acting user the token has no owner (22023).
 --
 SELECT caller, cells[1] AS see, cells[2] AS "create", cells[3] AS own, cells[4] AS edit, cells[5] AS suspend,
 	cells[6] AS regenerate, cells[7] AS revoke, cells[8] AS delete, cells[9] AS usage, cells[10] AS events
@@ -264,16 +264,16 @@ SELECT caller, cells[1] AS list, cells[2] AS "create", cells[3] AS own, cells[4]
 FROM matrix.row('function', 'personal') ORDER BY n;
 
 --
--- Tokens of an organization: by the permissions of the role there, now.
+-- Tokens of an organization: the role's current permissions there decide.
 --
 -- Not obvious:
---   removed admin: has lost everything but the events of what they did
---     themself (own events), here the creation.
+--   removed admin: still sees the events of what they did themself (own
+--     events), here the creation, and nothing else.
 --   admin of a suspended organization: may do nothing there.
---   org, custom, but developer: a custom token has what its role has as well,
---     and developer has no token: permission.
---   personal tokens of the admin: the role's permissions there, but token:
---     only by name, as with their own.
+--   org, custom, but developer: a custom token has only permissions that its
+--     role has too, and developer has no token: permission.
+--   personal tokens of the admin: they have the role's permissions there, but
+--     token: permissions only by name, as for their own tokens.
 --
 SELECT caller, cells[1] AS see, cells[2] AS "create", cells[3] AS edit, cells[4] AS suspend,
 	cells[5] AS regenerate, cells[6] AS revoke, cells[7] AS delete, cells[8] AS usage, cells[9] AS events
@@ -283,17 +283,18 @@ SELECT caller, cells[1] AS list, cells[2] AS "create", cells[3] AS regenerate,
 FROM matrix.row('function', 'organization') ORDER BY n;
 
 --
--- The directory.  organizations, memberships: members their own
--- organizations', organizations' tokens their own one's.  users: oneself,
--- and co-members' names in the view members.  roles: everyone who may manage.
+-- The directory.  organizations, memberships: members see those of their
+-- organizations, an organization's token those of its own.  users: a user sees
+-- their own row, and co-members' names in the view members.  roles: every role
+-- with manage sees them.
 -- w, u, m, o, d: write organizations, users, memberships, roles, database_role.
 --
 -- Not obvious:
 --   self: olga and ada have a row, others get one with their first token.  An
 --     organization's token is nobody, and a suspended user sees nothing.
 --   dev: the developer's own row is their self; co-members do not see it.
---   a suspended organization is still seen by its members, who may do nothing
---     there (here frozen is not shown).
+--   Members still see a suspended organization but may do nothing there (the
+--     table does not show frozen).
 --
 SELECT caller, cells[1] AS acme, cells[2] AS beta, cells[3] AS w, cells[4] AS self, cells[5] AS dev, cells[6] AS u,
 	cells[7] AS "in acme", cells[8] AS "in beta", cells[9] AS m, cells[10] AS names,
@@ -301,8 +302,8 @@ SELECT caller, cells[1] AS acme, cells[2] AS beta, cells[3] AS w, cells[4] AS se
 FROM matrix.row('directory', 'personal') ORDER BY n;
 
 --
--- What a user may do changes within one transaction with the membership, by
--- the next statement.
+-- A change of the membership takes effect in the next statement of the same
+-- transaction.
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS acts;
@@ -320,8 +321,7 @@ SELECT count(*) > 0 AS sees_own FROM apitoken.tokens WHERE user_id = 'ada';
 ROLLBACK;
 
 --
--- Neither does who sees a token see more of it than its readers may: one
--- cannot name, order or filter by a digest.
+-- A user who sees a token still cannot read, sort by or filter by its digest.
 --
 SET SESSION AUTHORIZATION regress_apitoken_login;
 BEGIN;

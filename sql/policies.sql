@@ -1,6 +1,6 @@
 --
--- The policies of docs/policies.md, which are those of examples/policies.sql: the
--- document's table with each cell tried, and what nobody may get past.
+-- The policies of docs/policies.md and examples/policies.sql.  Tries each cell of
+-- the document's table, and ways around the policies.
 --
 \set VERBOSITY terse
 \getenv srcdir PG_ABS_SRCDIR
@@ -29,7 +29,7 @@ INSERT INTO apitoken.memberships VALUES
 	('acme', 'alice', 'admin'), ('acme', 'bob', 'developer'), ('acme', 'rita', 'reader'), ('acme', 'lea', 'developer'),
 	('acme', 'sue', 'admin'), ('globex', 'gil', 'developer'), ('initech', 'gil', 'admin');
 
--- what there is: id and code of each row, and how to make another one like it
+-- the test's rows: id and code of each, and how to insert a similar one
 CREATE TABLE public.regress_thing (id int, relation text, code text, columns text, row_values text);
 INSERT INTO public.regress_thing VALUES
 	(1, 'article', 'A', 'organization_id, groups', '''acme'', ''{}'''),
@@ -52,8 +52,8 @@ BEGIN
 END
 $$;
 
--- Does this statement meet its one row?  A policy's no is no row, or 42501; a
--- read-only token's is 25006.  What it did is taken back.
+-- Does this statement affect its one row?  A policy refuses by no row or 42501, a
+-- read-only token by 25006.  The effect is rolled back.
 CREATE FUNCTION public.regress_may(sql text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
 	n bigint;
@@ -68,7 +68,7 @@ EXCEPTION
 		RETURN false;
 END
 $$;
--- A caller's line of the table: which things they see, insert, update, delete.
+-- A caller's line of the table: which rows they may see, insert, update, delete.
 CREATE FUNCTION public.regress_line(caller text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	line text := '| ' || caller || ' |';
@@ -88,7 +88,7 @@ BEGIN
 	RETURN line;
 END
 $$;
--- the control: who bypasses row-level security may do all
+-- the control: a role that bypasses row-level security may do everything
 SELECT public.regress_line('superuser');
 
 SELECT token AS org FROM apitoken.create_token('org', organization_id => 'acme') \gset
@@ -187,8 +187,8 @@ SET apitoken.jwt_user_claim = 'sub';
 \set caller 'Globex'' token, admin, full'
 :as_app :by_call :by_setting :as_authenticator :by_header
 
--- Nobody: no token and no user; claims that name no user; and a login that may
--- not say who is acting.
+-- Anonymous callers: no token and no user; claims that name no user; and a login
+-- without the capability act.
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN; SELECT public.regress_line('anonymous'); ROLLBACK;
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
@@ -201,13 +201,13 @@ SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 BEGIN; WITH request AS MATERIALIZED (SELECT set_config('role', 'regress_apitoken_member', true), set_config('request.jwt.claims', :claims, true)) SELECT FROM request; SELECT public.regress_line('Alice, said by nobody who may'); ROLLBACK;
 RESET SESSION AUTHORIZATION;
 SELECT apitoken.allow('regress_apitoken_authenticator', 'act') \g /dev/null
--- Claims of a session, or of the transaction before, are nobody's.
+-- Claims set for the session or in an earlier transaction do not count.
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SET request.jwt.claims = '{"sub": "alice"}';
 BEGIN; SET LOCAL ROLE regress_apitoken_member; SELECT public.regress_line('claims of the session'); ROLLBACK;
 RESET request.jwt.claims;
 
--- Tokens of a suspended user or organization are no tokens.
+-- Tokens of a suspended user or organization are refused.
 SET SESSION AUTHORIZATION regress_apitoken_app;
 \set VERBOSITY default
 BEGIN; SELECT FROM apitoken.authenticate(:'sue'); ROLLBACK;
@@ -215,8 +215,9 @@ BEGIN; SELECT FROM apitoken.authenticate(:'org_initech'); ROLLBACK;
 \set VERBOSITY terse
 
 --
--- What no line of the table tells.  Moving things: into another organization, a
--- group that one is not in, to another user; submitting where one may not write.
+-- Cases that the table does not show.  A user may not move rows to another
+-- organization, to a group that they are not in or to another user, and may not
+-- submit a draft where they may not write.
 --
 BEGIN; SELECT FROM apitoken.act_as('alice');
 SELECT public.regress_try($$UPDATE article SET organization_id = 'globex' WHERE id = 1$$);
@@ -232,7 +233,7 @@ SELECT public.regress_try($$UPDATE draft SET submitted_to = 'globex' WHERE id = 
 SELECT public.regress_try($$UPDATE draft SET submitted_to = NULL WHERE id = 2$$);
 SELECT public.regress_try($$INSERT INTO draft (submitted_to, title) VALUES ('globex', 'x')$$);
 ROLLBACK;
--- nor where one may only read, nor by a token that may not write articles
+-- a user who may only read cannot submit, nor can a token that may not write articles
 BEGIN; SELECT FROM apitoken.act_as('rita');
 SELECT public.regress_try($$INSERT INTO draft (submitted_to, title) VALUES ('acme', 'x')$$);
 SELECT public.regress_try($$INSERT INTO draft (title) VALUES ('x')$$);
@@ -241,7 +242,7 @@ BEGIN; SELECT FROM apitoken.authenticate(:'alice_drafts');
 SELECT public.regress_try($$UPDATE draft SET submitted_to = 'acme' WHERE id = 1$$);
 ROLLBACK;
 
--- What is left out is who is acting, or nobody's and refused.
+-- A column that is left out defaults to the acting owner, or the row is refused.
 BEGIN; SELECT FROM apitoken.authenticate(:'org');
 INSERT INTO article (title) VALUES ('x') RETURNING organization_id;
 SELECT public.regress_try($$INSERT INTO draft (title) VALUES ('x')$$);
@@ -251,20 +252,20 @@ INSERT INTO draft (title) VALUES ('x') RETURNING user_id;
 SELECT public.regress_try($$INSERT INTO article (title) VALUES ('x')$$);
 ROLLBACK;
 
--- Who may write but not read does so blindly, and learns nothing by it: what
--- names a column finds nothing, what gives rows back is refused.
+-- A caller who may write but not read learns nothing by it.  A statement that
+-- names a column finds no row, and one that returns rows is refused.
 BEGIN; SELECT FROM apitoken.authenticate(:'alice_blind');
 SELECT public.regress_try($$INSERT INTO article (organization_id, title) VALUES ('acme', 'x')$$);
 SELECT public.regress_try($$INSERT INTO article (organization_id, title) VALUES ('acme', 'x') RETURNING id$$);
 SELECT public.regress_try($$UPDATE article SET title = 'x' WHERE id = 1$$);
 SELECT public.regress_try($$DELETE FROM article WHERE title = 'A'$$);
--- all that it may: Acme's, and not Globex'
+-- without a condition, it changes all of Acme's rows and none of Globex's
 SELECT public.regress_try($$UPDATE article SET title = 'x'$$);
 SELECT public.regress_try($$DELETE FROM article$$);
 ROLLBACK;
 
--- A function in WHERE is not shown rows that the policies hide, however cheap it
--- says that it is.
+-- A function in WHERE never sees rows that the policies hide, however low its
+-- declared cost is.
 RESET SESSION AUTHORIZATION;
 CREATE FUNCTION public.regress_peep(title text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$
 BEGIN
@@ -278,7 +279,7 @@ SELECT title FROM article WHERE public.regress_peep(title);
 SELECT title FROM draft WHERE public.regress_peep(title);
 ROLLBACK;
 
--- Nor are they in joins, counts, COPY, MERGE, cursors and views of one's own.
+-- Joins, counts, COPY, MERGE, cursors and the user's own views hide them as well.
 BEGIN; SELECT FROM apitoken.act_as('bob');
 SELECT (SELECT count(*) FROM article), (SELECT count(*) FROM article a JOIN draft d ON true), (SELECT max(id) FROM draft);
 COPY article (title) TO STDOUT;
@@ -292,7 +293,7 @@ RESET SESSION AUTHORIZATION;
 SELECT string_agg(title, ' ' ORDER BY id) FROM article;
 ROLLBACK;
 
--- A plan that is kept serves each caller their own.
+-- A cached plan returns each caller their own rows.
 SET SESSION AUTHORIZATION regress_apitoken_app;
 SET plan_cache_mode = force_generic_plan;
 PREPARE titles AS SELECT string_agg(title, ' ' ORDER BY title) FROM (SELECT title FROM article UNION ALL SELECT title FROM draft) t;
@@ -304,8 +305,8 @@ EXECUTE titles;
 DEALLOCATE titles;
 RESET plan_cache_mode;
 
--- What changes on the way counts from the next statement on: a membership, a
--- role, a suspension; not who is acting.
+-- A changed membership, role or suspension counts from the next statement on.
+-- The identity itself cannot change.
 BEGIN; SELECT FROM apitoken.act_as('bob');
 SELECT string_agg(title, ' ') FROM article;
 RESET SESSION AUTHORIZATION;
@@ -325,7 +326,7 @@ SET SESSION AUTHORIZATION regress_apitoken_app;
 SELECT string_agg(title, ' ') FROM draft;
 ROLLBACK;
 
--- nothing was changed by any of this
+-- none of this changed anything
 RESET SESSION AUTHORIZATION;
 SELECT (SELECT string_agg(title, ' ' ORDER BY id) FROM article), (SELECT string_agg(title, ' ' ORDER BY id) FROM draft);
 

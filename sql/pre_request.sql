@@ -1,6 +1,6 @@
 --
--- pre_request(): whom the headers and claims of an HTTP request make of it, as
--- PostgREST hands them over, and how it is refused.
+-- pre_request(): which identity the headers and claims of an HTTP request give,
+-- as PostgREST passes them, and how the request is refused.
 --
 \set SHOW_CONTEXT never
 \pset format unaligned
@@ -69,8 +69,8 @@ END $$;
 CREATE FUNCTION pre.who() RETURNS text LANGUAGE sql STABLE AS $$
 	SELECT concat_ws(' ', w->>'source', w->>'user_id', w->>'organization_id', w->>'database_user',
 		CASE current_setting('transaction_read_only') WHEN 'on' THEN 'READ ONLY' END) FROM apitoken.whoami() w $$;
--- One request, as PostgREST makes it, and taken back: who it is; or the HTTP
--- status, code and details of a refusal; or another error.
+-- Runs one request as PostgREST does, and rolls it back.  Returns who is acting,
+-- or the HTTP status, code and details of a refusal, or another error.
 CREATE FUNCTION pre.request(headers text, claims text DEFAULT '{"role":"regress_apitoken_anon"}',
 							role text DEFAULT 'regress_apitoken_anon', query text DEFAULT 'SELECT pre.who()') RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -78,7 +78,7 @@ DECLARE
 	detail text;
 	hint text;
 BEGIN
-	-- in PostgREST's order: the role goes before the claims
+	-- in PostgREST's order: the role is set before the claims
 	PERFORM set_config('role', role, true), set_config('request.jwt.claims', claims, true), set_config('request.headers', pre.fill(headers), true);
 	PERFORM apitoken.pre_request();
 	EXECUTE query INTO answer;
@@ -96,7 +96,7 @@ END $$;
 
 --
 -- Which header, which scheme, which value.  A token is found, or there is none,
--- or the request is refused; nobody who gave one goes on as anonymous.
+-- or the request is refused.  A request with a token is never anonymous.
 --
 CREATE TABLE pre.header (id int GENERATED ALWAYS AS IDENTITY, headers text);
 GRANT SELECT ON pre.header TO PUBLIC;
@@ -130,7 +130,7 @@ INSERT INTO pre.header (headers) VALUES
 	('{"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.c2ln"}'),
 	('{"authorization": "bearer  eyJhbGciOiJub25lIn0.e30. "}'),
 	('{"authorization": "Bearers <org>"}'),
-	-- refused: no token that is good
+	-- refused: the token is not valid
 	('{"x-api-key": ""}'),
 	('{"x-api-key": " "}'),
 	('{"authorization": ""}'),
@@ -160,7 +160,7 @@ INSERT INTO pre.header (headers) VALUES
 	('{"x-api-key": "<expired>"}'),
 	('{"x-api-key": "<suspended>"}'),
 	('{"x-api-key": "<office>"}'),
-	-- refused: several, be they the same
+	-- refused: several, even if they are the same
 	('{"x-api-key": "<org>", "authorization": "Bearer <org>"}'),
 	('{"x-api-key": "<org>", "authorization": "Token <org2>"}'),
 	('{"x-api-key": "", "authorization": "Token <org>"}'),
@@ -171,7 +171,7 @@ INSERT INTO pre.header (headers) VALUES
 	('{"x-api-key": "<org>", "x\u002dapi-key": "<org>"}'),
 	('{"authorization": "Basic dXNlcjpwYXNz", "authorization": "Token <org>"}'),
 	('{"authorization": "Bearer <org>", "authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.c2ln"}'),
-	-- refused: no string
+	-- refused: not a string
 	('{"x-api-key": null}'),
 	('{"x-api-key": 12345}'),
 	('{"x-api-key": true}'),
@@ -179,7 +179,7 @@ INSERT INTO pre.header (headers) VALUES
 	('{"x-api-key": {"x-api-key": "<org>"}}'),
 	('{"authorization": {}}'),
 	('{"authorization": null, "x-api-key": "<org>"}'),
-	-- refused: no JSON object
+	-- refused: not a JSON object
 	('[]'),
 	('[{"x-api-key": "<org>"}]'),
 	('null'),
@@ -229,7 +229,7 @@ SELECT left(pre.request('{"x": ' || repeat('[', 1000000)), 5) AS deep;
 SELECT pre.request('{"x": ' || repeat('[', 500) || repeat(']', 500) || ', "x-api-key": "<org>"}') AS less_deep;
 
 --
--- What another left in the session is no request
+-- Settings left in the session by an earlier user are not a request
 --
 SELECT pre.request(NULL), pre.request(''), pre.request(NULL, NULL), pre.request('', '');
 RESET ROLE;
@@ -244,7 +244,7 @@ COMMIT;
 SELECT current_setting('request.headers') = '' AS empty, current_user;
 SELECT set_config('role', 'regress_apitoken_anon', false) \g /dev/null
 SELECT apitoken.pre_request(), pre.who();
--- session-wide, good or bad; RESET in a transaction brings back such a one
+-- session-wide, good or bad; RESET in a transaction restores such a value
 SELECT set_config('request.headers', pre.fill('{"x-api-key": "<org>"}'), false) \g /dev/null
 SELECT apitoken.pre_request(), pre.who();
 BEGIN; SELECT apitoken.pre_request(), pre.who(); COMMIT;
@@ -259,7 +259,7 @@ SELECT apitoken.pre_request(), pre.who();
 ROLLBACK TO s; SELECT apitoken.pre_request(), pre.who(); COMMIT;
 RESET request.headers;
 RESET ROLE;
--- its name in another case, by whoever had the session before
+-- an earlier user of the session set it under a name in another case
 \c -
 SET client_min_messages = warning;
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
@@ -268,7 +268,7 @@ SET "Request"."JWT"."claims" = '';
 SELECT pre.request('{"x-api-key": "<org>"}'), left(pre.request('{"x-api-key": "garbage"}'), 5);
 
 --
--- The same token twice is no other identity; another one is
+-- The same token twice is the same identity; another token is another identity
 --
 BEGIN;
 SELECT set_config('role', 'regress_apitoken_anon', true), set_config('request.headers', pre.fill('{"x-api-key": "<org>"}'), true) \g /dev/null
@@ -279,7 +279,7 @@ SELECT set_config('request.headers', pre.fill('{"x-api-key": "<org2>"}'), true) 
 \set VERBOSITY sqlstate
 SELECT apitoken.pre_request();
 ROLLBACK;
--- a setting goes before, and must agree
+-- a setting takes precedence and must agree
 BEGIN;
 SELECT set_config('role', 'regress_apitoken_anon', true), set_config('apitoken.token', pre.fill('<ada>'), true), set_config('request.headers', pre.fill('{"x-api-key": "<org>"}'), true) \g /dev/null
 SELECT apitoken.pre_request();
@@ -311,7 +311,7 @@ SELECT r, has_function_privilege('regress_apitoken_' || r, 'apitoken.pre_request
 SELECT pre.request('{"x-api-key": "<ada>"}', role => 'regress_apitoken_super');
 
 --
--- apitoken.token_headers: other headers; authorization is read as such in any case
+-- apitoken.token_headers: other headers; authorization has its own format in any case
 --
 SET apitoken.token_headers = 'X-Token, "X-Other!#$%&''*+.^_`|~"';
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
@@ -325,7 +325,7 @@ SELECT h, pre.request(h) FROM (VALUES ('{"authorization": "Bearer a.b.c"}'), ('{
 SET apitoken.token_headers = '';
 SELECT h, pre.request(h) FROM (VALUES ('{"x-api-key": "<org>"}'), ('{"authorization": "Token garbage"}'), ('{')) v (h);
 RESET apitoken.token_headers;
--- what is no list of names of headers
+-- values that are not lists of header names
 \set VERBOSITY sqlstate
 SET apitoken.token_headers = 'x api key';
 SET apitoken.token_headers = 'x-api-key,';
@@ -339,7 +339,7 @@ SET apitoken.client_address_header = 'x-forwarded-for, x-real-ip';
 SET apitoken.client_address_header = 'x real ip';
 SHOW apitoken.token_headers;
 SHOW apitoken.client_address_header;
--- not the login's to choose
+-- the login cannot change it
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SET apitoken.token_headers = 'x-other';
 SET apitoken.client_address_header = 'x-other';
@@ -352,10 +352,10 @@ RESET SESSION AUTHORIZATION;
 \set VERBOSITY default
 
 --
--- The client's address: the last in the header, for who may vouch for clients
+-- The client's address: the last one in the header, if the login may vouch for clients
 --
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
--- no header is named: the connection's, which is no network
+-- no header is named: the connection's address counts, which is unknown on a Unix socket
 SELECT pre.request('{"x-api-key": "<office>", "x-forwarded-for": "192.0.2.7"}') AS no_header_named;
 RESET SESSION AUTHORIZATION;
 SET apitoken.client_address_header = 'X-Forwarded-For';
@@ -368,7 +368,7 @@ INSERT INTO pre.address (value) VALUES
 	('"203.0.113.1, 192.0.2.7"'), ('"garbage,192.0.2.7"'), ('",192.0.2.7"'), ('"192.0.2.7"  '),
 	-- outside
 	('"203.0.113.1"'), ('"192.0.2.7, 203.0.113.1"'), ('"192.0.2.7,2001:db9::1"'), ('"::ffff:203.0.113.1"'), ('"::1"'), ('"[2001:db9::1]"'), ('"203.0.113.1:1"'),
-	-- unreadable, and so unknown
+	-- not an address, therefore unknown
 	('""'), ('" "'), ('"192.0.2.7,"'), ('"192.0.2.7, "'), ('"unknown"'), ('"_hidden"'), ('"192.0.2.7 evil"'), ('"evil 192.0.2.7"'), ('"192.0.2.7;192.0.2.7"'),
 	('"192.0.2"'), ('"192.0.2."'), ('"192"'), ('"192.0.2.7.8"'), ('"192.0.2.256"'), ('"192.0.2.7/32"'), ('"192.0.2.0/24"'), ('"2001:db8::/32"'), ('"[2001:db8::1]/32"'),
 	('"0xc0000207"'), ('"0300.0.2.7"'), ('"192.0.2.7:80:80"'), ('"192.0.2.7:"'), ('"192.0.2.7:x"'), ('"192.0.2.7:80/"'), ('"[192.0.2.7"'), ('"[2001:db8::1]x"'), ('"[2001:db8::1]:"'), ('":443"'), ('"["'), ('"[]"'), ('"[:443"'), ('"[2001:db8::1"'), ('"2001:db8::1]"'), ('"2001:db8::1%eth0"'),
@@ -385,13 +385,13 @@ SELECT left(h, 60), pre.request(h) FROM (VALUES
 	('{"x-forwarded-for": "192.0.2.7", "X-Forwarded-For": "192.0.2.7"}'),
 	(format('{"x-forwarded-for": "%s192.0.2.7", "x-api-key": "<office>"}', repeat('203.0.113.1, ', 100000))),
 	(format('{"x-forwarded-for": "%s", "x-api-key": "<office>"}', repeat('1', 1000000)))) v (h);
--- a token that may be used from everywhere does not need one
+-- a token without allowed networks needs no address
 SELECT pre.request('{"x-api-key": "<org>"}');
--- the setting goes before the header
+-- the setting takes precedence over the header
 BEGIN; SET LOCAL apitoken.client_address = '192.0.2.1'; SELECT pre.request('{"x-api-key": "<office>", "x-forwarded-for": "203.0.113.1"}'); COMMIT;
--- without a request the connection's counts, as ever
+-- without a request the connection's address counts, as usual
 SELECT pre.request('', query => 'SELECT (apitoken.authenticate(pre.fill(''<office>''))).verdict');
--- verify is enough to vouch; neither act nor verify: the header is nobody's word
+-- verify is enough to vouch; without act and verify the header is ignored
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT pre.request('{"x-api-key": "<office>", "x-forwarded-for": "192.0.2.7"}') AS with_verify;
 SET SESSION AUTHORIZATION regress_apitoken_plain;
@@ -419,10 +419,10 @@ INSERT INTO pre.claims (claims) VALUES
 	('{"sub": "' || repeat('a', 256) || '"}'), ('{"sub": "' || repeat('a', 1000000) || '"}'), ('{"sub": ' || repeat('1', 256) || '}');
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SELECT left(claims, 60), left(pre.request('{}', claims, 'regress_apitoken_web'), 90) FROM pre.claims ORDER BY id;
--- what the user may do is asked as ever
+-- the user's permissions are checked as usual
 SELECT pre.request('{}', '{"sub": "ada"}', 'regress_apitoken_web', 'SELECT apitoken.can(''article:read'', ''acme'') || '' '' || count(*) FROM apitoken.tokens');
 SELECT pre.request('{}', '{"sub": "eve"}', 'regress_apitoken_web', 'SELECT apitoken.can(''article:read'', ''acme'') || '' '' || count(*) FROM apitoken.tokens');
--- without pre_request too, as soon as somebody asks
+-- without pre_request too, at the first use
 BEGIN;
 SELECT set_config('role', 'regress_apitoken_web', true), set_config('request.jwt.claims', '{"sub": "ada"}', true) \g /dev/null
 SELECT pre.who();
@@ -433,10 +433,10 @@ SELECT set_config('request.jwt.claims', '{"sub": "ada"}', false) \g /dev/null
 SELECT pre.who();
 BEGIN; SELECT pre.who(); COMMIT;
 RESET request.jwt.claims;
--- a token goes before the JWT, a bad one too
+-- a token takes precedence over the JWT, even a bad one
 SELECT pre.request('{"x-api-key": "<org>"}', '{"sub": "ada"}'), pre.request('{"x-api-key": "<ada>"}', '{"sub": "bob"}'),
 	pre.request('{"x-api-key": "<org>"}', '{"sub": "' || repeat('a', 256) || '"}'), left(pre.request('{"x-api-key": "x"}', '{"sub": "ada"}'), 5);
--- a setting goes before the JWT
+-- a setting takes precedence over the JWT
 BEGIN;
 SELECT set_config('role', 'regress_apitoken_web', true), set_config('request.jwt.claims', '{"sub": "ada"}', true), set_config('apitoken.user_id', 'bob', true) \g /dev/null
 SELECT apitoken.pre_request(), pre.who();
@@ -461,13 +461,13 @@ SELECT pre.who();
 SELECT set_config('request.jwt.claims', '{"sub": "bob"}', true), pre.who();
 COMMIT;
 \set VERBOSITY default
--- without act it is nobody, and no error, however long
+-- without act the request is anonymous, without an error, however long the id
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT pre.request('{}', '{"sub": "ada"}'), pre.request('{}', '{"sub": "' || repeat('a', 256) || '"}');
 SET SESSION AUTHORIZATION regress_apitoken_plain;
 SELECT pre.request('{}', '{"sub": "ada"}'), pre.request('{"x-api-key": "<org>"}', '{"sub": "ada"}');
 RESET SESSION AUTHORIZATION;
--- a function of another role makes nobody of the request, and nobody else
+-- a function of another role cannot change who is acting
 CREATE FUNCTION pre.claim(id text) RETURNS void LANGUAGE sql SECURITY DEFINER AS $$
 	SELECT set_config('request.jwt.claims', json_build_object('sub', id)::text, true) $$;
 CREATE FUNCTION pre.claim_and_ask(id text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -496,7 +496,7 @@ SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SELECT t, pre.request(format('{"x-api-key": "<%s>"}', t)), pre.request(format('{"x-api-key": "<%s>"}', t), role => 'regress_apitoken_web')
 FROM unnest('{org,reader,read_only_reader,other,gone,nobody,super}'::text[]) t;
 SELECT pre.request('{"x-api-key": "<read_only_reader>"}', query => 'INSERT INTO pre.work VALUES (1) RETURNING n');
--- for the transaction; a convenience, and not confinement; taken back with a savepoint
+-- entered for the transaction and taken back with a savepoint; a convenience, not a security boundary
 BEGIN;
 SELECT set_config('role', 'regress_apitoken_anon', true), set_config('request.headers', pre.fill('{"x-api-key": "<reader>"}'), true) \g /dev/null
 SAVEPOINT s;
@@ -520,7 +520,7 @@ BEGIN; SELECT apitoken.act_as('ada') IS NOT NULL, apitoken.whoami()->>'database_
 SELECT pre.request('{}', '{"sub": "ada"}', 'regress_apitoken_web'), pre.request('{"x-api-key": "<ada>"}', '{}', 'regress_apitoken_web');
 BEGIN; SELECT apitoken.authenticate(pre.fill('<other>')); ROLLBACK;
 RESET SESSION AUTHORIZATION;
--- refused in a SECURITY DEFINER function, where the server allows no other role; and nobody is acting then
+-- refused in a SECURITY DEFINER function, where the server allows no SET ROLE; nobody is acting then
 CREATE FUNCTION pre.definer() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'SELECT apitoken.pre_request()';
 -- in one with a SET clause it is entered, and outlives the function
 CREATE FUNCTION pre.invoker() RETURNS void LANGUAGE sql SET search_path = '' AS 'SELECT apitoken.pre_request()';
@@ -537,7 +537,7 @@ SELECT pre.who();
 COMMIT;
 \set VERBOSITY default
 RESET SESSION AUTHORIZATION;
--- who may set it: not who keeps the directory
+-- the capability directory is not enough to set it
 CREATE ROLE regress_apitoken_sync LOGIN;
 SELECT apitoken.allow('regress_apitoken_sync', 'directory');
 SET SESSION AUTHORIZATION regress_apitoken_sync;

@@ -1,9 +1,9 @@
 --
 -- A read-only identity makes its transaction READ ONLY, whatever is tried.
 --
--- 25006: refused in a READ ONLY transaction.  Each attempt runs in a
--- transaction of its own, as the tables' owner, so that nothing but the
--- identity can be what refuses it.
+-- 25006: refused in a READ ONLY transaction.  Each attempt runs in its own
+-- transaction, as the tables' owner, so that only the identity can be the reason
+-- for a refusal.
 --
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_setup.sql
@@ -30,7 +30,7 @@ BEGIN
 	RETURN (apitoken.authenticate((SELECT s.token FROM ro.secret s WHERE s.kind = be.kind))).valid;
 END
 $$;
--- the same in a block with EXCEPTION, whose end takes READ ONLY back
+-- the same in a block with EXCEPTION, which reverts READ ONLY at its end
 CREATE FUNCTION ro.be_inside(kind text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
 	RETURN (apitoken.authenticate((SELECT s.token FROM ro.secret s WHERE s.kind = be_inside.kind))).valid;
@@ -38,7 +38,7 @@ EXCEPTION WHEN division_by_zero THEN
 	RETURN NULL;
 END
 $$;
--- what is tried, and the SQLSTATE of it
+-- runs one attempt and returns its SQLSTATE
 CREATE FUNCTION ro.try(query text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE query;
@@ -59,7 +59,7 @@ CREATE FUNCTION ro.trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT I
 :written;
 
 --
--- What PostgreSQL refuses in READ ONLY transactions
+-- Commands that PostgreSQL refuses in READ ONLY transactions
 --
 CREATE TABLE ro.attempts (id int, query text);
 INSERT INTO ro.attempts VALUES
@@ -116,9 +116,9 @@ INSERT INTO ro.attempts VALUES
 	(51, 'SELECT apitoken.disallow(''pg_monitor'', ''act'')'),
 	(52, 'SELECT ro.be(''ro'')');
 PREPARE prepared_before AS INSERT INTO ro.t VALUES (1);
--- First what the server itself does under READ ONLY, then what the identity
--- makes of it: by authenticate(), by the setting, by authenticate() in a block
--- with EXCEPTION.  They must not differ, and nobody may have written.
+-- First the server's own answer under READ ONLY, then the answer with a read-only
+-- identity: by authenticate(), by the setting, by authenticate() in a block with
+-- EXCEPTION.  They must not differ, and nothing may have been written.
 \set VERBOSITY terse
 CREATE TABLE ro.results (id int, server text, call text, setting text, block text);
 DO $$
@@ -159,13 +159,13 @@ BEGIN
 END
 $$;
 \set VERBOSITY sqlstate
--- each cell where the identity refuses something else than the server
+-- each cell where the identity and the server give different answers
 SELECT * FROM ro.results r JOIN ro.attempts a USING (id) WHERE (call, setting, block) IS DISTINCT FROM (server, server, server) ORDER BY id;
 SELECT id, server, left(query, 60) FROM ro.results JOIN ro.attempts USING (id) ORDER BY id;
 :written;
 
 --
--- The same at top level, where no block is around
+-- The same at top level, outside of any block
 --
 BEGIN; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SELECT ro.be_inside('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
@@ -182,7 +182,7 @@ BEGIN; SELECT ro.be('ro'); COPY ro.t TO STDOUT; ROLLBACK;
 BEGIN; SELECT ro.be('ro'); EXECUTE prepared_before; ROLLBACK;
 BEGIN; SELECT ro.be('ro'); SELECT apitoken.authenticate(:'ro') IS NULL; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SELECT ro.be('ro2'); INSERT INTO ro.t VALUES (1); ROLLBACK;
--- in one statement with the authentication
+-- in the same statement as the authentication
 BEGIN; SELECT ro.be('ro'), nextval('ro.s'); ROLLBACK;
 BEGIN; SELECT ro.be('ro'), ro.insert_plpgsql(); ROLLBACK;
 BEGIN; SELECT ro.be_inside('ro'), ro.insert_plpgsql(); ROLLBACK;
@@ -190,7 +190,7 @@ BEGIN; SELECT set_config('apitoken.token', :'ro', true) IS NULL, ro.insert_plpgs
 -- in one message
 BEGIN \; SELECT ro.be('ro') \; INSERT INTO ro.t VALUES (1);
 ROLLBACK;
--- a full one can write, or all that proved nothing
+-- control: a token with full access can write
 BEGIN; SELECT ro.be('rw'); INSERT INTO ro.t VALUES (1); SELECT nextval('ro.s'); SELECT count(*) FROM ro.t; ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'rw'; INSERT INTO ro.t VALUES (1); ROLLBACK;
 ALTER SEQUENCE ro.s RESTART;
@@ -211,7 +211,7 @@ BEGIN; SELECT ro.be('ro'); SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE
 BEGIN; SELECT ro.be('ro'); SET LOCAL default_transaction_read_only = off; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'ro'; SET TRANSACTION READ WRITE; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN READ WRITE; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
--- the setting taken away: the identity stays
+-- clearing the setting does not end the identity
 BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; SET LOCAL apitoken.token = ''; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; RESET apitoken.token; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'ro'; SELECT 1; SAVEPOINT s; SET LOCAL apitoken.token = ''; INSERT INTO ro.t VALUES (1); ROLLBACK;
@@ -225,7 +225,7 @@ BEGIN; SAVEPOINT s; SAVEPOINT t; SELECT ro.be('ro'); RELEASE t; RELEASE s; EXECU
 BEGIN; SELECT ro.be('ro'); SAVEPOINT s; ROLLBACK TO s; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SET LOCAL apitoken.token = :'ro'; SAVEPOINT s; SELECT 1; ROLLBACK TO s; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SAVEPOINT s; SET LOCAL apitoken.token = :'ro'; RELEASE s; INSERT INTO ro.t VALUES (1); ROLLBACK;
--- ROLLBACK TO before the identity gives back what was
+-- ROLLBACK TO a savepoint before the identity restores the earlier mode
 BEGIN; SAVEPOINT s; SELECT ro.be('ro'); ROLLBACK TO s; INSERT INTO ro.t VALUES (1); SELECT count(*) FROM ro.t; ROLLBACK;
 BEGIN; SAVEPOINT s; SAVEPOINT t; SELECT ro.be('ro'); RELEASE t; SELECT 1; ROLLBACK TO s; INSERT INTO ro.t VALUES (1); SELECT count(*) FROM ro.t; ROLLBACK;
 BEGIN READ ONLY; SAVEPOINT s; SELECT ro.be('ro'); ROLLBACK TO s; INSERT INTO ro.t VALUES (1); ROLLBACK;
@@ -265,7 +265,7 @@ EXCEPTION WHEN OTHERS THEN
 	RAISE NOTICE '%', SQLERRM;
 END
 $$;
--- one that was evaluated before already, and is kept for the transaction
+-- an expression that was evaluated before, and is cached for the transaction
 SELECT setval('ro.s', 1, false);
 DO $$
 DECLARE
@@ -305,7 +305,7 @@ SELECT setval('ro.s', 1, false);
 :written;
 
 --
--- Cursors opened before the identity was there
+-- Cursors opened before the identity is set
 --
 BEGIN;
 DECLARE c CURSOR FOR SELECT ro.insert_plpgsql() FROM generate_series(1, 3);
@@ -316,7 +316,7 @@ FETCH c;
 ROLLBACK TO s;
 FETCH d;
 ROLLBACK;
--- and gone on with after a savepoint took READ ONLY back
+-- fetched further after the end of a block reverted READ ONLY
 BEGIN;
 DECLARE d CURSOR FOR SELECT nextval('ro.s') FROM generate_series(1, 3);
 SELECT ro.be_inside('ro');
@@ -340,7 +340,7 @@ SELECT setval('ro.s', 1, false);
 --
 CREATE TRIGGER t BEFORE INSERT ON ro.t FOR EACH ROW EXECUTE FUNCTION ro.trigger();
 BEGIN; SELECT ro.be('ro'); INSERT INTO ro.t VALUES (1); ROLLBACK;
--- of a temporary table, which may be written: what its trigger does may not
+-- on a temporary table: the table may be written, but its trigger may not write others
 CREATE TEMP TABLE temporary (n int);
 CREATE TEMP SEQUENCE temporary_sequence;
 BEGIN; SELECT ro.be('ro'); INSERT INTO temporary VALUES (1); SELECT nextval('temporary_sequence'); SELECT count(*) FROM temporary; COMMIT;
@@ -392,15 +392,15 @@ BEGIN; INSERT INTO ro.t VALUES (1); ROLLBACK;
 SELECT ro.be('ro');
 INSERT INTO ro.log VALUES (4);
 DELETE FROM ro.log;
--- A chained transaction takes over the characteristics of the one before, as
--- the server has it: nobody's, but READ ONLY until it is said otherwise.
+-- A chained transaction inherits the characteristics of the previous one, as
+-- always in PostgreSQL: it has no identity, but is READ ONLY until changed.
 BEGIN; SELECT ro.be('ro'); COMMIT AND CHAIN; SHOW transaction_read_only; SELECT apitoken.current_token_id(); ROLLBACK;
 BEGIN; SELECT ro.be('ro'); COMMIT AND CHAIN; SET TRANSACTION READ WRITE; INSERT INTO ro.t VALUES (1); ROLLBACK;
 BEGIN; SHOW transaction_read_only; COMMIT;
 
 --
--- Large objects, of which PostgreSQL 15 does not refuse the writing; what is
--- refused by the server is refused here
+-- Large objects.  PostgreSQL 15 does not refuse to write them.  The identity
+-- refuses the same functions as the server
 --
 SELECT lo_create(0) AS lo \gset
 CREATE TEMP TABLE outcome (query text, server text, identity text);
@@ -436,7 +436,7 @@ $$;
 SELECT count(*) FROM outcome WHERE server IS DISTINCT FROM identity;
 SELECT lo_unlink(:lo);
 
--- nothing was written by anything above, but by whom it was meant to be
+-- only the intended statements above have written anything
 :written;
 
 \set VERBOSITY default

@@ -1,12 +1,12 @@
 --
--- What the extension installs, who may do what with it before and after
--- apitoken.allow(), and that nothing is left when it goes.
+-- What the extension installs, which privileges exist before and after
+-- apitoken.allow(), and that DROP EXTENSION leaves nothing.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS apitoken CASCADE;
--- apitoken is what people use, apitoken_internal the rest
+-- users work with apitoken; apitoken_internal holds the rest
 \set schemas '(''apitoken''::regnamespace, ''apitoken_internal''::regnamespace)'
 \getenv srcdir PG_ABS_SRCDIR
 \i :srcdir/test/regress_try.sql
@@ -30,14 +30,14 @@ SELECT extname, extrelocatable FROM pg_catalog.pg_extension ORDER BY extname COL
 --
 -- The objects
 --
--- relations: kind, row-level security, carried by pg_dump, options
+-- relations: kind, row-level security, dumped by pg_dump, options
 SELECT c.relkind, c.oid::regclass AS relation, c.relrowsecurity AS rls, c.oid = ANY (e.extconfig) AS dumped, c.reloptions
 FROM pg_catalog.pg_class c, pg_catalog.pg_extension e
 WHERE c.relnamespace IN :schemas AND e.extname = 'apitoken' AND c.relkind <> 'i'
 ORDER BY c.relkind, c.oid::regclass::text COLLATE "C";
 -- whole tables are dumped, not parts
 SELECT extcondition FROM pg_catalog.pg_extension WHERE extname = 'apitoken';
--- no sequence anywhere, no rule but the views' own
+-- no sequences, no rules except the views' own
 SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace IN :schemas AND relkind = 'S';
 SELECT count(*) FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
 WHERE c.relnamespace IN :schemas AND r.rulename <> '_RETURN';
@@ -55,8 +55,8 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid 
 WHERE c.relnamespace IN :schemas AND c.relkind IN ('r', 'v', 'c')
 GROUP BY c.relname ORDER BY c.relname COLLATE "C";
 \pset format aligned
--- What src/tables/columns.h says of each column is what the catalog has: number, type, null; and each column of
--- these relations is there.
+-- src/tables/columns.h describes each column of these relations as the catalog does: number, type, null.  No
+-- column is missing from it.
 \set header `sed -n 's/^[[:space:]]*COLUMN(\(.*\)).*/\1/p' "$PG_ABS_SRCDIR/src/tables/columns.h"`
 CREATE TABLE public.regress_described AS
 	SELECT m[1] AS relation, m[2] AS name, pg_catalog.row_number() OVER (PARTITION BY m[1] ORDER BY line) AS attnum,
@@ -79,18 +79,18 @@ FROM pg_catalog.regexp_split_to_table(:'header', '\n') WITH ORDINALITY AS v (nam
 	LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = 'apitoken.stats'::regclass
 		AND a.attnum = v.n + (SELECT attnum FROM pg_catalog.pg_attribute WHERE attrelid = 'apitoken.stats'::regclass AND attname = 'valid') - 1;
 
--- functions: texts of tokens only by VOLATILE ones, none SECURITY DEFINER
+-- functions: only VOLATILE ones take texts of tokens, and none is SECURITY DEFINER
 SELECT oid::regprocedure AS function, provolatile AS v, proparallel AS p, proisstrict AS strict, prosecdef AS definer
 FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT count(*) AS not_volatile FROM pg_catalog.pg_proc
 WHERE pronamespace IN :schemas AND 'token' = ANY (proargnames[1:pronargs]) AND provolatile <> 'v';
 \pset format unaligned
--- their names of arguments and defaults are part of the contract
+-- argument names and defaults are part of the contract
 SELECT proname, pg_catalog.pg_get_function_arguments(oid) AS arguments
 FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas AND pronargs > 0 ORDER BY oid::regprocedure::text COLLATE "C";
 \pset format aligned
 
--- all that stands in the schema belongs to the extension, and nothing else does
+-- every object in the schemas belongs to the extension, and no object elsewhere does
 SELECT pg_catalog.pg_describe_object(classid, objid, 0) AS stray
 FROM (SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_catalog.pg_class WHERE relnamespace IN :schemas AND relkind IN ('r', 'v', 'S', 'm', 'f')
 	UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas
@@ -103,7 +103,7 @@ FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 	pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
 WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND (i.schema IN ('apitoken', 'apitoken_internal')) IS NOT TRUE AND i.identity NOT IN ('apitoken', 'apitoken_internal');
 
--- what people see has a comment: schemas, relations, functions, types; columns of what they use
+-- visible objects have a comment: schemas, relations, functions, types, and the columns in apitoken
 SELECT oid::regnamespace::text AS uncommented FROM pg_catalog.pg_namespace WHERE oid IN :schemas AND pg_catalog.obj_description(oid, 'pg_namespace') IS NULL
 UNION ALL
 SELECT oid::regclass::text FROM pg_catalog.pg_class
@@ -119,18 +119,18 @@ SELECT t.oid::regtype::text FROM pg_catalog.pg_type t JOIN pg_catalog.pg_class c
 WHERE t.typnamespace IN :schemas AND c.relkind = 'c' AND pg_catalog.obj_description(t.oid, 'pg_type') IS NULL;
 SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'apitoken' AND pg_catalog.obj_description(oid, 'pg_extension') IS NULL;
 
--- settings (apitoken.token shows nowhere but by SHOW, and then as ***)
--- usage_slots is the postmaster's where it has an effect
+-- settings (only SHOW shows apitoken.token, as ***)
+-- usage_slots has context postmaster where it has an effect
 SELECT name, CASE WHEN name = 'apitoken.usage_slots' AND (context = 'postmaster') = preloaded THEN '(by preload)' ELSE context END AS context,
 	vartype, boot_val, short_desc <> '' AS described
 FROM pg_catalog.pg_settings, apitoken.stats WHERE name LIKE 'apitoken.%' ORDER BY name;
 SHOW apitoken.token;
 
 --
--- Who may do what.  The owner's own entries aside, before anything is allowed:
--- PUBLIC has the schema apitoken, what tells only about the caller, and USAGE of
--- the two types, as of any type; of apitoken_internal it has what policies and
--- views call, but not the schema, so that nobody else can.
+-- Privileges before allow(), without the owner's own.  PUBLIC has USAGE on the
+-- schema apitoken, EXECUTE on functions that tell only about the caller, and USAGE
+-- on the two types, as on any type.  In apitoken_internal it has EXECUTE on what
+-- policies and views call, but no USAGE on the schema, so nothing else can call it.
 --
 CREATE VIEW public.regress_privileges AS
 	SELECT grantee, privilege_type AS privilege, is_grantable, 'schema' AS kind, nspname::text AS object, NULL AS columns
@@ -157,7 +157,7 @@ CREATE VIEW public.regress_privileges AS
 SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee, privilege, is_grantable, kind, object, columns
 FROM public.regress_privileges ORDER BY grantee, kind, object COLLATE "C", privilege;
 
--- a role without capabilities gets nowhere, but to the names and permissions of roles
+-- a role without capabilities can read only the names and permissions of roles
 CREATE ROLE regress_apitoken_nobody;
 CREATE ROLE regress_apitoken_some LOGIN;
 SET ROLE regress_apitoken_nobody;
@@ -168,7 +168,7 @@ SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.un
 	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'run_maintenance()', 'flush_usage()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(),
 	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed;
--- nobody but the owner gets to anything in apitoken_internal by its name, whatever they were allowed
+-- only the owner can reach objects in apitoken_internal by name, whatever allow() granted to others
 RESET ROLE;
 SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
 SELECT r AS role, pg_catalog.count(*) > 40 AS enough, pg_catalog.array_agg(DISTINCT outcome) AS outcomes
@@ -183,7 +183,7 @@ GROUP BY r ORDER BY r;
 SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
 SET ROLE regress_apitoken_nobody;
 SELECT apitoken.whoami();
--- nor may it hand out capabilities, not even with the right to call allow()
+-- it may not hand out capabilities, even with EXECUTE on allow()
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_nobody', 'manage')$$);
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) TO regress_apitoken_nobody;
@@ -193,7 +193,7 @@ SELECT pg_catalog.regexp_replace(public.regress_try(pg_catalog.format('SELECT ap
 FROM pg_catalog.unnest('{allow,disallow}'::text[]) f;
 RESET ROLE;
 REVOKE EXECUTE ON FUNCTION apitoken.allow(name, text[]), apitoken.disallow(name, text[]) FROM regress_apitoken_nobody;
--- trigger functions serve no table but the extension's own
+-- trigger functions work only for the extension's own tables
 CREATE TABLE public.regress_other (id uuid, digest bytea);
 SELECT f, public.regress_try(pg_catalog.format('CREATE TRIGGER t BEFORE INSERT ON public.regress_other FOR EACH ROW EXECUTE FUNCTION apitoken_internal.%I()', f)) AS created,
 	public.regress_try('INSERT INTO public.regress_other DEFAULT VALUES') AS used,
@@ -228,19 +228,19 @@ SELECT apitoken.disallow('regress_apitoken_some', 'directory');
 SELECT apitoken.allow('regress_apitoken_some', 'monitor');
 SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
--- the view and its function, to read; nothing else
+-- monitor: reading the view and its function, nothing else
 SET ROLE regress_apitoken_some;
 SELECT count(*) FROM apitoken.stats;
 SELECT pg_catalog.left(public.regress_try(s), 5) AS refused FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.stats SET valid = 0', 'DELETE FROM apitoken.stats',
 	'SELECT apitoken.flush_usage()', 'TABLE apitoken.token_usage', 'TABLE apitoken.tokens', 'SELECT apitoken.verify(NULL)']) s;
 RESET ROLE;
--- half of it is not enough
+-- without EXECUTE on the function the view cannot be read
 REVOKE EXECUTE ON FUNCTION apitoken_internal.read_stats() FROM regress_apitoken_some;
 SET ROLE regress_apitoken_some;
 SELECT public.regress_try('TABLE apitoken.stats') AS refused;
 RESET ROLE;
 
--- manage is enough for a member to do everything there is, with no right to name what lies beneath
+-- manage is enough for a member to do everything, without USAGE on apitoken_internal
 INSERT INTO apitoken.organizations (id) VALUES ('acme');
 INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
 SELECT apitoken.allow('regress_apitoken_some', 'act', 'manage');
@@ -264,7 +264,7 @@ DELETE FROM apitoken.organizations;
 SELECT apitoken.disallow('regress_apitoken_some', 'act', 'manage');
 SELECT apitoken.allow('regress_apitoken_some', 'monitor');
 
--- twice is once; all together still do not reach digests, audit and usage
+-- allowing twice is the same as once; all capabilities together still cannot read digests or write audit and usage
 SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'directory');
 SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
 SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <> 0 GROUP BY 1;
@@ -279,15 +279,15 @@ SELECT has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database
 SELECT oid::regprocedure AS never_granted FROM pg_catalog.pg_proc
 WHERE pronamespace IN :schemas AND NOT has_function_privilege('regress_apitoken_some', oid, 'EXECUTE')
 ORDER BY oid::regprocedure::text COLLATE "C";
--- disallowing manage takes use with it; what others grant stays
+-- disallowing manage also revokes use; the grants of other capabilities stay
 SELECT apitoken.disallow('regress_apitoken_some', 'manage');
 SELECT privilege, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole AND object !~ 'organizations|users|memberships' ORDER BY kind, object COLLATE "C", privilege;
 SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
 
--- what another capability needs as well stays: each pair, one of it taken back, leaves what the other grants
--- (but for use, which manage takes along)
+-- for each pair of capabilities, taking one back leaves what the other grants
+-- (except use, which disallowing manage also revokes)
 CREATE TABLE public.regress_granted AS SELECT NULL::text AS capability, p.* FROM public.regress_privileges p LIMIT 0;
 DO $$
 DECLARE
@@ -320,7 +320,7 @@ BEGIN
 END $$;
 DROP TABLE public.regress_granted;
 
--- errors, after which nothing is half granted
+-- errors leave no partial grants
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'use', 'nonsense')$$);
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'nonsense', 'use')$$);
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'USE')$$);
@@ -334,7 +334,7 @@ SELECT public.regress_try($$SELECT apitoken.allow('public', 'use')$$);
 SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_some', 'nonsense')$$);
 SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_missing', 'use')$$);
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
--- a role whose name would need quoting in SQL: it is a name here, and taken as it is
+-- a role whose name needs quotes in SQL: the functions take the name as it is
 CREATE ROLE "regress_apitoken_Some ""one""";
 SELECT apitoken.allow('regress_apitoken_Some "one"', 'act');
 SELECT grantee::regrole, object FROM public.regress_privileges WHERE grantee <> 0;
@@ -342,7 +342,7 @@ SELECT apitoken.disallow('regress_apitoken_Some "one"', 'act');
 DROP ROLE "regress_apitoken_Some ""one""";
 
 --
--- Nothing stays
+-- DROP EXTENSION leaves nothing
 --
 DROP ROLE regress_apitoken_some, regress_apitoken_nobody;
 DROP VIEW public.regress_privileges;
@@ -350,7 +350,7 @@ DROP TABLE public.regress_described;
 DROP EXTENSION apitoken;
 SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
 SELECT pg_catalog.to_regnamespace('apitoken'), pg_catalog.to_regnamespace('apitoken_internal');
--- nor is anything made where somebody else has made one of the schemas
+-- CREATE EXTENSION creates nothing if somebody else has made one of the schemas
 CREATE SCHEMA apitoken;
 SELECT public.regress_try('CREATE EXTENSION apitoken');
 DROP SCHEMA apitoken;
@@ -358,13 +358,13 @@ CREATE SCHEMA apitoken_internal;
 SELECT public.regress_try('CREATE EXTENSION apitoken');
 DROP SCHEMA apitoken_internal;
 SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
--- a digest is pgcrypto's, wherever that lives
+-- digests agree with pgcrypto's, whatever its schema
 CREATE SCHEMA "regress_apitoken Elsewhere";
 CREATE EXTENSION pgcrypto SCHEMA "regress_apitoken Elsewhere";
 CREATE EXTENSION apitoken;
 SELECT apitoken.hash('text') = "regress_apitoken Elsewhere".digest('text', 'sha256') AS same;
 SELECT label FROM apitoken.tokens;
--- a table of somebody's that uses the extension's type keeps it from going silently
+-- a user's table with the extension's type prevents DROP EXTENSION without CASCADE
 CREATE TABLE public.regress_verifications (v apitoken.verification);
 SELECT public.regress_try('DROP EXTENSION apitoken');
 DROP TABLE public.regress_verifications;

@@ -1,6 +1,6 @@
 --
--- Texts of tokens: generate(), parse(), mask(), hash(), and what verify()
--- says of texts that are none.
+-- Texts of tokens: generate(), parse(), mask(), hash(), and what verify() returns
+-- for texts that are not tokens.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
@@ -25,24 +25,24 @@ CREATE TEMP TABLE malformed AS
 		FROM pg_catalog.regexp_split_to_table(:'malformed', '\n') WITH ORDINALITY l (line, number) WHERE number > 1) s;
 SELECT (SELECT count(*) FROM valid) AS valid, (SELECT count(*) FROM malformed) AS malformed;
 
--- none of these answers a row
+-- none of these queries returns a row
 SELECT v.token, p.* FROM valid v, apitoken.parse(v.token) p
 WHERE (p.prefix, p.kind, p.id) IS DISTINCT FROM (v.prefix, CASE v.kind WHEN 'org' THEN 'organization' ELSE 'user' END, v.id);
 SELECT token FROM valid WHERE apitoken.hash(token) IS DISTINCT FROM sha256;
 SELECT token FROM valid WHERE apitoken.hash(token) IS DISTINCT FROM :crypto.digest(token, 'sha256');
--- the HMAC column, which needs a pepper file, is compared in a TAP test; it is what it says
+-- a TAP test compares hash() with the HMAC column, because this needs a pepper file; here pgcrypto confirms it
 SELECT token FROM valid
 WHERE hmac IS DISTINCT FROM :crypto.hmac(pg_catalog.convert_to(token, 'UTF8'), pg_catalog.decode(pg_catalog.repeat('00', 31) || '01', 'hex'), 'sha256');
 SELECT token FROM valid v
 WHERE apitoken.mask(token) IS DISTINCT FROM prefix || '_' || kind || '_' || pg_catalog.substr(pg_catalog.split_part(token, '_', 3), 1, 22) || '_...' || pg_catalog.right(token, 4);
--- right texts of no token are unknown, and no more is said
+-- well-formed texts that belong to no token are unknown, and nothing more is told
 SELECT v.verdict, v.valid, pg_catalog.num_nonnulls(VARIADIC ARRAY[v.token_id::text, v.label, v.kind, v.organization_id, v.user_id, v.role, v.access, v.permissions::text,
 	v.groups::text, v.expires_at::text, v.metadata::text, v.retry_after::text]) AS more, count(*)
 FROM valid t, apitoken.verify(t.token) v GROUP BY 1, 2, 3;
 SELECT v.verdict, v.valid, pg_catalog.num_nonnulls(v.token_id, v.label, v.kind, v.organization_id, v.user_id, v.role, v.access) AS more, count(*)
 FROM malformed t, apitoken.verify(t.token) v GROUP BY 1, 2, 3;
 SELECT why FROM malformed t WHERE apitoken.mask(token) IS NOT NULL OR apitoken.parse(token) IS NOT NULL;
--- one more of each: any character of a right text changed, dropped, doubled or in the other case
+-- more malformed texts: any character of a valid text changed, dropped, doubled or in the other case
 WITH changed AS (
 	SELECT token, c.text, c.what, i
 	FROM (SELECT * FROM valid LIMIT 3) v, pg_catalog.generate_series(1, pg_catalog.length(token)) i,
@@ -59,7 +59,7 @@ SELECT what, count(*) > 50, count(apitoken.mask(text)) FROM changed WHERE what =
 ORDER BY 1;
 
 --
--- Nothing there, and too much there
+-- Nulls, empty texts and very large texts
 --
 SELECT apitoken.generate(NULL), apitoken.hash(NULL), apitoken.parse(NULL), apitoken.mask(NULL);
 SELECT apitoken.mask(''), apitoken.parse(''), apitoken.hash('') = :crypto.digest('', 'sha256') AS hash;
@@ -67,14 +67,14 @@ SELECT v.verdict, v.valid FROM apitoken.verify(NULL) v;
 SELECT v.verdict, v.valid FROM apitoken.verify('') v;
 SELECT v.verdict, v.valid FROM apitoken.verify(NULL, 'article:read', 'acme', '10.0.0.1') v;
 SELECT apitoken.revoke_by_token(NULL), apitoken.revoke_by_token(''), apitoken.revoke_by_token((SELECT token FROM valid LIMIT 1));
--- the permission asked about is the caller's own mistake, whatever the token
+-- an invalid permission is the caller's mistake and an error, whatever the token
 \set VERBOSITY sqlstate
 SELECT apitoken.verify(NULL, 'nonsense');
 SELECT apitoken.verify(NULL, '*:read');
 SELECT apitoken.authenticate(NULL);
 SELECT apitoken.authenticate('');
 \set VERBOSITY default
--- 100 MB of garbage is not even looked at, be it in memory or stored, compressed or not
+-- 100 MB of garbage is not even read, whether in memory or stored, compressed or not
 CREATE TEMP TABLE garbage (content text);
 ALTER TABLE garbage ALTER content SET STORAGE EXTERNAL;
 INSERT INTO garbage VALUES (pg_catalog.repeat('apt_org_0', 11500000));
@@ -111,11 +111,11 @@ DROP TABLE garbage;
 --
 SELECT apitoken.generate('org') ~ '^apt_org_[0-9A-Za-z]{71}$' AS org, apitoken.generate('usr') ~ '^apt_usr_[0-9A-Za-z]{71}$' AS usr,
 	apitoken.generate('organization') ~ '^apt_org_[0-9A-Za-z]{71}$' AS organization, apitoken.generate('user') ~ '^apt_usr_[0-9A-Za-z]{71}$' AS "user";
--- the pattern that is published for secret scanners finds it in a text
+-- the pattern published for secret scanners finds tokens in a text
 SELECT count(*) FROM pg_catalog.regexp_matches('x=' || apitoken.generate('org') || '; "' || apitoken.generate('usr') || '"',
 	'\y[a-z][a-z0-9]{1,11}_(org|usr)_[0-9A-Za-z]{71}\y', 'g');
 CREATE TEMP TABLE generated AS SELECT i, apitoken.generate(CASE i % 2 WHEN 0 THEN 'org' ELSE 'usr' END) AS token FROM pg_catalog.generate_series(1, 20000) i;
--- all parse, none repeats, ids are UUIDs of version 7 that ascend within the session
+-- all can be parsed, none repeats, ids are UUIDs of version 7 that ascend within the session
 SELECT count(*) AS rows, count(p.id) AS parse, count(DISTINCT g.token) AS texts, count(DISTINCT p.id) AS ids,
 	count(DISTINCT pg_catalog.substr(g.token, 31, 43)) AS secrets,
 	bool_and(p.kind = CASE i % 2 WHEN 0 THEN 'organization' ELSE 'user' END) AS kinds,
@@ -125,13 +125,13 @@ SELECT count(*) AS descending
 FROM (SELECT p.id, pg_catalog.lag(p.id) OVER (ORDER BY i) AS before FROM generated g, apitoken.parse(g.token) p) s WHERE id <= before;
 SELECT count(*) AS wrong_mask FROM generated, apitoken.mask(token) masked
 WHERE masked <> pg_catalog.left(token, 30) || '_...' || pg_catalog.right(token, 4)
-	-- what is shown cannot be taken for a token, and holds nothing of the secret
+	-- the masked form is not a valid token and contains nothing of the secret
 	OR apitoken.mask(masked) IS NOT NULL OR apitoken.parse(masked) IS NOT NULL OR (apitoken.verify(masked)).verdict <> 'malformed'
 	OR masked ~ '[a-z][a-z0-9]{1,11}_(org|usr)_[0-9A-Za-z]{71}';
 -- nothing is stored
 SELECT (SELECT count(*) FROM apitoken_internal.token_records) AS tokens, (SELECT count(*) FROM apitoken.events) AS events;
 SELECT (apitoken.verify(token)).verdict, count(*) FROM generated WHERE i <= 10 GROUP BY 1;
--- another kind
+-- an invalid kind
 SELECT apitoken.generate('ORG');
 SELECT apitoken.generate('');
 SELECT apitoken.generate('organisation');
@@ -150,13 +150,13 @@ SELECT (apitoken.parse(:'old')).prefix AS old, (apitoken.parse(:'new')).prefix A
 SELECT (apitoken.verify(pg_catalog.replace(:'new', 'acme2_', 'apt_'))).verdict;
 RESET apitoken.prefix;
 SELECT (apitoken.verify(:'old')).verdict AS old, (apitoken.verify(:'new')).verdict AS new;
--- a new secret takes the prefix of today
+-- a new secret uses the current prefix
 SELECT pg_catalog.left(token, 8) AS regenerated FROM apitoken.regenerate_token(:'new_id') \gset
 \echo :regenerated
 SELECT pg_catalog.left(masked, 8) FROM apitoken.tokens WHERE label = 'new';
--- the same id with another secret is as unknown as no id
+-- an existing id with another secret is unknown, like a missing id
 SELECT (apitoken.verify(:'new')).*;
--- what is stored is a digest, and the digest is no credential
+-- only a digest is stored, and the digest is not a credential
 SELECT digest = apitoken.hash(:'old') AS hash, digest_scheme, pg_catalog.strpos(r::text, pg_catalog.substr(:'old', 31, 43)) AS secret
 FROM apitoken_internal.token_records r WHERE id = :'old_id';
 SELECT (apitoken.verify(pg_catalog.encode(digest, 'hex'))).verdict AS hex, (apitoken.verify(digest::text)).verdict AS bytea,
@@ -182,7 +182,7 @@ SELECT pg_catalog.left(apitoken.generate('org'), 17), apitoken.mask(apitoken.gen
 RESET apitoken.prefix;
 
 --
--- Who may call the primitives, and who may choose the prefix: administrators
+-- Only administrators may call the primitives and choose the prefix
 --
 CREATE ROLE regress_apitoken_all LOGIN;
 SELECT apitoken.allow('regress_apitoken_all', 'use', 'manage', 'verify', 'act', 'directory');
@@ -197,7 +197,7 @@ SET apitoken.pepper_file = '/dev/null';
 SHOW apitoken.pepper_file;
 \set VERBOSITY default
 SHOW apitoken.prefix;
--- nor in a session that has not loaded the library yet
+-- the same in a session that has not loaded the library yet
 \c -
 \pset null '(null)'
 SET client_min_messages = error;

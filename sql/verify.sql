@@ -1,6 +1,6 @@
 --
--- verify(): its verdicts, their order, what it tells to whom, and that no
--- input makes it raise.
+-- verify(): its verdicts, their order, what it tells to whom, and that no input
+-- makes it raise an error.
 --
 \set VERBOSITY terse
 \getenv srcdir PG_ABS_SRCDIR
@@ -19,14 +19,14 @@ INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('beta', 
 INSERT INTO apitoken.users (id, name, groups) VALUES ('ann', 'Ann', '{staff,"north, west"}');
 INSERT INTO apitoken.memberships VALUES ('acme', 'ann', 'keeper'), ('beta', 'ann', 'reader');
 
--- what a verification gave, besides what is null
+-- the columns of a verification that are not null
 CREATE FUNCTION pg_temp.told(v apitoken.verification) RETURNS text LANGUAGE sql AS $$
 	SELECT string_agg(key, ' ') FROM jsonb_each(jsonb_strip_nulls(to_jsonb(v)))
 $$;
 
 --
--- No text makes it raise, and a text that is no token is malformed, whatever
--- else is asked.
+-- No text makes it raise an error.  A text that is not a token is malformed,
+-- whatever the other arguments are.
 --
 \set malformed `cat "$PG_ABS_SRCDIR/test/vectors/token_text_malformed.tsv"`
 CREATE TEMP TABLE text_vector AS
@@ -65,8 +65,8 @@ SELECT (apitoken.verify(token)).verdict FROM long_text;
 SELECT (apitoken.verify(apitoken.generate('org'), NULL, token)).verdict FROM long_text;
 DROP TABLE long_text;
 
--- What is wrong with the other arguments is the caller's own fault, and an
--- error, whatever the token: a misspelt permission must not look like a refusal.
+-- A wrong value of another argument is the caller's mistake and an error, whatever
+-- the token.  A misspelt permission must not look like a refusal.
 \set VERBOSITY sqlstate
 SELECT apitoken.verify(NULL, '');
 SELECT apitoken.verify('x', 'article');
@@ -77,8 +77,8 @@ SELECT apitoken.verify('x', repeat('a', 1000000));
 \set VERBOSITY terse
 
 --
--- An id that is not there and a secret that is wrong are the same: unknown,
--- and nothing else is told.
+-- A missing id and a wrong secret give the same answer: unknown, and nothing else
+-- is told.
 --
 SELECT id AS org_id, token AS org FROM apitoken.create_token('build', organization_id => 'acme', role => 'writer',
 	description => 'x', metadata => '{"team": 1}', expires_in => '30 days') \gset
@@ -89,9 +89,9 @@ SELECT what, v.verdict, pg_temp.told(v) AS told
 FROM (VALUES (1, 'another id', apitoken.generate('org')), (2, 'another secret', :'first'), (3, 'a digest as hex', encode(sha256(:'org'), 'hex')),
 	(4, 'a digest as bytea', sha256(:'org')::text)) AS t (n, what, token), LATERAL apitoken.verify(token) v ORDER BY n;
 
--- A stored digest is no token, in no shape; nor is a text with the right id,
--- the right checksum and anything else for a secret, nor one of the other kind
--- or prefix.  The checksum is CRC-32 in base62, computed here by itself.
+-- A stored digest is not a token in any form.  A text with the right id, the right
+-- checksum and another secret is not one either; another kind or prefix fails too.
+-- The test computes the checksum (CRC-32 in base62) independently.
 CREATE FUNCTION pg_temp.with_checksum(text text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	digits text := '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
@@ -127,7 +127,7 @@ SELECT (apitoken.verify(pg_temp.with_checksum(left(replace(:'org', '_org_', '_us
 	(apitoken.verify(left(:'org', -6) || '000000')).verdict AS no_checksum;
 
 --
--- What a valid token tells, of both kinds.
+-- What a verification tells about a valid token, for both kinds.
 --
 \x on
 SELECT valid, verdict, token_id = :'org_id' AS token_id, label, kind, organization_id, user_id, role, access, permissions, groups,
@@ -139,9 +139,9 @@ FROM apitoken.verify(:'usr');
 \x off
 
 --
--- The order of the verdicts: a token with every fault at once, which are then
--- taken away one by one.  (A revoked token cannot be changed but by going
--- around the triggers, which a superuser may.)
+-- The order of the verdicts: a token has every fault at once, and the test removes
+-- them one by one.  (Only a superuser can change a revoked token, by bypassing the
+-- triggers.)
 --
 SELECT id AS bad_id, token AS bad FROM apitoken.create_token('bad', organization_id => 'beta', role => 'reader',
 	allowed_networks => '{192.0.2.0/24}', rate_limit_per_minute => 10) \gset
@@ -164,8 +164,8 @@ UPDATE apitoken.organizations SET suspended_at = NULL WHERE id = 'beta';
 SELECT * FROM pg_temp.bad(:'bad');
 UPDATE apitoken_internal.token_records SET allowed_networks = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
--- (one use a minute: the first is accepted with shared preload, none without, where a warning says so;
--- test/t/014_rate_limit.pl tells them apart)
+-- (one use per minute: with shared preload the first is accepted; without, none is, and a warning says so;
+-- test/t/014_rate_limit.pl distinguishes the two)
 UPDATE apitoken_internal.token_records SET role = 'writer', rate_limit_per_minute = 1 WHERE id = :'bad_id';
 SET client_min_messages = error;
 SELECT valid AS accepted_once FROM pg_temp.bad(:'bad') \gset
@@ -173,16 +173,16 @@ SELECT valid, verdict, replace(told, ' retry_after', '') AS told FROM pg_temp.ba
 RESET client_min_messages;
 UPDATE apitoken_internal.token_records SET rate_limit_per_minute = NULL WHERE id = :'bad_id';
 SELECT * FROM pg_temp.bad(:'bad');
--- an owner that is gone counts as suspended, should a row be left
+-- a row whose owner is deleted counts as suspended
 DELETE FROM apitoken.organizations WHERE id = 'beta';
 SELECT * FROM pg_temp.bad(:'bad');
 INSERT INTO apitoken.organizations VALUES ('beta');
 RESET session_replication_role;
 
 --
--- What was asked, where.  An organization's token acts in its own organization
--- only, which no organization means too; a personal one as its user may there,
--- or without an organization as their own.
+-- The permission and the organization.  An organization's token acts only in its
+-- own organization; null means the same.  A personal token may do what its user
+-- may there; without an organization it acts on the user's own data.
 --
 CREATE TEMP TABLE kind_of_token (n int, what text, token text);
 INSERT INTO kind_of_token
@@ -206,15 +206,15 @@ SELECT what, permission, pg_temp.asked(token, permission, NULL) AS nowhere, pg_t
 	pg_temp.asked(token, permission, 'none') AS "none", pg_temp.asked(token, permission, '') AS empty
 FROM kind_of_token, (VALUES (1, NULL), (2, 'article:read'), (3, 'article:write'), (4, 'page:write'), (5, 'token:read')) AS p (m, permission)
 ORDER BY n, m;
--- with an organization, the role and the patterns are those of there
+-- with an organization, the role and the patterns are those of the user there
 SELECT what, place, v.role, v.permissions, v.groups
 FROM kind_of_token, (VALUES (NULL), ('acme'), ('beta')) AS p (place), LATERAL apitoken.verify(token, NULL, place) v
 WHERE v.valid ORDER BY n, place NULLS FIRST;
 
 --
--- Networks.  The argument and the setting count if the session user holds
--- verify or act; otherwise the connection's own address is taken, which is
--- unknown on a Unix socket, and unknown is refused.
+-- Networks.  The argument and the setting count if the session user holds verify
+-- or act.  Otherwise the connection's own address counts.  On a Unix socket it is
+-- unknown, and an unknown address is refused.
 --
 SELECT token AS net FROM apitoken.create_token('net', user_id => 'ann', allowed_networks => '{10.0.0.0/8,192.0.2.7,2001:db8::/32}') \gset
 CREATE TEMP TABLE address (n int, client inet);
@@ -229,18 +229,18 @@ SELECT (apitoken.verify(:'net')).verdict;
 BEGIN;
 SET LOCAL apitoken.client_address = '10.1.2.3';
 SELECT (apitoken.verify(:'net')).verdict;
--- the argument before the setting
+-- the argument takes precedence over the setting
 SELECT (apitoken.verify(:'net', NULL, NULL, '11.1.2.3')).verdict;
 SET LOCAL apitoken.client_address = '2001:db9::1';
 SELECT (apitoken.verify(:'net')).verdict;
 COMMIT;
--- a session's value, which a pooler may have carried over, does not count
+-- a session's value does not count, because a pooler may have carried it over
 SET client_min_messages = error;
 SET apitoken.client_address = '10.1.2.3';
 RESET client_min_messages;
 SELECT (apitoken.verify(:'net')).verdict;
 RESET apitoken.client_address;
--- what is no address is refused when it is set, not when it would matter
+-- an invalid address is refused when it is set, not when it is used
 \set VERBOSITY sqlstate
 BEGIN;
 SET LOCAL apitoken.client_address = 'unknown';
@@ -250,7 +250,7 @@ SET LOCAL apitoken.client_address = '10.1.2.3, 11.1.2.3';
 ROLLBACK;
 \set VERBOSITY terse
 
--- who may verify only by a role that they have put on does not vouch
+-- a login that may verify only after SET ROLE may not vouch for an address
 SET SESSION AUTHORIZATION regress_apitoken_stranger;
 BEGIN;
 SAVEPOINT s;
@@ -275,8 +275,8 @@ ROLLBACK;
 RESET SESSION AUTHORIZATION;
 
 --
--- What happens is seen at once, also in a transaction whose snapshot is older
--- than it.  (What other sessions do: the isolation tests.)
+-- Changes are visible at once, even in a transaction with an older snapshot.  (The
+-- isolation tests cover changes by other sessions.)
 --
 CREATE FUNCTION pg_temp.seen(token text, command text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -287,7 +287,7 @@ BEGIN
 	result := result || ' > ' || (apitoken.verify(token)).verdict;
 	RAISE SQLSTATE 'REG01';
 EXCEPTION WHEN SQLSTATE 'REG01' THEN
-	-- and what is taken back was never so
+	-- a change that was rolled back has no effect
 	RETURN result || ' > ' || (apitoken.verify(token)).verdict;
 END
 $$;
@@ -315,8 +315,8 @@ BEGIN ISOLATION LEVEL SERIALIZABLE;
 SELECT n, pg_temp.seen(token, command) FROM happening ORDER BY n;
 COMMIT;
 
--- a token is valid from the statement on that makes it, and expires by the
--- clock, not by the transaction's time
+-- a token is valid from the statement that creates it, and expires by the clock,
+-- not by the transaction's time
 SELECT (apitoken.verify(token)).verdict FROM apitoken.create_token('just now', user_id => 'ann');
 SELECT token AS short FROM apitoken.create_token('short', user_id => 'ann') \gset
 SET session_replication_role = replica;
@@ -329,8 +329,8 @@ SELECT (apitoken.verify(:'short')).verdict, now() < (SELECT expires_at FROM apit
 COMMIT;
 
 --
--- The previous secret: as long as its overlap, and never past the old expiry;
--- it is the same token, in everything else.
+-- The previous secret: accepted during its overlap, and never after the old
+-- expiry.  In everything else it is the same token.
 --
 SELECT id, token AS one FROM apitoken.create_token('rotating', user_id => 'ann', expires_in => '1 hour') \gset
 SELECT token AS two FROM apitoken.regenerate_token(:'id', overlap => '30 minutes') \gset
@@ -392,12 +392,12 @@ RESET ALL;
 DROP TABLE public.regress_attempt;
 
 --
--- Last used.  Without shared preload it is written by verify and authenticate
--- in the caller's transaction, at most once a minute, only when accepted, and
--- only in a READ COMMITTED transaction that can write.  With it, each use and
--- refusal is counted, whatever becomes of the transaction.  used() compares
--- with what is right, first without and then with it:
--- accepted, refused, last used, from.
+-- Last used.  Without shared preload, verify and authenticate write it in the
+-- caller's transaction, at most once a minute, only when the token is accepted,
+-- and only in a READ COMMITTED transaction that can write.  With shared preload,
+-- each use and refusal is counted, even if the transaction is rolled back.
+-- used() compares with the expected values, first without and then with shared
+-- preload: accepted, refused, last used, from.
 --
 CREATE FUNCTION pg_temp.used(of_label text, plain text, shared text, OUT without text, OUT with_shared_preload text) LANGUAGE plpgsql AS $$
 DECLARE
@@ -435,7 +435,7 @@ BEGIN ISOLATION LEVEL SERIALIZABLE;
 SELECT verdict FROM apitoken.authenticate(:'token');
 COMMIT;
 SELECT * FROM pg_temp.used('used', '0 0 never', '3 1 just now');
--- a wrong secret for that id is nobody's use
+-- a wrong secret for that id does not count as a use
 SELECT (apitoken.verify(pg_temp.with_checksum(left(:'token', -8) || '00'))).verdict;
 SELECT * FROM pg_temp.used('used', '0 0 never', '3 1 just now');
 -- rolled back with its transaction
@@ -472,7 +472,7 @@ SELECT verdict FROM apitoken.authenticate(:'reading');
 SELECT verdict FROM apitoken.verify(:'org');
 COMMIT;
 SELECT * FROM pg_temp.used('reading', '1 0 just now', '1 0 just now');
--- only the gateway's privileges: it may neither read nor write the table
+-- with only the gateway's privileges, which do not include the table
 UPDATE apitoken.token_usage SET last_used_at = NULL;
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT verdict FROM apitoken.verify(:'token', NULL, NULL, '10.1.2.7');
@@ -483,7 +483,7 @@ RESET SESSION AUTHORIZATION;
 SELECT * FROM pg_temp.used('used', '4 0 just now 10.1.2.7', '109 1 just now 10.1.2.7');
 
 --
--- Without the capability there is no verifying.
+-- Without the capability verify() cannot be called.
 --
 SET SESSION AUTHORIZATION regress_apitoken_stranger;
 SELECT apitoken.verify('x');

@@ -1,8 +1,8 @@
 \set ECHO none
 --
 -- For the scripts in sql/, after regress_setup.sql: a backend's login, which acts
--- for users and manages tokens, and two organizations with an administrator each,
--- of whom one has a row in users.
+-- for users and manages tokens, and two organizations with an administrator each.
+-- One of the administrators has a row in users.
 --
 CREATE ROLE regress_apitoken_app LOGIN;
 SELECT apitoken.allow('regress_apitoken_app', 'act', 'manage') \g /dev/null

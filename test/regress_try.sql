@@ -2,8 +2,8 @@
 --
 -- For the scripts in sql/: public.regress_try(), which regress_teardown.sql drops.
 --
--- What an SQL text ends in, as the caller: how many rows it was about, or the
--- whole error.  Ids and texts of tokens are made unrecognizable.
+-- Runs an SQL text as the caller and returns the number of rows, or the whole
+-- error, with ids and texts of tokens masked.
 --
 CREATE FUNCTION public.regress_try(sql text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
