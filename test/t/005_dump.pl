@@ -112,7 +112,7 @@ my %same = (
 		FROM (SELECT c.oid::regclass::text AS name, coalesce(c.relacl, acldefault('r', c.relowner)) AS acl FROM pg_class c WHERE c.relnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace) AND c.relkind IN ('r', 'v')
 			UNION ALL SELECT t.attrelid::regclass || '.' || t.attname, t.attacl FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid WHERE c.relnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
 			UNION ALL SELECT p.oid::regprocedure::text, coalesce(p.proacl, acldefault('f', p.proowner)) FROM pg_proc p WHERE p.pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
-			UNION ALL SELECT n.nspname, n.nspacl FROM pg_namespace n WHERE n.nspname IN ('apitoken', 'apitoken_internal')) o, aclexplode(o.acl) a
+			UNION ALL SELECT n.nspname, coalesce(n.nspacl, acldefault('n', n.nspowner)) FROM pg_namespace n WHERE n.nspname IN ('apitoken', 'apitoken_internal')) o, aclexplode(o.acl) a
 		WHERE a.privilege_type <> 'MAINTAIN' ORDER BY 1},
 	'column privileges' => q{SELECT grantee || ' ' || table_name || '.' || column_name || ' ' || privilege_type
 		FROM information_schema.column_privileges WHERE table_schema IN ('apitoken', 'apitoken_internal') ORDER BY 1},
@@ -271,7 +271,7 @@ unlike(slurp_file("$place/plain.sql"), qr/$_/, 'no text in a dump') foreach (val
 
 # ----- other roles may not insert digests --------------------------------------
 
-my ($rc, $out, $err) = $new->psql('plain', q{GRANT INSERT ON apitoken_internal.token_records TO regress_apitoken_partial;
+my ($rc, $out, $err) = $new->psql('plain', q{GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_partial; GRANT INSERT ON apitoken_internal.token_records TO regress_apitoken_partial;
 	SET SESSION AUTHORIZATION regress_apitoken_partial;
 	INSERT INTO apitoken_internal.token_records (id, created_at, updated_at, digest_scheme, digest, organization_id, role, label, access, masked)
 		VALUES (gen_random_uuid(), now(), now(), 0, '\x} . ('00' x 32) . q{', 'acme', 'admin', 'forged', 'full', 'm')},
