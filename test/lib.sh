@@ -48,8 +48,8 @@ server_complete() {
 }
 
 # Print the pg_config to use: the one that PG_CONFIG names, or else the one on the
-# PATH.  That one may belong to a client library of another major; then it is the
-# one of the highest major that is completely installed.
+# PATH.  If that one is not usable (it may belong to a client library of another
+# major), print the one of the highest major that is completely installed.
 find_pg_config() {
 	local c=${PG_CONFIG:-pg_config} d
 	if server_complete "$c"; then

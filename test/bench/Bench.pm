@@ -15,8 +15,8 @@ use constant BATCH => 100;
 
 my @figures;
 
-# figure(ID, TITLE, SUB): to be run with the Bench as argument, if ONLY says so;
-# with long => 1 not in the short form, unless ONLY does.
+# figure(ID, TITLE, SUB): SUB runs with the Bench as argument, unless ONLY excludes
+# it.  With long => 1, it is not in the short form, unless ONLY names it.
 sub figure
 {
 	my ($id, $title, $sub, %how) = @_;
@@ -30,7 +30,7 @@ sub new
 	my $self = bless {%how}, $class;
 
 	$self->{sizes} = [ sort { $a <=> $b } @{ $how{sizes} } ];
-	# the size of all that does not compare sizes
+	# the size for all figures that do not compare sizes
 	$self->{size} = (grep { $_ == 1_000_000 } @{ $self->{sizes} }) ? 1_000_000 : $self->{sizes}[-1];
 	$self->{db} = "bench_$self->{size}";
 	$self->{rounds} ||= $self->{quick} ? 3 : 5;
@@ -73,7 +73,7 @@ sub spew
 	return $file;
 }
 
-# command PROGRAM, ARGUMENT...: its output; dies of what it complains about.
+# command PROGRAM, ARGUMENT...: its output; dies with the error if it fails.
 sub command
 {
 	my ($b, @command) = @_;
@@ -94,7 +94,7 @@ sub command
 
 # ---- servers -----------------------------------------------------------------
 
-# How much memory the machine has, in kB.
+# The machine's memory, in kB.
 sub memory { return slurp('/proc/meminfo') =~ /^MemTotal:\s+(\d+)/m ? $1 : 4 * 1024 * 1024; }
 
 # The settings of a server under measurement, changed by the arguments.
@@ -109,7 +109,7 @@ sub settings
 		max_wal_size => '64GB', checkpoint_timeout => '1h',
 		maintenance_work_mem => '512MB', work_mem => '256MB',
 		autovacuum => 'off', jit => 'off', max_parallel_workers_per_gather => 0,
-		# room for all tokens in play at once, of which batches.sql has a million at most
+		# room for all tokens in use at once: batches.sql has a million at most
 		'apitoken.usage_slots' => 2_000_000,
 		listen_addresses => '', unix_socket_directories => $b->{host},
 		log_line_prefix => '%m [%p] %q%a ',
@@ -117,8 +117,8 @@ sub settings
 }
 
 # start NAME, SETTINGS: a new cluster, in the directory data-NAME of the work
-# directory; its log is data-NAME.log.  test/bench.sh stops what is running
-# when it ends.
+# directory; its log is data-NAME.log.  When test/bench.sh ends, it stops all
+# running servers.
 sub start
 {
 	my ($b, $name, %settings) = @_;
@@ -130,7 +130,7 @@ sub start
 	print $conf "$_ = '$settings{$_}'\n" foreach sort keys %settings;
 	close $conf;
 	$b->command("$b->{bin}/pg_ctl", '-D', $data, '-l', "$data.log", qw(-s -w start));
-	# it reads all, as superusers do, but is none
+	# this login reads everything, as superusers do, but is not a superuser
 	$b->psql('CREATE ROLE bench LOGIN BYPASSRLS', db => 'postgres', port => $settings{port});
 	return $data;
 }
@@ -168,8 +168,8 @@ sub psql_file
 }
 
 # milliseconds SQL, set => { name => value }, before_id => SQL, db =>, ...: server
-# time of one statement, whose rows go nowhere; with processor => 1 only what it
-# had of a processor, for what neither waits nor writes.
+# time of one statement; its rows are discarded.  With processor => 1 only the
+# processor time, for statements that neither wait nor write.
 sub milliseconds
 {
 	my ($b, $sql, %how) = @_;
@@ -179,16 +179,16 @@ sub milliseconds
 			'SELECT ' . ($how{processor} ? 'processor' : 'clock') . " FROM bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
-# microseconds SQL, times =>, before_id => SQL, db =>, user =>, ...: the processor's
-# time for a statement that is prepared, one of so many in a loop; each row is
-# fetched.  What is to come before is in the same transaction, and not counted.
+# microseconds SQL, times =>, before_id => SQL, db =>, user =>, ...: the processor
+# time of a prepared statement, the mean of so many in a loop; each row is fetched.
+# The SQL before it runs in the same transaction, and is not counted.
 sub microseconds
 {
 	my ($b, $sql, %how) = @_;
 	my $times = $how{times} // 1;
 	my $before = defined $how{before} ? "$how{before};" : '';
 
-	# the first ones plan, and fill caches
+	# the first rounds plan, and fill caches
 	return $b->psql(qq{
 		BEGIN;
 		$before
@@ -211,10 +211,10 @@ sub microseconds
 		COMMIT}, %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
-# The script of a batch: each statement a hundred times, with the next hundred
-# tokens' texts (:t) or ids (:i), or what else bench.make_batches() was given as
-# one letter, which are fetched with one statement before.  Batches are in random
-# order of tokens, and are taken one after another.
+# The script of a batch: each statement a hundred times, with the texts (:t) or ids
+# (:i) of the next hundred tokens, or other values that bench.make_batches() got
+# with a letter.  One statement before them fetches these values.  The tokens in
+# the batches are in random order; the batches are used one after another.
 sub batch_script
 {
 	my ($b, $each) = @_;
@@ -231,11 +231,10 @@ sub batch_script
 	return $script;
 }
 
-# pgbench each => STATEMENT (a batch of it; batches => how many there are, if it
-# is not one for each hundred tokens) or script => TEXT or FILE with
-# statements => NUMBER; clients =>, jobs =>, seconds => or transactions => (of
-# each client), mode =>, define => {}, user =>, db =>, host =>, port =>:
-# statements a second.
+# pgbench each => STATEMENT (a batch of it; batches => their number, if it is not
+# one for each hundred tokens) or script => TEXT or FILE with statements => NUMBER;
+# clients =>, jobs =>, seconds => or transactions => (of each client), mode =>,
+# define => {}, user =>, db =>, host =>, port =>: statements per second.
 sub pgbench
 {
 	my ($b, %how) = @_;
@@ -248,14 +247,14 @@ sub pgbench
 
 	if ($how{each})
 	{
-		# a run goes on where the last one ended
+		# a run continues where the last one ended
 		$define{batches} = $how{batches} // $b->{batches}{$db} or die "$db has no batches";
 		$define{start} = $b->{next}{"$db $how{each}"} //= int(rand $define{batches});
 		$define{k} = 0;
 	}
 	$script = spew("$b->{dir}/script.$$.sql", $script) if $script =~ /\n/ || ! -e $script;
-	# pgbench knows whole seconds only: shorter is as many transactions as fit,
-	# when it is known how many that is
+	# pgbench supports whole seconds only.  For a shorter time, run as many
+	# transactions as fit, once their rate is known.
 	my $seconds = $how{seconds} // $b->{seconds};
 	my $known = \$b->{tps}{ join ' ', $db, $how{port} // '', $clients, $how{each} // $how{script} };
 	my $transactions = $how{transactions};
@@ -267,7 +266,7 @@ sub pgbench
 	die "pgbench: $out" if $out =~ /^number of failed transactions: [1-9]/m;
 	my ($done) = $out =~ /^number of transactions actually processed: (\d+)/m or die "pgbench: $out";
 	$b->{next}{"$db $how{each}"} += 1 + $done if $how{each};
-	# for who wants to divide something by it
+	# for figures that divide something by it
 	$b->{done} = $done * $statements;
 	$$known = $tps;
 	return $tps * $statements;
@@ -275,8 +274,8 @@ sub pgbench
 
 # ---- data --------------------------------------------------------------------
 
-# database SIZE: the name of the database with so many tokens, made when it is
-# first asked for.
+# database SIZE: the name of the database with so many tokens.  It is created on
+# the first request.
 sub database
 {
 	my ($b, $size) = @_;
@@ -297,8 +296,8 @@ sub make_database
 	return;
 }
 
-# By the real path, and at most 100,000 tokens a transaction.  Keeps the rates,
-# in tokens a second.
+# Create tokens as an application does, at most 100,000 in a transaction.  Keeps
+# the rates, in tokens per second.
 sub load
 {
 	my ($b, $db, $size) = @_;
@@ -319,8 +318,8 @@ sub load
 	return;
 }
 
-# What figures read into shared buffers: not the audit and the keys in plain,
-# nor indexes that only lists use, which ten million tokens leave no room for.
+# Load what the figures read into shared buffers.  With ten million tokens there is
+# no room for the audit, the plain keys, and indexes that only lists use.
 sub warm
 {
 	my ($b, $db) = @_;
@@ -333,9 +332,9 @@ sub warm
 	return;
 }
 
-# Have all use written.  Each attempt has but seconds, so that on a busy machine
-# it takes several when a million tokens were used, also because the worker of the
-# launcher's next flush is at it.
+# Flush all recorded usage.  Each attempt has only seconds.  So on a busy machine
+# it takes several attempts after the use of a million tokens, also because the
+# worker of the launcher's next flush is busy with them.
 sub flush
 {
 	my ($b, %how) = @_;
@@ -350,9 +349,9 @@ sub flush
 
 # ---- measuring and reporting ---------------------------------------------------
 
-# compare figure =>, what =>, unit =>, wanted =>, ours => SUB, yardstick => SUB:
-# both in alternation, after a round that does not count; a round's ratio is
-# ours / yardstick, the other way round with invert => 1.
+# compare figure =>, what =>, unit =>, wanted =>, ours => SUB, yardstick => SUB: run
+# both alternately, after a round that does not count.  A round's ratio is
+# ours / yardstick, or yardstick / ours with invert => 1.
 sub compare
 {
 	my ($b, %how) = @_;
@@ -362,7 +361,7 @@ sub compare
 	{
 		my ($ours, $yardstick);
 
-		# who is first takes turns
+		# the two take turns in going first
 		if ($round % 2)
 		{
 			$ours = $how{ours}->();
@@ -440,7 +439,7 @@ sub run
 		my $began = time;
 		eval {
 			$b->database($b->{size});
-			# what earlier figures left is not to be written while this one measures
+			# usage from earlier figures must not be written during this measurement
 			$b->flush;
 			$b->psql('CHECKPOINT');
 			$figure->{run}->($b);
@@ -455,7 +454,7 @@ sub run
 	return;
 }
 
-# 7, 7b, 8, 10, and what has no number.
+# Sorts figures as 7, 7b, 8, 10, and then those without a number.
 sub by_number
 {
 	my ($first, $second) = @_;
@@ -464,7 +463,7 @@ sub by_number
 	return $m <=> $n || $first cmp $second;
 }
 
-# Three digits that count, and no exponent.
+# Three significant digits, and no exponent.
 sub number
 {
 	my ($value) = @_;
@@ -502,12 +501,11 @@ sub table
 	} @lines;
 }
 
-# What it was measured with.
-# What /proc/stat says of all processors: user, nice, system, idle, waiting,
-# interrupts, more of them, and stolen by other virtual machines.
+# The times of all processors in /proc/stat: user, nice, system, idle, iowait, irq,
+# softirq, and steal (taken by other virtual machines).
 sub ticks { return [ slurp('/proc/stat') =~ /^cpu\s+(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)/ ]; }
 
-# How much of the time in which processors were wanted others had, in percent.
+# How much of the demanded processor time other virtual machines took, in percent.
 sub stolen
 {
 	my ($b) = @_;
@@ -517,6 +515,7 @@ sub stolen
 	return 100 * $stolen / max(1, $user + $nice + $system + $irq + $softirq + $stolen);
 }
 
+# The circumstances of the measurement.
 sub circumstances
 {
 	my ($b) = @_;
@@ -538,7 +537,7 @@ sub circumstances
 		duration => sprintf('%.0f minutes', max(1, (time - $b->{started}) / 60)));
 }
 
-# A line of the CSV; numbers with six digits, as nobody's sixteen are true.
+# A line of the CSV; numbers have six digits, because sixteen would not be accurate.
 sub csv
 {
 	my @cells = map { $_ // '' } @_;
@@ -551,7 +550,7 @@ sub csv
 	return join(',', @cells) . "\n";
 }
 
-# For the plot: how often each ratio is as good as wanted.
+# For the plot: each ratio as a multiple of its target.
 sub plot_data
 {
 	my ($b) = @_;
@@ -575,7 +574,7 @@ sub finish
 	my $results = "$self->{work}/results";
 	my @circumstances = $self->circumstances;
 
-	# rows of one figure stay in the order in which they came
+	# rows of one figure keep the order in which they were added
 	@{ $self->{$_} } = sort { by_number($a->{figure}, $b->{figure}) } @{ $self->{$_} // [] } foreach qw(rows notes);
 	my $text = $self->table . "\n";
 

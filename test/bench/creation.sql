@@ -1,6 +1,6 @@
--- For figure 11: a table equal to token_records, with the same rows and without
--- triggers, and such ones of the others that a new token has a row in; rows to
--- put into them; and each way of making many in one transaction.
+-- For figure 11: a copy of token_records with the same rows and without triggers;
+-- such copies of the other tables in which a new token has a row; rows to insert
+-- into them; and each way to create many tokens in one transaction.
 
 CREATE TABLE bench.bare_records (LIKE apitoken_internal.token_records INCLUDING ALL);
 INSERT INTO bench.bare_records SELECT * FROM apitoken_internal.token_records;
@@ -10,8 +10,8 @@ CREATE TABLE bench.bare_events (LIKE apitoken.events INCLUDING ALL);
 INSERT INTO bench.bare_events SELECT * FROM apitoken.events;
 VACUUM ANALYZE bench.bare_records, bench.bare_usage, bench.bare_events;
 
--- What a new organization's token's row holds besides its id, for pgbench: all
--- but the label and the owner, which are its variables, are constants.
+-- The columns of the row of a new organization's token, except its id, for pgbench.
+-- The label and the owner are pgbench's variables; all others are constants.
 CREATE FUNCTION bench.columns() RETURNS text LANGUAGE sql AS $$
 	SELECT string_agg(quote_ident(attname), ', ' ORDER BY attname <> 'id', attnum)
 	FROM pg_attribute WHERE attrelid = 'apitoken_internal.token_records'::regclass AND attnum > 0 AND NOT attisdropped
@@ -29,7 +29,7 @@ CREATE FUNCTION bench.constants() RETURNS text LANGUAGE sql AS $$
 	WHERE attrelid = 'apitoken_internal.token_records'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> 'id'
 $$;
 
--- Rows to insert, with ids that ascend as a token's do.
+-- Rows to insert.  Their ids ascend, as those of tokens do.
 CREATE TABLE bench.new_rows (LIKE apitoken_internal.token_records);
 CREATE FUNCTION bench.make_rows(number integer, run bigint) RETURNS void LANGUAGE sql AS $$
 	TRUNCATE bench.new_rows;
@@ -40,7 +40,7 @@ CREATE FUNCTION bench.make_rows(number integer, run bigint) RETURNS void LANGUAG
 	FROM (SELECT ctid, row_number() OVER () AS i FROM bench.new_rows) n WHERE new_rows.ctid = n.ctid;
 $$;
 
--- These answer with seconds.
+-- These return seconds.
 CREATE SEQUENCE bench.run;
 CREATE FUNCTION bench.create_tokens(number integer) RETURNS double precision LANGUAGE plpgsql AS $$
 DECLARE

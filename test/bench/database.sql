@@ -1,4 +1,4 @@
--- A database under measurement, before its tokens are loaded: the extension, a
+-- A database for measurements, before its tokens are loaded: the extension, a
 -- thousand organizations and users, and the benchmark's own helpers in the
 -- schema bench.
 
@@ -8,8 +8,8 @@ CREATE EXTENSION pg_prewarm;
 CREATE SCHEMA bench;
 GRANT USAGE ON SCHEMA bench TO PUBLIC;
 
--- The login of pgbench: a backend's, which may read the tables besides, since
--- that is what the yardsticks do.
+-- The login of pgbench: a backend's login that may also read the tables, because
+-- the yardsticks do that.
 SELECT apitoken.allow('bench', 'verify');
 -- the yardsticks read the tables themselves
 GRANT USAGE ON SCHEMA apitoken_internal TO bench;
@@ -18,10 +18,10 @@ GRANT SELECT ON ALL TABLES IN SCHEMA apitoken, apitoken_internal TO bench;
 INSERT INTO apitoken.organizations (id) SELECT 'organization-' || i FROM generate_series(0, 999) i;
 INSERT INTO apitoken.users (id, groups) SELECT 'user-' || i, ARRAY['staff'] FROM generate_series(0, 999) i;
 
--- What a client would keep: the tokens' texts.
+-- The tokens' texts, which a client would keep.
 CREATE TABLE bench.keys (n bigint PRIMARY KEY, id uuid, token text);
 
--- Tokens "key FROM" to "key TO", in turn of an organization and of a user.
+-- Create tokens "key FROM" to "key TO", alternately for an organization and a user.
 CREATE FUNCTION bench.load("from" bigint, "to" bigint) RETURNS void LANGUAGE sql AS $$
 	WITH made AS (
 		INSERT INTO apitoken.tokens (label, organization_id, user_id)
@@ -33,9 +33,9 @@ CREATE FUNCTION bench.load("from" bigint, "to" bigint) RETURNS void LANGUAGE sql
 	INSERT INTO bench.keys SELECT substr(label, 5)::bigint, id, token FROM made;
 $$;
 
--- What the kernel says that this process had of a processor, in nanoseconds,
--- which what else the machine does hardly changes.  It counts a process that goes
--- on running by its ticks only, and exactly when it pauses.
+-- The processor time of this process according to the kernel, in nanoseconds.
+-- Other load on the machine hardly changes it.  While a process runs, the kernel
+-- counts only at each tick; when the process pauses, it counts exactly.
 CREATE FUNCTION bench.processor_time() RETURNS bigint LANGUAGE sql SECURITY DEFINER
 BEGIN ATOMIC
 	SELECT pg_sleep(0.0001);
@@ -43,7 +43,7 @@ BEGIN ATOMIC
 END;
 
 -- How long a statement takes, in milliseconds: by the clock, and of a processor.
--- The rows go nowhere.
+-- The rows are discarded.
 CREATE FUNCTION bench.milliseconds(statement text, OUT clock double precision, OUT processor double precision)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -56,9 +56,9 @@ BEGIN
 END
 $$;
 
--- Texts or ids of a query (r, value) in the order of r, a hundred in a row of
--- the table bench.batch_<letter> (n, <letter>1 ... <letter>100): so pgbench has
--- a hundred of them by a single statement.
+-- Stores the texts or ids of a query (r, value) in the order of r, a hundred in
+-- each row of the table bench.batch_<letter> (n, <letter>1 ... <letter>100).  So
+-- pgbench gets a hundred of them with a single statement.
 CREATE FUNCTION bench.make_batches(letter text, type text, query text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	-- a hundred texts fill a page: they stay there, uncompressed

@@ -1,5 +1,6 @@
--- For figure 8: two tables with policies for requests with a token, and others,
--- as users of PostgREST write them, for those with a JWT; and the requests.
+-- For figure 8: two tables with policies for requests with a token, and with
+-- policies for requests with a JWT, as users of PostgREST write them; and the
+-- requests.
 
 CREATE ROLE bench_authenticator LOGIN NOINHERIT;
 CREATE ROLE bench_anon;
@@ -44,9 +45,9 @@ CREATE POLICY by_jwt ON bench_api.articles FOR SELECT TO bench_web_user
 CREATE POLICY by_jwt ON bench_api.drafts FOR SELECT TO bench_web_user
 	USING (user_id = current_setting('request.jwt.claims', true)::json->>'sub');
 
--- The headers with the token (h1, h2, ...) or with a JWT (j1, ...), which is as
--- short as a token here, and the claims that are in it (c1, ...).  PostgREST has
--- verified the JWT outside of the database.
+-- The headers with the token (h1, h2, ...) or with a JWT (j1, ...), and the claims
+-- in the JWT (c1, ...).  The JWT is as short as a token here.  PostgREST has
+-- verified it outside of the database.
 CREATE TEMP TABLE request AS
 	SELECT t.organization_id, t.user_id, (row_number() OVER (PARTITION BY t.user_id IS NULL ORDER BY random()) - 1) AS r,
 		format('{"accept":"application/json","accept-encoding":"gzip, deflate","host":"localhost:3000","user-agent":"client/1.0","x-api-key":"%s"}', k.token) AS h,

@@ -1,5 +1,5 @@
-# The plot of the benchmark: for each ratio how often it is as good as wanted,
-# with the smallest and largest of the rounds.  Wants the variables data and png.
+# The plot of the benchmark: each ratio as a multiple of its target, with the
+# smallest and the largest of the rounds.  Requires the variables data and png.
 
 rows = system("wc -l <" . data) + 0
 set terminal pngcairo noenhanced size 1000, 120 + 44 * rows font "sans,10"

@@ -1,5 +1,5 @@
--- For figure 10: the same rows in tables with different policies.  Who is
--- measured is a member of three of a thousand organizations, or a token of one.
+-- For figure 10: the same rows in tables with different policies.  The identity is
+-- a member of three of a thousand organizations, or a token of one of them.
 
 CREATE ROLE bench_policies LOGIN;
 SELECT apitoken.allow('bench_policies', 'act', 'use');
@@ -24,7 +24,7 @@ FROM (VALUES
 	('constants', $$organization_id = ANY ('{policy-1,policy-2,policy-3}')$$),
 	('own', $$organization_id = (SELECT apitoken.current_organization_id())$$),
 	('constant', $$organization_id = 'policy-1'$$),
-	-- as nobody should write it
+	-- a bad policy: it calls the function for each row
 	('careless', $$apitoken.can('article:read', organization_id)$$)) p (name, policy) \gexec
 
 SELECT format('GRANT SELECT ON bench.%s TO bench_policies', name), format('VACUUM ANALYZE bench.%s', name)

@@ -1,6 +1,6 @@
--- What the extension is compared with: keys in a table, and PL/pgSQL functions
--- over pgcrypto that check them.  They take the same token texts, so that both
--- sides of a comparison get the same keys.  Each has all of the tokens.
+-- The extension is compared with these: keys in a table, and PL/pgSQL functions
+-- that check them with pgcrypto.  They take the same token texts, so both sides of
+-- a comparison get the same keys.  Each has all of the tokens.
 
 CREATE TABLE bench.api_keys (
 	id              uuid PRIMARY KEY,
@@ -46,8 +46,9 @@ BEGIN
 END
 $$;
 
--- As extensions in SQL do it: secrets apart from what is known of a key, the
--- permissions in a third table, and the time noted once a minute.
+-- The design of extensions written in SQL: the secrets in one table, the metadata of
+-- keys in a second one, the permissions in a third one.  The time is noted once a
+-- minute.
 CREATE TABLE bench.key_secrets (key_hash text PRIMARY KEY, key_id uuid NOT NULL);
 CREATE TABLE bench.key_metadata (
 	id           uuid PRIMARY KEY,

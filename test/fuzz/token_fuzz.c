@@ -13,9 +13,9 @@
  *			test/vectors/token_text_valid.tsv
  *		/tmp/token_fuzz -max_len=200 -max_total_time=60 /tmp/token_corpus
  *
- * A fuzzer does not guess checksums.  So each input is parsed as it is, and
- * once more with the checksum put right, which lets it reach what lies behind.
- * (For masking, take away -max_len=200.)
+ * A fuzzer does not guess checksums.  So each input is parsed as it is, and once
+ * more with a corrected checksum, so that it reaches the code behind that check.
+ * (For masking, omit -max_len=200.)
  */
 #include "postgres.h"
 
@@ -25,11 +25,11 @@ extern int	LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/* the server's own, made from zlib's polynomial */
+/* the server's table, made from zlib's polynomial */
 extern uint32 pg_crc32_table[256];
 uint32		pg_crc32_table[256];
 
-/* not to be repeated by chance, only by the same input */
+/* a fixed sequence instead of random bytes, so that a run can be repeated */
 bool
 pg_strong_random(void *buffer, size_t length)
 {
@@ -50,7 +50,7 @@ require(bool condition)
 		abort();
 }
 
-/* What was accepted must be what would have been made of its parts. */
+/* An accepted text must equal the text that is made of its parts. */
 static void
 check_accepted(const char *text, size_t length, const ApitokenParts *parts)
 {
@@ -70,7 +70,7 @@ check_accepted(const char *text, size_t length, const ApitokenParts *parts)
 	require(memcmp(&same.id, &parts->id, UUID_LEN) == 0);
 	require(same.kind == parts->kind);
 
-	/* the masked form shows the head and four characters, and is no token */
+	/* the masked form shows the head and four characters, and is not a token */
 	require(strlen(parts->masked) == head + 8);
 	require(memcmp(parts->masked, text, head) == 0);
 	require(memcmp(parts->masked + head, "_...", 4) == 0);
@@ -78,7 +78,7 @@ check_accepted(const char *text, size_t length, const ApitokenParts *parts)
 	require(!apitoken_parse_text(parts->masked, strlen(parts->masked), &same));
 }
 
-/* Only what is masked changes, and there is nothing left to mask. */
+/* Only masked characters change, and there is nothing left to mask. */
 static void
 check_masking(const char *text, size_t size)
 {

@@ -409,7 +409,7 @@ foreach my $name (sort keys %backends)
 	check_backend($name, $direct, 'on', 'direct');
 	check_backend($name, $pooler, 'off', 'pgbouncer, not prepared');
 }
-# psycopg before 3.2 sends DEALLOCATE ALL, which some versions of pgbouncer ignore.
+# psycopg before 3.2 sends DEALLOCATE ALL, which pgbouncer may not notice.
 foreach my $name (sort keys %backends)
 {
 	SKIP:

@@ -171,7 +171,7 @@ start_endpoint();
 start_echo('application', $port{application});
 start_apache();
 
-# ---- access: to the page, to one for report:read, one for Acme, one for setting:write ----
+# ---- access: the page, one for report:read, one for Acme, one for setting:write ----
 
 my @paths = qw(/ /reports/ /acme/ /admin/);
 my %let_in = (

@@ -12,14 +12,14 @@
  *			test/unit/permission_test.c src/text/permission.c -o /tmp/permission_test
  *		/tmp/permission_test
  *
- * Patterns match infinitely many permissions, but a name that no pattern has
- * stands for all others ("other").  So a small world shows all there is.
+ * Patterns match infinitely many permissions, but one name that no pattern has
+ * ("other") stands for all other names.  So a small set of names covers all cases.
  */
 #include "postgres.h"
 
 #include "text/text.h"
 
-/* the C library's own, as libpgport is not linked */
+/* the C library's own functions, because libpgport is not linked */
 #undef printf
 #undef snprintf
 
@@ -48,7 +48,7 @@ ok(bool passed, const char *name)
 		failures++;
 }
 
-/* The rules as the documentation says them; the first name of each is "any". */
+/* The rules as the documentation states them; the first name of each is "any". */
 static void
 make_world(void)
 {

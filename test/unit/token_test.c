@@ -10,10 +10,10 @@
  *		/tmp/token_test test/vectors
  *
  * With -fsanitize=address,undefined it also proves that no byte outside of a
- * text is read: texts that are to be refused lie in memory of their own size.
+ * text is read: texts that must be refused are in memory of exactly their size.
  *
- * The random source and the clock are this file's own, so that they can fail,
- * stand still and go back; so is the table of the CRC, made from zlib's
+ * This file has its own random source and clock, so that they can fail, stand
+ * still and go back.  It also has its own table of the CRC, made from zlib's
  * polynomial.
  */
 #include "postgres.h"
@@ -25,7 +25,7 @@
 
 #include "text/text.h"
 
-/* the C library's own, as libpgport is not linked */
+/* the C library's own functions, because libpgport is not linked */
 #undef printf
 #undef snprintf
 #undef qsort
@@ -33,9 +33,9 @@
 #define TOKENS 1000000
 
 /*
- * With 62 cells there are 61 degrees of freedom; a uniform source goes beyond
- * this once in 10^9 runs.  A byte modulo 62 would come to about 6600 over 10^6
- * characters, which is what bias_is_noticed() shows.
+ * With 62 cells there are 61 degrees of freedom; a uniform source exceeds this
+ * value once in 10^9 runs.  A byte modulo 62 would reach about 6600 over 10^6
+ * characters; bias_is_noticed() shows this.
  */
 #define CELLS 62
 #define CHI_SQUARED_MAX 152.1
@@ -54,7 +54,7 @@ ok(bool passed, const char *name)
 		failures++;
 }
 
-/* ----- what token.c takes from the server and the system ----- */
+/* ----- functions of the server and the system that token.c uses ----- */
 
 extern uint32 pg_crc32_table[256];
 uint32		pg_crc32_table[256];
@@ -95,7 +95,7 @@ pg_strong_random(void *buffer, size_t length)
 		return true;
 	}
 
-	/* a system call for each of millions would take most of the time */
+	/* millions of system calls would take most of the time */
 	if (length > sizeof(pool) - used)
 	{
 		for (size_t filled = 0; filled < sizeof(pool);)
@@ -123,7 +123,7 @@ clock_gettime(clockid_t clock, struct timespec *now)
 
 /* ----- helpers ----- */
 
-/* Parse from memory that ends where the text does. */
+/* Parse from memory that ends where the text ends. */
 static bool
 parses(const char *text, size_t length)
 {
@@ -137,7 +137,7 @@ parses(const char *text, size_t length)
 	return result;
 }
 
-/* Put the right checksum behind a text, bit by bit rather than with the table. */
+/* Append the right checksum to a text, computed bit by bit, without the table. */
 static void
 append_checksum(char *text)
 {
@@ -195,7 +195,7 @@ id_to_text(const pg_uuid_t *id, char text[37])
 	}
 }
 
-/* Open a file of vectors behind its heading. */
+/* Open a file of vectors, and skip its heading. */
 static FILE *
 open_vectors(const char *directory, const char *name)
 {
@@ -389,7 +389,7 @@ many_tokens(void)
 	ok(uniform(last), "the last secret character is uniform");
 }
 
-/* The test above is worth something only if it fails for what it is to find. */
+/* The test above proves something only if it fails for a biased source. */
 static void
 bias_is_noticed(void)
 {
@@ -443,7 +443,7 @@ random_failure(void)
 	ok(memcmp(text, zeros, sizeof(text)) == 0, "and no part of a text is left");
 }
 
-/* As many ids as the clock says, whatever it says. */
+/* Make ids while the clock advances by a step before each: do they ascend? */
 static bool
 ids_ascend(int count, long step)
 {
@@ -470,7 +470,7 @@ odd_clocks(void)
 
 	clock_is_fixed = true;
 
-	/* in the future, as real ids were made already: 2100-01-01 00:00:00.999999999 */
+	/* in the future, because real ids exist already: 2100-01-01 00:00:00.999999999 */
 	fixed_clock.tv_sec = INT64CONST(4102444800);
 	fixed_clock.tv_nsec = 999999999;
 	apitoken_generate_id(&id);
@@ -516,7 +516,7 @@ single_changes(void)
 			text[position] = was;
 		}
 
-		/* shorter from either end, longer, doubled */
+		/* shorter at either end, longer, doubled */
 		for (int cut = 1; cut <= length; cut++)
 			refused &= !parses(text, length - cut) && !parses(text + cut, length - cut);
 		for (int value = 0; value < 256; value++)
@@ -565,7 +565,7 @@ garbage(void)
 #define SECRET "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0iL3oR6uX9bD2e123456"	/* 49 */
 #define STARS "*************************************************"
 
-/* Mask a text that lies in memory of its own size, with nothing behind it. */
+/* Mask a text in memory of exactly its size, with nothing behind it. */
 static bool
 masks(const char *text, size_t length, char *result)
 {
@@ -579,7 +579,7 @@ masks(const char *text, size_t length, char *result)
 	memcpy(result, exact, length);
 	result[length] = '\0';
 
-	/* both say the same, and nothing is left to mask */
+	/* both functions agree, and nothing is left to mask */
 	if (held != masked || apitoken_holds_secret(exact, length))
 		printf("# not told alike: %.200s\n", text), failures++;
 	free(exact);
@@ -615,7 +615,7 @@ masked_texts(void)
 		/* several, one after the other */
 		{"apt_org_" ID SECRET ",ab_usr_" ID SECRET, "apt_org_" ID STARS ",ab_usr_" ID STARS},
 		{"apt_org_" ID "aB3dE6g apt_org_" ID SECRET, "apt_org_" ID "aB3dE6g apt_org_" ID STARS},
-		/* a mark in what looks like another one */
+		/* a mark within a text that looks like another mark */
 		{"a_org_a_org_apt_org_" ID SECRET, "a_org_a_org_apt_org_" ID STARS},
 		{"a_org_org_" ID SECRET, "a_org_org_" ID STARS},
 		{"__org_apt__usr_x_usr_" ID SECRET, "__org_apt__usr_x_usr_" ID STARS},
@@ -630,7 +630,7 @@ masked_texts(void)
 		{"apt_org-" ID SECRET, NULL},
 		{"apt-org_" ID SECRET, NULL},
 		{ID SECRET, NULL},
-		/* the end of a comment is not to be made */
+		/* masking must not create the end of a comment */
 		{"/* apt_org_" ID "aB3dE6gH/ */", "/* apt_org_" ID "*******_/ */"},
 		{"apt_org_" ID "aB3dE6gH/", "apt_org_" ID "*******_/"},
 	};
@@ -651,7 +651,7 @@ masked_texts(void)
 	ok(right, "secrets within texts are masked, and nothing else");
 }
 
-/* Each token that is made, wherever it is cut off. */
+/* Each generated token, cut off at each position. */
 static void
 masked_tokens(void)
 {
@@ -683,9 +683,9 @@ masked_tokens(void)
 }
 
 /*
- * The same rule in the plainest words: at each position, is there a mark with
- * a character of a prefix before it, and an id and more behind it?  (What has
- * been masked is no prefix.)
+ * The same rule in its simplest form: at each position, is there a mark with a
+ * character of a prefix before it, and an id and more behind it?  (Masked text is
+ * not a prefix.)
  */
 static bool
 mask_plainly(const char *text, size_t length, char *result)
@@ -715,7 +715,7 @@ mask_plainly(const char *text, size_t length, char *result)
 	return found;
 }
 
-/* Texts made of the pieces of tokens, in any order. */
+/* Texts made of pieces of tokens, in random order. */
 static void
 masked_garbage(void)
 {
@@ -756,7 +756,7 @@ masked_garbage(void)
 }
 
 /*
- * Long and hostile: were the time quadratic, this would not end.
+ * Long and hostile: with quadratic time, this would not end.
  */
 static void
 masked_long(void)
@@ -775,7 +775,7 @@ masked_long(void)
 		right &= apitoken_mask_secrets(text, size) == (i == lengthof(units) - 1);
 	}
 
-	/* one token of all digits */
+	/* one long token made only of digits */
 	memcpy(text, "apt_org_", 8);
 	memset(text + 8, '7', size - 8);
 	right &= apitoken_mask_secrets(text, size);

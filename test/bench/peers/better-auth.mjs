@@ -3,11 +3,11 @@
 //
 //     node better-auth.mjs KEYS
 //
-// Connects as libpq would (PGHOST, ...), to a database with the table bench.keys
-// and a schema better_auth that it may create tables in.  Makes better-auth's own,
-// with KEYS keys, and says "ready".  Then for each line of standard input, SECONDS
-// and the name of one of the ways below, makes calls with random keys, as many at a
-// time as there are connections, and prints how many a second.
+// Connects as libpq does (PGHOST, ...).  The database needs the table bench.keys, and
+// a schema better_auth in which it may create tables.  Creates better-auth's tables,
+// with KEYS keys, and prints "ready".  Each line of standard input has SECONDS and
+// the name of one of the ways below.  For each line it makes calls with random keys,
+// as many at a time as there are connections, and prints how many per second.
 import { createInterface } from 'node:readline';
 
 import { apiKey } from '@better-auth/api-key';
@@ -20,7 +20,7 @@ const inFlight = 10; // node-postgres has so many connections by default
 const pool = new pg.Pool({ max: inFlight, options: '-c search_path=better_auth' });
 const hastyPool = new pg.Pool({ max: inFlight, options: '-c search_path=better_auth -c synchronous_commit=off' });
 
-// Its own defaults, but for the rate limit, which would refuse the eleventh call.
+// Its own defaults, except for the rate limit, which would refuse the eleventh call.
 function options(database, settings, more) {
 	return {
 		database,
@@ -36,11 +36,11 @@ function options(database, settings, more) {
 await (await getMigrations(options(pool))).runMigrations();
 const auth = betterAuth(options(pool));
 
-// Nothing waited for that need not be: neither the disk, nor the removal of what has expired.
+// No unnecessary waits: neither for the disk, nor for the removal of expired keys.
 const hasty = betterAuth(options(hastyPool, { deferUpdates: true },
 	{ advanced: { backgroundTasks: { handler: (promise) => promise.catch(() => {}) } } }));
 
-// No database at all: the keys are in this process.
+// Without a database: the keys are in this process.
 const cache = new Map();
 const cached = betterAuth(options(pool, { storage: 'secondary-storage', deferUpdates: true }, {
 	advanced: { backgroundTasks: { handler: (promise) => promise.catch(() => {}) } },
@@ -52,8 +52,8 @@ const cached = betterAuth(options(pool, { storage: 'secondary-storage', deferUpd
 }));
 const cachedKeys = [];
 
-// createApiKey() makes some hundreds a second.  One by it, and the others as its row
-// is, each with a key of its own: as many as there are tokens.
+// createApiKey() makes only a few hundred keys per second.  It makes one; the others
+// are copies of its row, each with a key of its own: as many as there are tokens.
 async function makeKeys() {
 	const { internalAdapter } = await auth.$context;
 	const user = await internalAdapter.createUser({ email: 'user@example.com', name: 'User' });
@@ -94,7 +94,7 @@ const verify = 'SELECT * FROM apitoken.verify($1)';
 const row = 'SELECT id, label, organization_id, user_id, role, access, permissions, expires_at, metadata, digest ' +
 	'FROM apitoken_internal.token_records WHERE id = $1';
 
-// Each answers whether what it asked was there, and right.
+// Each returns whether the answer was there, and correct.
 const ways = {
 	'apitoken': async () =>
 		(await pool.query(verify, [random(tokens)])).rows[0].valid,

@@ -1,13 +1,13 @@
-# Two ways that Django has for keys in PostgreSQL, and apitoken.verify(), over one
-# connection of Django's.
+# Two ways to keep keys in PostgreSQL with Django, and apitoken.verify(), all over
+# one connection of Django's.
 #
 #     python3 django_keys.py KEYS
 #
-# Connects by PGHOST, PGPORT, PGUSER and PGDATABASE, to a database with the table
-# bench.keys and a schema django that it may create tables in.  Makes the peers'
-# own there, and says "ready".  Then for each line of standard input, SECONDS and the
-# name of one of the ways below, makes calls with random keys, one after another,
-# and prints how many a second.
+# Connects according to PGHOST, PGPORT, PGUSER and PGDATABASE.  The database needs
+# the table bench.keys, and a schema django in which it may create tables.  Creates
+# the peers' keys there, and prints "ready".  Each line of standard input has SECONDS
+# and the name of one of the ways below.  For each line it makes calls with random
+# keys, one after another, and prints how many per second.
 import os
 import random
 import sys
@@ -41,7 +41,8 @@ from rest_framework_api_key.models import APIKey  # noqa: E402
 call_command('migrate', verbosity=0)
 cursor = connection.cursor()
 
-# A token is a user's, and a user has one.  Each as the model's save() makes it.
+# A token belongs to a user, and a user has one.  Each is as the model's save()
+# makes it.
 cursor.execute("""
     INSERT INTO auth_user (username, password, is_superuser, first_name, last_name, email, is_staff, is_active, date_joined)
     SELECT 'user-' || n, '!', false, '', '', '', false, true, now() FROM generate_series(1, %s) n""", [keys])
@@ -68,7 +69,7 @@ def verify():
     return cursor.fetchone()[0]
 
 
-# Each answers whether the key was good.
+# Each returns whether the key was valid.
 ways = {
     'apitoken': verify,
     'token': lambda: drf.authenticate_credentials(random.choice(drf_tokens)),
