@@ -391,7 +391,7 @@ mark();
 	is($node->safe_psql('postgres', "SELECT state, query FROM pg_stat_activity WHERE pid = $pid"), 'active|writing the usage of tokens', 'a worker says what it does');
 	is($node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 60000)"), 't', 'it is terminated, with rows in hand');
 	told(qr/WARNING:  background worker exited before writing token usage/);
-	told_once(qr/a worker ended before/, 'terminated');
+	told_once(qr/background worker exited before/, 'terminated');
 	# and cancelled: an error as any other
 	waiting_worker();
 	$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . waiting_worker() . ')');
@@ -447,7 +447,7 @@ told(qr/WARNING:  could not start background worker to write token usage/);
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 53000]', 'no free worker: flush_usage()');
 # several intervals later: such tries leave no trace
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
-told_once(qr/there is no background worker/, 'no free worker');
+told_once(qr/could not start background worker/, 'no free worker');
 is(accepted('app'), $count{app} - 2, 'no free worker: not written');
 $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
 $postmaster_env->(sub { $node->restart });
