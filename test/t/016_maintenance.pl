@@ -123,8 +123,10 @@ foreach my $first ('token_records', 'token_usage')
 			is($primary->safe_psql('restored', 'SELECT apitoken.run_maintenance()'), '(0,0,0,0,0)', "restored up to $first: nothing is ended or removed");
 			next;
 		}
-		$primary->safe_psql('postgres', "COPY apitoken.$table TO '$place/$table'");
-		$primary->safe_psql('restored', "COPY apitoken.$table FROM '$place/$table'");
+		my $schema = $table eq 'token_records' ? 'apitoken_internal' : 'apitoken';
+
+		$primary->safe_psql('postgres', "COPY $schema.$table TO '$place/$table'");
+		$primary->safe_psql('restored', "COPY $schema.$table FROM '$place/$table'");
 		unlink "$place/$table";
 	}
 	is($primary->safe_psql('restored', 'SELECT apitoken.run_maintenance(); SELECT count(*) FROM apitoken.tokens JOIN apitoken.token_usage ON token_id = id WHERE revoked_at IS NULL'),
