@@ -29,8 +29,12 @@ clean_environment() {
 	for v in "${!PG@}"; do
 		[ "$v" = PG_CONFIG ] || unset "$v"
 	done
-	unset LANGUAGE "${!LC_@}"
+	# before the others are unset: bash warns of a LANG that does not exist
 	export LANG=C.UTF-8 LC_ALL=C.UTF-8
+	unset LANGUAGE
+	for v in "${!LC_@}"; do
+		[ "$v" = LC_ALL ] || unset "$v"
+	done
 	umask 022
 }
 
