@@ -167,7 +167,7 @@ sub psql_file
 		'-d', $how{db} // $b->{db}, (map { ('-v', "$_=$vars{$_}") } sort keys %vars), '-f', $file);
 }
 
-# milliseconds SQL, set => { name => value }, before_id => SQL, db =>, ...: server
+# milliseconds SQL, set => { name => value }, before => SQL, db =>, ...: server
 # time of one statement; its rows are discarded.  With processor => 1 only the
 # processor time, for statements that neither wait nor write.
 sub milliseconds
@@ -179,7 +179,7 @@ sub milliseconds
 			'SELECT ' . ($how{processor} ? 'processor' : 'clock') . " FROM bench.milliseconds(\$statement\$$sql\$statement\$);"), %how) =~ /([\d.e+-]+)\s*\z/ ? $1 : die "no time";
 }
 
-# microseconds SQL, times =>, before_id => SQL, db =>, user =>, ...: the processor
+# microseconds SQL, times =>, before => SQL, db =>, user =>, ...: the processor
 # time of a prepared statement, the mean of so many in a loop; each row is fetched.
 # The SQL before it runs in the same transaction, and is not counted.
 sub microseconds

@@ -41,7 +41,7 @@ Bench::figure('9', 'the newest 50 tokens of an organization with 1,000', sub {
 	my $member = sub {
 		my ($user, $where, $db) = @_;
 		return $b->microseconds("SELECT * FROM apitoken.tokens $where $NEWEST", times => $times, db => $db, user => 'bench_member',
-			before_id => "SELECT FROM apitoken.act_as('$user')");
+			before => "SELECT FROM apitoken.act_as('$user')");
 	};
 	my $superuser = sub { return $b->microseconds("SELECT * FROM apitoken.tokens $OWNER $NEWEST", times => $times, db => $_[0]) };
 

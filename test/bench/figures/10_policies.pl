@@ -23,7 +23,7 @@ Bench::figure('10', "policies on a user's own table", sub {
 		my ($sql, $times, $settings) = @{ $queries{$query} };
 
 		$sql =~ s/TABLE/$table/;
-		return $b->microseconds($sql, times => $times, user => 'bench_policies', before_id => join '; ', $identity{$as}, $settings // ());
+		return $b->microseconds($sql, times => $times, user => 'bench_policies', before => join '; ', $identity{$as}, $settings // ());
 	};
 	my %what = (
 		count => 'count of the visible rows by index', scan => "count of the visible rows, $name rows read", point => 'a row by primary key');
@@ -52,7 +52,7 @@ Bench::figure('10', "policies on a user's own table", sub {
 	my @can = map {
 		my %took = map {
 			my $table = $_;
-			$table => $b->microseconds("SELECT count(*) FROM bench.$table WHERE id <= $per_row", user => 'bench_policies', before_id => $identity{user})
+			$table => $b->microseconds("SELECT count(*) FROM bench.$table WHERE id <= $per_row", user => 'bench_policies', before => $identity{user})
 		} qw(careless constants);
 		($took{careless} - $took{constants}) / $per_row;
 	} 1 .. $b->{rounds};
