@@ -39,6 +39,7 @@ OBJS = \
 	src/identity/verify.o \
 	src/identity/identity.o \
 	src/identity/authorize.o \
+	src/identity/plan.o \
 	src/identity/policy.o \
 	src/hooks/redact.o \
 	src/hooks/guard.o \
@@ -60,7 +61,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
-REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists edit events directory hostile maintenance pre_request introspect policies
+REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists edit events directory hostile oracles maintenance pre_request introspect policies
 ISOLATION = last_used revocation regenerate role label owner_deleted maintenance revoke_tokens
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl

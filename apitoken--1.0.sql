@@ -196,6 +196,7 @@ CREATE INDEX events_token_id_idx ON apitoken.events (token_id, id);
 CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id) WHERE organization_id IS NOT NULL;
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
+CREATE INDEX events_actor_token_id_idx ON apitoken.events (actor_token_id, id) WHERE actor_token_id IS NOT NULL;
 COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token; rows never change, and run_maintenance() removes those older than apitoken.retention';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
@@ -209,6 +210,40 @@ COMMENT ON COLUMN apitoken.events.database_user IS 'Login of the session (sessio
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
 COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit; reason of a revocation';
 
+-- The planner uses statistics of all rows, and EXPLAIN shows its estimates to
+-- everybody: how frequent a value is, or where in the table's order it stands.
+-- Therefore no statistics are collected about columns with tenants' data.
+ALTER TABLE apitoken.organizations
+	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
+	ALTER created_at SET STATISTICS 0, ALTER idle_timeout SET STATISTICS 0, ALTER resumed_at SET STATISTICS 0;
+ALTER TABLE apitoken.users
+	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER email SET STATISTICS 0,
+	ALTER groups SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
+	ALTER created_at SET STATISTICS 0;
+ALTER TABLE apitoken.memberships
+	ALTER organization_id SET STATISTICS 0, ALTER user_id SET STATISTICS 0, ALTER role SET STATISTICS 0;
+ALTER TABLE apitoken_internal.token_records
+	ALTER id SET STATISTICS 0, ALTER created_at SET STATISTICS 0, ALTER updated_at SET STATISTICS 0,
+	ALTER expires_at SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0, ALTER revoked_at SET STATISTICS 0,
+	ALTER previous_expires_at SET STATISTICS 0, ALTER rate_limit_per_minute SET STATISTICS 0,
+	ALTER digest_scheme SET STATISTICS 0, ALTER previous_digest_scheme SET STATISTICS 0,
+	ALTER digest SET STATISTICS 0, ALTER previous_digest SET STATISTICS 0, ALTER organization_id SET STATISTICS 0,
+	ALTER user_id SET STATISTICS 0, ALTER label SET STATISTICS 0, ALTER access SET STATISTICS 0,
+	ALTER role SET STATISTICS 0, ALTER permissions SET STATISTICS 0, ALTER allowed_networks SET STATISTICS 0,
+	ALTER metadata SET STATISTICS 0, ALTER masked SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
+	ALTER created_by_name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER revoked_by SET STATISTICS 0,
+	ALTER revoke_reason SET STATISTICS 0;
+ALTER TABLE apitoken.token_usage
+	ALTER token_id SET STATISTICS 0, ALTER last_used_at SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
+	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0;
+ALTER TABLE apitoken.token_usage_daily
+	ALTER token_id SET STATISTICS 0, ALTER day SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
+	ALTER refused SET STATISTICS 0;
+ALTER TABLE apitoken.events
+	ALTER id SET STATISTICS 0, ALTER at SET STATISTICS 0, ALTER action SET STATISTICS 0,
+	ALTER token_id SET STATISTICS 0, ALTER organization_id SET STATISTICS 0, ALTER user_id SET STATISTICS 0,
+	ALTER actor SET STATISTICS 0, ALTER actor_token_id SET STATISTICS 0, ALTER database_user SET STATISTICS 0,
+	ALTER client_address SET STATISTICS 0, ALTER details SET STATISTICS 0;
 
 -- Each table needs its own statement: of a single SELECT, only the last call would
 -- be kept.
@@ -318,7 +353,7 @@ COMMENT ON FUNCTION apitoken_internal.managed_user(text[]) IS 'For policies: id 
 
 CREATE FUNCTION apitoken_internal.policy_support(internal) RETURNS internal
 	AS 'MODULE_PATHNAME', 'apitoken_policy_support' LANGUAGE C STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.policy_support(internal) IS 'Planner support function of manages_organization(), manages_user() and manages_owner()';
+COMMENT ON FUNCTION apitoken_internal.policy_support(internal) IS 'Planner support function of the functions that policies call';
 
 CREATE FUNCTION apitoken_internal.manages_organization(organization_id text, VARIADIC permissions text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_manages_organization' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
@@ -330,18 +365,60 @@ CREATE FUNCTION apitoken_internal.manages_user(user_id text, VARIADIC permission
 	SUPPORT apitoken_internal.policy_support;
 COMMENT ON FUNCTION apitoken_internal.manages_user(text, text[]) IS 'For policies: is the user managed_user()? Null if an argument is null.';
 
-CREATE FUNCTION apitoken_internal.manages_owner(organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'apitoken_manages_owner' LANGUAGE C STABLE PARALLEL RESTRICTED
+CREATE FUNCTION apitoken_internal.manages_record(id uuid, organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_manages_record' LANGUAGE C STABLE PARALLEL RESTRICTED
 	SUPPORT apitoken_internal.policy_support;
-COMMENT ON FUNCTION apitoken_internal.manages_owner(text, text, text[]) IS 'For policies: does manages_organization() or manages_user() hold for the owner of a token, which is one of the two? A null counts as false.';
+COMMENT ON FUNCTION apitoken_internal.manages_record(uuid, text, text, text[]) IS 'For the policies of token_records: does manages_organization() or manages_user() hold for the owner of a token, which is one of the two? A null counts as false.';
+
+CREATE FUNCTION apitoken_internal.manages_event(token_id uuid, organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_manages_record' LANGUAGE C STABLE PARALLEL RESTRICTED
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.manages_event(uuid, text, text, text[]) IS 'For the policy of events: the same as manages_record() for the token of an event';
 
 CREATE FUNCTION apitoken_internal.manages_token(token_id uuid, VARIADIC permissions text[]) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'apitoken_manages_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+	AS 'MODULE_PATHNAME', 'apitoken_manages_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken_internal.policy_support;
 COMMENT ON FUNCTION apitoken_internal.manages_token(uuid, text[]) IS 'For policies: does manages_organization() or manages_user() hold for the owner of this token? False if the token does not exist. Null if an argument is null.';
 
-CREATE FUNCTION apitoken_internal.own_organizations() RETURNS text[]
-	AS 'MODULE_PATHNAME', 'apitoken_own_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.own_organizations() IS 'For policies: ids of the organizations to which the current identity belongs; empty for an anonymous caller and for a suspended user';
+CREATE FUNCTION apitoken_internal.managed_token(token_id uuid, permissions text[]) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'apitoken_managed_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.managed_token(uuid, text[]) IS 'For index conditions of policies: the id of the token if manages_token() holds, otherwise null';
+
+CREATE FUNCTION apitoken_internal.managed_token_of_events(token_id uuid, permissions text[]) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'apitoken_managed_token_of_events' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.managed_token_of_events(uuid, text[]) IS 'For index conditions of policies: the id of the token if manages_event() holds for its events, otherwise null';
+
+CREATE FUNCTION apitoken_internal.is_current_token(token_id uuid) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_is_current_token' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.is_current_token(uuid) IS 'For policies: is this token acting? Null for null.';
+
+CREATE FUNCTION apitoken_internal.seen_organizations() RETURNS text[]
+	AS 'MODULE_PATHNAME', 'apitoken_seen_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.seen_organizations() IS 'For policies: ids of the organizations to which the current identity belongs; empty for an anonymous caller and for a suspended user; all ids for a role that may delete organizations';
+
+CREATE FUNCTION apitoken_internal.seen_users() RETURNS text[]
+	AS 'MODULE_PATHNAME', 'apitoken_seen_users' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.seen_users() IS 'For policies: id of the user who is acting; empty for a token of an organization, an anonymous caller and a suspended user; all ids for a role that may delete users';
+
+CREATE FUNCTION apitoken_internal.sees_organization(id text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_sees_organization' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.sees_organization(text) IS 'For policies: is the organization one of seen_organizations()? Null for null.';
+
+CREATE FUNCTION apitoken_internal.sees_members(organization_id text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_sees_members' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.sees_members(text) IS 'For policies: may the caller see the memberships in this organization? Those in seen_organizations(), or all for a role that may delete memberships. Null for null.';
+
+CREATE FUNCTION apitoken_internal.sees_user(id text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_sees_user' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+	SUPPORT apitoken_internal.policy_support;
+COMMENT ON FUNCTION apitoken_internal.sees_user(text) IS 'For policies: is the user one of seen_users()? Null for null.';
+
+CREATE FUNCTION apitoken_internal.read_members(OUT organization_id text, OUT user_id text, OUT name text, OUT role text) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'apitoken_read_members' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION apitoken_internal.read_members() IS 'Rows of the view apitoken.members';
 
 CREATE FUNCTION apitoken_internal.in_words(at timestamptz) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_in_words' LANGUAGE C STABLE PARALLEL SAFE;
@@ -412,10 +489,9 @@ COMMENT ON COLUMN apitoken.tokens.last_used IS 'Last use in words: never, just n
 COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of the last use; null: unknown';
 COMMENT ON COLUMN apitoken.tokens.status IS 'Status: active, expiring, expired, suspended or revoked. Expiring means that less than 7 days are left; with a lifetime under 14 days, less than half of it or less than 3 days, whichever is more.';
 
-CREATE VIEW apitoken.members WITH (security_barrier = true) AS
-SELECT m.organization_id, m.user_id, u.name, m.role
-FROM apitoken.memberships m LEFT JOIN apitoken.users u ON u.id = m.user_id
-WHERE m.organization_id = ANY ((SELECT apitoken_internal.own_organizations())::text[]);
+CREATE VIEW apitoken.members AS
+SELECT m.organization_id COLLATE "C" AS organization_id, m.user_id COLLATE "C" AS user_id, m.name, m.role COLLATE "C" AS role
+FROM apitoken_internal.read_members() m;
 COMMENT ON VIEW apitoken.members IS 'Members of the caller''s own organizations, with the columns that members may see of each other';
 COMMENT ON COLUMN apitoken.members.organization_id IS 'Id of the organization';
 COMMENT ON COLUMN apitoken.members.user_id IS 'Id of the member';
@@ -657,9 +733,8 @@ CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 
 ------------------------------------------------------------------------------
 -- Row-level security.  Privileges (apitoken.allow) decide which database role may
--- use a table, and policies decide which rows it may use.  Each condition on the
--- identity is a sub-select of its own, so that it is evaluated once per query and
--- not once per row.
+-- use a table, and policies decide which rows it may use.  The functions compute
+-- what depends on the identity once per statement.
 ------------------------------------------------------------------------------
 
 ALTER TABLE apitoken.organizations ENABLE ROW LEVEL SECURITY;
@@ -671,25 +746,22 @@ ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 
--- The directory: a database role that may write a table (capability directory)
--- sees all its rows, whatever the identity.
+-- The directory: a database role that may delete rows of a table (capability
+-- directory) sees all its rows, whatever the identity.
 CREATE POLICY organizations_read ON apitoken.organizations FOR SELECT
-	USING ((SELECT pg_catalog.has_table_privilege('apitoken.organizations'::regclass, 'DELETE'))
-		   OR id = ANY ((SELECT apitoken_internal.own_organizations())::text[]));
+	USING (apitoken_internal.sees_organization(id));
 CREATE POLICY organizations_insert ON apitoken.organizations FOR INSERT WITH CHECK (true);
 CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE USING (true);
 CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE USING (true);
 
 CREATE POLICY users_read ON apitoken.users FOR SELECT
-	USING ((SELECT pg_catalog.has_table_privilege('apitoken.users'::regclass, 'DELETE'))
-		   OR (id = (SELECT apitoken.current_user_id()) AND suspended_at IS NULL));
+	USING (apitoken_internal.sees_user(id));
 CREATE POLICY users_insert ON apitoken.users FOR INSERT WITH CHECK (true);
 CREATE POLICY users_update ON apitoken.users FOR UPDATE USING (true);
 CREATE POLICY users_delete ON apitoken.users FOR DELETE USING (true);
 
 CREATE POLICY memberships_read ON apitoken.memberships FOR SELECT
-	USING ((SELECT pg_catalog.has_table_privilege('apitoken.memberships'::regclass, 'DELETE'))
-		   OR organization_id = ANY ((SELECT apitoken_internal.own_organizations())::text[]));
+	USING (apitoken_internal.sees_members(organization_id));
 CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT WITH CHECK (true);
 CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE USING (true);
 CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE USING (true);
@@ -700,30 +772,33 @@ CREATE POLICY roles_insert ON apitoken.roles FOR INSERT WITH CHECK (true);
 CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
 CREATE POLICY roles_delete ON apitoken.roles FOR DELETE USING (true);
 
--- The OR is for queries that name no owner, manages_owner() for queries that name
--- one: see src/identity/policy.c.
+-- The OR is for queries that name neither a token nor an owner, manages_record()
+-- for queries that name one: see src/identity/plan.c.
 CREATE POLICY token_records_read ON apitoken_internal.token_records FOR SELECT
 	USING ((apitoken_internal.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
 			OR apitoken_internal.manages_user(user_id, 'token:read', 'token:update', 'token:delete'))
-		   AND apitoken_internal.manages_owner(organization_id, user_id, 'token:read', 'token:update', 'token:delete'));
+		   AND apitoken_internal.manages_record(id, organization_id, user_id, 'token:read', 'token:update', 'token:delete'));
 CREATE POLICY token_records_create ON apitoken_internal.token_records FOR INSERT
-	WITH CHECK (organization_id = ANY ((SELECT apitoken_internal.managed_organizations('token:create'))::text[])
-				OR user_id = (SELECT apitoken_internal.managed_user('token:create')));
+	WITH CHECK (apitoken_internal.manages_record(id, organization_id, user_id, 'token:create'));
 CREATE POLICY token_records_update ON apitoken_internal.token_records FOR UPDATE
-	USING (organization_id = ANY ((SELECT apitoken_internal.managed_organizations('token:update'))::text[])
-		   OR user_id = (SELECT apitoken_internal.managed_user('token:update')));
+	USING (apitoken_internal.manages_record(id, organization_id, user_id, 'token:update'));
 
 CREATE POLICY token_usage_read ON apitoken.token_usage FOR SELECT
 	USING (apitoken_internal.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
 
 CREATE POLICY token_usage_daily_read ON apitoken.token_usage_daily FOR SELECT
-	USING (EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id = token_id));
+	USING (apitoken_internal.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
 
+-- The events of a token whose owner the caller manages, and the caller's own.  The
+-- second OR is for queries that name a token.
 CREATE POLICY events_read ON apitoken.events FOR SELECT
-	USING (organization_id = ANY ((SELECT apitoken_internal.managed_organizations('token:read', 'token:update', 'token:delete'))::text[])
-		   OR user_id = (SELECT apitoken_internal.managed_user('token:read', 'token:update', 'token:delete'))
-		   OR actor = (SELECT apitoken_internal.managed_user('token:read', 'token:update', 'token:delete'))
-		   OR actor_token_id = (SELECT apitoken.current_token_id()));
+	USING ((apitoken_internal.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
+			OR apitoken_internal.manages_user(user_id, 'token:read', 'token:update', 'token:delete')
+			OR apitoken_internal.manages_user(actor, 'token:read', 'token:update', 'token:delete')
+			OR apitoken_internal.is_current_token(actor_token_id))
+		   AND (apitoken_internal.manages_event(token_id, organization_id, user_id, 'token:read', 'token:update', 'token:delete')
+				OR apitoken_internal.manages_user(actor, 'token:read', 'token:update', 'token:delete')
+				OR apitoken_internal.is_current_token(actor_token_id)));
 
 
 ------------------------------------------------------------------------------
@@ -741,6 +816,7 @@ REVOKE ALL ON FUNCTION
 	apitoken.mask(text),
 	apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb),
 	apitoken_internal.policy_support(internal),
+	apitoken_internal.read_members(),
 	apitoken.take_token(uuid),
 	apitoken.regenerate_token(uuid, interval, interval),
 	apitoken.revoke_token(uuid, text, text),

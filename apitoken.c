@@ -28,6 +28,7 @@ _PG_init(void)
 	apitoken_function_init();
 	apitoken_catalog_init();
 	apitoken_identity_init();
+	apitoken_plan_init();
 	apitoken_secret_init();
 	apitoken_locked_init();
 	apitoken_guard_init();

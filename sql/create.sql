@@ -268,7 +268,7 @@ BEGIN;
 SELECT apitoken.act_as('fresh') AS me \gset
 SELECT count(*) AS before FROM apitoken.users;
 SELECT token AS fresh_token FROM apitoken.create_token('first') \gset
-SELECT id, name, email, groups, role, suspended_at FROM apitoken.users;
+SELECT id, name, groups, role, suspended_at FROM apitoken.users;
 SELECT (apitoken.create_token('second')).id IS NOT NULL AS second;
 COMMIT;
 SELECT v.valid, v.user_id, v.permissions FROM apitoken.verify(:'fresh_token') v;

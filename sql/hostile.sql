@@ -74,7 +74,7 @@ CREATE FUNCTION evil.octet_length(text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
 CREATE FUNCTION evil.has_table_privilege(regclass, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM evil.trap('has_table_privilege'); RETURN true; END $$;
 CREATE FUNCTION evil.pg_extension_config_dump(regclass, text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM evil.trap('pg_extension_config_dump'); END $$;
 CREATE FUNCTION evil.current_user_id() RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM evil.trap('current_user_id'); RETURN 'zoe'; END $$;
-CREATE FUNCTION evil.own_organizations() RETURNS text[] LANGUAGE plpgsql AS $$ BEGIN PERFORM evil.trap('own_organizations'); RETURN '{beta}'; END $$;
+CREATE FUNCTION evil.seen_organizations() RETURNS text[] LANGUAGE plpgsql AS $$ BEGIN PERFORM evil.trap('seen_organizations'); RETURN '{beta}'; END $$;
 -- tables
 CREATE TABLE evil.token_records (id uuid, organization_id text);
 CREATE TABLE evil.tokens (id uuid);
@@ -256,7 +256,7 @@ SELECT count(*) FROM attack.leaky WHERE attack.leak(created_by);
 SELECT count(*) FROM apitoken.events WHERE attack.leak(actor);
 SELECT count(*) FROM apitoken.token_usage WHERE attack.leak(token_id::text) AND token_id IN (:'beta_id', :'zoe_id');
 SELECT count(*) FROM apitoken.organizations WHERE attack.leak(id);
-SELECT count(*) FROM apitoken.users WHERE attack.leak(email);
+SELECT count(*) FROM apitoken.users WHERE attack.leak(name);
 SELECT count(*) FROM apitoken.memberships WHERE attack.leak(user_id);
 SELECT count(*) FROM apitoken.members WHERE attack.leak(name);
 SELECT count(*) FROM apitoken.tokens t JOIN apitoken.events e ON attack.leak(e.details::text) AND attack.leak(t.user_id);
@@ -315,7 +315,7 @@ SELECT what, seqscan, count(DISTINCT plan) AS plans, bool_and(plan ~ 'Scan' AND 
 			('organization', 'memberships', 'SELECT * FROM apitoken.memberships WHERE organization_id = %L'),
 			('organization', 'members', 'SELECT * FROM apitoken.members WHERE organization_id = %L'),
 			('user', 'tokens of a user', 'SELECT * FROM apitoken.tokens WHERE user_id = %L'),
-			('user', 'users', 'SELECT * FROM apitoken.users WHERE id = %L'),
+			('user', 'users', 'SELECT id, name FROM apitoken.users WHERE id = %L'),
 			('token', 'token', 'SELECT * FROM apitoken.tokens WHERE id = %L'),
 			('token', 'token_usage', 'SELECT * FROM apitoken.token_usage WHERE token_id = %L')) AS c (kind, what, command),
 		(VALUES ('on'), ('off')) AS s (seqscan)
@@ -612,7 +612,7 @@ RESET SESSION AUTHORIZATION;
 CREATE ROLE regress_apitoken_nobody LOGIN;
 SET SESSION AUTHORIZATION regress_apitoken_nobody;
 SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.current_token_id(), apitoken.current_role_name(), apitoken.current_groups(),
-	apitoken.can('article:read'), apitoken.can('article:read', 'acme'), apitoken_internal.managed_user('token:read'), apitoken_internal.managed_organizations('a:b', 'token:read', NULL), apitoken_internal.own_organizations();
+	apitoken.can('article:read'), apitoken.can('article:read', 'acme'), apitoken_internal.managed_user('token:read'), apitoken_internal.managed_organizations('a:b', 'token:read', NULL), apitoken_internal.seen_organizations();
 RESET SESSION AUTHORIZATION;
 DROP ROLE regress_apitoken_nobody;
 RESET client_min_messages;

@@ -630,7 +630,7 @@ BEGIN
 		RAISE EXCEPTION SQLSTATE 'ZZ001';
 	EXCEPTION WHEN SQLSTATE 'ZZ001' THEN
 		RAISE NOTICE 'alice %, bob %, nobody %', apitoken_internal.manages_user('alice', 'token:read'), apitoken_internal.manages_user('bob', 'token:read'),
-			apitoken_internal.manages_owner(NULL, NULL, 'token:read');
+			apitoken_internal.manages_record(NULL, NULL, NULL, 'token:read');
 	END;
 	RAISE EXCEPTION SQLSTATE 'ZZ002';
 EXCEPTION WHEN SQLSTATE 'ZZ002' THEN
@@ -639,8 +639,8 @@ END
 $$;
 \set VERBOSITY sqlstate
 -- without an identity, every answer is no
-SELECT apitoken_internal.manages_organization('acme', 'token:read'), apitoken_internal.manages_user('alice', 'token:read'), apitoken_internal.manages_owner('acme', 'alice', 'token:read'),
-	apitoken_internal.manages_token(:'o1', 'token:read'), apitoken_internal.manages_organization(NULL, 'token:read'), apitoken_internal.manages_owner('acme', 'alice', VARIADIC NULL);
+SELECT apitoken_internal.manages_organization('acme', 'token:read'), apitoken_internal.manages_user('alice', 'token:read'), apitoken_internal.manages_record(NULL, 'acme', 'alice', 'token:read'),
+	apitoken_internal.manages_token(:'o1', 'token:read'), apitoken_internal.manages_organization(NULL, 'token:read'), apitoken_internal.manages_record(NULL, 'acme', 'alice', VARIADIC NULL);
 
 -- The answer also changes when this transaction writes something or rolls it
 -- back and PL/pgSQL asks again without a statement in between.
@@ -717,8 +717,8 @@ SELECT apitoken.act_as('alice') IS NOT NULL;
 SELECT * FROM ident.both('SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, VARIADIC permissions)');
 SELECT * FROM ident.both('SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, VARIADIC ARRAY[''random:'' || random(), ''token:read''])');
 SELECT * FROM ident.both('SELECT string_agg(n::text, '' '') FROM (SELECT n FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, ''token:read'') ORDER BY n LIMIT 6) o');
-SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken_internal.token_records WHERE organization_id = ''initech'' AND apitoken_internal.manages_owner(organization_id, ''alice'', ''token:read'')');
-SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken_internal.token_records WHERE user_id = ''bob'' AND apitoken_internal.manages_owner(''acme'', user_id, ''token:read'')');
+SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken_internal.token_records WHERE organization_id = ''initech'' AND apitoken_internal.manages_record(id, organization_id, ''alice'', ''token:read'')');
+SELECT * FROM ident.both('SELECT count(*) > 0 FROM apitoken_internal.token_records WHERE user_id = ''bob'' AND apitoken_internal.manages_record(id, ''acme'', user_id, ''token:read'')');
 SELECT * FROM ident.both('SELECT string_agg(organization_id, '' '') FROM (SELECT organization_id FROM ident.loud WHERE apitoken_internal.manages_organization(organization_id, ''token:read'') ORDER BY organization_id) l');
 SELECT count(*) FROM generate_series(1, 1000) n WHERE apitoken_internal.manages_organization('acme', VARIADIC ARRAY['token:' || n, 'token:read']);
 ROLLBACK;
@@ -735,7 +735,7 @@ SELECT apitoken_internal.managed_organizations('token:read', 'nonsense');
 SELECT apitoken_internal.managed_user('token:*');
 SELECT apitoken_internal.manages_organization('acme', 'nonsense');
 SELECT apitoken_internal.manages_user('alice', '');
-SELECT apitoken_internal.manages_owner('acme', NULL, 'token:read', '*');
+SELECT apitoken_internal.manages_record(NULL, 'acme', NULL, 'token:read', '*');
 SELECT apitoken_internal.manages_token(:'o1', ' token:read');
 SELECT count(*) FROM ident.owned WHERE apitoken_internal.manages_organization(organization_id, 'nonsense');
 BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken_internal.manages_organization('acme', 'token:read', 'nonsense'); ROLLBACK;

@@ -208,7 +208,10 @@ COMMIT;
 BEGIN;
 SELECT apitoken.act_as('bob') AS me \gset
 SELECT * FROM apitoken.members ORDER BY 1, 2;
-SELECT id, email FROM apitoken.users;
+SELECT id, name FROM apitoken.users;
+SAVEPOINT s;
+SELECT email FROM apitoken.users;
+ROLLBACK TO s;
 -- a function that would print what it is given sees no other rows than these
 CREATE FUNCTION pg_temp.spy(text, text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$ BEGIN RAISE INFO 'saw % %', $1, $2; RETURN false; END $$;
 SELECT * FROM apitoken.members WHERE pg_temp.spy(organization_id, user_id) AND organization_id = 'acme' AND user_id = 'ada';

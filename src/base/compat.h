@@ -12,13 +12,14 @@
 #include "catalog/pg_proc.h"
 #include "common/jsonapi.h"
 #include "executor/executor.h"
+#include "pgstat.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
-#include "utils/relcache.h"
+#include "utils/rel.h"
 
 #if PG_VERSION_NUM < 150000
 #error "apitoken needs PostgreSQL 15 or later"
@@ -169,6 +170,44 @@ compat_primary_key(Relation relation)
 #else
 	return RelationGetPrimaryKeyIndex(relation);
 #endif
+}
+
+/* The rows that this transaction has read by an index, as the statistics views count them. */
+typedef struct CompatRowCounts
+{
+	PgStat_Counter returned;
+	PgStat_Counter fetched;
+} CompatRowCounts;
+
+#if PG_VERSION_NUM >= 160000
+#define COMPAT_ROWS_RETURNED counts.tuples_returned
+#define COMPAT_ROWS_FETCHED counts.tuples_fetched
+#else
+#define COMPAT_ROWS_RETURNED t_counts.t_tuples_returned
+#define COMPAT_ROWS_FETCHED t_counts.t_tuples_fetched
+#endif
+
+static inline CompatRowCounts
+compat_row_counts(Relation index)
+{
+	CompatRowCounts counts = {0, 0};
+
+	if (index->pgstat_info != NULL)
+	{
+		counts.returned = index->pgstat_info->COMPAT_ROWS_RETURNED;
+		counts.fetched = index->pgstat_info->COMPAT_ROWS_FETCHED;
+	}
+	return counts;
+}
+
+static inline void
+compat_set_row_counts(Relation index, CompatRowCounts counts)
+{
+	if (index->pgstat_info != NULL)
+	{
+		index->pgstat_info->COMPAT_ROWS_RETURNED = counts.returned;
+		index->pgstat_info->COMPAT_ROWS_FETCHED = counts.fetched;
+	}
 }
 
 #if PG_VERSION_NUM < 160000

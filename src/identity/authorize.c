@@ -81,14 +81,30 @@ apitoken_refuse(void)
 			 errmsg("token does not exist or permission denied")));
 }
 
-/* Fetch a token by its id, and check that the caller has this permission on it. */
+/*
+ * Fetch a token by its id, and check that the caller has this permission on it.
+ * A refusal makes the same lookups whether the token exists or not, and whoever
+ * owns it: everybody sees in the statistics views and in EXPLAIN (ANALYZE,
+ * BUFFERS) what a call has read.
+ */
 void
 apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record)
 {
 	Snapshot	snapshot = apitoken_latest_snapshot();
 	bool		found = apitoken_fetch_token(snapshot, id, record);
+	ApitokenRecord decoy = {.organization_id = "", .user_id = ""};
 
+	if (found && apitoken_may_manage(record, permission))
+	{
+		UnregisterSnapshot(snapshot);
+		return;
+	}
+	apitoken_fetch_decoy(snapshot, id, !found);
 	UnregisterSnapshot(snapshot);
-	if (!found || !apitoken_may_manage(record, permission))
-		apitoken_refuse();
+	for (decoy.kind = APITOKEN_ORGANIZATION; decoy.kind <= APITOKEN_USER; decoy.kind++)
+	{
+		if (!found || decoy.kind != record->kind)
+			(void) apitoken_may_manage(&decoy, permission);
+	}
+	apitoken_refuse();
 }

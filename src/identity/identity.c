@@ -553,15 +553,3 @@ apitoken_organizations_allowed(PG_FUNCTION_ARGS)
 	}
 	return (Datum) 0;
 }
-
-PG_FUNCTION_INFO_V1(apitoken_own_organizations);
-Datum
-apitoken_own_organizations(PG_FUNCTION_ARGS)
-{
-	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *organizations = NIL;
-
-	if (principal != NULL)
-		organizations = apitoken_organizations_where(principal, NIL);
-	PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(organizations));
-}

@@ -53,6 +53,7 @@ extern List *apitoken_effective_patterns(const ApitokenPrincipal *principal,
 extern bool apitoken_may(const ApitokenPrincipal *principal, const char *permission,
 						 const char *organization_id);
 extern List *apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissions);
+extern const char *apitoken_active_user(const ApitokenPrincipal *principal);
 extern const char *apitoken_manageable_user(const ApitokenPrincipal *principal, List *permissions);
 extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
 extern List *apitoken_token_patterns(const ApitokenRecord *record);
@@ -105,5 +106,13 @@ extern bool apitoken_may_manage(const ApitokenRecord *record, const char *permis
 extern void apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot);
 extern pg_noreturn void apitoken_refuse(void);
 extern void apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record);
+
+/* ----- policy.c: functions of the row policies ----- */
+
+extern bool apitoken_sees_all(ApitokenTable table);
+
+/* ----- plan.c: what the planner is told about the policies ----- */
+
+extern void apitoken_plan_init(void);
 
 #endif							/* APITOKEN_IDENTITY_H */

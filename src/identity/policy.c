@@ -1,42 +1,20 @@
 /*
  * policy.c
- *		Functions of the row policies: which tokens the caller sees.
+ *		Functions of the row policies: which rows the caller sees.
  *
- * The policy could use operators: "organization_id = ANY (managed
- * organizations) OR user_id = (managed user)".  The planner would then estimate
- * that the caller sees few rows of an organization, even if the query names an
- * organization that the caller manages.  It would read and sort all rows of the
- * organization to return the newest fifty.
- *
- * Therefore the policy calls functions, and their support function tells the
- * planner:
- *
- *	- for a query that names no owner, the index condition that each half of
- *	  the OR is equivalent to;
- *	- for a query that names an owner, that the caller sees all rows of this
- *	  owner.  That is mostly true, and an ordered index scan can then stop at
- *	  the fiftieth row.  An additional index condition makes the scan read
- *	  nothing if the caller sees none of these rows.
- *
- * What the caller manages is computed once in each statement.
+ * What the caller manages is computed once in each statement.  plan.c tells the
+ * planner about these functions.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_collation_d.h"
-#include "catalog/pg_opfamily_d.h"
-#include "catalog/pg_operator_d.h"
 #include "catalog/pg_type.h"
-#include "nodes/makefuncs.h"
-#include "nodes/pathnodes.h"
-#include "nodes/supportnodes.h"
-#include "optimizer/optimizer.h"
-#include "parser/parsetree.h"
+#include "funcapi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/tuplestore.h"
 #include "utils/uuid.h"
 
 #include "identity/identity.h"
@@ -44,7 +22,10 @@
 /* A list shows the tokens of an owner in order.  This many ids are prefetched. */
 #define PREFETCH_MAX 64
 
-/* The owners for whose tokens the caller has at least one of these permissions. */
+/*
+ * The owners for whose tokens the caller has at least one of these permissions,
+ * or with NULL, the organizations to which the caller belongs and the caller.
+ */
 typedef struct Managed
 {
 	struct Managed *next;
@@ -52,7 +33,11 @@ typedef struct Managed
 	ArrayType  *organizations;
 	Datum	   *ids;			/* elements of organizations, sorted */
 	int			count;
-	text	   *user_id;		/* owner of personal tokens; NULL: none */
+	text	   *user_id;		/* NULL: none */
+
+	/* with permissions NULL: the token that is acting */
+	bool		by_token;
+	pg_uuid_t	acting_token;
 
 	/* the last argument of manages_token(), initially zero, and the result */
 	pg_uuid_t	token_id;
@@ -119,7 +104,7 @@ static Managed *
 compute_managed(ArrayType *permissions)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *names = apitoken_strings_from_array(permissions);
+	List	   *names = permissions == NULL ? NIL : apitoken_strings_from_array(permissions);
 	List	   *organizations = NIL;
 	const char *user_id = NULL;
 	MemoryContext old;
@@ -128,7 +113,12 @@ compute_managed(ArrayType *permissions)
 
 	foreach(lc, names)
 		apitoken_check_permission(lfirst(lc));
-	if (principal != NULL && names != NIL)
+	if (principal != NULL && permissions == NULL)
+	{
+		organizations = apitoken_organizations_where(principal, NIL);
+		user_id = apitoken_active_user(principal);
+	}
+	else if (principal != NULL && names != NIL)
 	{
 		organizations = apitoken_organizations_where(principal, names);
 		user_id = apitoken_manageable_user(principal, names);
@@ -140,16 +130,30 @@ compute_managed(ArrayType *permissions)
 		clear_cache();
 	old = MemoryContextSwitchTo(cache_context);
 	managed = palloc0(sizeof(Managed));
-	managed->permissions = (ArrayType *) PG_DETOAST_DATUM_COPY(PointerGetDatum(permissions));
+	if (permissions != NULL)
+		managed->permissions = (ArrayType *) PG_DETOAST_DATUM_COPY(PointerGetDatum(permissions));
 	managed->organizations = apitoken_strings_to_array(organizations);
 	deconstruct_array(managed->organizations, TEXTOID, -1, false, TYPALIGN_INT, &managed->ids, NULL, &managed->count);
 	qsort(managed->ids, managed->count, sizeof(Datum), compare_texts);
 	managed->user_id = user_id == NULL ? NULL : cstring_to_text(user_id);
+	if (principal != NULL && permissions == NULL && principal->source == APITOKEN_SOURCE_TOKEN)
+	{
+		managed->by_token = true;
+		managed->acting_token = principal->token_id;
+	}
 	managed->next = cache;
 	cache = managed;
 	cache_count++;
 	MemoryContextSwitchTo(old);
 	return managed;
+}
+
+static bool
+same_permissions(const ArrayType *a, const ArrayType *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	return VARSIZE(a) == VARSIZE(b) && memcmp(a, b, VARSIZE(a)) == 0;
 }
 
 static Managed *
@@ -158,8 +162,7 @@ get_managed(ArrayType *permissions)
 	clear_outdated_cache();
 	for (Managed *managed = cache; managed != NULL; managed = managed->next)
 	{
-		if (VARSIZE(managed->permissions) == VARSIZE(permissions) &&
-			memcmp(managed->permissions, permissions, VARSIZE(permissions)) == 0)
+		if (same_permissions(managed->permissions, permissions))
 			return managed;
 	}
 	return compute_managed(permissions);
@@ -197,17 +200,27 @@ apitoken_manages_user(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(manages_user(get_managed(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_TEXT_PP(0)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_manages_owner);
-Datum
-apitoken_manages_owner(PG_FUNCTION_ARGS)
+static bool
+manages_owner(FunctionCallInfo fcinfo, int organization_id, int user_id, int permissions)
 {
 	Managed    *managed;
 
-	if (PG_ARGISNULL(2))
-		PG_RETURN_BOOL(false);
-	managed = get_managed(PG_GETARG_ARRAYTYPE_P(2));
-	PG_RETURN_BOOL((!PG_ARGISNULL(0) && manages_organization(managed, PG_GETARG_TEXT_PP(0))) ||
-				   (!PG_ARGISNULL(1) && manages_user(managed, PG_GETARG_TEXT_PP(1))));
+	if (PG_ARGISNULL(permissions))
+		return false;
+	managed = get_managed(PG_GETARG_ARRAYTYPE_P(permissions));
+	return (!PG_ARGISNULL(organization_id) && manages_organization(managed, PG_GETARG_TEXT_PP(organization_id))) ||
+		(!PG_ARGISNULL(user_id) && manages_user(managed, PG_GETARG_TEXT_PP(user_id)));
+}
+
+/*
+ * The policies of token_records and of events.  The id of the token, the first
+ * argument, is for the planner: see plan.c.
+ */
+PG_FUNCTION_INFO_V1(apitoken_manages_record);
+Datum
+apitoken_manages_record(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(manages_owner(fcinfo, 1, 2, 3));
 }
 
 static bool
@@ -222,6 +235,13 @@ is_prefetched(Managed *managed, const pg_uuid_t *id)
 }
 
 static bool
+manages_owner_of_token(const Managed *managed, const ApitokenOwner *owner)
+{
+	return owner->kind == APITOKEN_ORGANIZATION ? manages_organization(managed, owner->id) :
+		manages_user(managed, owner->id);
+}
+
+static bool
 look_up(Managed *managed, const pg_uuid_t *id)
 {
 	Snapshot	snapshot;
@@ -231,9 +251,7 @@ look_up(Managed *managed, const pg_uuid_t *id)
 	if (managed->count == 0 && managed->user_id == NULL)
 		return false;
 	snapshot = apitoken_latest_snapshot();
-	manages = apitoken_fetch_owner(snapshot, id, &owner) &&
-		(owner.kind == APITOKEN_ORGANIZATION ? manages_organization(managed, owner.id) :
-		 manages_user(managed, owner.id));
+	manages = apitoken_fetch_owner(snapshot, id, &owner) && manages_owner_of_token(managed, &owner);
 
 	/* prefetch at the second lookup, and again only after a prefetched id was used */
 	if (manages && ++managed->lookups == 2)
@@ -243,17 +261,13 @@ look_up(Managed *managed, const pg_uuid_t *id)
 }
 
 /*
- * The view calls this several times in a row for the same token, once for each
- * of its usage columns.  The last result is kept: the owner of a token never
- * changes.
+ * Does the caller manage the owner of this token?  The view tokens asks this
+ * several times in a row for the same token, once for each of its usage columns.
+ * The last result is kept: the owner of a token never changes.
  */
-PG_FUNCTION_INFO_V1(apitoken_manages_token);
-Datum
-apitoken_manages_token(PG_FUNCTION_ARGS)
+static bool
+manages_token(Managed *managed, const pg_uuid_t *id)
 {
-	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
-	Managed    *managed = get_managed(PG_GETARG_ARRAYTYPE_P(1));
-
 	if (memcmp(id, &managed->token_id, sizeof(*id)) != 0)
 	{
 		bool		prefetched = is_prefetched(managed, id);
@@ -263,17 +277,57 @@ apitoken_manages_token(PG_FUNCTION_ARGS)
 		managed->manages_token = prefetched || look_up(managed, id);
 		managed->token_id = *id;
 	}
-	PG_RETURN_BOOL(managed->manages_token);
+	return managed->manages_token;
 }
 
-/* Index scans and InitPlans keep this value, so it is a copy in the caller's memory context. */
+PG_FUNCTION_INFO_V1(apitoken_manages_token);
+Datum
+apitoken_manages_token(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(manages_token(get_managed(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_UUID_P(0)));
+}
+
+/* Returns the id of a token if the caller manages its owner, otherwise null. */
+PG_FUNCTION_INFO_V1(apitoken_managed_token);
+Datum
+apitoken_managed_token(PG_FUNCTION_ARGS)
+{
+	if (!manages_token(get_managed(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_UUID_P(0)))
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(PG_GETARG_DATUM(0));
+}
+
+/* The same for a token that has events.  It may be removed already. */
+PG_FUNCTION_INFO_V1(apitoken_managed_token_of_events);
+Datum
+apitoken_managed_token_of_events(PG_FUNCTION_ARGS)
+{
+	Managed    *managed = get_managed(PG_GETARG_ARRAYTYPE_P(1));
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	ApitokenOwner owner;
+	bool		manages = apitoken_fetch_owner_of_events(snapshot, PG_GETARG_UUID_P(0), &owner) &&
+		manages_owner_of_token(managed, &owner);
+
+	UnregisterSnapshot(snapshot);
+	if (!manages)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(PG_GETARG_DATUM(0));
+}
+
+/* Index scans keep this value, so it is a copy in the caller's memory context. */
+static Datum
+copy_organizations(const Managed *managed)
+{
+	return PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(managed->organizations)));
+}
+
 PG_FUNCTION_INFO_V1(apitoken_managed_organizations);
 Datum
 apitoken_managed_organizations(PG_FUNCTION_ARGS)
 {
 	if (PG_ARGISNULL(0))
 		PG_RETURN_ARRAYTYPE_P(construct_empty_array(TEXTOID));
-	PG_RETURN_DATUM(PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(get_managed(PG_GETARG_ARRAYTYPE_P(0))->organizations))));
+	PG_RETURN_DATUM(copy_organizations(get_managed(PG_GETARG_ARRAYTYPE_P(0))));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_managed_user);
@@ -290,157 +344,118 @@ apitoken_managed_user(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(managed->user_id))));
 }
 
-/* ---- planner support ---- */
-
-/* Does the query require that this expression equals a constant? */
-static bool
-equals_constant(PlannerInfo *root, Node *expression)
+/* Is this the token that is acting? */
+PG_FUNCTION_INFO_V1(apitoken_is_current_token);
+Datum
+apitoken_is_current_token(PG_FUNCTION_ARGS)
 {
-	ListCell   *lc;
+	Managed    *managed = get_managed(NULL);
 
-	if (root == NULL)
-		return false;
-	foreach(lc, root->eq_classes)
-	{
-		EquivalenceClass *class = lfirst(lc);
-		ListCell   *lm;
-
-		if (!class->ec_has_const)
-			continue;
-		foreach(lm, class->ec_members)
-		{
-			if (equal(((EquivalenceMember *) lfirst(lm))->em_expr, expression))
-				return true;
-		}
-	}
-	return false;
+	PG_RETURN_BOOL(managed->by_token &&
+				   memcmp(&managed->acting_token, PG_GETARG_UUID_P(0), sizeof(pg_uuid_t)) == 0);
 }
 
-/* Of the two functions with one owner, is this manages_organization()? */
-static bool
-is_organization_function(Oid function)
+/* ---- the directory: organizations, users and memberships ---- */
+
+/*
+ * A database role that may delete rows of a table of the directory (capability
+ * directory) sees all its rows, whatever the identity.
+ */
+bool
+apitoken_sees_all(ApitokenTable table)
 {
-	return strcmp(get_func_name(function), "manages_organization") == 0;
+	return pg_class_aclcheck(apitoken_table(table), GetUserId(), ACL_DELETE) == ACLCHECK_OK;
 }
 
-/* owner = ANY (managed_organizations(...)), or owner = managed_user(...) */
-static Expr *
-make_comparison(Oid function, Node *owner, Node *permissions, bool organization, Oid collation)
+PG_FUNCTION_INFO_V1(apitoken_sees_organization);
+Datum
+apitoken_sees_organization(PG_FUNCTION_ARGS)
 {
-	Oid			array = TEXTARRAYOID;
-	Oid			managing = apitoken_find_function(get_namespace_name(get_func_namespace(function)),
-												  organization ? "managed_organizations" : "managed_user",
-												  1, &array);
-	FuncExpr   *managed = makeFuncExpr(managing,
-									   organization ? TEXTARRAYOID : TEXTOID,
-									   list_make1(copyObject(permissions)),
-									   organization ? InvalidOid : collation, InvalidOid, COERCE_EXPLICIT_CALL);
-	ScalarArrayOpExpr *any;
-
-	managed->funcvariadic = true;
-	if (!organization)
-	{
-		Expr	   *equal_to = make_opclause(TextEqualOperator, BOOLOID, false, (Expr *) copyObject(owner),
-											 (Expr *) managed, InvalidOid, collation);
-
-		((OpExpr *) equal_to)->opfuncid = F_TEXTEQ;
-		return equal_to;
-	}
-	any = makeNode(ScalarArrayOpExpr);
-	any->opno = TextEqualOperator;
-	any->opfuncid = F_TEXTEQ;
-	any->useOr = true;
-	any->inputcollid = collation;
-	any->args = list_make2(copyObject(owner), managed);
-	any->location = -1;
-	return (Expr *) any;
+	PG_RETURN_BOOL(apitoken_sees_all(APITOKEN_ORGANIZATIONS) ||
+				   manages_organization(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
 }
 
-/* The arguments are the ids of owners (organization, user or both), then permissions. */
-static void
-set_selectivity(SupportRequestSelectivity *request)
+PG_FUNCTION_INFO_V1(apitoken_sees_members);
+Datum
+apitoken_sees_members(PG_FUNCTION_ARGS)
 {
-	Node	   *owner = linitial(request->args);
-
-	/* with both owners, the selectivity is that of the OR beside this call */
-	if (list_length(request->args) == 3 || equals_constant(request->root, owner))
-		request->selectivity = 1.0;
-	else
-	{
-		Expr	   *clause = make_comparison(request->funcid, owner, lsecond(request->args),
-											 is_organization_function(request->funcid), C_COLLATION_OID);
-
-		request->selectivity = clause_selectivity(request->root, (Node *) clause, request->varRelid,
-												  request->jointype, request->sjinfo);
-	}
+	PG_RETURN_BOOL(apitoken_sees_all(APITOKEN_MEMBERSHIPS) ||
+				   manages_organization(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
 }
 
-/* Is this expression the given column of the index's table? */
-static bool
-is_column(IndexOptInfo *index, Node *expression, AttrNumber attribute)
+PG_FUNCTION_INFO_V1(apitoken_sees_user);
+Datum
+apitoken_sees_user(PG_FUNCTION_ARGS)
 {
-	Var		   *var = (Var *) expression;
-
-	return IsA(var, Var) && var->varlevelsup == 0 && var->varno == index->rel->relid &&
-		var->varattno == attribute;
+	PG_RETURN_BOOL(apitoken_sees_all(APITOKEN_USERS) ||
+				   manages_user(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
 }
 
 /*
- * The index condition that is equivalent to the call, or NULL.  The planner
- * does not check the condition.  Therefore this function checks that the
- * permissions can be computed before a row is read, and that the index's
- * collation, like the function, treats texts as equal only if their bytes are.
+ * Ids of the organizations that the caller sees.  A role that sees all gets here
+ * only with a plan that was made before it was granted the capability.
  */
-static Node *
-index_condition(SupportRequestIndexCondition *request)
+PG_FUNCTION_INFO_V1(apitoken_seen_organizations);
+Datum
+apitoken_seen_organizations(PG_FUNCTION_ARGS)
 {
-	FuncExpr   *call = (FuncExpr *) request->node;
-	Node	   *owner;
-	bool		organization;
-
-	if (!IsA(call, FuncExpr) || request->opfamily != TEXT_BTREE_FAM_OID ||
-		!get_collation_isdeterministic(request->indexcollation) ||
-		!is_pseudo_constant_for_index(request->root, llast(call->args), request->index))
-		return NULL;
-	owner = list_nth(call->args, request->indexarg);
-	if (list_length(call->args) == 3)
-	{
-		Oid			table = planner_rt_fetch(request->index->rel->relid, request->root)->relid;
-
-		/* a token has one owner: if the query names this one, the other is null */
-		if (!equals_constant(request->root, owner) || table != apitoken_table(APITOKEN_TOKEN_RECORDS) ||
-			!is_column(request->index, linitial(call->args), Anum_token_records_organization_id) ||
-			!is_column(request->index, lsecond(call->args), Anum_token_records_user_id))
-			return NULL;
-		organization = request->indexarg == 0;
-	}
-	else
-		organization = is_organization_function(call->funcid);
-
-	/*
-	 * With an array for a column that is not the first one, an index scan
-	 * returns rows in the order of the array.  The planner would not notice
-	 * that for the condition made here.
-	 */
-	if (organization && request->indexcol > 0)
-		return NULL;
-	request->lossy = false;
-	return (Node *) list_make1(make_comparison(call->funcid, owner, llast(call->args), organization,
-											   request->indexcollation));
+	if (apitoken_sees_all(APITOKEN_ORGANIZATIONS))
+		PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(apitoken_fetch_all_ids(APITOKEN_ORGANIZATIONS)));
+	PG_RETURN_DATUM(copy_organizations(get_managed(NULL)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_policy_support);
+/* The same for users. */
+PG_FUNCTION_INFO_V1(apitoken_seen_users);
 Datum
-apitoken_policy_support(PG_FUNCTION_ARGS)
+apitoken_seen_users(PG_FUNCTION_ARGS)
 {
-	Node	   *request = (Node *) PG_GETARG_POINTER(0);
+	Managed    *managed;
+	Datum		id;
 
-	if (IsA(request, SupportRequestSelectivity))
+	if (apitoken_sees_all(APITOKEN_USERS))
+		PG_RETURN_ARRAYTYPE_P(apitoken_strings_to_array(apitoken_fetch_all_ids(APITOKEN_USERS)));
+	managed = get_managed(NULL);
+	id = PointerGetDatum(managed->user_id);
+	PG_RETURN_ARRAYTYPE_P(construct_array(&id, managed->user_id == NULL ? 0 : 1, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* The rows of the view members. */
+PG_FUNCTION_INFO_V1(apitoken_read_members);
+Datum
+apitoken_read_members(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const Managed *managed = get_managed(NULL);
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	List	   *organizations = NIL;
+	ListCell   *lc;
+
+	/* a copy, because the cache may be cleared when an invalidation arrives */
+	for (int i = 0; i < managed->count; i++)
+		organizations = lappend(organizations, TextDatumGetCString(managed->ids[i]));
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	foreach(lc, organizations)
 	{
-		set_selectivity((SupportRequestSelectivity *) request);
-		PG_RETURN_POINTER(request);
+		List	   *members = apitoken_fetch_members(snapshot, lfirst(lc));
+		ListCell   *lm;
+
+		foreach(lm, members)
+		{
+			const ApitokenMembership *member = lfirst(lm);
+			ApitokenUserRow user = {0};
+			Datum		values[4];
+			bool		nulls[4] = {false};
+
+			CHECK_FOR_INTERRUPTS();
+			(void) apitoken_fetch_user(snapshot, member->user_id, &user);
+			values[0] = CStringGetTextDatum(member->organization_id);
+			values[1] = CStringGetTextDatum(member->user_id);
+			nulls[2] = user.name == NULL;
+			values[2] = nulls[2] ? (Datum) 0 : CStringGetTextDatum(user.name);
+			values[3] = CStringGetTextDatum(member->role);
+			tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		}
 	}
-	if (IsA(request, SupportRequestIndexCondition))
-		PG_RETURN_POINTER(index_condition((SupportRequestIndexCondition *) request));
-	PG_RETURN_POINTER(NULL);
+	UnregisterSnapshot(snapshot);
+	return (Datum) 0;
 }

@@ -225,7 +225,7 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 
 	if (principal->kind == APITOKEN_ORGANIZATION)
 	{
-		ApitokenMembership *own = palloc(sizeof(ApitokenMembership));
+		ApitokenMembership *own = palloc0(sizeof(ApitokenMembership));
 
 		own->organization_id = principal->organization_id;
 		own->role = principal->role;
@@ -268,6 +268,21 @@ apitoken_own_patterns(const ApitokenPrincipal *principal)
 	return apitoken_patterns_narrow(everything(), principal->access, principal->permissions, true);
 }
 
+/* The user who is acting, directly or by a personal token; NULL if suspended or none. */
+const char *
+apitoken_active_user(const ApitokenPrincipal *principal)
+{
+	Snapshot	snapshot;
+	ApitokenStanding standing;
+
+	if (principal->kind == APITOKEN_ORGANIZATION)
+		return NULL;
+	snapshot = apitoken_latest_snapshot();
+	apitoken_standing(principal, NULL, snapshot, &standing);
+	UnregisterSnapshot(snapshot);
+	return standing.suspended ? NULL : principal->user_id;
+}
+
 /*
  * The user whose personal tokens the principal may manage by at least one of
  * these permissions of the resource token; NULL if there is none.  A user
@@ -277,21 +292,15 @@ apitoken_own_patterns(const ApitokenPrincipal *principal)
 const char *
 apitoken_manageable_user(const ApitokenPrincipal *principal, List *permissions)
 {
-	Snapshot	snapshot;
-	ApitokenStanding standing;
+	const char *user_id = apitoken_active_user(principal);
 	bool		allowed = is_direct(principal);
 	ListCell   *lc;
 
-	if (principal->kind == APITOKEN_ORGANIZATION)
-		return NULL;
-	snapshot = apitoken_latest_snapshot();
-	apitoken_standing(principal, NULL, snapshot, &standing);
-	UnregisterSnapshot(snapshot);
-	if (standing.suspended)
+	if (user_id == NULL)
 		return NULL;
 	foreach(lc, permissions)
 		allowed = allowed || apitoken_narrowing_allows(principal->access, principal->permissions, true, lfirst(lc));
-	return allowed ? principal->user_id : NULL;
+	return allowed ? user_id : NULL;
 }
 
 /*

@@ -67,8 +67,9 @@ static const Privilege manage_privileges[] = {
 	TABLE("select", "token_usage_daily"),
 	TABLE("select", "events"),
 	TABLE("select", "organizations"),
-	TABLE("select", "users"),
+	COLUMNS("select", "apitoken", "users", APITOKEN_USERS),
 	TABLE("select", "memberships"),
+	INTERNAL("read_members"),
 	TABLE("select", "members"),
 };
 

@@ -27,13 +27,13 @@
 	COLUMN(organizations, resumed_at,   TIMESTAMPTZOID, NULLABLE, "")
 
 #define USERS_COLUMNS(COLUMN) \
-	COLUMN(users, id,           TEXTOID,        NOT_NULL, "") \
-	COLUMN(users, name,         TEXTOID,        NULLABLE, "") \
+	COLUMN(users, id,           TEXTOID,        NOT_NULL, "r") \
+	COLUMN(users, name,         TEXTOID,        NULLABLE, "r") \
 	COLUMN(users, email,        TEXTOID,        NULLABLE, "") \
-	COLUMN(users, groups,       TEXTARRAYOID,   NOT_NULL, "") \
-	COLUMN(users, role,         TEXTOID,        NULLABLE, "") \
-	COLUMN(users, suspended_at, TIMESTAMPTZOID, NULLABLE, "") \
-	COLUMN(users, created_at,   TIMESTAMPTZOID, NOT_NULL, "")
+	COLUMN(users, groups,       TEXTARRAYOID,   NOT_NULL, "r") \
+	COLUMN(users, role,         TEXTOID,        NULLABLE, "r") \
+	COLUMN(users, suspended_at, TIMESTAMPTZOID, NULLABLE, "r") \
+	COLUMN(users, created_at,   TIMESTAMPTZOID, NOT_NULL, "r")
 
 #define ROLES_COLUMNS(COLUMN) \
 	COLUMN(roles, name,          TEXTOID,      NOT_NULL, "a") \

@@ -24,6 +24,7 @@
 #include "access/relscan.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -40,6 +41,7 @@ typedef enum
 	LABEL_OF_USER,
 	TOKENS_OF_ORGANIZATION,
 	TOKENS_OF_USER,
+	EVENTS_OF_TOKEN,
 	INDEXES
 } NamedIndex;
 
@@ -49,6 +51,7 @@ static const char *const index_names[INDEXES] = {
 	"token_records_user_label_key",
 	"token_records_organization_id_idx",
 	"token_records_user_id_idx",
+	"events_token_id_idx",
 };
 
 /* A lookup in progress, and the current row.  Only the columns that were asked for are valid. */
@@ -59,6 +62,7 @@ typedef struct Lookup
 	HeapTuple	tuple;
 	const Datum *values;
 	const bool *nulls;
+	CompatRowCounts counts;		/* before the lookup */
 } Lookup;
 
 /*
@@ -86,6 +90,8 @@ begin_lookup(Lookup *lookup, ApitokenTable table, const char *index_name,
 
 	lookup->relation = relation;
 	lookup->scan = systable_beginscan(relation, index, OidIsValid(index), snapshot, nkeys, keys);
+	if (lookup->scan->irel != NULL)
+		lookup->counts = compat_row_counts(lookup->scan->irel);
 }
 
 /* Fetch the next row, with the columns up to "last".  Returns false at the end. */
@@ -103,9 +109,16 @@ next_row(Lookup *lookup, AttrNumber last)
 	return true;
 }
 
+/*
+ * Everybody may see in the statistics views how many rows their own transaction
+ * has read.  The views count a lookup, but not whether it found a row, because
+ * that would tell whether a token exists that the caller may not see.
+ */
 static void
 end_lookup(Lookup *lookup)
 {
+	if (lookup->scan->irel != NULL)
+		compat_set_row_counts(lookup->scan->irel, lookup->counts);
 	systable_endscan(lookup->scan);
 	relation_close(lookup->relation, AccessShareLock);
 }
@@ -228,6 +241,19 @@ apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *rec
 	return finish_token_lookup(&lookup, record);
 }
 
+/* Read the owner from these columns.  Returns false if both are null. */
+static bool
+owner_at(const Lookup *lookup, AttrNumber organization_id, AttrNumber user_id, ApitokenOwner *owner)
+{
+	bool		personal = lookup->nulls[organization_id - 1];
+
+	if (personal && lookup->nulls[user_id - 1])
+		return false;
+	owner->kind = personal ? APITOKEN_USER : APITOKEN_ORGANIZATION;
+	owner->id = DatumGetTextPCopy(lookup->values[(personal ? user_id : organization_id) - 1]);
+	return true;
+}
+
 /* Fetch the owner and the creation time of a token. */
 bool
 apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner)
@@ -237,17 +263,25 @@ apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owne
 
 	begin_token_lookup(&lookup, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
 	found = next_row(&lookup, Anum_token_records_user_id) &&
-		/* Both are null only if somebody dropped the check constraint. */
-		!(lookup.nulls[Anum_token_records_organization_id - 1] && lookup.nulls[Anum_token_records_user_id - 1]);
+		owner_at(&lookup, Anum_token_records_organization_id, Anum_token_records_user_id, owner);
 	if (found)
-	{
-		bool		personal = lookup.nulls[Anum_token_records_organization_id - 1];
-
-		owner->kind = personal ? APITOKEN_USER : APITOKEN_ORGANIZATION;
-		owner->id = DatumGetTextPCopy(lookup.values[(personal ? Anum_token_records_user_id :
-													Anum_token_records_organization_id) - 1]);
 		owner->created_at = timestamp_at(lookup.values, lookup.nulls, Anum_token_records_created_at, DT_NOBEGIN);
-	}
+	end_lookup(&lookup);
+	return found;
+}
+
+/* Fetch the owner of a token from its events.  The token itself may be removed. */
+bool
+apitoken_fetch_owner_of_events(Snapshot snapshot, const pg_uuid_t *token_id, ApitokenOwner *owner)
+{
+	Lookup		lookup;
+	ScanKeyData key;
+	bool		found;
+
+	ScanKeyInit(&key, Anum_events_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(token_id));
+	begin_lookup(&lookup, APITOKEN_EVENTS, index_names[EVENTS_OF_TOKEN], snapshot, 1, &key);
+	found = next_row(&lookup, Anum_events_user_id) &&
+		owner_at(&lookup, Anum_events_organization_id, Anum_events_user_id, owner);
 	end_lookup(&lookup);
 	return found;
 }
@@ -416,26 +450,67 @@ apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const 
 	return role;
 }
 
-/* Returns all memberships of a user, as a list of ApitokenMembership. */
+/* Finish a lookup of memberships.  Returns a list of ApitokenMembership. */
+static List *
+finish_memberships_lookup(Lookup *lookup)
+{
+	List	   *memberships = NIL;
+
+	while (next_row(lookup, Anum_memberships_role))
+	{
+		ApitokenMembership *membership = palloc(sizeof(ApitokenMembership));
+
+		CHECK_FOR_INTERRUPTS();
+		membership->organization_id = text_at(lookup->values, lookup->nulls, Anum_memberships_organization_id);
+		membership->user_id = text_at(lookup->values, lookup->nulls, Anum_memberships_user_id);
+		membership->role = text_at(lookup->values, lookup->nulls, Anum_memberships_role);
+		memberships = lappend(memberships, membership);
+	}
+	end_lookup(lookup);
+	return memberships;
+}
+
+/* Returns all memberships of a user. */
 List *
 apitoken_fetch_memberships(Snapshot snapshot, const char *user_id)
 {
 	Lookup		lookup;
 	ScanKeyData key;
-	List	   *memberships = NIL;
 
 	text_key(&key, Anum_memberships_user_id, user_id);
 	begin_lookup(&lookup, APITOKEN_MEMBERSHIPS, index_names[MEMBERSHIPS_OF_USER], snapshot, 1, &key);
-	while (next_row(&lookup, Anum_memberships_role))
-	{
-		ApitokenMembership *membership = palloc(sizeof(ApitokenMembership));
+	return finish_memberships_lookup(&lookup);
+}
 
-		membership->organization_id = text_at(lookup.values, lookup.nulls, Anum_memberships_organization_id);
-		membership->role = text_at(lookup.values, lookup.nulls, Anum_memberships_role);
-		memberships = lappend(memberships, membership);
+/* Returns all memberships in an organization. */
+List *
+apitoken_fetch_members(Snapshot snapshot, const char *organization_id)
+{
+	Lookup		lookup;
+	ScanKeyData key;
+
+	text_key(&key, Anum_memberships_organization_id, organization_id);
+	begin_lookup(&lookup, APITOKEN_MEMBERSHIPS, NULL, snapshot, 1, &key);
+	return finish_memberships_lookup(&lookup);
+}
+
+/* Returns all ids of a table whose first column is the id, as a list of strings. */
+List *
+apitoken_fetch_all_ids(ApitokenTable table)
+{
+	Snapshot	snapshot = apitoken_latest_snapshot();
+	Lookup		lookup;
+	List	   *ids = NIL;
+
+	begin_lookup(&lookup, table, NULL, snapshot, 0, NULL);
+	while (next_row(&lookup, 1))
+	{
+		CHECK_FOR_INTERRUPTS();
+		ids = lappend(ids, text_at(lookup.values, lookup.nulls, 1));
 	}
 	end_lookup(&lookup);
-	return memberships;
+	UnregisterSnapshot(snapshot);
+	return ids;
 }
 
 /*

@@ -79,6 +79,7 @@ typedef struct ApitokenRoleRow
 typedef struct ApitokenMembership
 {
 	char	   *organization_id;
+	char	   *user_id;
 	char	   *role;
 } ApitokenMembership;
 
@@ -93,6 +94,7 @@ extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
 extern bool apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner);
+extern bool apitoken_fetch_owner_of_events(Snapshot snapshot, const pg_uuid_t *token_id, ApitokenOwner *owner);
 extern int	apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max);
 extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row);
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
@@ -101,6 +103,8 @@ extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserR
 extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row);
 extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
+extern List *apitoken_fetch_members(Snapshot snapshot, const char *organization_id);
+extern List *apitoken_fetch_all_ids(ApitokenTable table);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
 									 TimestampTz *last_used_at);
 

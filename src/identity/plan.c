@@ -1,0 +1,456 @@
+/*
+ * plan.c
+ *		What the planner is told about the policies.
+ *
+ * A policy is a call of a function, not an expression of operators, for three
+ * reasons:
+ *
+ *	- Its cost is 0, so that it is evaluated before the conditions of the query.
+ *	  The planner puts a cheap leakproof condition of the query before a policy
+ *	  that costs more.  It would then be visible whether the policy was evaluated,
+ *	  which tells whether a row that the caller may not see satisfies the
+ *	  condition.
+ *	- It is equivalent to an index condition: the caller sees the rows of certain
+ *	  owners.  A scan with this condition reads only rows that the caller sees.
+ *	- If the query names an owner, the caller mostly sees all rows of this owner.
+ *	  For operators the planner would estimate that the caller sees few of them,
+ *	  and it would read and sort all rows to return the newest fifty.
+ *
+ * A scan may also use an index for a condition of the query, and let the policy
+ * remove rows afterwards.  EXPLAIN ANALYZE and the statistics views show how
+ * many rows were removed, and so how many rows of other tenants satisfy the
+ * condition.  Therefore a hook replaces the paths of tables with these policies
+ * by paths that read either all rows or only rows that the caller sees.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation_d.h"
+#include "catalog/pg_type.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/pathnodes.h"
+#include "nodes/supportnodes.h"
+#include "optimizer/optimizer.h"
+#include "optimizer/pathnode.h"
+#include "optimizer/paths.h"
+#include "optimizer/restrictinfo.h"
+#include "parser/parsetree.h"
+#include "utils/lsyscache.h"
+#include "utils/typcache.h"
+
+#include "identity/identity.h"
+
+/* The values of a column for which a policy function is true. */
+typedef enum Values
+{
+	ANY_OF,						/* the elements of an array */
+	ONE,						/* one value; null: none */
+	REQUIRED					/* the value that the query requires; null: not this one */
+} Values;
+
+/*
+ * An argument of a policy function that is a column of the table, and the
+ * function that computes the values of the column.  The arguments of that
+ * function are the value that the query requires (with REQUIRED), and the
+ * permissions, the last argument of the policy function (if it has some).
+ */
+typedef struct PolicyArgument
+{
+	const char *policy;
+	int			number;
+	Oid			type;
+	const char *schema;
+	const char *function;
+	Values		values;
+	bool		permissions;
+	bool		if_required;	/* only if the query requires a value of the column */
+	ApitokenTable table;		/* the function's table; APITOKEN_TABLES: several */
+} PolicyArgument;
+
+#define INTERNAL "apitoken_internal"
+
+static const PolicyArgument policy_arguments[] = {
+	{"manages_organization", 0, TEXTOID, INTERNAL, "managed_organizations", ANY_OF, true, false, APITOKEN_TABLES},
+	{"manages_user", 0, TEXTOID, INTERNAL, "managed_user", ONE, true, false, APITOKEN_TABLES},
+	/* a token has one owner: if the query requires this one, the other is null */
+	{"manages_record", 0, UUIDOID, INTERNAL, "managed_token", REQUIRED, true, true, APITOKEN_TOKEN_RECORDS},
+	{"manages_record", 1, TEXTOID, INTERNAL, "managed_organizations", ANY_OF, true, true, APITOKEN_TOKEN_RECORDS},
+	{"manages_record", 2, TEXTOID, INTERNAL, "managed_user", ONE, true, true, APITOKEN_TOKEN_RECORDS},
+	{"manages_token", 0, UUIDOID, INTERNAL, "managed_token", REQUIRED, true, true, APITOKEN_TABLES},
+	/* all events of a token have the same owner */
+	{"manages_event", 0, UUIDOID, INTERNAL, "managed_token_of_events", REQUIRED, true, true, APITOKEN_EVENTS},
+	{"is_current_token", 0, UUIDOID, "apitoken", "current_token_id", ONE, false, false, APITOKEN_TABLES},
+	{"sees_organization", 0, TEXTOID, INTERNAL, "seen_organizations", ANY_OF, false, false, APITOKEN_ORGANIZATIONS},
+	{"sees_members", 0, TEXTOID, INTERNAL, "seen_organizations", ANY_OF, false, false, APITOKEN_MEMBERSHIPS},
+	{"sees_user", 0, TEXTOID, INTERNAL, "seen_users", ANY_OF, false, false, APITOKEN_USERS},
+};
+
+static set_rel_pathlist_hook_type previous_pathlist = NULL;
+
+/* Returns the description of an argument of this function, or NULL. */
+static const PolicyArgument *
+find_argument(Oid function, int number)
+{
+	const char *name = get_func_name(function);
+
+	for (int i = 0; i < lengthof(policy_arguments) && name != NULL; i++)
+	{
+		if (policy_arguments[i].number == number && strcmp(policy_arguments[i].policy, name) == 0)
+			return &policy_arguments[i];
+	}
+	return NULL;
+}
+
+/* Returns the constant that the query requires this expression to equal, or NULL. */
+static Node *
+required_value(PlannerInfo *root, Node *expression)
+{
+	ListCell   *lc;
+
+	if (root == NULL)
+		return NULL;
+	foreach(lc, root->eq_classes)
+	{
+		EquivalenceClass *class = lfirst(lc);
+		Node	   *constant = NULL;
+		bool		has_expression = false;
+		ListCell   *lm;
+
+		if (!class->ec_has_const)
+			continue;
+		foreach(lm, class->ec_members)
+		{
+			EquivalenceMember *member = lfirst(lm);
+
+			if (member->em_is_const)
+				constant = (Node *) member->em_expr;
+			has_expression = has_expression || equal(member->em_expr, expression);
+		}
+		if (has_expression && constant != NULL && exprType(constant) == exprType(expression))
+			return constant;
+	}
+	return NULL;
+}
+
+/* "column = ANY (function(...))" or "column = function(...)" */
+static Expr *
+make_comparison(const PolicyArgument *argument, Node *column, Node *required, Node *permissions, Oid collation)
+{
+	Oid			operator = lookup_type_cache(argument->type, TYPECACHE_EQ_OPR)->eq_opr;
+	bool		array = argument->values == ANY_OF;
+	Oid			types[2];
+	List	   *arguments = NIL;
+	FuncExpr   *values;
+	ScalarArrayOpExpr *any;
+
+	if (argument->values == REQUIRED)
+	{
+		types[list_length(arguments)] = argument->type;
+		arguments = lappend(arguments, copyObject(required));
+	}
+	if (argument->permissions)
+	{
+		types[list_length(arguments)] = TEXTARRAYOID;
+		arguments = lappend(arguments, copyObject(permissions));
+	}
+	values = makeFuncExpr(apitoken_find_function(argument->schema, argument->function,
+												 list_length(arguments), types),
+						  array ? get_array_type(argument->type) : argument->type, arguments,
+						  argument->type == TEXTOID ? collation : InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
+	values->funcvariadic = argument->permissions;
+	if (!array)
+	{
+		OpExpr	   *equal_to = (OpExpr *) make_opclause(operator, BOOLOID, false, (Expr *) copyObject(column),
+													   (Expr *) values, InvalidOid, collation);
+
+		set_opfuncid(equal_to);
+		return (Expr *) equal_to;
+	}
+	any = makeNode(ScalarArrayOpExpr);
+	any->opno = operator;
+	any->opfuncid = get_opcode(operator);
+	any->useOr = true;
+	any->inputcollid = collation;
+	any->args = list_make2(copyObject(column), values);
+	any->location = -1;
+	return (Expr *) any;
+}
+
+/*
+ * If the query requires an owner or a token, the caller mostly sees all of its
+ * rows.  The selectivity of a function that is only about this case is that of
+ * the condition beside it.
+ */
+static void
+set_selectivity(SupportRequestSelectivity *request)
+{
+	const PolicyArgument *argument = find_argument(request->funcid, 0);
+	Node	   *column = linitial(request->args);
+
+	if (argument == NULL || argument->if_required || required_value(request->root, column) != NULL)
+		request->selectivity = 1.0;
+	else
+	{
+		Expr	   *clause = make_comparison(argument, column, NULL, llast(request->args),
+											 argument->type == TEXTOID ? C_COLLATION_OID : InvalidOid);
+
+		request->selectivity = clause_selectivity(request->root, (Node *) clause, request->varRelid,
+												  request->jointype, request->sjinfo);
+	}
+}
+
+/* Does the caller see all rows of the table of this function? */
+static bool
+sees_all(const PolicyArgument *argument)
+{
+	switch (argument->table)
+	{
+		case APITOKEN_ORGANIZATIONS:
+		case APITOKEN_MEMBERSHIPS:
+		case APITOKEN_USERS:
+			return apitoken_sees_all(argument->table);
+		default:
+			return false;
+	}
+}
+
+/*
+ * For a function that takes a token's id and owner: are these arguments the
+ * columns of the function's table?
+ */
+static bool
+is_about_row(PlannerInfo *root, FuncExpr *call, IndexOptInfo *index, const PolicyArgument *argument)
+{
+	static const AttrNumber of_token[] = {
+		Anum_token_records_id, Anum_token_records_organization_id, Anum_token_records_user_id
+	};
+	static const AttrNumber of_event[] = {
+		Anum_events_token_id, Anum_events_organization_id, Anum_events_user_id
+	};
+	const AttrNumber *columns = argument->table == APITOKEN_EVENTS ? of_event : of_token;
+
+	if (argument->table != APITOKEN_TOKEN_RECORDS && argument->table != APITOKEN_EVENTS)
+		return true;
+	if (planner_rt_fetch(index->rel->relid, root)->relid != apitoken_table(argument->table))
+		return false;
+	for (int i = 0; i < lengthof(of_token); i++)
+	{
+		Var		   *var = list_nth(call->args, i);
+
+		if (!IsA(var, Var) || var->varlevelsup != 0 || var->varno != index->rel->relid ||
+			var->varattno != columns[i])
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The condition on a column of an index that is equivalent to the call of a
+ * policy function with this column as the given argument; NULL if there is none.
+ * The planner does not check the condition.  Therefore this function checks that
+ * its values can be computed before a row is read, and that the index, like the
+ * function, treats values as equal only if their bytes are.
+ */
+static Node *
+index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *index, int column)
+{
+	const PolicyArgument *argument = find_argument(call->funcid, number);
+	Node	   *owner;
+	Node	   *required;
+	Oid			collation = index->indexcollations[column];
+
+	if (argument == NULL ||
+		index->opfamily[column] != lookup_type_cache(argument->type, TYPECACHE_BTREE_OPFAMILY)->btree_opf ||
+		(argument->type == TEXTOID && !get_collation_isdeterministic(collation)) ||
+		(argument->permissions && !is_pseudo_constant_for_index(root, llast(call->args), index)) ||
+		!is_about_row(root, call, index, argument) ||
+		sees_all(argument))
+		return NULL;
+
+	owner = list_nth(call->args, number);
+	required = required_value(root, owner);
+	if (argument->if_required &&
+		(required == NULL || !is_pseudo_constant_for_index(root, required, index)))
+		return NULL;
+
+	/*
+	 * With an array for a column that is not the first one, an index scan
+	 * returns rows in the order of the array.  The planner would not notice
+	 * that for the condition made here.
+	 */
+	if (argument->values == ANY_OF && column > 0)
+		return NULL;
+	return (Node *) make_comparison(argument, owner, required, llast(call->args), collation);
+}
+
+PG_FUNCTION_INFO_V1(apitoken_policy_support);
+Datum
+apitoken_policy_support(PG_FUNCTION_ARGS)
+{
+	Node	   *node = (Node *) PG_GETARG_POINTER(0);
+
+	if (IsA(node, SupportRequestCost))
+	{
+		SupportRequestCost *request = (SupportRequestCost *) node;
+
+		request->startup = 0;
+		request->per_tuple = 0;
+		PG_RETURN_POINTER(request);
+	}
+	if (IsA(node, SupportRequestSelectivity))
+	{
+		set_selectivity((SupportRequestSelectivity *) node);
+		PG_RETURN_POINTER(node);
+	}
+	if (IsA(node, SupportRequestIndexCondition))
+	{
+		SupportRequestIndexCondition *request = (SupportRequestIndexCondition *) node;
+		Node	   *condition = NULL;
+
+		if (IsA(request->node, FuncExpr))
+			condition = index_condition(request->root, (FuncExpr *) request->node, request->indexarg,
+										request->index, request->indexcol);
+		if (condition == NULL)
+			PG_RETURN_POINTER(NULL);
+		request->lossy = false;
+		PG_RETURN_POINTER(list_make1(condition));
+	}
+	PG_RETURN_POINTER(NULL);
+}
+
+/* ---- paths ---- */
+
+/* Does this expression call a policy function that limits what the caller sees? */
+static bool
+calls_policy(Node *node, void *support)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, FuncExpr))
+	{
+		Oid			function = ((FuncExpr *) node)->funcid;
+		const PolicyArgument *argument;
+
+		if (get_func_support(function) == *(Oid *) support &&
+			(argument = find_argument(function, 0)) != NULL && !sees_all(argument))
+			return true;
+	}
+	return expression_tree_walker(node, calls_policy, support);
+}
+
+/* Does a policy give a condition on the first column of this index? */
+static bool
+is_limited(PlannerInfo *root, IndexOptInfo *index, List *policies)
+{
+	ListCell   *lc;
+
+	foreach(lc, policies)
+	{
+		FuncExpr   *call = (FuncExpr *) ((RestrictInfo *) lfirst(lc))->clause;
+
+		if (!IsA(call, FuncExpr))
+			continue;
+		for (int i = 0; i < list_length(call->args); i++)
+		{
+			if (match_index_to_operand(list_nth(call->args, i), 0, index) &&
+				index_condition(root, call, i, index, 0) != NULL)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * Make the paths again, with two differences.  An index is used alone only if a
+ * policy gives a condition on its first column, which is then part of all its
+ * scans.  For an OR only if it is in a policy: then each scan has a condition of
+ * the policy too.  Joins do not use indexes, and no condition uses ctid.
+ *
+ * While the server makes the paths, what it must not use is hidden from it.
+ */
+static void
+replace_paths(PlannerInfo *root, RelOptInfo *rel, List *policies, List *usable)
+{
+	List	   *restrictions = rel->baserestrictinfo;
+	List	   *joins = rel->joininfo;
+	bool		has_eclass_joins = rel->has_eclass_joins;
+	int			count = list_length(rel->indexlist);
+	List	  **index_restrictions = palloc(count * sizeof(List *));
+	bool	   *optional_keys = palloc(count * sizeof(bool));
+	ListCell   *lc;
+
+	foreach(lc, rel->indexlist)
+	{
+		IndexOptInfo *index = lfirst(lc);
+		int			i = foreach_current_index(lc);
+
+		index_restrictions[i] = index->indrestrictinfo;
+		optional_keys[i] = index->amoptionalkey;
+		if (!is_limited(root, index, policies))
+		{
+			index->indrestrictinfo = NIL;
+			index->amoptionalkey = false;
+		}
+	}
+	rel->baserestrictinfo = usable;
+	rel->joininfo = NIL;
+	rel->has_eclass_joins = false;
+
+	rel->pathlist = NIL;
+	rel->partial_pathlist = NIL;
+	add_path(rel, create_seqscan_path(root, rel, rel->lateral_relids, 0));
+	create_index_paths(root, rel);
+
+	rel->baserestrictinfo = restrictions;
+	rel->joininfo = joins;
+	rel->has_eclass_joins = has_eclass_joins;
+	foreach(lc, rel->indexlist)
+	{
+		IndexOptInfo *index = lfirst(lc);
+
+		index->indrestrictinfo = index_restrictions[foreach_current_index(lc)];
+		index->amoptionalkey = optional_keys[foreach_current_index(lc)];
+	}
+}
+
+static void
+plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
+{
+	static const Oid support_arguments[] = {INTERNALOID};
+	List	   *policies = NIL;
+	List	   *usable = NIL;
+	Oid			support;
+	ListCell   *lc;
+
+	if (previous_pathlist)
+		previous_pathlist(root, rel, rti, rte);
+	if (rte->rtekind != RTE_RELATION || rte->relkind != RELKIND_RELATION || rte->securityQuals == NIL ||
+		rte->inh || rte->tablesample != NULL || IS_DUMMY_REL(rel))
+		return;
+	support = apitoken_find_function("apitoken_internal", "policy_support", 1, support_arguments);
+	if (!OidIsValid(support))
+		return;
+	foreach(lc, rel->baserestrictinfo)
+	{
+		RestrictInfo *restriction = lfirst(lc);
+		bool		policy = calls_policy((Node *) restriction->clause, &support);
+
+		/* UPDATE ... WHERE CURRENT OF changes a row that the caller has read */
+		if (IsA(restriction->clause, CurrentOfExpr))
+			return;
+		if (policy)
+			policies = lappend(policies, restriction);
+		if (policy || !restriction_is_or_clause(restriction))
+			usable = lappend(usable, restriction);
+	}
+	if (policies != NIL)
+		replace_paths(root, rel, policies, usable);
+}
+
+void
+apitoken_plan_init(void)
+{
+	previous_pathlist = set_rel_pathlist_hook;
+	set_rel_pathlist_hook = plan_paths;
+}
