@@ -380,6 +380,210 @@ SELECT n FROM ro.log;
 DELETE FROM ro.log;
 
 --
+-- Statements that fix the identity themselves, after the server has checked them
+--
+-- ro.fix() authenticates with the token that ro.who names, if it names one.
+\set VERBOSITY terse
+CREATE FUNCTION ro.fix() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN coalesce(current_setting('ro.who', true), '') = '' OR ro.be(current_setting('ro.who'));
+END
+$$;
+CREATE FUNCTION ro.fix_immutable(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN PERFORM ro.fix(); RETURN n; END';
+CREATE FUNCTION ro.fix_trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM ro.fix(); RETURN NEW; END';
+CREATE FUNCTION ro.fix_event() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM ro.fix(); END';
+CREATE PROCEDURE ro.fix_procedure(b boolean) LANGUAGE plpgsql AS 'BEGIN NULL; END';
+-- in this schema, so that nothing but the statement itself calls ro.fix()
+CREATE SCHEMA rw;
+CREATE TABLE rw.t (n int);
+INSERT INTO rw.t VALUES (1), (2);
+CREATE TABLE rw.truncated (n int);
+CREATE TRIGGER t BEFORE TRUNCATE ON rw.truncated FOR EACH STATEMENT EXECUTE FUNCTION ro.fix_trigger();
+CREATE TABLE rw.referring (n int) INHERITS (rw.truncated);
+CREATE TABLE rw.copied (b boolean DEFAULT ro.fix(), n int);
+CREATE TABLE rw.copied_trigger (n int);
+CREATE TRIGGER t BEFORE INSERT ON rw.copied_trigger FOR EACH STATEMENT EXECUTE FUNCTION ro.fix_trigger();
+CREATE TABLE rw.partitioned (b boolean) PARTITION BY LIST (b);
+CREATE TABLE rw.ranges (b boolean) PARTITION BY RANGE (b);
+CREATE TABLE rw.part (b boolean CHECK (b));
+INSERT INTO rw.part VALUES (true);
+CREATE DOMAIN rw.d AS int;
+CREATE TABLE rw.of_domain (n rw.d);
+INSERT INTO rw.of_domain VALUES (1);
+ALTER DOMAIN rw.d ADD CONSTRAINT later CHECK (ro.fix()) NOT VALID;
+CREATE TABLE rw.checked (n int);
+INSERT INTO rw.checked VALUES (1);
+ALTER TABLE rw.checked ADD CONSTRAINT later CHECK (ro.fix()) NOT VALID;
+CREATE TABLE rw.indexed (n int);
+INSERT INTO rw.indexed VALUES (1), (2);
+CREATE INDEX indexed_n ON rw.indexed (ro.fix_immutable(n));
+CREATE MATERIALIZED VIEW rw.m AS SELECT ro.fix() WITH NO DATA;
+CREATE TABLE rw.deferred (n int);
+CREATE CONSTRAINT TRIGGER t AFTER INSERT ON rw.deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION ro.fix_trigger();
+CREATE SEQUENCE rw.s;
+CREATE TEMP TABLE temporary_copied (b boolean DEFAULT ro.fix(), n int);
+INSERT INTO temporary_copied VALUES (true, 1);
+CREATE ROLE regress_apitoken_nobody;
+PREPARE prepared_fix(boolean) AS SELECT 1;
+PREPARE prepared_insert(boolean) AS INSERT INTO rw.t VALUES (3);
+CREATE TABLE ro.during (id int, event boolean, query text, server text, by_rw text, by_ro text);
+INSERT INTO ro.during (id, event, query) VALUES
+	(1, false, 'TRUNCATE rw.truncated'),
+	(2, false, 'TRUNCATE rw.t, rw.truncated'),
+	(3, false, 'CREATE TABLE rw.p1 PARTITION OF rw.partitioned FOR VALUES IN (ro.fix())'),
+	(4, false, 'CREATE TABLE rw.p2 PARTITION OF rw.ranges FOR VALUES FROM (MINVALUE) TO (ro.fix())'),
+	(5, false, 'ALTER TABLE rw.partitioned ATTACH PARTITION rw.part FOR VALUES IN (ro.fix())'),
+	(6, false, 'ALTER DOMAIN rw.d ADD CHECK (value > 0 AND ro.fix())'),
+	(7, false, 'ALTER DOMAIN rw.d VALIDATE CONSTRAINT later'),
+	(8, false, 'ALTER TABLE rw.t ADD b boolean DEFAULT ro.fix()'),
+	(9, false, 'ALTER TABLE rw.t ALTER n TYPE boolean USING ro.fix()'),
+	(10, false, 'ALTER TABLE rw.t ADD CHECK (ro.fix())'),
+	(11, false, 'ALTER TABLE rw.checked VALIDATE CONSTRAINT later'),
+	(12, false, 'CREATE INDEX ON rw.t (ro.fix_immutable(n))'),
+	(13, false, 'CREATE INDEX ON rw.t (n) WHERE ro.fix_immutable(n) = 1'),
+	(14, false, 'ALTER TABLE rw.t ADD EXCLUDE ((ro.fix_immutable(n)) WITH =)'),
+	(15, true, 'CREATE TABLE rw.new (LIKE rw.indexed INCLUDING INDEXES)'),
+	(16, false, 'CREATE TABLE rw.new AS SELECT ro.fix()'),
+	(17, false, 'EXPLAIN ANALYZE SELECT ro.fix() FROM rw.t FOR SHARE'),
+	(18, false, 'CREATE MATERIALIZED VIEW rw.new AS SELECT ro.fix()'),
+	(19, false, 'REFRESH MATERIALIZED VIEW rw.m'),
+	(20, false, 'EXPLAIN ANALYZE CREATE TABLE rw.new AS SELECT ro.fix()'),
+	(21, false, 'CREATE TABLE rw.new AS EXECUTE prepared_fix(ro.fix())'),
+	(22, false, 'COPY rw.copied (n) FROM PROGRAM ''echo 1'''),
+	(23, false, 'COPY rw.copied_trigger FROM PROGRAM ''echo 1'''),
+	(24, false, 'COPY temporary_copied (n) FROM PROGRAM ''echo 1'''),
+	(25, false, 'SELECT ro.fix() FROM rw.t FOR UPDATE'),
+	(26, false, 'SELECT ro.fix() FROM rw.t FOR KEY SHARE'),
+	(27, false, 'SELECT ro.fix() FROM temporary_copied FOR UPDATE'),
+	(28, false, 'INSERT INTO rw.t SELECT 1 WHERE ro.fix()'),
+	(29, false, 'EXECUTE prepared_insert(ro.fix())'),
+	(30, false, 'EXECUTE prepared_fix(ro.fix())'),
+	(31, false, 'EXPLAIN ANALYZE SELECT ro.fix()'),
+	(32, false, 'EXPLAIN ANALYZE INSERT INTO rw.t SELECT 1 WHERE ro.fix()'),
+	(33, false, 'CALL ro.fix_procedure(ro.fix())'),
+	(34, false, 'DO $d$BEGIN PERFORM ro.fix(); END$d$'),
+	(35, false, 'REINDEX TABLE rw.indexed'),
+	(36, false, 'ANALYZE rw.indexed'),
+	(37, false, 'CLUSTER rw.indexed USING indexed_n'),
+	(38, true, 'CREATE TABLE rw.new (n int)'),
+	(39, true, 'CREATE TEMP TABLE new (n int)'),
+	(40, true, 'CREATE SCHEMA new CREATE TABLE t (n int)'),
+	(41, true, 'CREATE VIEW rw.new AS SELECT 1'),
+	(42, true, 'CREATE FUNCTION rw.new() RETURNS int LANGUAGE sql AS ''SELECT 1'''),
+	(43, true, 'CREATE TYPE rw.new AS ENUM (''a'')'),
+	(44, true, 'CREATE DOMAIN rw.new AS int CHECK (value > 0)'),
+	(45, true, 'CREATE SEQUENCE rw.new'),
+	(46, true, 'ALTER SEQUENCE rw.s RESTART'),
+	(47, true, 'CREATE TRIGGER new BEFORE INSERT ON rw.t EXECUTE FUNCTION ro.trigger()'),
+	(48, true, 'CREATE POLICY new ON rw.t USING (true)'),
+	(49, true, 'CREATE RULE new AS ON INSERT TO rw.t DO NOTHING'),
+	(50, true, 'CREATE STATISTICS rw.new ON n, (n + 1) FROM rw.t'),
+	(51, true, 'CREATE PUBLICATION regress_apitoken_new'),
+	(52, true, 'CREATE CAST (rw.t AS rw.truncated) WITH INOUT'),
+	(53, true, 'CREATE FOREIGN DATA WRAPPER regress_apitoken_new'),
+	(54, true, 'CREATE EXTENSION IF NOT EXISTS plpgsql'),
+	(55, true, 'ALTER TABLE rw.t RENAME TO new'),
+	(56, true, 'ALTER TABLE rw.t SET SCHEMA public'),
+	(57, true, 'ALTER TABLE rw.t OWNER TO CURRENT_USER'),
+	(58, true, 'ALTER FUNCTION ro.fix() STABLE'),
+	(59, true, 'ALTER DEFAULT PRIVILEGES IN SCHEMA rw GRANT SELECT ON TABLES TO PUBLIC'),
+	(60, true, 'GRANT SELECT ON rw.t TO PUBLIC'),
+	(61, true, 'REVOKE SELECT ON rw.t FROM PUBLIC'),
+	(62, true, 'COMMENT ON TABLE rw.t IS ''x'''),
+	(63, true, 'DROP TABLE rw.t'),
+	(64, true, 'DROP FUNCTION ro.fix_trigger() CASCADE'),
+	(65, true, 'DROP OWNED BY regress_apitoken_nobody'),
+	(66, true, 'CREATE TEXT SEARCH CONFIGURATION rw.new (COPY = simple)'),
+	(67, true, 'CREATE OPERATOR rw.@@@@ (FUNCTION = int4eq, LEFTARG = int, RIGHTARG = int)');
+-- The server's own answer under READ ONLY, then by a token with full access and by a
+-- read-only one, where the transaction is READ WRITE when the statement begins.
+DO $$
+DECLARE
+	d ro.during;
+	who text;
+	outcome text;
+BEGIN
+	FOR d IN SELECT * FROM ro.during ORDER BY id LOOP
+		FOREACH who IN ARRAY '{"",rw,ro}'::text[] LOOP
+			-- raises whatever happens, so that it is all rolled back
+			BEGIN
+				SET LOCAL client_min_messages = error;
+				IF who = '' THEN
+					SET LOCAL transaction_read_only = on;
+				ELSIF d.event THEN
+					CREATE EVENT TRIGGER regress_apitoken_event ON ddl_command_start EXECUTE FUNCTION ro.fix_event();
+				END IF;
+				PERFORM set_config('ro.who', who, true);
+				outcome := ro.try(d.query);
+				IF outcome = 'done' AND who <> '' AND apitoken.current_token_id() IS NULL THEN
+					outcome := 'no identity';
+				END IF;
+				RAISE division_by_zero;
+			EXCEPTION WHEN division_by_zero THEN
+				NULL;
+			END;
+			CASE who
+				WHEN '' THEN d.server := outcome;
+				WHEN 'rw' THEN d.by_rw := outcome;
+				ELSE d.by_ro := outcome;
+			END CASE;
+		END LOOP;
+		UPDATE ro.during SET server = d.server, by_rw = d.by_rw, by_ro = d.by_ro WHERE id = d.id;
+	END LOOP;
+END
+$$;
+\set VERBOSITY sqlstate
+-- each statement where the identity and the server give different answers, or that
+-- does not run with full access.  The server forgets CREATE TABLE AS under EXPLAIN
+-- ANALYZE, which creates the table; the identity does not.
+SELECT * FROM ro.during WHERE by_ro IS DISTINCT FROM server OR by_rw IS DISTINCT FROM 'done' ORDER BY id;
+SELECT id, server, left(query, 60) FROM ro.during ORDER BY id;
+
+-- the same at top level
+SET client_min_messages = error;
+SET ro.who = 'ro';
+BEGIN; TRUNCATE rw.t, rw.truncated; COMMIT;
+SELECT count(*) FROM rw.t;
+TRUNCATE rw.t, rw.truncated;
+SELECT count(*) FROM rw.t;
+SELECT ro.fix() INTO rw.new;
+ALTER DOMAIN rw.d ADD CHECK (value > 0 AND ro.fix());
+CREATE TABLE rw.p1 PARTITION OF rw.partitioned FOR VALUES IN (ro.fix());
+-- an event trigger after the command
+CREATE EVENT TRIGGER regress_apitoken_event ON ddl_command_end EXECUTE FUNCTION ro.fix_event();
+-- (CREATE EVENT TRIGGER itself fires none)
+CREATE TABLE rw.new (n int);
+DROP TABLE rw.t;
+CREATE SCHEMA new CREATE TABLE t (n int);
+DROP EVENT TRIGGER regress_apitoken_event;
+-- in a block with EXCEPTION, which reverts READ ONLY before the statement ends
+CREATE OR REPLACE FUNCTION ro.fix_trigger() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM ro.be_inside('ro'); RETURN NEW; END$$;
+TRUNCATE rw.t, rw.truncated;
+-- the identity is rolled back before the statement ends
+CREATE OR REPLACE FUNCTION ro.fix_trigger() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM ro.be('ro');
+	RAISE division_by_zero;
+EXCEPTION WHEN division_by_zero THEN
+	RETURN NEW;
+END
+$$;
+BEGIN; TRUNCATE rw.t, rw.truncated; SELECT count(*) FROM rw.t; ROLLBACK;
+-- Several transactions, each with an identity of its own: what the earlier ones have
+-- written remains, which is an invalid index.
+CREATE INDEX CONCURRENTLY concurrent ON rw.t (ro.fix_immutable(n));
+SELECT indisvalid FROM pg_index WHERE indexrelid = 'rw.concurrent'::regclass;
+SET ro.who = '';
+CREATE INDEX CONCURRENTLY concurrent_2 ON rw.t (ro.fix_immutable(n));
+SELECT indisvalid FROM pg_index WHERE indexrelid = 'rw.concurrent_2'::regclass;
+SELECT count(*) FROM pg_class WHERE relnamespace = 'rw'::regnamespace AND relname IN ('new', 'p1', 'p2');
+DROP TABLE temporary_copied;
+DROP SCHEMA rw CASCADE;
+DROP ROLE regress_apitoken_nobody;
+RESET client_min_messages;
+:written;
+
+--
 -- It ends with the transaction
 --
 BEGIN; SELECT ro.be('ro'); COMMIT;
@@ -434,6 +638,14 @@ BEGIN
 END
 $$;
 SELECT count(*) FROM outcome WHERE server IS DISTINCT FROM identity;
+-- libpq's functions call theirs without a statement: the setting counts for them, too.
+-- (The first call of a connection queries their OIDs.)
+\lo_export :lo /dev/null
+BEGIN;
+SET LOCAL apitoken.token = :'ro';
+\lo_export :lo /dev/null
+SHOW transaction_read_only;
+ROLLBACK;
 SELECT lo_unlink(:lo);
 
 -- only the intended statements above have written anything

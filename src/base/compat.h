@@ -66,6 +66,13 @@
 #define APITOKEN_JUMBLE JumbleState
 #endif
 
+/* CLUSTER is a kind of REPACK in 19. */
+#if PG_VERSION_NUM >= 190000
+#define APITOKEN_CLUSTER_STATEMENT T_RepackStmt
+#else
+#define APITOKEN_CLUSTER_STATEMENT T_ClusterStmt
+#endif
+
 /* The tables that a statement writes, as indexes into its range table. */
 static inline List *
 compat_result_relations(PlannedStmt *statement)

@@ -12,6 +12,10 @@
  * also set XactReadOnly when a portal continues, and when a function is about
  * to be called for the first time in an expression or by the fast path.
  *
+ * A statement may also fix a read-only identity itself, after the server has
+ * checked whether it may write.  Therefore the hooks check every statement once
+ * more when it has ended.
+ *
  * The same hooks call redact.c, which masks token texts in the text of the
  * statement that the server shows and that other modules, such as
  * pg_stat_statements, get from these hooks.
@@ -25,6 +29,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "parser/parsetree.h"
+#include "tcop/pquery.h"
 #include "tcop/utility.h"
 #include "utils/lsyscache.h"
 
@@ -78,6 +83,16 @@ guard_run(APITOKEN_RUN_PARAMETERS)
 		standard_ExecutorRun(APITOKEN_RUN_ARGUMENTS);
 }
 
+/* The server refuses to write or lock a row of a permanent table in READ ONLY. */
+static void
+refuse_target(PlannedStmt *statement, Index target)
+{
+	RangeTblEntry *entry = rt_fetch(target, statement->rtable);
+
+	if (!isTempNamespace(get_rel_namespace(entry->relid)))
+		PreventCommandIfReadOnly(CreateCommandName((Node *) statement));
+}
+
 /*
  * The server checks before a statement starts whether it may write.  A statement
  * that fixes a read-only identity itself has passed that check.  It is checked
@@ -93,16 +108,18 @@ refuse_writes(QueryDesc *query)
 		return;
 	apitoken_enforce_read_only();
 	foreach(lc, compat_result_relations(statement))
+		refuse_target(statement, lfirst_int(lc));
+	foreach(lc, statement->rowMarks)
 	{
-		RangeTblEntry *target = rt_fetch(lfirst_int(lc), statement->rtable);
+		PlanRowMark *mark = lfirst(lc);
 
-		if (!isTempNamespace(get_rel_namespace(target->relid)))
-			PreventCommandIfReadOnly(CreateCommandName((Node *) statement));
+		if (RowMarkRequiresRowShareLock(mark->markType))
+			refuse_target(statement, mark->rti);
 	}
+
+	/* under EXPLAIN ANALYZE, which itself is allowed */
 	if (query->dest != NULL && query->dest->mydest == DestIntoRel)
 		PreventCommandIfReadOnly("CREATE TABLE AS");
-	if (query->dest != NULL && query->dest->mydest == DestTransientRel)
-		PreventCommandIfReadOnly("REFRESH MATERIALIZED VIEW");
 }
 
 static void
@@ -119,26 +136,54 @@ guard_finish(QueryDesc *query)
 }
 
 /*
- * If this utility statement writes and may evaluate expressions without the
- * executor, return its name, otherwise NULL.  (For the statements that DO, CALL
- * and EXECUTE run, the hooks are called separately.)  This is called before the
- * statement runs, for every identity.  The statement may fix a read-only
- * identity itself, and when it has ended, its tree may be freed and the name of
- * its target may mean another table.
+ * Does the server run this utility statement in READ ONLY transactions?  It
+ * refuses all others at their start.  That is too early for a statement that
+ * fixes a read-only identity itself, in an expression, a trigger or an event
+ * trigger.  For the statements that DO, CALL and EXECUTE run, the hooks are
+ * called separately.
+ *
+ * A kind of statement that is not listed here counts as refused.
  */
-static const char *
-writing_utility_name(Node *statement)
+static bool
+allowed_in_read_only(Node *statement)
 {
-	if (IsA(statement, AlterTableStmt) || IsA(statement, IndexStmt))
-		return CreateCommandName(statement);
-	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from)
+	switch (nodeTag(statement))
 	{
-		Oid			target = RangeVarGetRelid(((CopyStmt *) statement)->relation, NoLock, true);
+		case T_AlterSystemStmt:
+		case T_CallStmt:
+		case T_CheckPointStmt:
+		case T_ClosePortalStmt:
+		case T_ConstraintsSetStmt:
+		case T_DeallocateStmt:
+		case T_DeclareCursorStmt:
+		case T_DiscardStmt:
+		case T_DoStmt:
+		case T_ExecuteStmt:
+		case T_ExplainStmt:
+		case T_FetchStmt:
+		case T_ListenStmt:
+		case T_LoadStmt:
+		case T_LockStmt:
+		case T_NotifyStmt:
+		case T_PrepareStmt:
+		case T_ReindexStmt:
+		case T_TransactionStmt:
+		case T_UnlistenStmt:
+		case T_VacuumStmt:
+		case T_VariableSetStmt:
+		case T_VariableShowStmt:
+		case APITOKEN_CLUSTER_STATEMENT:
+			return true;
+		case T_CopyStmt:
+			{
+				CopyStmt   *copy = (CopyStmt *) statement;
 
-		if (!isTempNamespace(get_rel_namespace(target)))
-			return "COPY FROM";
+				return !copy->is_from ||
+					isTempNamespace(get_rel_namespace(RangeVarGetRelid(copy->relation, NoLock, true)));
+			}
+		default:
+			return false;
 	}
-	return NULL;
 }
 
 /*
@@ -162,13 +207,18 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 			  QueryEnvironment *environment, DestReceiver *receiver,
 			  QueryCompletion *completion)
 {
-	const char *writing = NULL;
+	const char *refused = NULL;
+	uint64		commits = apitoken_read_only_commits;
 
 	apitoken_redact_activity();
 	text = apitoken_redacted(text, statement->stmt_location, statement->stmt_len);
 
-	if (!IsAbortedTransactionBlockState())
-		writing = writing_utility_name(statement->utilityStmt);
+	/*
+	 * Decided now, because when the statement has ended, its tree may be freed
+	 * and the name of its target may mean another table.
+	 */
+	if (!IsAbortedTransactionBlockState() && !allowed_in_read_only(statement->utilityStmt))
+		refused = CreateCommandName(statement->utilityStmt);
 	if (!needs_no_identity(statement->utilityStmt))
 		before_statement();
 	else
@@ -179,17 +229,22 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 	else
 		standard_ProcessUtility(statement, text, read_only_tree, context, params,
 								environment, receiver, completion);
-	if (writing != NULL && apitoken_principal_read_only())
+
+	/* CREATE INDEX CONCURRENTLY runs several transactions, which end its identities. */
+	if (refused != NULL && (apitoken_principal_read_only() || commits != apitoken_read_only_commits))
 	{
-		apitoken_enforce_read_only();
-		PreventCommandIfReadOnly(writing);
+		XactReadOnly = true;
+		PreventCommandIfReadOnly(refused);
 	}
 }
 
 static void
 guard_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg)
 {
-	if (access == OAT_FUNCTION_EXECUTE)
+	/* The fast path calls a function without a statement and without a portal. */
+	if (access == OAT_FUNCTION_EXECUTE && ActivePortal == NULL)
+		before_statement();
+	else if (access == OAT_FUNCTION_EXECUTE)
 		apitoken_enforce_read_only();
 	if (previous_access)
 		previous_access(access, class, object, sub, arg);

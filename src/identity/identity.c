@@ -62,9 +62,14 @@ static FixedIdentity fixed;
  */
 uint64		apitoken_identity_generation = 0;
 
+/* number of transactions of this session that a read-only identity committed */
+uint64		apitoken_read_only_commits = 0;
+
 static void
 transaction_ended(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_COMMIT && apitoken_principal_read_only())
+		apitoken_read_only_commits++;
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:

@@ -93,6 +93,7 @@ extern Datum apitoken_verification_datum(const ApitokenVerification *verificatio
 /* ----- identity.c: the identity of the transaction ----- */
 
 extern uint64 apitoken_identity_generation;
+extern uint64 apitoken_read_only_commits;
 extern void apitoken_identity_init(void);
 extern void apitoken_sync_identity(void);
 extern void apitoken_enforce_read_only(void);
