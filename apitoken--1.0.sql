@@ -345,7 +345,7 @@ COMMENT ON FUNCTION apitoken.organizations_allowed(text) IS 'Ids of the organiza
 -- the caller.
 CREATE FUNCTION apitoken_internal.managed_organizations(VARIADIC permissions text[]) RETURNS text[]
 	AS 'MODULE_PATHNAME', 'apitoken_managed_organizations' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.managed_organizations(text[]) IS 'For policies: ids of the organizations where the current identity has at least one of these permissions (resource:action). Nulls in the list are ignored. Empty for a null list and for an anonymous caller. 22023 if a permission is malformed or contains a *.';
+COMMENT ON FUNCTION apitoken_internal.managed_organizations(text[]) IS 'For policies: ids of the organizations where the current identity has at least one of these permissions (resource:action). Nulls in the list are ignored. Empty for a null list and for an anonymous caller. 22023 if a permission is malformed or contains a *, and for more than 100 permissions.';
 
 CREATE FUNCTION apitoken_internal.managed_user(VARIADIC permissions text[]) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_managed_user' LANGUAGE C STABLE PARALLEL RESTRICTED;

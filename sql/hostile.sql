@@ -698,6 +698,47 @@ SELECT action FROM apitoken.events ORDER BY id;
 DEALLOCATE saved;
 \set VERBOSITY terse
 
+--
+-- Values of any length: refused, or interrupted in time
+--
+\getenv srcdir PG_ABS_SRCDIR
+\i :srcdir/test/regress_try.sql
+CREATE TEMP TABLE long AS SELECT array_agg('zz:b' || g) AS permissions FROM generate_series(1, 101) g;
+INSERT INTO long SELECT array_agg('zz:b' || g) FROM generate_series(1, 300000) g;
+INSERT INTO long SELECT array_fill(NULL::text, '{300000}');
+INSERT INTO apitoken.organizations (id) VALUES ('long');
+INSERT INTO apitoken.memberships (organization_id, user_id, role) VALUES ('long', 'ada', 'admin');
+BEGIN;
+SELECT apitoken.act_as('ada') AS acts;
+SELECT cardinality(permissions), public.regress_try(format(call, permissions))
+FROM long, (VALUES (1, 'SELECT apitoken_internal.managed_organizations(VARIADIC %L)'),
+	(2, 'SELECT apitoken_internal.managed_user(VARIADIC %L)'),
+	(3, 'SELECT apitoken_internal.manages_organization(''long'', VARIADIC %L)'),
+	(4, 'SELECT apitoken_internal.manages_user(''ada'', VARIADIC %L)'),
+	(5, 'SELECT apitoken_internal.manages_owner(''long'', NULL, VARIADIC %L)'),
+	(6, 'SELECT apitoken_internal.manages_token(gen_random_uuid(), VARIADIC %L)')) calls (n, call)
+ORDER BY n, ctid;
+SELECT apitoken_internal.managed_organizations(VARIADIC permissions[:100]) FROM long LIMIT 1;
+ROLLBACK;
+SET apitoken.token_headers = 'a1,a2,a3,a4,a5,a6,a7,a8,a9,a10,a11,a12,a13,a14,a15,a16,a17';
+SET apitoken.token_headers = 'a1,a2,a3,a4,a5,a6,a7,a8,a9,a10,a11,a12,a13,a14,a15,a16';
+RESET apitoken.token_headers;
+-- Headers without end: the whole time, then that of a cancelled call
+BEGIN;
+SELECT set_config('request.headers', '{' || repeat('"a":"b",', 1000000) || '"c":"d"}', true) IS NOT NULL AS set;
+SELECT clock_timestamp() AS began \gset
+SELECT apitoken.pre_request();
+SELECT clock_timestamp() - :'began' AS whole \gset
+SAVEPOINT s;
+SET LOCAL statement_timeout = '20ms';
+SELECT clock_timestamp() AS began \gset
+SELECT apitoken.pre_request();
+ROLLBACK TO s;
+SELECT clock_timestamp() - :'began' < :'whole'::interval / 2 AS in_time;
+ROLLBACK;
+DELETE FROM apitoken.organizations WHERE id = 'long';
+DROP TABLE long;
+
 DROP SCHEMA attack CASCADE;
 DROP TABLE public.regress_parent;
 DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM regress_apitoken_attacker', current_database()); END $$;

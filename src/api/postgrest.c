@@ -187,6 +187,7 @@ find_token(void)
 			ApitokenField *field = lfirst(value);
 			char	   *found;
 
+			CHECK_FOR_INTERRUPTS();
 			if (!field->is_string)
 				refuse_request("A header that can contain a token is not a string.", "Check the gateway in front of the database.");
 			found = token_in_value(lfirst(lc), field->value);

@@ -148,6 +148,9 @@ check_header(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+/* each request is searched for each of these headers */
+#define TOKEN_HEADERS_MAX 16
+
 static bool
 check_token_headers(char **newval, void **extra, GucSource source)
 {
@@ -155,8 +158,11 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	List	   *names;
 	ListCell   *lc;
 	bool		good = SplitGUCList(copy, ',', &names);
+	bool		many = list_length(names) > TOKEN_HEADERS_MAX;
 	bool		twice = false;
 
+	if (many)
+		names = list_truncate(names, TOKEN_HEADERS_MAX);
 	foreach(lc, names)
 	{
 		good = good && valid_header(lfirst(lc));
@@ -168,9 +174,11 @@ check_token_headers(char **newval, void **extra, GucSource source)
 	pfree(copy);
 	if (!good)
 		GUC_check_errdetail("The value must be a comma-separated list of HTTP header names.");
+	else if (many)
+		GUC_check_errdetail("The list has more than %d headers.", TOKEN_HEADERS_MAX);
 	else if (twice)
 		GUC_check_errdetail("The list contains a header more than once.");
-	return good && !twice;
+	return good && !many && !twice;
 }
 
 /*

@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "utils/numeric.h"
 
 #include "base/base.h"
@@ -58,6 +59,7 @@ apitoken_json_strings(ApitokenJson *state, const char *key, ArrayType *array)
 	{
 		JsonbValue	value;
 
+		CHECK_FOR_INTERRUPTS();
 		value.type = jbvString;
 		value.val.string.val = lfirst(lc);
 		value.val.string.len = strlen(lfirst(lc));

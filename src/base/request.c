@@ -14,6 +14,7 @@
 
 #include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 
 #include "base/base.h"
 
@@ -47,6 +48,7 @@ start_field(void *state, char *name, bool isnull)
 {
 	ObjectParser *parser = state;
 
+	CHECK_FOR_INTERRUPTS();
 	if (parser->depth == 1)
 	{
 		ApitokenField *field = palloc0(sizeof(ApitokenField));
@@ -62,6 +64,7 @@ add_scalar(void *state, char *token, JsonTokenType type)
 {
 	ObjectParser *parser = state;
 
+	CHECK_FOR_INTERRUPTS();
 	if (parser->depth == 1 && parser->fields != NIL)
 	{
 		ApitokenField *field = llast(parser->fields);
@@ -120,6 +123,7 @@ apitoken_header_values(List *headers, const char *name)
 	{
 		ApitokenField *field = lfirst(lc);
 
+		CHECK_FOR_INTERRUPTS();
 		if (pg_strcasecmp(field->name, name) == 0)
 			values = lappend(values, field);
 	}

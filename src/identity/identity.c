@@ -554,6 +554,7 @@ apitoken_organizations_allowed(PG_FUNCTION_ARGS)
 		Datum		value = CStringGetTextDatum(lfirst(lc));
 		bool		isnull = false;
 
+		CHECK_FOR_INTERRUPTS();
 		tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
 	}
 	return (Datum) 0;

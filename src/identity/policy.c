@@ -66,7 +66,7 @@ static int	cache_count;
 #define CACHE_MAX 100
 
 static int
-compare_texts(const void *a, const void *b)
+compare_texts(const void *a, const void *b, void *unused)
 {
 	text	   *left = DatumGetTextPP(*(const Datum *) a);
 	text	   *right = DatumGetTextPP(*(const Datum *) b);
@@ -104,13 +104,19 @@ static Managed *
 compute_managed(ArrayType *permissions)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
-	List	   *names = permissions == NULL ? NIL : apitoken_strings_from_array(permissions);
+	List	   *names = NIL;
 	List	   *organizations = NIL;
 	const char *user_id = NULL;
 	MemoryContext old;
 	Managed    *managed;
 	ListCell   *lc;
 
+	if (permissions != NULL)
+	{
+		/* each role of the caller is compared with each permission */
+		apitoken_check_count(permissions, "Ask for fewer permissions at once.");
+		names = apitoken_strings_from_array(permissions);
+	}
 	foreach(lc, names)
 		apitoken_check_permission(lfirst(lc));
 	if (principal != NULL && permissions == NULL)
@@ -134,7 +140,7 @@ compute_managed(ArrayType *permissions)
 		managed->permissions = (ArrayType *) PG_DETOAST_DATUM_COPY(PointerGetDatum(permissions));
 	managed->organizations = apitoken_strings_to_array(organizations);
 	deconstruct_array(managed->organizations, TEXTOID, -1, false, TYPALIGN_INT, &managed->ids, NULL, &managed->count);
-	qsort(managed->ids, managed->count, sizeof(Datum), compare_texts);
+	qsort_interruptible(managed->ids, managed->count, sizeof(Datum), compare_texts, NULL);
 	managed->user_id = user_id == NULL ? NULL : cstring_to_text(user_id);
 	if (principal != NULL && permissions == NULL && principal->source == APITOKEN_SOURCE_TOKEN)
 	{
@@ -174,7 +180,7 @@ manages_organization(const Managed *managed, text *id)
 	Datum		key = PointerGetDatum(id);
 
 	return managed->count > 0 &&
-		bsearch(&key, managed->ids, managed->count, sizeof(Datum), compare_texts) != NULL;
+		bsearch_arg(&key, managed->ids, managed->count, sizeof(Datum), compare_texts, NULL) != NULL;
 }
 
 static bool
@@ -183,7 +189,7 @@ manages_user(const Managed *managed, text *id)
 	Datum		key = PointerGetDatum(id);
 	Datum		user = PointerGetDatum(managed->user_id);
 
-	return managed->user_id != NULL && compare_texts(&key, &user) == 0;
+	return managed->user_id != NULL && compare_texts(&key, &user, NULL) == 0;
 }
 
 PG_FUNCTION_INFO_V1(apitoken_manages_organization);

@@ -6,6 +6,7 @@
 
 #include "access/xact.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 
 #include "manage/manage.h"
@@ -68,6 +69,7 @@ apitoken_list_pattern(PG_FUNCTION_ARGS)
 	appendStringInfoChar(&pattern, '%');
 	for (char *c = label; *c != '\0'; c++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if (*c == '_' || *c == '\\')
 			appendStringInfoChar(&pattern, '\\');
 		appendStringInfoChar(&pattern, *c);

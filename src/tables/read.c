@@ -100,6 +100,7 @@ next_row(Lookup *lookup, AttrNumber last)
 {
 	TupleTableSlot *slot = lookup->scan->slot;
 
+	CHECK_FOR_INTERRUPTS();
 	lookup->tuple = systable_getnext(lookup->scan);
 	if (!HeapTupleIsValid(lookup->tuple))
 		return false;

@@ -494,6 +494,24 @@ report_malformed(const char *pattern, const char *hint)
 			 errhint("%s", hint)));
 }
 
+/*
+ * Raise an error if the array has more elements than a list of permissions may
+ * have.  This reads no element, so it is called before the elements are
+ * processed.
+ */
+void
+apitoken_check_count(ArrayType *array, const char *hint)
+{
+	int			count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+
+	if (count > APITOKEN_PATTERNS_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("number of permissions (%d) exceeds the maximum allowed (%d)", count,
+						APITOKEN_PATTERNS_MAX),
+				 errhint("%s", hint)));
+}
+
 /* Raise an error unless the array is a valid list of patterns. */
 void
 apitoken_check_patterns(ArrayType *array)
@@ -510,15 +528,7 @@ apitoken_check_patterns(ArrayType *array)
 				 errmsg("permissions must be a one-dimensional array"),
 				 errhint("Write the permissions like '{article:read,article:write}'.")));
 
-	/* Check the count first, because deconstruct_array() allocates memory for each element. */
-	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
-	if (count > APITOKEN_PATTERNS_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("number of permissions (%d) exceeds the maximum allowed (%d)", count,
-						APITOKEN_PATTERNS_MAX),
-				 errhint("Use a pattern such as 'article:*' for several permissions.")));
-
+	apitoken_check_count(array, "Use a pattern such as 'article:*' for several permissions.");
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
 	for (int i = 0; i < count; i++)
 	{

@@ -89,6 +89,7 @@ extern bool apitoken_narrowing_allows(ApitokenAccess access, List *own, bool per
 									  const char *permission);
 extern List *apitoken_strings_from_array(ArrayType *array);
 extern ArrayType *apitoken_strings_to_array(List *strings);
+extern void apitoken_check_count(ArrayType *array, const char *hint);
 extern void apitoken_check_patterns(ArrayType *array);
 extern void apitoken_check_permission(const char *permission);
 extern char *apitoken_clip(const char *text);
