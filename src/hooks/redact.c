@@ -28,7 +28,9 @@
  * state, query id).  The server reports the original text repeatedly: when a
  * query or a Parse, Bind or Execute message arrives, and when a parallel worker
  * starts.  The change counter of the entry shows whether the text may be new,
- * so that the check is cheap.
+ * so that the check is cheap.  For some messages the server calls no hook.
+ * After each message it resets MessageContext, so a callback of this context
+ * masks what they have left.
  *
  * Other modules get the text of a statement from the arguments of hooks.  They
  * are given a masked copy.  The server itself uses this text only for positions.
@@ -56,6 +58,7 @@
 
 /* minimum length of a word that is masked because it may be the end of a token */
 #define FRAGMENT_AFTER_DOTS 12
+#define FRAGMENT_AFTER_QUOTE 12
 #define FRAGMENT_AFTER_NEWLINE 24
 
 /* number of masked statements that a process without MessageContext keeps */
@@ -71,6 +74,9 @@ static planner_hook_type previous_planner = NULL;
  */
 static bool statements_hold_tokens = false;
 
+/* Is the end of the client's message watched?  See watch_message(). */
+static bool message_watched = false;
+
 static bool
 mask_field(char *field)
 {
@@ -78,16 +84,18 @@ mask_field(char *field)
 }
 
 /*
- * Two kinds of errors quote the text before the position of the error.  The
- * quotation may begin within a token, and the rest of a token looks like any
- * other word:
+ * Some errors quote a part of a text.  The quotation may begin within a token,
+ * and the rest of a token looks like any other word:
  *
- * - JSON: fifty characters, in the context: "JSON data, line 1: ...3kV9x".
- *   Any long word that follows the dots is masked.
- * - XML: eighty characters, on a line of their own in the detail.  Other lines
- *   of details begin with words too, for example those of a statement.
- *   Therefore the word must be longer, and must have capitals, small letters
- *   and digits (`mixed`).
+ * - JSON: fifty characters before the error, in the context: "JSON data, line 1:
+ *   ...3kV9x".  Any long word that follows the dots is masked.
+ * - Dates: the message of to_date() and its relatives quotes the rest of the
+ *   text from the error on.  A date without separators is a long word as well
+ *   ("20240101T120000Z").  Therefore the word must have capitals and small
+ *   letters (`mixed`).
+ * - XML: eighty characters before the error, on a line of their own in the
+ *   detail.  Other lines of details begin with words too, for example those of a
+ *   statement.  Therefore the word must also be longer.
  *
  * Little is lost if the word is not part of a token.
  */
@@ -100,7 +108,6 @@ mask_fragments(char *field, const char *marker, size_t min_length, bool mixed)
 	while (fragment != NULL && (fragment = strstr(fragment, marker)) != NULL)
 	{
 		size_t		length;
-		bool		digit = false;
 		bool		upper = false;
 		bool		lower = false;
 
@@ -109,18 +116,16 @@ mask_fragments(char *field, const char *marker, size_t min_length, bool mixed)
 		{
 			char		c = fragment[length];
 
-			if (c >= '0' && c <= '9')
-				digit = true;
-			else if (c >= 'A' && c <= 'Z')
+			if (c >= 'A' && c <= 'Z')
 				upper = true;
 			else if (c >= 'a' && c <= 'z')
 				lower = true;
-			else if (c != '_')
+			else if (!(c >= '0' && c <= '9') && c != '_')
 				break;
 		}
 
 		/* a word that is followed by a mask is the readable part of a token */
-		if (length >= min_length && fragment[length] != '*' && (!mixed || (digit && upper && lower)))
+		if (length >= min_length && fragment[length] != '*' && (!mixed || (upper && lower)))
 		{
 			memset(fragment, '*', length);
 			found = true;
@@ -181,35 +186,9 @@ mask_statement(void)
 	return true;
 }
 
-static void
-redact_message(ErrorData *edata)
-{
-	if (apitoken_mask_logs)
-	{
-		bool		masked = false;
-
-		masked |= mask_field(edata->message);
-		masked |= mask_field(edata->detail);
-		masked |= mask_field(edata->detail_log);
-		masked |= mask_field(edata->hint);
-		masked |= mask_field(edata->context);
-		masked |= mask_fragments(edata->context, "...", FRAGMENT_AFTER_DOTS, false);
-		masked |= mask_fragments(edata->detail, "\n", FRAGMENT_AFTER_NEWLINE, true);
-		masked |= mask_field(edata->internalquery);
-		masked |= mask_statement();
-		if (masked)
-			apitoken_count(APITOKEN_MASKED, 1);
-
-		/* no other hook is called for a statement with a syntax error */
-		apitoken_redact_activity();
-	}
-	if (previous_log)
-		previous_log(edata);
-}
-
 /* Mask the statement that pg_stat_activity shows for this process. */
-void
-apitoken_redact_activity(void)
+static void
+mask_activity(void)
 {
 	static int	seen_changecount = 0;
 	volatile PgBackendStatus *entry = MyBEEntry;
@@ -229,6 +208,71 @@ apitoken_redact_activity(void)
 		PGSTAT_END_WRITE_ACTIVITY(entry);
 	}
 	seen_changecount = entry->st_changecount;
+}
+
+static void message_ended(void *unused);
+
+/*
+ * Have message_ended() called when MessageContext is reset.  A callback is
+ * called only once, and must not register itself again for the same reset.
+ * Therefore it belongs to an empty child context.  The reset deletes the child
+ * first, and the parent's callback then makes the next child.
+ */
+static void
+watch_message(void *unused)
+{
+	static MemoryContextCallback ended = {.func = message_ended};
+
+	message_watched = false;
+	MemoryContextRegisterResetCallback(AllocSetContextCreate(MessageContext, "apitoken message",
+															 ALLOCSET_SMALL_SIZES), &ended);
+	message_watched = true;
+}
+
+static void
+message_ended(void *unused)
+{
+	static MemoryContextCallback next = {.func = watch_message};
+
+	mask_activity();
+	MemoryContextRegisterResetCallback(MessageContext, &next);
+}
+
+/* For hooks: mask pg_stat_activity, now and when the client's message ends. */
+void
+apitoken_redact_activity(void)
+{
+	if (!message_watched && MessageContext != NULL)
+		watch_message(NULL);
+	mask_activity();
+}
+
+static void
+redact_message(ErrorData *edata)
+{
+	if (apitoken_mask_logs)
+	{
+		bool		masked = false;
+
+		masked |= mask_field(edata->message);
+		masked |= mask_field(edata->detail);
+		masked |= mask_field(edata->detail_log);
+		masked |= mask_field(edata->hint);
+		masked |= mask_field(edata->context);
+		masked |= mask_fragments(edata->context, "...", FRAGMENT_AFTER_DOTS, false);
+		masked |= mask_fragments(edata->detail, "\n", FRAGMENT_AFTER_NEWLINE, true);
+		if (edata->sqlerrcode == ERRCODE_INVALID_DATETIME_FORMAT)
+			masked |= mask_fragments(edata->message, "\"", FRAGMENT_AFTER_QUOTE, true);
+		masked |= mask_field(edata->internalquery);
+		masked |= mask_statement();
+		if (masked)
+			apitoken_count(APITOKEN_MASKED, 1);
+
+		/* no other hook is called for a statement with a syntax error */
+		mask_activity();
+	}
+	if (previous_log)
+		previous_log(edata);
 }
 
 /*
@@ -313,13 +357,17 @@ redact_planner(APITOKEN_PLAN_PARAMETERS)
 }
 
 /*
- * This masks what no other hook sees: a query that consists of a comment only,
- * and a syntax error if log_min_messages keeps errors out of the log.
+ * The first message of a session may call no other hook: a comment, or a
+ * statement with a syntax error.  Memory is allocated only where an error may
+ * be raised.
  */
 static void
-redact_ended(XactEvent event, void *arg)
+redact_transaction(XactEvent event, void *arg)
 {
-	apitoken_redact_activity();
+	if (event == XACT_EVENT_PRE_COMMIT)
+		apitoken_redact_activity();
+	else
+		mask_activity();
 }
 
 void
@@ -331,7 +379,7 @@ apitoken_redact_init(void)
 	post_parse_analyze_hook = redact_parsed;
 	previous_planner = planner_hook;
 	planner_hook = redact_planner;
-	RegisterXactCallback(redact_ended, NULL);
+	RegisterXactCallback(redact_transaction, NULL);
 
 	/* if a statement has loaded the library, earlier ones were not searched */
 	statements_hold_tokens = debug_query_string != NULL;

@@ -417,12 +417,29 @@ failed:
 }
 
 /*
+ * Is this "_org_" or "_usr_", after a character that a prefix can have?  Upper
+ * and lower case are the same, because upper(), lower() and initcap() of a token
+ * still contain most of its secret.
+ */
+static bool
+is_mark(const char *at)
+{
+	char		code[KIND_CHARS];
+
+	if (at[0] != '_' || at[MARK_CHARS - 1] != '_' || digit_value(at[-1]) < 0)
+		return false;
+	for (int i = 0; i < KIND_CHARS; i++)
+		code[i] = at[1 + i] | ('a' ^ 'A');
+	return memcmp(code, apitoken_kind_code(APITOKEN_ORGANIZATION), KIND_CHARS) == 0 ||
+		memcmp(code, apitoken_kind_code(APITOKEN_USER), KIND_CHARS) == 0;
+}
+
+/*
  * Find the next secret in text[*start .. length).  The function searches for a
- * mark, "_org_" or "_usr_", after a character that a prefix can have.  The mark
- * is followed by base62 digits: an id, then the secret, which may be of any
- * length from APITOKEN_SECRET_CUT on.  The checksum is not verified, because a
- * text that was truncated, mistyped or folded to lower case still contains most
- * of a secret.
+ * mark.  The mark is followed by base62 digits: an id, then the secret, which
+ * may be of any length from APITOKEN_SECRET_CUT on.  The checksum is not
+ * verified, because a text that was truncated, mistyped or folded to another
+ * case still contains most of a secret.
  *
  * The function examines each character a bounded number of times, because no
  * mark can begin within the digits that follow a mark.
@@ -440,10 +457,7 @@ next_secret(const char *text, size_t length, size_t *start, size_t *count)
 
 		if (end - at < MARK_CHARS + APITOKEN_ID_CHARS + APITOKEN_SECRET_CUT)
 			return false;
-		if (at[MARK_CHARS - 1] != '_' || at == text ||
-			!((at[-1] >= 'a' && at[-1] <= 'z') || (at[-1] >= '0' && at[-1] <= '9')) ||
-			(memcmp(at + 1, apitoken_kind_code(APITOKEN_ORGANIZATION), KIND_CHARS) != 0 &&
-			 memcmp(at + 1, apitoken_kind_code(APITOKEN_USER), KIND_CHARS) != 0))
+		if (at == text || !is_mark(at))
 		{
 			at++;
 			continue;

@@ -25,11 +25,11 @@ package Client;
 
 sub new
 {
-	my ($class, $node, $settings) = @_;
+	my ($class, $node, $settings, $startup) = @_;
 	my $path = $node->host . '/.s.PGSQL.' . $node->port;
 	my $self = bless { socket => IO::Socket::UNIX->new(Peer => $path), got => '' }, $class;
 	my $options = join(' ', map { "-c $_=" . ($settings->{$_} =~ s/([\\ ])/\\$1/gr) } sort keys %$settings);
-	my $body = pack('N', 196608) . join('', map { "$_\0" } 'user', $main::superuser, 'database', 'postgres', 'options', $options) . "\0";
+	my $body = pack('N', 196608) . join('', map { "$_\0" } 'user', $main::superuser, 'database', 'postgres', 'options', $options, %{ $startup // {} }) . "\0";
 
 	die "no connection to $path" unless $self->{socket};
 	$self->{socket}->blocking(1);
@@ -142,6 +142,8 @@ our $node = start_node('masking', conf => "shared_preload_libraries = $libraries
 	restart_after_crash = on
 	compute_query_id = on
 	autovacuum = off
+	wal_level = replica
+	max_wal_senders = 2
 });
 our $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 my $version = $node->safe_psql('postgres', 'SHOW server_version_num') / 10000;
@@ -245,7 +247,7 @@ sub logged
 
 # The token replaces the ?: as a literal, or as $1.  set: settings of the session;
 # client: the client gets the message as well; by: the ways to send it, if not all;
-# piece: only a piece is logged, without the id.
+# piece: only a piece is logged, without the id; startup: parameters of the connection.
 my %log_all = (log_statement => 'all');
 my %log_slow = (log_min_duration_statement => 0);
 my %log_parameters = (log_parameter_max_length_on_error => -1);
@@ -306,6 +308,10 @@ my @cases = (
 	{ name => 'JSON with a token cut off', set => {}, sql => 'SELECT to_number(?::json->>0)', around => '{"filling":"so that it is long enough","token":"?" oops}', by => [ 'bind', 'named' ], client => 1, piece => 1 },
 	{ name => 'XML with a token cut off', set => {%log_parameters}, sql => 'SELECT ?::text::xml', around => '<a t="?"></b>', client => 1 },
 	{ name => 'XML with a token cut off, in its second line', set => {%log_parameters}, sql => 'SELECT ?::text::xml', around => qq{<a>\n<?x ?></b>}, client => 1 },
+	{ name => 'upper()', sql => 'SELECT upper(?::text)::int', client => 1 },
+	{ name => 'initcap()', sql => 'SELECT initcap(?::text)::int', client => 1 },
+	{ name => 'to_date() with a token cut off', sql => q{SELECT to_date(?::text, '"' || repeat('x', 40) || '"MONTH')}, client => 1, piece => 1, by => [ 'bind', 'named' ] },
+	{ name => 'to_timestamp() with a token cut off', from => 17, sql => q{SELECT to_timestamp(?::text, '"' || repeat('x', 40) || '"TZ')}, client => 1, piece => 1, by => [ 'bind', 'named' ] },
 	{ name => 'division by zero', set => {%log_parameters}, sql => 'SELECT length(?::text) / 0' },
 	{ name => 'a key that is there', sql => q{INSERT INTO things SELECT ?::text, 1 FROM numbers}, client => 1, set => {%log_parameters} },
 	{ name => 'a failing row', sql => q{INSERT INTO things SELECT ?::text, NULL}, client => 1, set => {%log_parameters} },
@@ -328,6 +334,8 @@ my @cases = (
 	{ name => 'COPY FROM, a line too long', sql => 'COPY numbers FROM STDIN', copy => "1\t?\n", by => ['copy'], client => 1 },
 	{ name => 'COPY FROM, csv', sql => 'COPY things FROM STDIN (FORMAT csv)', copy => "\"?\",?\n", by => ['copy'], client => 1 },
 	{ name => 'COPY TO', set => {%log_all}, sql => 'COPY (SELECT ?) TO STDOUT', by => ['simple'] },
+	{ name => 'BASE_BACKUP', set => { log_replication_commands => 'on' }, startup => { replication => 'database' }, by => ['simple'],
+		sql => q{BASE_BACKUP (LABEL ?, CHECKPOINT 'fast', WAL false, TARGET 'blackhole')} },
 	{ name => 'COPY TO a file', sql => 'COPY (SELECT ?) TO \'/nonexistent/?\'', by => ['simple'], client => 1 },
 
 	# statements prepared by SQL
@@ -355,7 +363,7 @@ sub run_case
 	my ($case, $way, $token, $settings) = @_;
 	my $value = ($case->{around} // '?') =~ s/\?/$token->{text}/gr;
 	my $literal = $case->{bare} ? $value : quote($value);
-	my $client = Client->new($node, { %{ $case->{set} // {} }, %$settings });
+	my $client = Client->new($node, { %{ $case->{set} // {} }, %$settings }, $case->{startup});
 	my $sql = $case->{sql};
 
 	$observer->query("TRUNCATE things");
@@ -518,7 +526,8 @@ sub check_message
 # ---- pg_stat_activity, as another session sees it
 
 # What to send, and what to wait for before looking: an event, or a message
-# (ReadyForQuery).
+# (ReadyForQuery).  Then the length of the secret to look for, and parameters of the
+# connection.
 my @activities = (
 	[ 'while it runs', $asleep, sub { $_[0]->send_query("SELECT pg_sleep(1000), '$_[1]'") } ],
 	[ 'idle after it', '', sub { $_[0]->send_query("SELECT '$_[1]'") } ],
@@ -528,12 +537,27 @@ my @activities = (
 	[ 'in an aborted transaction', '', sub { $_[0]->query('BEGIN; SELECT 1 / 0'); $_[0]->send_query("SELECT '$_[1]'") } ],
 	[ 'after a syntax error that is not logged', '', sub { $_[0]->query('SET log_min_messages = fatal'); $_[0]->send_query("SELECT FROM FROM '$_[1]'") } ],
 	[ 'after nothing but a comment', '', sub { $_[0]->send_query("-- '$_[1]'") } ],
+	[ 'after nothing but a comment in a transaction', '', sub { $_[0]->query('BEGIN'); $_[0]->send_query("-- '$_[1]'") } ],
+	[ 'after nothing but a comment in an aborted transaction', '', sub { $_[0]->query('BEGIN; SELECT 1 / 0'); $_[0]->send_query("-- '$_[1]'") } ],
+	[ 'in an aborted transaction, not logged', '', sub { $_[0]->query('SET log_min_messages = fatal'); $_[0]->query('BEGIN; SELECT 1 / 0'); $_[0]->send_query("SELECT '$_[1]'") } ],
+	[ 'in an aborted transaction, not logged, after others', '', sub {
+		$_[0]->query('SET log_min_messages = fatal');
+		$_[0]->query('BEGIN; SELECT 1 / 0');
+		$_[0]->query("SELECT 1") foreach 1 .. 3;
+		$_[0]->send_query("SELECT '$_[1]'") } ],
 	[ 'several statements', $asleep, sub { $_[0]->send_query("SELECT 1; SELECT pg_sleep(1000); SELECT '$_[1]'; SELECT '$_[1]'") } ],
 	[ 'a utility statement', '', sub { $_[0]->send_query("SET apitoken.token = '$_[1]'") } ],
 	[ 'DO', $asleep, sub { $_[0]->send_query("DO \$d\$BEGIN PERFORM pg_sleep(1000), '$_[1]'; END\$d\$") } ],
 	[ 'a long one, cut in the secret', $asleep, sub { $_[0]->send_query('SELECT pg_sleep(1000), /* ' . ('x' x (1023 - 26 - $_[2] - 9)) . "$_[1] */ 1") }, 9 ],
 	[ 'Parse', '', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_sync } ],
 	[ 'Bind', '', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_sync } ],
+	[ 'Bind of a utility statement', '', sub { $_[0]->send_parse('s', "DO \$d\$BEGIN PERFORM '$_[1]'; END\$d\$"); $_[0]->send_bind('s'); $_[0]->send_sync } ],
+	[ 'Bind of a utility statement prepared before', '', sub {
+		$_[0]->send_parse('s', "DO \$d\$BEGIN PERFORM '$_[1]'; END\$d\$"); $_[0]->send_sync; $_[0]->wait_ready;
+		$_[0]->query('SELECT 1');
+		$_[0]->send_bind('s'); $_[0]->send_sync } ],
+	[ 'in the middle of the protocol, after Bind of a utility statement', '2', sub { $_[0]->send_parse('s', "DO \$d\$BEGIN PERFORM '$_[1]'; END\$d\$"); $_[0]->send_bind('s'); $_[0]->send_flush } ],
+	[ 'BASE_BACKUP', '', sub { $_[0]->send_query("BASE_BACKUP (LABEL '$_[1]', CHECKPOINT 'fast', WAL false, TARGET 'blackhole')") }, 12, { replication => 'database' } ],
 	[ 'in the middle of the protocol, after Parse', '1', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_flush } ],
 	[ 'in the middle of the protocol, after Bind', '2', sub { $_[0]->send_parse('s', "SELECT '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_flush } ],
 	[ 'Execute', $asleep, sub { $_[0]->send_parse('s', "SELECT pg_sleep(1000), '$_[1]'"); $_[0]->send_bind('s'); $_[0]->send_execute; $_[0]->send_sync } ],
@@ -562,7 +586,7 @@ sub activity_of
 	my ($activity, $token, $settings) = @_;
 	my ($name, $until, $run) = @$activity;
 	my $holder = Client->new($node, {});
-	my $client = Client->new($node, $settings);
+	my $client = Client->new($node, $settings, $activity->[4]);
 
 	$holder->query('BEGIN; LOCK TABLE things');
 	$client->query('SELECT 1');

@@ -621,11 +621,18 @@ masked_texts(void)
 		{"__org_apt__usr_x_usr_" ID SECRET, "__org_apt__usr_x_usr_" ID STARS},
 		{"a_usr_org_" ID SECRET, "a_usr_org_" ID STARS},
 		{"apt_org_org_usr_" ID SECRET, "apt_org_org_usr_" ID STARS},
-		/* none: no prefix, another kind, another case */
+		/* another case, as upper(), initcap() and lower() make it */
+		{"APT_ORG_" ID SECRET, "APT_ORG_" ID STARS},
+		{"Apt_Usr_" ID SECRET, "Apt_Usr_" ID STARS},
+		{"X9_uSR_" ID SECRET, "X9_uSR_" ID STARS},
+		{"A_org_" ID SECRET, "A_org_" ID STARS},
+		{"apt_ORG_" ID SECRET, "apt_ORG_" ID STARS},
+		/* none: no prefix, another kind */
 		{"_org_" ID SECRET, NULL},
 		{" _org_" ID SECRET, NULL},
-		{"A_org_" ID SECRET, NULL},
-		{"apt_ORG_" ID SECRET, NULL},
+		{"*_ORG_" ID SECRET, NULL},
+		{"apt_o2g_" ID SECRET, NULL},
+		{"apt_/rg_" ID SECRET, NULL},
 		{"apt_app_" ID SECRET, NULL},
 		{"apt_org-" ID SECRET, NULL},
 		{"apt-org_" ID SECRET, NULL},
@@ -699,9 +706,8 @@ mask_plainly(const char *text, size_t length, char *result)
 		size_t		end = body;
 
 		if (body > length ||
-			(memcmp(text + at, "_org_", 5) != 0 && memcmp(text + at, "_usr_", 5) != 0) ||
-			result[at - 1] == '\0' ||
-			strchr("abcdefghijklmnopqrstuvwxyz0123456789", result[at - 1]) == NULL)
+			(strncasecmp(text + at, "_org_", 5) != 0 && strncasecmp(text + at, "_usr_", 5) != 0) ||
+			result[at - 1] == '\0' || strchr(digits, result[at - 1]) == NULL)
 			continue;
 		while (end < length && text[end] != '\0' && strchr(digits, text[end]) != NULL)
 			end++;
@@ -719,7 +725,7 @@ mask_plainly(const char *text, size_t length, char *result)
 static void
 masked_garbage(void)
 {
-	static const char *const pieces[] = {"_", "_org_", "_usr_", "a_org_", "9_usr_", "org", "_or", "/", "*", "z", "A",
+	static const char *const pieces[] = {"_", "_org_", "_usr_", "a_org_", "9_usr_", "A_ORG_", "Z_Usr_", "org", "_or", "/", "*", "z", "A",
 		" ", "\x80", "\xff", ID, ID, SECRET, SECRET, "aB3dE6gH", "aB3dE6g", "apt_org_" ID SECRET
 	};
 	char		text[4096];
