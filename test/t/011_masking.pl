@@ -612,6 +612,8 @@ sub check_activities
 
 	foreach my $activity (@activities)
 	{
+		next if $activity->[4] && $form ne 'shared';
+
 		my $token = new_token();
 		my $window = $activity->[3] // 12;
 		my ($query, $rest) = activity_of($activity, $token, {});
@@ -716,6 +718,9 @@ foreach my $form ('shared', 'session')
 	foreach my $case (@cases)
 	{
 		next if $version < ($case->{from} // 0);
+
+		# connections for replication do not load session_preload_libraries
+		next if $case->{startup} && $form ne 'shared';
 		check_case($case, $_, $form, {}) foreach @{ $case->{by} // [ 'simple', 'parse', 'bind', 'named' ] };
 	}
 	check_message('a deadlock', $form, \&check_deadlock);
