@@ -311,7 +311,6 @@ my @cases = (
 	{ name => 'upper()', sql => 'SELECT upper(?::text)::int', client => 1 },
 	{ name => 'initcap()', sql => 'SELECT initcap(?::text)::int', client => 1 },
 	{ name => 'to_date() with a token cut off', sql => q{SELECT to_date(?::text, '"' || repeat('x', 40) || '"MONTH')}, client => 1, piece => 1, by => [ 'bind', 'named' ] },
-	{ name => 'to_timestamp() with a token cut off', from => 17, sql => q{SELECT to_timestamp(?::text, '"' || repeat('x', 40) || '"TZ')}, client => 1, piece => 1, by => [ 'bind', 'named' ] },
 	{ name => 'division by zero', set => {%log_parameters}, sql => 'SELECT length(?::text) / 0' },
 	{ name => 'a key that is there', sql => q{INSERT INTO things SELECT ?::text, 1 FROM numbers}, client => 1, set => {%log_parameters} },
 	{ name => 'a failing row', sql => q{INSERT INTO things SELECT ?::text, NULL}, client => 1, set => {%log_parameters} },
