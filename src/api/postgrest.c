@@ -169,6 +169,8 @@ find_token(void)
 			return NULL;
 		case APITOKEN_BROKEN_REQUEST:
 			refuse_request("The setting \"request.headers\" is not a JSON object.", "Check the gateway in front of the database.");
+		case APITOKEN_FOREIGN_REQUEST:
+			refuse_request("A function of another role set the setting \"request.headers\".", "Call apitoken.pre_request() before other functions.");
 		case APITOKEN_REQUEST:
 			break;
 	}

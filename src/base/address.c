@@ -10,9 +10,9 @@
  *	4. the address of the connection.
  *
  * The first three count only in a session that may speak for clients.  If a
- * request does not have the configured header, or if the connection uses a Unix
- * socket, the address is unknown.  An unknown address is NULL, and is in no
- * list of networks.
+ * request does not have the configured header, if a function of another role has
+ * set the setting, or if the connection uses a Unix socket, the address is
+ * unknown.  An unknown address is NULL, and is in no list of networks.
  */
 #include "postgres.h"
 
@@ -140,10 +140,14 @@ apitoken_client_address(inet *argument)
 	const char *setting = apitoken_setting_in_force(APITOKEN_SETTING_CLIENT_ADDRESS);
 	List	   *headers;
 
-	if ((argument != NULL || setting != NULL) &&
-		apitoken_session_is_trusted())
-		return unmap_ipv4(argument != NULL ? argument :
-						DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting))));
+	if (argument == NULL && setting != NULL && apitoken_session_is_trusted())
+	{
+		if (!apitoken_setter_counts(apitoken_setting_role(APITOKEN_SETTING_CLIENT_ADDRESS), apitoken_role_is_trusted))
+			return NULL;
+		argument = DatumGetInetPP(DirectFunctionCall1(inet_in, CStringGetDatum(setting)));
+	}
+	if (argument != NULL && apitoken_session_is_trusted())
+		return unmap_ipv4(argument);
 	if (*apitoken_client_address_header != '\0' &&
 		apitoken_request_headers(&headers) != APITOKEN_NO_REQUEST &&
 		apitoken_session_is_trusted())

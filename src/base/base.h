@@ -64,7 +64,8 @@ typedef enum ApitokenRequest
 {
 	APITOKEN_NO_REQUEST,
 	APITOKEN_REQUEST,
-	APITOKEN_BROKEN_REQUEST		/* the headers are not a JSON object */
+	APITOKEN_BROKEN_REQUEST,	/* the headers are not a JSON object */
+	APITOKEN_FOREIGN_REQUEST	/* the headers do not count: see apitoken_setter_counts() */
 } ApitokenRequest;
 
 typedef struct ApitokenField
@@ -109,7 +110,10 @@ extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 extern void apitoken_function_init(void);
 extern Oid	apitoken_find_function(const char *schema, const char *name, int nargs, const Oid *args);
 extern bool apitoken_role_may_act(Oid role);
+extern bool apitoken_role_may_use(Oid role);
+extern bool apitoken_role_is_trusted(Oid role);
 extern bool apitoken_session_is_trusted(void);
+extern bool apitoken_setter_counts(Oid setter, bool (*has_capability) (Oid role));
 
 /* ----- address.c: the address of the client ----- */
 

@@ -2,9 +2,10 @@
  * function.c
  *		Look up functions of the extension, and check the capabilities of roles.
  *
- * A role has the capability act or verify if it may execute apitoken.act_as() or
- * apitoken.verify().  The OIDs of these functions are cached for the session.
- * The cache is cleared whenever a function changes.
+ * A role has the capability act, use or verify if it may execute
+ * apitoken.act_as(), apitoken.authenticate() or apitoken.verify().  The OIDs of
+ * these functions are cached for the session.  The cache is cleared whenever a
+ * function changes.
  */
 #include "postgres.h"
 
@@ -18,12 +19,14 @@
 #include "base/base.h"
 
 static Oid	act_as_function = InvalidOid;
+static Oid	authenticate_function = InvalidOid;
 static Oid	verify_function = InvalidOid;
 
 static void
 function_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	act_as_function = InvalidOid;
+	authenticate_function = InvalidOid;
 	verify_function = InvalidOid;
 }
 
@@ -67,12 +70,39 @@ apitoken_role_may_act(Oid role)
 	return role_may_execute(role, &act_as_function, "act_as", lengthof(args), args);
 }
 
-/* May the session user speak for clients?  It must have the capability act or verify. */
+/* Does this role have the capability use? */
 bool
-apitoken_session_is_trusted(void)
+apitoken_role_may_use(Oid role)
+{
+	static const Oid args[] = {TEXTOID};
+
+	return role_may_execute(role, &authenticate_function, "authenticate", lengthof(args), args);
+}
+
+/* May this role speak for clients?  It must have the capability act or verify. */
+bool
+apitoken_role_is_trusted(Oid role)
 {
 	static const Oid args[] = {TEXTOID, TEXTOID, TEXTOID, INETOID};
 
-	return apitoken_role_may_act(GetSessionUserId()) ||
-		role_may_execute(GetSessionUserId(), &verify_function, "verify", lengthof(args), args);
+	return apitoken_role_may_act(role) ||
+		role_may_execute(role, &verify_function, "verify", lengthof(args), args);
+}
+
+bool
+apitoken_session_is_trusted(void)
+{
+	return apitoken_role_is_trusted(GetSessionUserId());
+}
+
+/*
+ * Does a setting that this role has set count in this session?  Functions of
+ * other roles may run in the session: in ANALYZE, in the cascade of a foreign
+ * key, in a trigger, or as SECURITY DEFINER.  Such a function must not lend the
+ * session what its owner could not do: the owner needs the capability itself.
+ */
+bool
+apitoken_setter_counts(Oid setter, bool (*has_capability) (Oid role))
+{
+	return setter == GetSessionUserId() || setter == GetOuterUserId() || has_capability(setter);
 }

@@ -191,19 +191,9 @@ fix_user(const char *user_id)
 	fix_principal(&principal);
 }
 
-/* May this role name the acting user of this session? */
-static bool
-may_name_user(Oid setter)
-{
-	return setter == GetSessionUserId() || setter == GetOuterUserId() || apitoken_role_may_act(setter);
-}
-
 /*
  * Fix the identity to this user.  The session user must hold the capability
- * "act".  `setter` is the role that named the user.  It is checked too, because
- * code of other roles may run in this session, in ANALYZE, in a foreign key's
- * cascade or in a SECURITY DEFINER function.  Such code must not use the
- * capability of the session user.
+ * "act".  `setter` is the role that named the user: see apitoken_setter_counts().
  */
 static void
 act_as_user(const char *user_id, Oid setter)
@@ -216,7 +206,7 @@ act_as_user(const char *user_id, Oid setter)
 				 errmsg("permission denied to act as a user"),
 				 errdetail("Session user \"%s\" does not have the capability \"act\".", login),
 				 errhint("Run SELECT apitoken.allow(%s, 'act').", quote_literal_cstr(login))));
-	if (!may_name_user(setter))
+	if (!apitoken_setter_counts(setter, apitoken_role_may_act))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to act as a user set by another role"),
@@ -242,7 +232,8 @@ sync_jwt_user(void)
 	user_id = apitoken_request_claim(apitoken_jwt_user_claim, &setter);
 	if (fixed.set && user_id != NULL && strcmp(user_id, fixed.jwt_user_id) == 0)
 		return;
-	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) || !may_name_user(setter))
+	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) ||
+		!apitoken_setter_counts(setter, apitoken_role_may_act))
 		return;
 	if (strlen(user_id) > APITOKEN_OWNER_ID_MAX)
 		ereport(ERROR,
@@ -266,13 +257,36 @@ require_valid(const ApitokenVerification *verification)
 				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
 }
 
+/*
+ * Fix the identity to the token in the setting.  A role that cannot call
+ * authenticate() must not bring a token into the session of another one.
+ */
+static void
+act_by_setting(const char *token)
+{
+	Oid			setter = apitoken_setting_role(APITOKEN_SETTING_TOKEN);
+	ApitokenVerification verification;
+
+	if (!apitoken_setter_counts(setter, apitoken_role_may_use))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to act by a token set by another role"),
+				 errdetail("Role \"%s\" does not have the capability \"use\".",
+						   GetUserNameFromId(setter, false)),
+				 errhint("Set the token before a function of another role runs.")));
+	apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
+	/* any statement may have led here, so the use must not be written now */
+	apitoken_use(&verification, NULL, false);
+	require_valid(&verification);
+	fix_token(&verification.record);
+}
+
 /* Fix the identity that the settings name, if the settings have changed. */
 void
 apitoken_sync_identity(void)
 {
 	const char *token;
 	const char *user_id;
-	ApitokenVerification verification;
 
 	apitoken_enforce_read_only();
 	if (fixed.set && fixed.generation == apitoken_setting_generation)
@@ -280,13 +294,7 @@ apitoken_sync_identity(void)
 	token = apitoken_setting_in_force(APITOKEN_SETTING_TOKEN);
 	user_id = apitoken_setting_in_force(APITOKEN_SETTING_USER_ID);
 	if (token != NULL)
-	{
-		apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
-		/* any statement may have led here, so the use must not be written now */
-		apitoken_use(&verification, NULL, false);
-		require_valid(&verification);
-		fix_token(&verification.record);
-	}
+		act_by_setting(token);
 	else if (user_id != NULL)
 		act_as_user(user_id, apitoken_setting_role(APITOKEN_SETTING_USER_ID));
 	fixed.generation = apitoken_setting_generation;

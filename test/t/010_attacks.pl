@@ -19,7 +19,8 @@ my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 # backend: a trusted login; manager: has only the role of a signed-in user;
 # gateway: only verifies; sync: maintains the directory; stranger: writes
-# functions and has no capability; voucher: writes functions and has act.
+# functions and has no capability; voucher: writes functions and has act; user:
+# writes functions and has use; plain: a login without a capability.
 $node->safe_psql('postgres', q{
 	CREATE ROLE regress_apitoken_backend LOGIN;
 	CREATE ROLE regress_apitoken_manager LOGIN;
@@ -27,29 +28,45 @@ $node->safe_psql('postgres', q{
 	CREATE ROLE regress_apitoken_sync;
 	CREATE ROLE regress_apitoken_stranger;
 	CREATE ROLE regress_apitoken_voucher;
+	CREATE ROLE regress_apitoken_plain LOGIN;
+	CREATE ROLE regress_apitoken_user;
+	CREATE ROLE regress_apitoken_weak;
 	GRANT pg_execute_server_program TO regress_apitoken_backend;
 });
 
 my $setup = q{
 	CREATE EXTENSION apitoken;
 	SELECT apitoken.allow('regress_apitoken_backend', 'act', 'manage');
+	GRANT regress_apitoken_weak TO regress_apitoken_backend;
 	SELECT apitoken.allow('regress_apitoken_manager', 'manage');
 	SELECT apitoken.allow('regress_apitoken_gateway', 'verify');
 	SELECT apitoken.allow('regress_apitoken_sync', 'directory');
 	SELECT apitoken.allow('regress_apitoken_voucher', 'act');
+	SELECT apitoken.allow('regress_apitoken_user', 'use');
 	INSERT INTO apitoken.organizations VALUES ('o1'), ('o2');
 	INSERT INTO apitoken.users (id) VALUES ('alice'), ('bob');
 	INSERT INTO apitoken.memberships VALUES ('o1', 'alice', 'admin');
 
 	CREATE SCHEMA stranger AUTHORIZATION regress_apitoken_stranger;
 	CREATE SCHEMA voucher AUTHORIZATION regress_apitoken_voucher;
-	GRANT USAGE ON SCHEMA stranger, voucher TO PUBLIC;
+	CREATE SCHEMA client AUTHORIZATION regress_apitoken_user;
+	GRANT USAGE ON SCHEMA stranger, voucher, client TO PUBLIC;
 
 	SET ROLE regress_apitoken_voucher;
 	CREATE FUNCTION voucher.set_user(id text) RETURNS text LANGUAGE sql SECURITY DEFINER
 		AS $$SELECT set_config('apitoken.user_id', id, true)$$;
 
+	SET ROLE regress_apitoken_user;
+	CREATE FUNCTION client.set_any(name text, value text) RETURNS boolean LANGUAGE sql SECURITY DEFINER
+		AS $$SELECT set_config(name, value, true) IS NOT NULL$$;
+
 	SET ROLE regress_apitoken_stranger;
+	CREATE FUNCTION stranger.set_any(name text, value text) RETURNS boolean LANGUAGE sql SECURITY DEFINER
+		AS $$SELECT set_config(name, value, true) IS NOT NULL$$;
+	CREATE TYPE stranger.word AS (word text);
+	CREATE FUNCTION stranger.read_word(word stranger.word) RETURNS text LANGUAGE sql SECURITY DEFINER
+		AS $$SELECT set_config('apitoken.token', word.word, true)$$;
+	CREATE CAST (stranger.word AS text) WITH FUNCTION stranger.read_word(stranger.word) AS IMPLICIT;
 	CREATE FUNCTION stranger.set_user(id text) RETURNS text LANGUAGE sql SECURITY DEFINER
 		AS $$SELECT set_config('apitoken.user_id', id, true)$$;
 	CREATE FUNCTION stranger.has_user() RETURNS text LANGUAGE sql SECURITY DEFINER SET apitoken.user_id = 'bob'
@@ -152,6 +169,66 @@ foreach my $form ('plain', 'session')
 		admin("SET ROLE regress_apitoken_stranger; CREATE OR REPLACE FUNCTION stranger.indexed(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS \$\$BEGIN $body RETURN n; END\$\$");
 		is(run_as($superuser, "BEGIN; ANALYZE stranger.rows; $who ROLLBACK;"), $caught ? 'nobody' : '[ERROR: 42501 ERROR: 25P02]',
 			"$form: by an index function that ANALYZE runs" . ($caught ? ', which keeps quiet about it' : ''));
+	}
+
+	# ----- a function of another role brings a token -------------------------------
+
+	my $here = q{SELECT coalesce(apitoken.current_organization_id(), 'nobody');};
+	my $by_stranger = "SELECT stranger.set_any('apitoken.token', '$o2');";
+
+	foreach my $login ('backend', 'manager', 'gateway', 'plain', $superuser)
+	{
+		my $role = $login eq $superuser ? $login : "regress_apitoken_$login";
+
+		is(run_as($role, "BEGIN; $by_stranger $here ROLLBACK;"), 't [ERROR: 42501]', "$form, $login: a token set by a function of a role without use");
+		is(run_as($role, "SELECT stranger.set_any('apitoken.token', '$o2'), apitoken.current_organization_id();"), '[ERROR: 42501]',
+			"$form, $login: in one statement");
+		is(run_as($role, "BEGIN; SELECT ROW('$o2')::stranger.word::text <> ''; $here ROLLBACK;"), 't [ERROR: 42501]',
+			"$form, $login: by a cast");
+		is(run_as($role, "BEGIN; SET LOCAL apitoken.token = '$o2'; $here ROLLBACK;"), 'o2', "$form, $login: the session's own token counts");
+		is(run_as($role, "BEGIN; SET LOCAL apitoken.token = '$o2'; $here $by_stranger $here ROLLBACK;"), 'o2 t [ERROR: 42501]',
+			"$form, $login: over the session's own, used before");
+		is(run_as($role, "BEGIN; SELECT client.set_any('apitoken.token', '$o2'); $here ROLLBACK;"), 't o2',
+			"$form, $login: a function of a role that holds use may");
+	}
+	is(run("BEGIN; SET LOCAL ROLE regress_apitoken_weak; SET LOCAL apitoken.token = '$o2'; $here ROLLBACK;"), 'o2',
+		"$form: the role in force outside functions may");
+	is(run("BEGIN; SELECT apitoken.act_as('alice'); $by_stranger $who ROLLBACK;"), 'alice t [ERROR: 42501]', "$form: over an acting user");
+	is(run("BEGIN; $by_stranger SELECT apitoken.create_token('t') IS NOT NULL; COMMIT;"), 't [ERROR: 42501]', "$form: create_token");
+	is(run("BEGIN; $by_stranger SELECT 1; ROLLBACK;"), $preloaded ? 't [ERROR: 42501]' : 't 1', "$form: a statement that asks nothing");
+	is(run("BEGIN; SAVEPOINT s; $by_stranger ROLLBACK TO s; $here ROLLBACK;"), 't nobody', "$form: a savepoint takes it back");
+	# the first call loads the library, which a function's SET of its settings needs
+	admin("SELECT apitoken.whoami(); SET ROLE regress_apitoken_stranger;
+		CREATE FUNCTION stranger.has_token() RETURNS text LANGUAGE sql SECURITY DEFINER SET apitoken.token = '$o2'
+			AS 'SELECT apitoken.current_organization_id()';
+		CREATE FUNCTION stranger.bring() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+			AS \$\$BEGIN PERFORM set_config('apitoken.token', '$o2', true); RETURN NEW; END\$\$;
+		CREATE TABLE stranger.gift (n int); GRANT ALL ON stranger.gift TO PUBLIC;
+		CREATE TRIGGER t BEFORE INSERT ON stranger.gift FOR EACH ROW EXECUTE FUNCTION stranger.bring()");
+	is(run('SELECT stranger.has_token();'), '[ERROR: 42501]', "$form: by a function's own SET of a token");
+	is(run("BEGIN; INSERT INTO stranger.gift VALUES (1); $here COMMIT;"), '[ERROR: 42501]', "$form: a token brought by a trigger");
+	foreach my $caught (0, 1)
+	{
+		my $body = "PERFORM set_config('apitoken.token', '$o2', true); PERFORM apitoken.current_user_id();";
+
+		$body = "BEGIN $body EXCEPTION WHEN OTHERS THEN NULL; END;" if $caught;
+		admin("SET ROLE regress_apitoken_stranger; CREATE OR REPLACE FUNCTION stranger.indexed(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS \$\$BEGIN $body RETURN n; END\$\$");
+		is(run_as($superuser, "BEGIN; ANALYZE stranger.rows; $here ROLLBACK;"), $caught ? 'nobody' : '[ERROR: 42501 ERROR: 25P02]',
+			"$form: a token brought by an index function that ANALYZE runs" . ($caught ? ', which keeps quiet about it' : ''));
+	}
+	# what pre_request() and the network rules read follows the same rule
+	my $headers = qq{'request.headers', '{"x-api-key": "$o2"}'};
+	my $near = admin(q{SELECT token FROM apitoken.create_token('near', organization_id => 'o2', allowed_networks => '{192.0.2.1}')});
+	my $address = q{'apitoken.client_address', '192.0.2.1'};
+
+	is(run("BEGIN; SELECT stranger.set_any($headers); SELECT apitoken.pre_request(); ROLLBACK;"), 't [ERROR: PGRST]',
+		"$form: headers set by a function of a role without use");
+	is(run("BEGIN; SELECT client.set_any($headers); SELECT apitoken.pre_request() IS NULL; $here ROLLBACK;"), 't f o2', "$form: with use they count");
+	is(run("BEGIN; SELECT set_config($headers, true) <> ''; SELECT apitoken.pre_request() IS NULL; $here ROLLBACK;"), 't f o2', "$form: and the session's own");
+	foreach my $setter ([ 'stranger.set_any(%s)', 'network_refused' ], [ 'client.set_any(%s)', 'network_refused' ], [ "set_config(%s, true) <> ''", 'valid' ])
+	{
+		is(run_as('regress_apitoken_gateway', 'BEGIN; SELECT ' . sprintf($setter->[0], $address) . "; SELECT verdict FROM apitoken.verify('$near'); ROLLBACK;"),
+			"t $setter->[1]", "$form: the client's address, by $setter->[0]");
 	}
 
 	# what is allowed
