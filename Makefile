@@ -12,6 +12,7 @@ DATA = apitoken--1.0.sql
 # The lowest folder comes first: see src/README.md.
 OBJS = \
 	apitoken.o \
+	src/text/id.o \
 	src/text/token.o \
 	src/text/permission.o \
 	src/base/guc.o \

@@ -20,17 +20,22 @@ COMMENT ON SCHEMA apitoken IS 'API tokens: create, verify, list, edit, regenerat
 CREATE SCHEMA apitoken_internal;
 COMMENT ON SCHEMA apitoken_internal IS 'Internal objects of the extension apitoken: the table of tokens, trigger functions, helpers of policies and views; not for direct use';
 
+CREATE FUNCTION apitoken_internal.check_id(owner text, id text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_check_id_sql' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.check_id(text, text) IS 'For CHECK constraints: true if the text can be the id of an owner (user or organization); null for null; 22023 otherwise';
+
 ------------------------------------------------------------------------------
 -- Tables
 --
 -- src/tables/columns.h describes the columns that C code reads, and sql/schema.sql
 -- compares it with the catalog.  Ids of organizations and users are the
 -- application's own.  They are stored as text, so that uuid, bigint and text keys
--- all fit, and are compared by byte (COLLATE "C").
+-- all fit, and are compared by byte (COLLATE "C").  So each key must have one text:
+-- see src/text/id.c.
 ------------------------------------------------------------------------------
 
 CREATE TABLE apitoken.organizations (
-	id           text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(id) BETWEEN 1 AND 255),
+	id           text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_id('organization', id)),
 	name         text,
 	suspended_at timestamptz,
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -43,7 +48,7 @@ CREATE TABLE apitoken.organizations (
 				  EXTRACT(day FROM idle_timeout), EXTRACT(hour FROM idle_timeout)) >= 0)
 );
 COMMENT ON TABLE apitoken.organizations IS 'Organizations that may own tokens; the application keeps them in step with its own table';
-COMMENT ON COLUMN apitoken.organizations.id IS 'The application''s own id, as text of 1 to 255 bytes; cannot change';
+COMMENT ON COLUMN apitoken.organizations.id IS 'The application''s own id, as text of 1 to 255 bytes: a uuid or a bigint as its output writes it; cannot change';
 COMMENT ON COLUMN apitoken.organizations.name IS 'Display name; null: none given';
 COMMENT ON COLUMN apitoken.organizations.suspended_at IS 'Time of the suspension; while it is not null, all tokens of the organization are refused and its members may do nothing there; null: not suspended';
 COMMENT ON COLUMN apitoken.organizations.created_at IS 'When the row was created';
@@ -51,7 +56,7 @@ COMMENT ON COLUMN apitoken.organizations.idle_timeout IS 'Time after which run_m
 COMMENT ON COLUMN apitoken.organizations.resumed_at IS 'When the last suspension ended; the idle time of the tokens starts no earlier; null: no suspension has ended';
 
 CREATE TABLE apitoken.users (
-	id           text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(id) BETWEEN 1 AND 255),
+	id           text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_id('user', id)),
 	name         text,
 	email        text,
 	groups       text[] NOT NULL DEFAULT '{}',
@@ -60,7 +65,7 @@ CREATE TABLE apitoken.users (
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE apitoken.users IS 'Users: owners of personal tokens and members of organizations; a user without a row gets one with their first token';
-COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text of 1 to 255 bytes; cannot change';
+COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text of 1 to 255 bytes: a uuid or a bigint as its output writes it; cannot change';
 COMMENT ON COLUMN apitoken.users.name IS 'Display name, visible to the user and to members of the same organizations; null: none given';
 COMMENT ON COLUMN apitoken.users.email IS 'E-mail address, visible to the user only; null: none given';
 COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_groups() returns for this user and for their personal tokens';
@@ -84,8 +89,8 @@ COMMENT ON COLUMN apitoken.roles.database_role IS 'Database role that authentica
 -- data, and pg_restore --jobs loads the tables in any order.  Triggers do the work
 -- of foreign keys.
 CREATE TABLE apitoken.memberships (
-	organization_id text COLLATE "C" NOT NULL,
-	user_id         text COLLATE "C" NOT NULL CHECK (pg_catalog.octet_length(user_id) BETWEEN 1 AND 255),
+	organization_id text COLLATE "C" NOT NULL CHECK (apitoken_internal.check_id('organization', organization_id)),
+	user_id         text COLLATE "C" NOT NULL CHECK (apitoken_internal.check_id('user', user_id)),
 	role            text COLLATE "C" NOT NULL,
 	PRIMARY KEY (organization_id, user_id)
 );
@@ -109,8 +114,8 @@ CREATE TABLE apitoken_internal.token_records (
 	previous_digest_scheme smallint CHECK (previous_digest_scheme >= 0),
 	digest                 bytea NOT NULL CHECK (pg_catalog.octet_length(digest) = 32),
 	previous_digest        bytea CHECK (pg_catalog.octet_length(previous_digest) = 32),
-	organization_id        text COLLATE "C",
-	user_id                text COLLATE "C",
+	organization_id        text COLLATE "C" CHECK (apitoken_internal.check_id('organization', organization_id)),
+	user_id                text COLLATE "C" CHECK (apitoken_internal.check_id('user', user_id)),
 	label                  text NOT NULL,
 	access                 text COLLATE "C" NOT NULL CHECK (access IN ('read_only', 'full', 'custom')),
 	role                   text COLLATE "C",

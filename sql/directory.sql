@@ -495,6 +495,89 @@ DELETE FROM apitoken.organizations WHERE id = 'kept';
 SELECT count(*) FROM apitoken.memberships WHERE organization_id = 'kept';
 DELETE FROM apitoken.roles WHERE name = 'kept';
 
+--
+-- An id has one spelling.  A text that a cast to uuid or bigint takes for the
+-- same key is refused, by every way into the tables, also with triggers off.
+--
+\set VERBOSITY default
+INSERT INTO apitoken.users (id) VALUES ('A11CE000-0000-4000-8000-000000000003');
+\set VERBOSITY terse
+INSERT INTO apitoken.organizations (id) VALUES ('5F0E7D4C-2A57-4D3A-9D8E-0123456789AB');
+INSERT INTO apitoken.organizations (id) VALUES ('5f0e7d4c-2a57-4d3a-9d8e-0123456789ab');
+CREATE TABLE public.regress_spelling (n serial, id text, right_one boolean);
+INSERT INTO public.regress_spelling (id, right_one) VALUES
+	('5f0e7d4c-2a57-4d3a-9d8e-0123456789ac', true), ('5F0E7D4C-2A57-4D3A-9D8E-0123456789AC', false), ('5f0e7d4c2a574d3a9d8e0123456789ac', false),
+	('{5f0e7d4c-2a57-4d3a-9d8e-0123456789ac}', false), ('5f0e-7d4c-2a57-4d3a-9d8e-0123-4567-89ac', false), (' 5f0e7d4c-2a57-4d3a-9d8e-0123456789ac', false),
+	('7', true), ('007', false), ('+7', false), (' 7', false), (E'7\n', false), ('-7', true), ('-0', false), ('0x7', false), ('0b111', false), ('0_7', false), ('1_000', false),
+	('umbrella', true), ('umbrella ', false), (E'\tumbrella', false), ('1.0', true), ('9223372036854775808', true), ('5F0E7D4C-2A57-4D3A-9D8E-0123456789A', true), ('Umbrella', true);
+-- the statement that stores each id in each column, and the answer: 0 rows is wrong
+SELECT count(*) AS statements, count(*) FILTER (WHERE (answer = 'done (1)') <> right_one OR (NOT right_one AND answer NOT LIKE '22023 | invalid % id |%')) AS wrong
+FROM public.regress_spelling, (VALUES
+	('INSERT INTO apitoken.organizations (id) VALUES (%L)'),
+	('INSERT INTO apitoken.users (id) VALUES (%L)'),
+	('WITH o AS (DELETE FROM apitoken.users WHERE id = %1$L) INSERT INTO apitoken.memberships VALUES (''acme'', %1$L, ''admin'')'),
+	('INSERT INTO apitoken.memberships VALUES (%L, ''u'', ''admin'')'),
+	('SELECT apitoken.create_token(%L, organization_id => %1$L)'),
+	('SELECT apitoken.create_token(%1$L, user_id => %1$L)'),
+	('INSERT INTO apitoken.tokens (label, user_id) VALUES (''by view'', %L)'),
+	('SELECT apitoken.revoke_tokens(organization_id => %L)'),
+	('SELECT apitoken.revoke_tokens(user_id => %L)'),
+	('SELECT apitoken.revoke_tokens(created_by => %L)')) s (statement),
+	LATERAL (SELECT public.regress_try(format(statement, id)) AS answer) a;
+SELECT count(*) FILTER (WHERE right_one) AS right_ones, count(*) AS all_of_them FROM public.regress_spelling JOIN apitoken.organizations USING (id);
+-- COPY, and a restore with the triggers off
+\set VERBOSITY sqlstate
+\copy apitoken.users (id) from program 'echo 0019'
+SET session_replication_role = replica;
+\copy apitoken.users (id) from program 'echo 0019'
+\copy apitoken.organizations (id) from program 'echo 0019'
+\copy apitoken.memberships (organization_id, user_id, role) from program 'echo acme,0019,admin' with (format csv)
+\copy apitoken.memberships (organization_id, user_id, role) from program 'echo 0019,u,admin' with (format csv)
+INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme)
+	VALUES (gen_random_uuid(), 'x', '0019', 'admin', 'full', now(), now(), '', apitoken.hash('x'), 0);
+INSERT INTO apitoken_internal.token_records (id, label, user_id, access, created_at, updated_at, masked, digest, digest_scheme)
+	VALUES (gen_random_uuid(), 'x', 'A11CE000-0000-4000-8000-000000000003', 'full', now(), now(), '', apitoken.hash('x'), 0);
+UPDATE apitoken.users SET id = '+7' WHERE id = '7';
+UPDATE apitoken_internal.token_records SET user_id = '+7' WHERE user_id = '7';
+RESET session_replication_role;
+\set VERBOSITY terse
+-- The server's own types agree: what one of them reads is an id only as it writes it.
+DO $$
+DECLARE
+	id text;
+	again text;
+	wrong int := 0;
+	readable int := 0;
+BEGIN
+	PERFORM setseed(0.5);
+	FOR n IN 1 .. 20000 LOOP
+		-- a uuid or an integer, with one character changed, put in or taken out
+		id := CASE n % 4 WHEN 0 THEN md5(n::text)::uuid::text WHEN 1 THEN md5(n::text) WHEN 2 THEN (random() * 1e6)::int::text ELSE (random() * 1e19 - 5e18)::numeric(20)::text END;
+		id := overlay(id PLACING substr('{}-+0_AFa17x', 1 + (random() * 12)::int, (random() * 1.2)::int) FROM 1 + (random() * length(id))::int FOR (random() * 1.2)::int);
+		CONTINUE WHEN id = '';
+		again := NULL;
+		BEGIN
+			again := id::uuid::text;
+		EXCEPTION WHEN invalid_text_representation THEN
+			BEGIN
+				again := id::bigint::text;
+			EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
+			END;
+		END;
+		BEGIN
+			PERFORM apitoken_internal.check_id('user', id);
+			wrong := wrong + (again <> id)::int;
+		EXCEPTION WHEN invalid_parameter_value THEN
+			-- 15 does not read 0x7 and 1_000, which later servers do
+			wrong := wrong + (again IS NULL AND id !~ '^[-+]?0[xXbBoO]|_')::int + coalesce((again = id)::int, 0);
+		END;
+		readable := readable + (again IS NOT NULL)::int;
+	END LOOP;
+	RAISE NOTICE 'many were readable: %, wrong: %', readable > 5000, wrong;
+END
+$$;
+DROP TABLE public.regress_spelling;
+
 DROP VIEW public.regress_verdict, public.regress_directory;
 DROP TABLE public.regress_token, public.regress_command;
 SET client_min_messages = warning;

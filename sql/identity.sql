@@ -70,6 +70,34 @@ BEGIN; SELECT apitoken.act_as('dora'); SELECT apitoken.whoami(); :who; COMMIT;
 -- a user that nobody has heard of may be acted as; a suspended one sees nothing
 BEGIN; SELECT apitoken.act_as('nobody'); SELECT apitoken.whoami(); :who; SELECT apitoken.can('article:read'), apitoken.can('article:read', 'acme'); COMMIT;
 BEGIN; SELECT apitoken.act_as('carol'); SELECT apitoken.whoami(); :who; SELECT apitoken.can('article:read'), apitoken.can('article:read', 'acme'), count(*) FROM apitoken.organizations_allowed('article:read'); COMMIT;
+-- Another spelling of an id is refused, whether there is such a user or not: a policy
+-- with a cast would take it for the same user, and a suspension would not.
+RESET SESSION AUTHORIZATION;
+INSERT INTO apitoken.users (id, suspended_at) VALUES ('a11ce000-0000-4000-8000-000000000003', now()), ('19', now());
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+SELECT apitoken.act_as('A11CE000-0000-4000-8000-000000000003');
+SELECT apitoken.act_as('{a11ce000-0000-4000-8000-000000000003}');
+SELECT apitoken.act_as('a11ce00000004000800000000000000a');
+SELECT apitoken.act_as('019');
+SELECT apitoken.act_as(' 19');
+SELECT apitoken.act_as('bob ');
+BEGIN; SET LOCAL apitoken.user_id = 'A11CE000-0000-4000-8000-000000000003'; :who; ROLLBACK;
+BEGIN; SELECT set_config('apitoken.user_id', '+19', true); ROLLBACK;
+\set VERBOSITY default
+SELECT apitoken.act_as('A11CE000-0000-4000-8000-000000000003');
+SELECT apitoken.act_as('019');
+BEGIN; SET LOCAL apitoken.user_id = '019'; ROLLBACK;
+\set VERBOSITY sqlstate
+-- a value from before the library was loaded is refused when it is used, not ignored
+\c
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+SET client_min_messages = error;
+BEGIN; SET LOCAL apitoken.user_id = '019'; SELECT apitoken.current_user_id(); ROLLBACK;
+RESET client_min_messages;
+BEGIN; SELECT apitoken.act_as('a11ce000-0000-4000-8000-000000000003'); SELECT apitoken.can('article:read'), apitoken.whoami()->'suspended'; COMMIT;
+RESET SESSION AUTHORIZATION;
+DELETE FROM apitoken.users WHERE id IN ('a11ce000-0000-4000-8000-000000000003', '19');
+SET SESSION AUTHORIZATION regress_apitoken_backend;
 -- not an id
 SELECT apitoken.act_as(NULL);
 SELECT apitoken.act_as('');
@@ -394,6 +422,9 @@ PREPARE can_int (int) AS SELECT apitoken.can('article:read', $1);
 PREPARE can_text AS SELECT apitoken.can('article:read', $1::text);
 EXECUTE can_int (42); EXECUTE can_int (43); EXECUTE can_int (NULL); EXECUTE can_text ('acme'); EXECUTE can_text ('nowhere');
 DEALLOCATE ALL;
+-- an organization in another spelling is no organization: can() and verify() find nothing there
+SELECT apitoken.can('article:read', '042'), apitoken.can('article:read', '+42'), apitoken.can('article:read', ' 42'), apitoken.can('article:read', '{5f0e7d4c-2a57-4d3a-9d8e-0123456789ab}');
+SELECT o, verdict FROM unnest('{42,042,"{5f0e7d4c-2a57-4d3a-9d8e-0123456789ab}",5f0e7d4c-2a57-4d3a-9d8e-0123456789ab}'::text[]) o, apitoken.verify(:'bob', 'article:read', o);
 SELECT count(*), string_agg(o, ' ' ORDER BY o COLLATE "C") FROM apitoken.organizations_allowed('article:read') o;
 SELECT o FROM apitoken.organizations_allowed('article:write') o;
 SELECT o FROM apitoken.organizations_allowed('article:delete') o;

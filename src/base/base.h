@@ -18,9 +18,6 @@
 
 /* ----- guc.c: settings ----- */
 
-/* maximum length of the id of an organization or a user, in bytes */
-#define APITOKEN_OWNER_ID_MAX 255
-
 typedef enum ApitokenSetting
 {
 	APITOKEN_SETTING_TOKEN,

@@ -120,12 +120,18 @@ check_client_address(char **newval, void **extra, GucSource source)
 	return check_identity(newval, extra, source);
 }
 
+/*
+ * A value that was set before the library was loaded is checked when it is used,
+ * because a refused one would make the transaction anonymous.
+ */
 static bool
 check_user_id(char **newval, void **extra, GucSource source)
 {
-	if (strlen(*newval) > APITOKEN_OWNER_ID_MAX)
+	const char *fault = defined && **newval != '\0' ? apitoken_id_fault(*newval, strlen(*newval)) : NULL;
+
+	if (fault != NULL)
 	{
-		GUC_check_errdetail("A user id has at most %d bytes.", APITOKEN_OWNER_ID_MAX);
+		GUC_check_errhint("%s", fault);
 		return false;
 	}
 	return check_identity(newval, extra, source);

@@ -117,19 +117,6 @@ check_file(const struct stat *file, PepperProblem *problem)
 	return false;
 }
 
-/* Returns the value of a hexadecimal digit, or -1 for any other character. */
-static int
-hex_value(char digit)
-{
-	if (digit >= '0' && digit <= '9')
-		return digit - '0';
-	if (digit >= 'a' && digit <= 'f')
-		return digit - 'a' + 10;
-	if (digit >= 'A' && digit <= 'F')
-		return digit - 'A' + 10;
-	return -1;
-}
-
 static bool
 is_blank(char c)
 {
@@ -155,8 +142,8 @@ parse_pepper(const char *line, size_t length, ApitokenPepper *pepper)
 		return false;
 	for (size_t i = 0; i < length; i += 2)
 	{
-		int			high = hex_value(line[i]);
-		int			low = hex_value(line[i + 1]);
+		int			high = apitoken_hex_value(line[i]);
+		int			low = apitoken_hex_value(line[i + 1]);
 
 		if (high < 0 || low < 0)
 			return false;

@@ -184,6 +184,7 @@ fix_user(const char *user_id)
 {
 	ApitokenPrincipal principal = {0};
 
+	apitoken_check_id("user", user_id);
 	principal.source = APITOKEN_SOURCE_USER;
 	principal.kind = APITOKEN_USER;
 	principal.user_id = unconstify(char *, user_id);
@@ -226,6 +227,7 @@ sync_jwt_user(void)
 {
 	Oid			setter = InvalidOid;
 	char	   *user_id;
+	const char *fault;
 
 	if (*apitoken_jwt_user_claim == '\0' || (fixed.set && fixed.jwt_user_id == NULL))
 		return;
@@ -235,11 +237,12 @@ sync_jwt_user(void)
 	if (user_id == NULL || !apitoken_role_may_act(GetSessionUserId()) ||
 		!apitoken_setter_counts(setter, apitoken_role_may_act))
 		return;
-	if (strlen(user_id) > APITOKEN_OWNER_ID_MAX)
+	fault = apitoken_id_fault(user_id, strlen(user_id));
+	if (fault != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid user id in claim \"%s\"", apitoken_jwt_user_claim),
-				 errhint("Use a user id of at most %d bytes.", APITOKEN_OWNER_ID_MAX)));
+				 errhint("%s", fault)));
 	fix_user(user_id);
 	fixed.jwt_user_id = fixed.principal.user_id;
 }
@@ -488,13 +491,9 @@ PG_FUNCTION_INFO_V1(apitoken_act_as);
 Datum
 apitoken_act_as(PG_FUNCTION_ARGS)
 {
-	char	   *user_id = PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *user_id = PG_ARGISNULL(0) ? pstrdup("") : text_to_cstring(PG_GETARG_TEXT_PP(0));
 
-	if (user_id == NULL || *user_id == '\0' || strlen(user_id) > APITOKEN_OWNER_ID_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid user id"),
-				 errhint("Use a user id of 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
+	apitoken_check_id("user", user_id);
 	apitoken_sync_identity();
 	warn_outside_block("act_as");
 	act_as_user(user_id, GetUserId());

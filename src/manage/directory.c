@@ -105,7 +105,10 @@ apitoken_membership_before_change(PG_FUNCTION_ARGS)
 	/* after this trigger, the table refuses nulls */
 	organization_id = heap_getattr(tuple, Anum_memberships_organization_id, descriptor, &isnull);
 	if (!isnull)
+	{
+		apitoken_check_id("organization", TextDatumGetCString(organization_id));
 		apitoken_lock_organization(TextDatumGetCString(organization_id));
+	}
 	role = heap_getattr(tuple, Anum_memberships_role, descriptor, &no_role);
 	if (!no_role && apitoken_execute(APITOKEN_LOCK_ROLE, &role, NULL) == 0)
 		apitoken_refuse_role(TextDatumGetCString(role));
@@ -201,4 +204,16 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 				 errmsg("cannot change the id of an organization or user"),
 				 errhint("Insert a new row, then delete the old one.  The deletion revokes its tokens.")));
 	return PointerGetDatum(of_user ? trigger->tg_newtuple : set_resumed_at(trigger));
+}
+
+/*
+ * For the tables' CHECK constraints, which hold in every restore and whatever the
+ * triggers.  An error of its own has a hint, which a violated constraint has not.
+ */
+PG_FUNCTION_INFO_V1(apitoken_check_id_sql);
+Datum
+apitoken_check_id_sql(PG_FUNCTION_ARGS)
+{
+	apitoken_check_id(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	PG_RETURN_BOOL(true);
 }

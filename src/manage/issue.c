@@ -56,6 +56,11 @@ authorize_creation(ApitokenRecord *record)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("token must have exactly one owner"),
 				 errhint("Specify \"organization_id\" or \"user_id\", not both.")));
+	/* this tells nothing about other tenants: it depends on the argument alone */
+	if (record->organization_id != NULL)
+		apitoken_check_id("organization", record->organization_id);
+	if (record->user_id != NULL)
+		apitoken_check_id("user", record->user_id);
 	if (record->organization_id == NULL && record->user_id == NULL)
 	{
 		if (principal != NULL && principal->user_id != NULL)
@@ -117,14 +122,7 @@ static void
 lock_owner(const ApitokenRecord *record)
 {
 	if (record->kind == APITOKEN_USER)
-	{
-		if (strlen(record->user_id) > APITOKEN_OWNER_ID_MAX || *record->user_id == '\0')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid user id"),
-					 errhint("Use a user id of 1 to %d bytes.", APITOKEN_OWNER_ID_MAX)));
 		lock_user(record->user_id);
-	}
 	else
 		apitoken_lock_organization(record->organization_id);
 }

@@ -114,6 +114,12 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("tokens to revoke must be specified"),
 				 errhint("Specify \"organization_id\", \"user_id\" or \"created_by\".")));
+	/* an id in another spelling would match nothing, and the caller would think that all is done */
+	for (int i = 0; i < 3; i++)
+	{
+		if (!PG_ARGISNULL(i))
+			apitoken_check_id(i == 0 ? "organization" : "user", text_to_cstring(PG_GETARG_TEXT_PP(i)));
+	}
 	if (principal != NULL)
 	{
 		organizations = apitoken_organizations_where(principal, permissions);

@@ -1,6 +1,6 @@
 /*
  * text.h
- *		The text of a token, and permission patterns.
+ *		The text of a token, the form of ids, and permission patterns.
  *
  * This is the lowest folder.  Nothing in it reads a catalog, so it can be
  * tested and fuzzed without a server.
@@ -59,6 +59,15 @@ extern const char *apitoken_kind_name(ApitokenKind kind);	/* organization, user 
 extern bool apitoken_kind_from_name(const char *name, ApitokenKind *kind);
 extern bool apitoken_holds_secret(const char *text, size_t length);
 extern bool apitoken_mask_secrets(char *text, size_t length);
+
+/* ----- id.c: ids of organizations and users ----- */
+
+/* maximum length of an id, in bytes; the minimum is 1 */
+#define APITOKEN_OWNER_ID_MAX 255
+
+extern int	apitoken_hex_value(char digit);
+extern const char *apitoken_id_fault(const char *id, size_t length);
+extern void apitoken_check_id(const char *owner, const char *id);
 
 /* ----- permission.c: permissions and patterns ----- */
 
