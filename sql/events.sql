@@ -358,6 +358,7 @@ SELECT count(*) > :before AS kept FROM apitoken.events;
 --
 BEGIN;
 INSERT INTO apitoken.organizations (id) VALUES ('initech');
+INSERT INTO apitoken.users (id) VALUES ('ada');
 INSERT INTO apitoken.tokens (label, organization_id, user_id) VALUES ('t', 'initech', NULL), ('t', NULL, 'ada');
 DROP EXTENSION apitoken CASCADE;
 CREATE EXTENSION apitoken;

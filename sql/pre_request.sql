@@ -417,7 +417,7 @@ INSERT INTO pre.claims (claims) VALUES
 	('{"sub": "ada\u0000"}'), (''), (NULL),
 	-- too long
 	('{"sub": "' || repeat('a', 256) || '"}'), ('{"sub": "' || repeat('a', 1000000) || '"}'), ('{"sub": ' || repeat('1', 256) || '}'),
-	('{"sub": "A11CE000-0000-4000-8000-000000000003"}'), ('{"sub": "007"}'), ('{"sub": "ada "}'), ('{"sub": -0}'), ('{"sub": 7}');
+	('{"sub": "A11CE000-0000-4000-8000-000000000003"}'), ('{"sub": "007"}'), ('{"sub": "7 "}'), ('{"sub": -0}'), ('{"sub": 7}');
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SELECT left(claims, 60), left(pre.request('{}', claims, 'regress_apitoken_web'), 90) FROM pre.claims ORDER BY id;
 -- the user's permissions are checked as usual

@@ -13,7 +13,7 @@
 
 #include "text/text.h"
 
-/* white space, as the input of bigint skips it, and char(n) ignores it at the end */
+/* white space, which the input of bigint skips at both ends */
 #define SPACES " \t\n\v\f\r"
 
 /* Returns the value of a hexadecimal digit, or -1 for any other character. */
@@ -76,9 +76,9 @@ is_canonical_uuid(const char *id, size_t length)
 }
 
 /*
- * Does the input of bigint accept this text, which has no space around it?  It
- * has a sign or none, and digits, which may be hexadecimal, octal or binary
- * (0x2A) and may have single underscores between them.
+ * Does the input of bigint accept this text?  It has white space or none around
+ * it, a sign or none, and digits, which may be hexadecimal, octal or binary (0x2A)
+ * and may have single underscores between them.
  */
 static bool
 reads_as_bigint(const char *id, size_t length)
@@ -89,6 +89,10 @@ reads_as_bigint(const char *id, size_t length)
 	int			base = 10;
 	bool		may_have_underscore = false;
 
+	while (id < end && is_space(*id))
+		id++;
+	while (id < end && is_space(end[-1]))
+		end--;
 	if (id < end && (*id == '-' || *id == '+'))
 		limit += *id++ == '-';
 	if (end - id > 2 && *id == '0')
@@ -144,12 +148,10 @@ apitoken_id_fault(const char *id, size_t length)
 {
 	if (length == 0 || length > APITOKEN_OWNER_ID_MAX)
 		return "Use an id of 1 to 255 bytes.";
-	if (is_space(id[0]) || is_space(id[length - 1]))
-		return "Use an id without white space at its beginning and end.";
 	if (reads_as_uuid(id, length) && !is_canonical_uuid(id, length))
 		return "Write a UUID as PostgreSQL does, in lower case and with hyphens: cast it to uuid and then to text.";
 	if (reads_as_bigint(id, length) && !is_canonical_bigint(id, length))
-		return "Write an integer as PostgreSQL does, without plus sign, leading zeros, prefix or underscores: cast it to bigint and then to text.";
+		return "Write an integer as PostgreSQL does, without plus sign, leading zeros, prefix, underscores or white space: cast it to bigint and then to text.";
 	return NULL;
 }
 

@@ -39,6 +39,8 @@ main(void)
 		/* names, and what looks like a number or a uuid but is none */
 		"acme", "a b", "x", "_", "-", "--", "{}", "{", "}", "0x", "0X", "0b", "0o", "0xg", "0b2", "0o8", "1_", "_1", "1__0", "0x1_", "0x1__0", "1.0", "1.2.3", "1e3", "00-1", "1-0",
 		"+", "+-1", "- 1", "1 000", "\xc3\xa9", "a\tb", "12a", "007a", "a007", "0x0g", "1,000", "{1}",
+		/* white space around other texts, which no type skips */
+		" ", "  ", "\n", " acme", "acme ", "\tacme", "acme\n", " -", "+ ", "\xc2\xa0" "7", " 5f0e7d4c-2a57-4d3a-9d8e-0123456789ab", "5F0E7D4C-2A57-4D3A-9D8E-0123456789AB ",
 		/* integers in the form of their type */
 		"0", "7", "42", "-1", "-42", "9223372036854775807", "-9223372036854775808",
 		/* too large for the type, so nothing casts them to it */
@@ -53,8 +55,8 @@ main(void)
 		"5G0E7D4C-2A57-4D3A-9D8E-0123456789AB", "urn:uuid:5f0e7d4c-2a57-4d3a-9d8e-0123456789ab", "d41d8cd98f00b204e9800998ecf8427", "507f1f77bcf86cd799439011", "01ARZ3NDEKTSV4RRFFQ69G5FAV",
 	};
 	static const char *const others[] = {
-		/* white space around */
-		" ", " acme", "acme ", "\tacme", "acme\n", "acme\v", "acme\f", "\racme", " 7", "7 ", " 5f0e7d4c-2a57-4d3a-9d8e-0123456789ab",
+		/* integers with white space around */
+		" 7", "7 ", "\t7", "7\n", "7\v", "7\f", "\r7", "  -42 \n", " +7", " 0x2A ", " 9223372036854775807",
 		/* integers in another form */
 		"007", "00", "01", "+7", "+0", "-0", "-007", "1_000", "10_00_0", "0x2A", "0x2a", "0X2a", "0x_2a", "0x00000000000000000000002a", "-0x1", "+0x1", "0o17", "0O17", "0b101", "0B1", "0b_1",
 		"0_0", "000000000000000000000000000000000000000000019", "09223372036854775807", "-09223372036854775808", "0x7fffffffffffffff", "-0x8000000000000000",
