@@ -5,8 +5,9 @@
  *
  * Scheme 0 is SHA-256 of the whole text.  A secret has 256 random bits, so a
  * slower hash would not be safer.  Scheme n is HMAC-SHA-256 under pepper n, a
- * key that is kept outside the database.  With a pepper, write access to the
- * table is not enough to forge a digest; that also needs the pepper file.
+ * key that is kept outside the database.  If apitoken.require_pepper is on,
+ * write access to the table is not enough to forge a digest; that also needs the
+ * pepper file.  Otherwise a row may have scheme 0, which needs no key.
  */
 #include "postgres.h"
 
@@ -70,7 +71,7 @@ hmac_sha256(const ApitokenPepper *pepper, const char *text, size_t length, uint8
 	return NULL;
 }
 
-/* Returns the scheme for new digests.  Raises an error if the pepper file is set but unusable. */
+/* Returns the scheme for new digests.  Raises an error if the pepper file is set but unusable, or required. */
 int16
 apitoken_signing_scheme(void)
 {

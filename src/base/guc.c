@@ -42,6 +42,8 @@
 char	   *apitoken_prefix;
 char	   *apitoken_pepper_file;
 bool		apitoken_mask_logs;
+bool		apitoken_require_pepper;
+bool		apitoken_require_known_users;
 int			apitoken_retention;
 int			apitoken_usage_retention;
 int			apitoken_usage_slots;
@@ -79,15 +81,25 @@ check_prefix(char **newval, void **extra, GucSource source)
 /*
  * Outside a transaction block, the transaction is the statement that sets the
  * value.  So the value is of no use, and there is a warning, as for SET LOCAL.
+ *
+ * There is none in an implicit transaction block: several statements in one query
+ * message, and those after the first one in a pipeline.  The first one in a
+ * pipeline gets the warning, because the server cannot know what comes next.
  */
+bool
+apitoken_outside_block(void)
+{
+	return !IsTransactionBlock() && (MyXactFlags & XACT_FLAGS_PIPELINING) == 0;
+}
+
 static bool
 check_identity(char **newval, void **extra, GucSource source)
 {
 	if (defined && **newval != '\0' && source == PGC_S_SESSION &&
-		IsTransactionState() && !IsTransactionBlock() && !IsParallelWorker())
+		IsTransactionState() && apitoken_outside_block() && !IsParallelWorker())
 		ereport(WARNING,
 				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
-				 errmsg("effect of this setting ends with this statement"),
+				 errmsg("effect of this setting ends with this statement or pipeline"),
 				 errhint("Set it between BEGIN and COMMIT.")));
 	return true;
 }
@@ -294,6 +306,20 @@ static const Setting settings[] = {
 		.string = {.variable = &apitoken_pepper_file, .initial = ""},
 	},
 	{
+		.name = "apitoken.require_pepper",
+		.summary = "Refuses tokens whose digest has no pepper.",
+		.explanation = "Somebody who can write the table of tokens, but cannot read the pepper file, can then make no token that is valid. Tokens that were created without a pepper are refused as unknown, so regenerate them first. Without a pepper file, no token can be created.",
+		.context = PGC_SUSET,
+		.boolean = {.variable = &apitoken_require_pepper, .initial = false},
+	},
+	{
+		.name = "apitoken.require_known_users",
+		.summary = "Refuses to act as a user without a row in apitoken.users.",
+		.explanation = "For applications that keep apitoken.users in step with their own table of users. A user whose row is deleted may do nothing from then on, and the first token of a user does not create the row. If it is off, a user needs no row, unless the row was deleted.",
+		.context = PGC_SUSET,
+		.boolean = {.variable = &apitoken_require_known_users, .initial = false},
+	},
+	{
 		.name = "apitoken.mask_logs",
 		.summary = "Masks tokens in the server log and in pg_stat_activity.",
 		.explanation = "If it is off, everybody who can read the log sees the secrets of tokens in statements. The id of a token is readable either way.",
@@ -450,6 +476,18 @@ apitoken_require_setting(const void *variable)
 					 errdetail("The value is invalid, or it was set in the options of a connection whose role may not set the parameter."),
 					 errhint("Correct the configured value, and connect without \"%s\" in the options.", settings[i].name)));
 	}
+}
+
+/*
+ * Is this setting on, which makes the server stricter?  It must not be off only
+ * because the configured value was refused.
+ */
+bool
+apitoken_required(const bool *setting)
+{
+	if (!*setting)
+		apitoken_require_setting(setting);
+	return *setting;
 }
 
 /*

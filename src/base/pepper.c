@@ -347,70 +347,87 @@ load_peppers(PepperProblem *problem)
 	return loaded;
 }
 
+/*
+ * Add the path of the pepper file to an error, for the server log only: callers
+ * may be anybody, and must not learn where secrets are.
+ */
+static int
+log_path(void)
+{
+	return errdetail_log("The pepper file is \"%s\".", apitoken_pepper_file);
+}
+
 /* Raise an error about the pepper file.  The message never shows its content. */
 static void
 report_problem(const PepperProblem *problem)
 {
-	const char *path = apitoken_pepper_file;
-
 	switch (problem->fault)
 	{
 		case FAULT_ACCESS:
 			errno = problem->error_number;
 			ereport(ERROR,
 					(errcode_for_file_access(),
-					 errmsg("could not read pepper file \"%s\": %m", path),
+					 errmsg("could not read pepper file"),
+					 errdetail_log("Could not read file \"%s\": %m", apitoken_pepper_file),
 					 errhint("Set \"apitoken.pepper_file\" to a file that the server can read.")));
 			break;
 		case FAULT_NOT_REGULAR:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" is not a regular file", path),
+					 errmsg("pepper file is not a regular file"),
+					 log_path(),
 					 errhint("Set \"apitoken.pepper_file\" to a regular file, not to a directory, device or pipe.")));
 			break;
 		case FAULT_OWNER:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" is owned by another user", path),
+					 errmsg("pepper file is owned by another user"),
+					 log_path(),
 					 errhint("Change the owner of the file to the server's user or root.")));
 			break;
 		case FAULT_MODE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" has group or world access", path),
+					 errmsg("pepper file has group or world access"),
+					 log_path(),
 					 errhint("Set its permissions to u=rw (0600) if the server's user owns it, "
 							 "or to u=rw,g=r (0640) if root does.")));
 			break;
 		case FAULT_TOO_LARGE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" is too large", path),
+					 errmsg("pepper file is too large"),
+					 log_path(),
 					 errhint("Use a pepper file of at most %d bytes.", PEPPER_FILE_MAX)));
 			break;
 		case FAULT_CHANGED:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" changed while it was read", path),
+					 errmsg("pepper file changed while it was read"),
+					 log_path(),
 					 errhint("Try again.  To change the file, write a new one and rename it over the old one.")));
 			break;
 		case FAULT_LINE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("invalid line %d in pepper file \"%s\"", problem->line, path),
+					 errmsg("invalid line %d in pepper file", problem->line),
+					 log_path(),
 					 errhint("Use the form \"n:key\", with a number from 1 to %d and a key of %d to %d bytes in hexadecimal.",
 							 PG_INT16_MAX, PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
 			break;
 		case FAULT_DUPLICATE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("line %d of pepper file \"%s\" repeats the number of an earlier line",
-							problem->line, path),
+					 errmsg("line %d of pepper file repeats the number of an earlier line",
+							problem->line),
+					 log_path(),
 					 errhint("Use a different number for each pepper.  The pepper with the highest number signs new tokens.")));
 			break;
 		case FAULT_EMPTY:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("pepper file \"%s\" contains no pepper", path),
+					 errmsg("pepper file contains no pepper"),
+					 log_path(),
 					 errhint("Add a line \"1:key\" with %d to %d random bytes in hexadecimal, "
 							 "for example from \"openssl rand -hex 32\", or leave \"apitoken.pepper_file\" empty.",
 							 PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
@@ -432,7 +449,7 @@ get_peppers(void)
 
 /*
  * Returns the pepper for new digests, or NULL if no file is set.  Raises an error
- * if the file is set but unusable.
+ * if the file is set but unusable, or if a pepper is required and no file is set.
  */
 const ApitokenPepper *
 apitoken_signing_pepper(void)
@@ -440,6 +457,11 @@ apitoken_signing_pepper(void)
 	if (!pepper_file_is_set())
 	{
 		apitoken_require_setting(&apitoken_pepper_file);
+		if (apitoken_required(&apitoken_require_pepper))
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("\"apitoken.require_pepper\" is on, but no pepper file is set"),
+					 errhint("Set \"apitoken.pepper_file\" to a file with a pepper, or set \"apitoken.require_pepper\" to off.")));
 		return NULL;
 	}
 	return get_peppers()->highest;
@@ -461,8 +483,8 @@ apitoken_pepper(int16 scheme)
 	if (pepper == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("token digest requires pepper %d, which pepper file \"%s\" does not contain",
-						scheme, apitoken_pepper_file),
+				 errmsg("token digest requires pepper %d, which the pepper file does not contain", scheme),
+				 log_path(),
 				 errhint("Restore the line \"%d:key\".  Tokens signed with a pepper need it as long as they are used.",
 						 scheme)));
 	return pepper;

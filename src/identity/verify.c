@@ -48,6 +48,12 @@ digest_matches(const char *text, size_t length, int16 scheme, const uint8 *store
 	uint8		digest[APITOKEN_DIGEST_LENGTH];
 	bool		matches;
 
+	/* refused after the same work as any other digest that does not match */
+	if (scheme == 0 && apitoken_required(&apitoken_require_pepper))
+	{
+		apitoken_decoy_digest(text, length);
+		return false;
+	}
 	apitoken_digest(text, length, scheme, digest);
 	matches = apitoken_digest_matches(digest, stored);
 	explicit_bzero(digest, sizeof(digest));

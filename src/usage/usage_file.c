@@ -246,7 +246,8 @@ restore_usage(void)
 /*
  * Remove the file, if it still exists, before usage is written to the tables.
  * Otherwise its usage would be counted twice after a crash.  Several processes may
- * call this at the same time; none returns before the file is removed.
+ * call this at the same time; none returns before the file is removed.  A session
+ * may call it, whose client must not see the path.
  */
 void
 apitoken_remove_usage_file(void)
@@ -254,11 +255,11 @@ apitoken_remove_usage_file(void)
 	if (pg_atomic_read_u32(&apitoken_shared->usage_file) == 0)
 		return;
 	if (unlink(SAVED_FILE) != 0 && errno != ENOENT)
-		ereport(LOG,
+		ereport(LOG_SERVER_ONLY,
 				(errcode_for_file_access(),
 				 errmsg("could not remove file \"%s\": %m", SAVED_FILE),
 				 errdetail("The token usage in this file will be counted again.")));
-	(void) fsync_fname_ext(PGSTAT_STAT_PERMANENT_DIRECTORY, true, true, LOG);
+	(void) fsync_fname_ext(PGSTAT_STAT_PERMANENT_DIRECTORY, true, true, LOG_SERVER_ONLY);
 	pg_atomic_write_u32(&apitoken_shared->usage_file, 0);
 }
 

@@ -64,9 +64,11 @@ sub write_file
 }
 
 # The setting is set by the configuration file and a reload, without a restart.
+my $path = '';
 sub pepper_file
 {
 	my ($name) = @_;
+	$path = $name;
 	$node->append_conf('postgresql.conf', "apitoken.pepper_file = '$name'");
 	$node->reload;
 	$node->poll_query_until('postgres', "SELECT current_setting('apitoken.pepper_file', true) = '$name'")
@@ -174,6 +176,8 @@ pepper_file($file);
 my $unknown = outcome(q{SELECT apitoken.generate('org')});
 my $good = "1:$key1\n2:$key2\n3:$key3\n";
 
+my %path_told;
+
 # What must hold while the file is broken; $state is the SQLSTATE.
 sub check_broken
 {
@@ -206,6 +210,16 @@ sub check_broken
 	my $shown = join("\n", @errors);
 	my @leaks = grep { $shown =~ /$_/i } map { substr($_, 0, 12) } @keys;
 	is_deeply(\@leaks, [], "$what: the message shows nothing of the content");
+
+	# where the file is: the log tells, the callers do not learn it
+	unlike($shown, qr/\Q$path\E/, "$what: the path is in no error");
+	return if $path_told{$message}++;
+	my $mark = log_mark($node);
+	my ($rc, $out, $err) = $node->psql('postgres', "SET client_min_messages = debug5; SELECT apitoken.hash('$token1')",
+		extra_params => [ '-U', 'regress_apitoken_plain', '-v', 'VERBOSITY=verbose' ]);
+	like($err, qr/$state: .*$message/, "$what: another login gets the error");
+	unlike($err, qr/\Q$path\E/, "$what: without the path");
+	like(log_since($node, $mark), qr/DETAIL: .*"\Q$path\E"/, "$what: the path is in the log");
 }
 
 
@@ -285,14 +299,14 @@ my %malformed = (
 foreach my $what (sort keys %malformed)
 {
 	write_file("$good$malformed{$what}\n");
-	check_broken($what, 'F0000', 'invalid line 4 in pepper file ', 'hexadecimal');
+	check_broken($what, 'F0000', 'invalid line 4 in pepper file\b', 'hexadecimal');
 }
 write_file("\xef\xbb\xbf$good");
-check_broken('a byte order mark', 'F0000', 'invalid line 1 in pepper file ');
+check_broken('a byte order mark', 'F0000', 'invalid line 1 in pepper file\b');
 write_file("${good}2:$key3\n");
-check_broken('a number twice', 'F0000', 'line 4 of pepper file .* repeats the number of an earlier line');
+check_broken('a number twice', 'F0000', 'line 4 of pepper file repeats the number of an earlier line');
 write_file($good . '4:' . substr($key3, 0, 20));
-check_broken('a line cut off', 'F0000', 'invalid line 4 in pepper file ');
+check_broken('a line cut off', 'F0000', 'invalid line 4 in pepper file\b');
 
 # a file that is merely unusual is accepted
 write_file("\r\n  \t\n# comment\r\n1:" . uc($key1) . "  \r\n02:$key2\t\n3:$key3");
@@ -313,7 +327,7 @@ unlink $file;
 write_file("2:$key2\n3:$key3\n");
 is_deeply([ map { s/ DETAIL.*//r } outcomes(verdict($token2), verdict($plain)) ], [ 'valid', 'valid' ],
 	'without pepper 1 the others work');
-like($_, qr/^F0000 token digest requires pepper 1, which pepper file .* does not contain .*HINT .*1:key/,
+like($_, qr/^F0000 token digest requires pepper 1, which the pepper file does not contain +HINT .*1:key/,
 	'and a token of pepper 1 is an error')
   foreach outcomes(verdict($token1), "SELECT apitoken.authenticate('$token1')", "SELECT apitoken.revoke_by_token('$token1')");
 pepper_file('');
@@ -323,12 +337,77 @@ like($_, qr/^F0000 token digest requires pepper 1, but no pepper file is set .*H
 is_deeply([ outcomes(verdict($plain), verdict($unknown)) ], [ 'valid', 'unknown' ], 'and for nothing else');
 pepper_file($file);
 
-# ----- nobody but a superuser reads or sets it ---------------------------------
-
-write_file($good);
 my @as_plain = (extra_params => [ '-U', 'regress_apitoken_plain', '-v', 'VERBOSITY=verbose' ]);
 my ($rc, $out, $err);
 my $load = "SELECT 1 FROM apitoken.hash('')";
+
+# ----- apitoken.require_pepper -------------------------------------------------
+
+sub require_pepper
+{
+	my ($value) = @_;
+	$node->append_conf('postgresql.conf', "apitoken.require_pepper = $value");
+	$node->reload;
+	$node->poll_query_until('postgres', "SELECT current_setting('apitoken.require_pepper', true) = '$value'") or die 'reload';
+}
+sub regenerate { return outcome("SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = '$_[0]'), overlap => '1 hour')"); }
+
+write_file($good);
+pepper_file('');
+my $zero_then = create($node, 'zero then', $acme);
+pepper_file($file);
+my $then_pepper = regenerate('zero then');
+my $pepper_then = create($node, 'pepper then', $acme);
+pepper_file('');
+my $then_zero = regenerate('pepper then');
+pepper_file($file);
+# who can write the table makes a row of scheme 0 for a text of their own
+my $forged = outcome(q{SELECT apitoken.generate('org')});
+$node->safe_psql('postgres', "INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, masked, digest, digest_scheme) SELECT (apitoken.parse('$forged')).id, 'forged', 'acme', 'admin', 'full', now(), now(), '', sha256('$forged'), 0");
+my @all = ($plain, $forged, $zero_then, $then_pepper, $pepper_then, $then_zero, $token1, $unknown);
+
+is_deeply([ outcomes(map { verdict($_) } @all) ], [ ('valid') x 7, 'unknown' ], 'off: rows choose their scheme');
+is(outcome(q{SELECT count(*) FROM apitoken_internal.token_records WHERE revoked_at IS NULL AND (digest_scheme = 0 OR previous_digest_scheme = 0)}),
+	outcome(q{SELECT count(*) FROM apitoken_internal.token_records WHERE label IN ('plain', 'forged', 'zero then', 'pepper then', 'zero')}), 'rows of scheme 0 can be counted');
+require_pepper('on');
+is_deeply([ outcomes(map { verdict($_) } @all) ], [ 'unknown', 'unknown', 'unknown', 'valid', 'valid', 'unknown', 'valid', 'unknown' ],
+	'required: scheme 0 is unknown, also as the previous one');
+foreach my $zero ($plain, $forged, $zero_then, $then_zero)
+{
+	is_deeply([ map { s/ HINT.*//r } outcomes("SELECT apitoken.authenticate('$zero')", "SELECT apitoken.revoke_by_token('$zero')", "SELECT apitoken.introspect('$zero')",
+			"SELECT set_config('apitoken.token', '$zero', true) || coalesce(apitoken.current_organization_id(), 'nobody')",
+			"SELECT concat_ws(' ', valid, token_id, label) FROM apitoken.verify('$zero')") ],
+		[ '28000 invalid token Verdict: unknown.', 'false', '{"active": false}', '28000 invalid token Verdict: unknown.', 'f' ],
+		'required: whatever verifies refuses it, and tells nothing');
+}
+like(scheme('signed'), qr/^3\|/, 'required: new tokens have the pepper') if create($node, 'signed', $acme);
+pepper_file('');
+like($_, qr/^F0000 "apitoken.require_pepper" is on, but no pepper file is set +HINT .*apitoken.pepper_file/, 'required, and no file: nothing is made')
+  foreach outcomes(hash_of($token1), q{SELECT token FROM apitoken.create_token('broken', organization_id => 'acme')},
+	q{INSERT INTO apitoken.tokens (label, organization_id) VALUES ('broken', 'acme') RETURNING id},
+	q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'plain'))});
+is_deeply([ outcomes(map { verdict($_) } $plain, $unknown, 'garbage') ], [ 'unknown', 'unknown', 'malformed' ], 'and texts are refused as ever');
+pepper_file($file);
+unlink $file;
+is_deeply([ outcomes(map { verdict($_) } $plain, $unknown) ], [ 'unknown', 'unknown' ], 'also with a file that cannot be read');
+write_file($good);
+# a client's options cannot switch it off
+{
+	my ($rc, $out, $err) = $node->psql('postgres', 'SET apitoken.require_pepper = off', extra_params => [ '-U', 'regress_apitoken_plain' ]);
+	$node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, text, inet) TO regress_apitoken_plain');
+	local $ENV{PGOPTIONS} = '-c apitoken.require_pepper=off';
+	($rc, $out, $err) = $node->psql('postgres', verdict($plain), extra_params => [ '-U', 'regress_apitoken_plain', '-v', 'VERBOSITY=verbose' ]);
+	like("$out$err", qr/ERROR:  F0000: value of parameter "apitoken.require_pepper" was rejected/, 'options of a client do not switch it off');
+	$node->safe_psql('postgres', 'REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, text, inet) FROM regress_apitoken_plain');
+}
+($rc, $out, $err) = $node->psql('postgres', "$load; SET apitoken.require_pepper = off", @as_plain);
+like($err, qr/42501/, 'nor does SET');
+require_pepper('off');
+is_deeply([ outcomes(map { verdict($_) } @all) ], [ ('valid') x 7, 'unknown' ], 'off again');
+
+# ----- nobody but a superuser reads or sets it ---------------------------------
+
+write_file($good);
 foreach my $statement (
 	'SHOW apitoken.pepper_file',
 	q{SELECT current_setting('apitoken.pepper_file')},
@@ -377,7 +456,7 @@ foreach my $preload ('session_preload_libraries', 'shared_preload_libraries')
 	$session->quit;
 	$node->restart;
 	$session = $node->background_psql('postgres', on_error_stop => 0);
-	check_broken("$preload, a malformed file", 'F0000', 'invalid line 1 in pepper file ');
+	check_broken("$preload, a malformed file", 'F0000', 'invalid line 1 in pepper file\b');
 	write_file($good);
 	is_deeply([ outcomes(map { verdict($_) } $plain, $token1, $token2, $new0) ], [ ('valid') x 4 ],
 		"$preload: after the repair everything works, without a restart");
