@@ -180,9 +180,44 @@ append_to_file($pipeline, q{
 bench_identities('extended', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
 bench_identities('prepared', 'pipeline', [ '-f', $pipeline ], 'regress_apitoken_login');
 
+# Without BEGIN, a pipeline is one implicit transaction block, whose identity ends
+# with it.  Only its first statement warns: the server cannot know that others follow.
+my $implicit = "$PostgreSQL::Test::Utils::tmp_check/implicit.sql";
+append_to_file($implicit, q{
+	\set n random(1, 4)
+	\startpipeline
+	SELECT FROM apitoken.act_as((:n)::text);
+	SELECT FROM apitoken.act_as((:n)::text);
+	SELECT FROM set_config('apitoken.user_id', (:n)::text, true);
+	SELECT expect((SELECT count(*) FROM article), :n, 'pipeline without BEGIN');
+	\endpipeline
+	SELECT expect((SELECT count(*) FROM article), 0, 'after the pipeline');
+} =~ s/^\s+//gmr);
+foreach my $mode ('extended', 'prepared')
+{
+	my $mark = log_mark($node);
+
+	bench_identities($mode, 'pipeline without BEGIN', [ '-f', $implicit ], 'regress_apitoken_login');
+	is(in_log($node, 'WARNING:  effect of act_as\(\) ends with this statement or pipeline', $mark), 600, "$mode: its first statement warns, and says how long the effect lasts");
+	is(in_log($node, 'WARNING:', $mark), 600, "$mode: no other one does");
+}
+my $read_only = "$PostgreSQL::Test::Utils::tmp_check/read_only.sql";
+append_to_file($read_only, "\\startpipeline\nSELECT FROM apitoken.authenticate(token_of(1));\nINSERT INTO work VALUES (9);\n\\endpipeline\n");
+{
+	my ($out, $err) = ('', '');
+	run_log([ 'pgbench', '-n', '-t', '1', '-M', 'extended', '-h', $node->host, '-p', $node->port, '-U', 'regress_apitoken_login', '-f', $read_only, 'postgres' ],
+		'>', \$out, '2>', \$err);
+	like($err, qr/cannot execute INSERT in a read-only transaction/, 'a read-only token holds in a pipeline without BEGIN');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM work WHERE n = 9'), '0', 'and nothing is written');
+}
+run_on($node, user => 'regress_apitoken_login');
+
+# several statements in one query message are such a block as well, and none of them warns
+is(run("SELECT apitoken.act_as('2') \\; SELECT count(*) FROM article \\; SET apitoken.user_id = '2';"), '2 2', 'one message of several statements');
+like(run("SELECT apitoken.act_as('2');"), qr/^2 \[WARNING: 25P01\]$/, 'a statement alone warns');
+
 # ---- two-phase commit: allowed, and the identity is gone with it
 
-run_on($node, user => 'regress_apitoken_login');
 
 my $who = q{SELECT coalesce(apitoken.current_user_id(), 'nobody');};
 
