@@ -64,7 +64,7 @@ CREATE TABLE apitoken.users (
 	suspended_at timestamptz,
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
-COMMENT ON TABLE apitoken.users IS 'Users: owners of personal tokens and members of organizations; a user without a row gets one with their first token';
+COMMENT ON TABLE apitoken.users IS 'Users: owners of personal tokens and members of organizations; a user without a row gets one with their first token, unless the row was deleted or apitoken.require_known_users is on';
 COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text of 1 to 255 bytes: a uuid or a bigint as its output writes it; cannot change';
 COMMENT ON COLUMN apitoken.users.name IS 'Display name, visible to the user and to members of the same organizations; null: none given';
 COMMENT ON COLUMN apitoken.users.email IS 'E-mail address, visible to the user only; null: none given';
@@ -72,6 +72,12 @@ COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_gro
 COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what the user may do outside organizations; null: no limit';
 COMMENT ON COLUMN apitoken.users.suspended_at IS 'Time of the suspension; while it is not null, the user may do nothing and their personal tokens are refused; null: not suspended';
 COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was created';
+
+CREATE TABLE apitoken_internal.deleted_users (
+	id         text COLLATE "C" PRIMARY KEY,
+	deleted_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE apitoken_internal.deleted_users IS 'Users whose row in users was deleted; without a new row, they cannot be acted as, and no token creates the row';
 
 CREATE TABLE apitoken.roles (
 	name          text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(name) BETWEEN 1 AND 63),
@@ -254,6 +260,7 @@ ALTER TABLE apitoken.events
 -- be kept.
 SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.users', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.deleted_users', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.roles', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.memberships', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_records', '');
@@ -698,7 +705,7 @@ CREATE FUNCTION apitoken_internal.owner_before_change() RETURNS trigger
 COMMENT ON FUNCTION apitoken_internal.owner_before_change() IS 'Trigger: refuses TRUNCATE and changes of ids of organizations and users (0A000), and sets resumed_at at the end of a suspension';
 CREATE FUNCTION apitoken_internal.owner_after_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_after_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.owner_after_delete() IS 'Trigger: revokes the tokens of a deleted organization or user, and ends its memberships';
+COMMENT ON FUNCTION apitoken_internal.owner_after_delete() IS 'Trigger: revokes the tokens of a deleted organization or user, ends its memberships, and remembers a deleted user';
 
 CREATE TRIGGER token_before_insert BEFORE INSERT ON apitoken_internal.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_insert();
@@ -744,6 +751,7 @@ CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 
 ALTER TABLE apitoken.organizations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.users ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.deleted_users ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.roles ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;

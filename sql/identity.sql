@@ -80,7 +80,7 @@ SELECT apitoken.act_as('{a11ce000-0000-4000-8000-000000000003}');
 SELECT apitoken.act_as('a11ce00000004000800000000000000a');
 SELECT apitoken.act_as('019');
 SELECT apitoken.act_as(' 19');
-SELECT apitoken.act_as('bob ');
+SELECT apitoken.act_as(E'19\n');
 BEGIN; SET LOCAL apitoken.user_id = 'A11CE000-0000-4000-8000-000000000003'; :who; ROLLBACK;
 BEGIN; SELECT set_config('apitoken.user_id', '+19', true); ROLLBACK;
 \set VERBOSITY default
@@ -92,7 +92,7 @@ BEGIN; SET LOCAL apitoken.user_id = '019'; ROLLBACK;
 \c
 SET SESSION AUTHORIZATION regress_apitoken_backend;
 SET client_min_messages = error;
-BEGIN; SET LOCAL apitoken.user_id = '019'; SELECT apitoken.current_user_id(); ROLLBACK;
+DO $$BEGIN EXECUTE $s$SET LOCAL apitoken.user_id = '019'$s$; PERFORM apitoken.current_user_id(); END$$;
 RESET client_min_messages;
 BEGIN; SELECT apitoken.act_as('a11ce000-0000-4000-8000-000000000003'); SELECT apitoken.can('article:read'), apitoken.whoami()->'suspended'; COMMIT;
 RESET SESSION AUTHORIZATION;

@@ -183,8 +183,18 @@ static void
 fix_user(const char *user_id)
 {
 	ApitokenPrincipal principal = {0};
+	ApitokenUserRow user;
+	Snapshot	snapshot;
 
 	apitoken_check_id("user", user_id);
+	snapshot = apitoken_latest_snapshot();
+	if (!apitoken_fetch_user(snapshot, user_id, &user) && !apitoken_user_needs_no_row(snapshot, user_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("user \"%s\" does not exist", apitoken_clip(user_id)),
+				 errhint("If this is a user of the application, run INSERT INTO apitoken.users (id) VALUES (%s).",
+						 quote_literal_cstr(apitoken_clip(user_id)))));
+	UnregisterSnapshot(snapshot);
 	principal.source = APITOKEN_SOURCE_USER;
 	principal.kind = APITOKEN_USER;
 	principal.user_id = unconstify(char *, user_id);
@@ -315,10 +325,10 @@ apitoken_principal(void)
 static void
 warn_outside_block(const char *function)
 {
-	if (!IsTransactionBlock())
+	if (apitoken_outside_block())
 		ereport(WARNING,
 				(errcode(ERRCODE_NO_ACTIVE_SQL_TRANSACTION),
-				 errmsg("effect of %s() ends with this statement", function),
+				 errmsg("effect of %s() ends with this statement or pipeline", function),
 				 errhint("Call it between BEGIN and COMMIT.")));
 }
 

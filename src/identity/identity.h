@@ -35,7 +35,7 @@ typedef struct ApitokenPrincipal
  */
 typedef struct ApitokenStanding
 {
-	bool		suspended;		/* the owner is suspended or does not exist */
+	bool		suspended;		/* the owner is suspended, or has no row and needs one */
 	char	   *role;			/* NULL: none */
 	List	   *role_patterns;	/* not yet narrowed by access; NIL: nothing is allowed */
 	char	   *database_role;	/* of the role; NULL: none */
@@ -44,6 +44,7 @@ typedef struct ApitokenStanding
 
 extern void apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPrincipal *principal);
 extern bool apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b);
+extern bool apitoken_user_needs_no_row(Snapshot snapshot, const char *user_id);
 extern void apitoken_standing(const ApitokenPrincipal *principal, const char *organization_id,
 							  Snapshot snapshot, ApitokenStanding *standing);
 extern bool apitoken_standing_allows(const ApitokenPrincipal *principal, const ApitokenStanding *standing,

@@ -115,19 +115,38 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 	standing->role_patterns = patterns_of_role(principal->role, &standing->database_role);
 }
 
+/*
+ * May a user act without a row in users?  Many applications have no copy of
+ * their users there.  But who was deleted must not come back by acting.
+ */
+bool
+apitoken_user_needs_no_row(Snapshot snapshot, const char *user_id)
+{
+	return !apitoken_required(&apitoken_require_known_users) && !apitoken_user_was_deleted(snapshot, user_id);
+}
+
+/*
+ * Fetch the row of the user who is acting, directly or by a personal token.  The
+ * owner of a personal token got a row with the token at the latest, and without a
+ * row was deleted.  A user who may not act counts as suspended.
+ */
+static void
+fetch_acting_user(const ApitokenPrincipal *principal, Snapshot snapshot, ApitokenUserRow *user)
+{
+	memset(user, 0, sizeof(*user));
+	if (!apitoken_fetch_user(snapshot, principal->user_id, user))
+		user->suspended = !is_direct(principal) ||
+			!apitoken_user_needs_no_row(snapshot, principal->user_id);
+}
+
 static void
 user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 			  Snapshot snapshot, ApitokenStanding *standing)
 {
-	ApitokenUserRow user = {0};
+	ApitokenUserRow user;
 	bool		suspended;
 
-	/*
-	 * A user acting directly needs no row.  The owner of a personal token got a
-	 * row with the token at the latest.  Without a row, the owner was deleted.
-	 */
-	if (!apitoken_fetch_user(snapshot, principal->user_id, &user))
-		user.suspended = !is_direct(principal);
+	fetch_acting_user(principal, snapshot, &user);
 	standing->suspended = user.suspended;
 	standing->groups = user.groups;
 	if (user.suspended)
@@ -220,7 +239,6 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 	List	   *checked_roles = NIL;
 	List	   *allowing_roles = NIL;
 	List	   *organizations = NIL;
-	ApitokenUserRow user = {0};
 	ListCell   *lc;
 
 	if (principal->kind == APITOKEN_ORGANIZATION)
@@ -231,8 +249,14 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 		own->role = principal->role;
 		memberships = list_make1(own);
 	}
-	else if (apitoken_fetch_user(snapshot, principal->user_id, &user) ? !user.suspended : is_direct(principal))
-		memberships = apitoken_fetch_memberships(snapshot, principal->user_id);
+	else
+	{
+		ApitokenUserRow user;
+
+		fetch_acting_user(principal, snapshot, &user);
+		if (!user.suspended)
+			memberships = apitoken_fetch_memberships(snapshot, principal->user_id);
+	}
 
 	foreach(lc, memberships)
 	{

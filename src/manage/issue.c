@@ -56,10 +56,14 @@ authorize_creation(ApitokenRecord *record)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("token must have exactly one owner"),
 				 errhint("Specify \"organization_id\" or \"user_id\", not both.")));
-	/* this tells nothing about other tenants: it depends on the argument alone */
-	if (record->organization_id != NULL)
+	/*
+	 * This comes before the authorization, because the hint helps: an id in
+	 * another spelling is nobody's.  It depends on the argument alone, so it tells
+	 * nothing about other tenants.
+	 */
+	if (record->organization_id != NULL && *record->organization_id != '\0')
 		apitoken_check_id("organization", record->organization_id);
-	if (record->user_id != NULL)
+	if (record->user_id != NULL && *record->user_id != '\0')
 		apitoken_check_id("user", record->user_id);
 	if (record->organization_id == NULL && record->user_id == NULL)
 	{
@@ -87,13 +91,14 @@ text_of(HeapTuple tuple, TupleDesc descriptor, AttrNumber attribute)
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
-/* Create the row of a user who has none. */
+/* Create the row of a user who has none, unless the row was deleted. */
 static void
 ensure_user(const char *user_id)
 {
 	Datum		value = CStringGetTextDatum(user_id);
 
-	apitoken_execute(APITOKEN_ENSURE_USER, &value, NULL);
+	if (!apitoken_required(&apitoken_require_known_users))
+		apitoken_execute(APITOKEN_ENSURE_USER, &value, NULL);
 }
 
 static void
@@ -108,7 +113,11 @@ lock_user(const char *user_id)
 	{
 		ensure_user(user_id);
 		if (apitoken_execute(APITOKEN_LOCK_USER, &value, NULL) == 0)
-			return;
+			ereport(ERROR,
+					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+					 errmsg("user \"%s\" does not exist", apitoken_clip(user_id)),
+					 errhint("Run INSERT INTO apitoken.users (id) VALUES (%s) first.",
+							 quote_literal_cstr(apitoken_clip(user_id)))));
 	}
 	apitoken_remember_locked(APITOKEN_USERS, user_id);
 }

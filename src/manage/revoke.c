@@ -143,7 +143,8 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 
 /*
  * Revoke the tokens of a deleted organization or user, and end its memberships.
- * If the id is used again, the new owner has none of them.
+ * If the id is used again, the new owner has none of them.  A deleted user is
+ * remembered, because acting as a user would otherwise create the row again.
  */
 PG_FUNCTION_INFO_V1(apitoken_owner_after_delete);
 Datum
@@ -170,6 +171,8 @@ apitoken_owner_after_delete(PG_FUNCTION_ARGS)
 	nulls[of_user ? 3 : 2] = ' ';
 	values[5] = BoolGetDatum(true);
 	apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls);
+	if (of_user)
+		apitoken_execute(APITOKEN_REMEMBER_DELETED, &id, NULL);
 	apitoken_execute(of_user ? APITOKEN_END_MEMBERSHIPS_OF_USER : APITOKEN_END_MEMBERSHIPS_IN, &id, NULL);
 	return PointerGetDatum(NULL);
 }

@@ -35,6 +35,10 @@
 	COLUMN(users, suspended_at, TIMESTAMPTZOID, NULLABLE, "r") \
 	COLUMN(users, created_at,   TIMESTAMPTZOID, NOT_NULL, "r")
 
+#define DELETED_USERS_COLUMNS(COLUMN) \
+	COLUMN(deleted_users, id,         TEXTOID,        NOT_NULL, "") \
+	COLUMN(deleted_users, deleted_at, TIMESTAMPTZOID, NOT_NULL, "")
+
 #define ROLES_COLUMNS(COLUMN) \
 	COLUMN(roles, name,          TEXTOID,      NOT_NULL, "a") \
 	COLUMN(roles, description,   TEXTOID,      NULLABLE, "aw") \
@@ -126,6 +130,7 @@
 #define TABLE_RELATIONS(RELATION) \
 	RELATION(ORGANIZATIONS, apitoken, organizations) \
 	RELATION(USERS, apitoken, users) \
+	RELATION(DELETED_USERS, apitoken_internal, deleted_users) \
 	RELATION(ROLES, apitoken, roles) \
 	RELATION(MEMBERSHIPS, apitoken, memberships) \
 	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \

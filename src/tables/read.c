@@ -398,6 +398,21 @@ apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 	return found;
 }
 
+/* Was the row of this user deleted? */
+bool
+apitoken_user_was_deleted(Snapshot snapshot, const char *id)
+{
+	Lookup		lookup;
+	ScanKeyData key;
+	bool		found;
+
+	text_key(&key, Anum_deleted_users_id, id);
+	begin_lookup(&lookup, APITOKEN_DELETED_USERS, NULL, snapshot, 1, &key);
+	found = next_row(&lookup, Anum_deleted_users_id);
+	end_lookup(&lookup);
+	return found;
+}
+
 /* Does the trigger of role.c fire regardless of session_replication_role? */
 static bool
 trigger_always_fires(Relation roles)

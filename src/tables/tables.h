@@ -100,6 +100,7 @@ extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool re
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
 extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
+extern bool apitoken_user_was_deleted(Snapshot snapshot, const char *id);
 extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row);
 extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
@@ -120,6 +121,7 @@ typedef enum ApitokenStatement
 	APITOKEN_LOCK_ORGANIZATION,
 	APITOKEN_LOCK_USER,
 	APITOKEN_ENSURE_USER,
+	APITOKEN_REMEMBER_DELETED,
 	APITOKEN_LOCK_TOKEN,
 	APITOKEN_REGENERATE,
 	APITOKEN_REVOKE,

@@ -59,7 +59,12 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		1, {TEXTOID}
 	},
 	[APITOKEN_ENSURE_USER] = {
-		"INSERT INTO apitoken.users (id) VALUES ($1) ON CONFLICT (id) DO NOTHING",
+		"INSERT INTO apitoken.users (id) SELECT $1 WHERE NOT EXISTS ("
+		"SELECT FROM apitoken_internal.deleted_users WHERE id OPERATOR(pg_catalog.=) $1) ON CONFLICT (id) DO NOTHING",
+		1, {TEXTOID}
+	},
+	[APITOKEN_REMEMBER_DELETED] = {
+		"INSERT INTO apitoken_internal.deleted_users (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET deleted_at = excluded.deleted_at",
 		1, {TEXTOID}
 	},
 	[APITOKEN_LOCK_TOKEN] = {
