@@ -17,6 +17,7 @@ OBJS = \
 	src/text/permission.o \
 	src/base/guc.o \
 	src/base/function.o \
+	src/base/encoding.o \
 	src/base/request.o \
 	src/base/address.o \
 	src/base/pepper.o \

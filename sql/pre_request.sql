@@ -52,6 +52,10 @@ UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
 SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
 INSERT INTO pre.token SELECT 'masked', apitoken.mask(token) FROM pre.token WHERE name = 'org';
 INSERT INTO pre.token SELECT 'wrong', regexp_replace(token, '.$', CASE WHEN token ~ 'a$' THEN 'b' ELSE 'a' END) FROM pre.token WHERE name = 'org';
+-- as Basic encodes them: curl -u "$TOKEN:", curl -u "user:$TOKEN"
+INSERT INTO pre.token
+	SELECT 'as_name', translate(encode(convert_to(token || ':', 'UTF8'), 'base64'), E'\n', '') FROM pre.token WHERE name = 'org'
+	UNION ALL SELECT 'as_password', translate(encode(convert_to('user:' || token, 'UTF8'), 'base64'), E'\n', '') FROM pre.token WHERE name = 'org';
 GRANT SELECT ON pre.token TO PUBLIC;
 CREATE TABLE pre.work (n int);
 GRANT ALL ON pre.work TO PUBLIC;
@@ -129,7 +133,46 @@ INSERT INTO pre.header (headers) VALUES
 	('{"authorization": "Digest username=\"x\", realm=\"y\""}'),
 	('{"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.c2ln"}'),
 	('{"authorization": "bearer  eyJhbGciOiJub25lIn0.e30. "}'),
+	('{"authorization": "Bearers <masked>"}'),
+	('{"authorization": "Basic YXB0X29yZ18wMzUxcG5KSkM1SXBxb215MHBISjZ6"}'),
+	('{"authorization": "DPoP eyJhbGciOiJFUzI1NiJ9.e30.c2ln"}'),
+	-- refused: there is a token in what is not a token
 	('{"authorization": "Bearers <org>"}'),
+	('{"authorization": "Bearer: <org>"}'),
+	('{"authorization": "Bearer: garbage"}'),
+	('{"authorization": "Bearer:<org>"}'),
+	('{"authorization": "Bearer= <org>"}'),
+	('{"authorization": "\"Bearer\" <org>"}'),
+	('{"authorization": "\"Bearer <org>\""}'),
+	('{"authorization": "Bearer \"<org>\""}'),
+	('{"authorization": "Bearer ''<org>''"}'),
+	('{"authorization": "Authorization: Bearer <org>"}'),
+	('{"authorization": "Basic <org>"}'),
+	('{"authorization": "Basic <org>:"}'),
+	('{"authorization": "Basic <as_name>"}'),
+	('{"authorization": "basic   <as_password>"}'),
+	('{"authorization": "Basic dXNlcjpwYXNz, Bearer <org>"}'),
+	('{"authorization": "Digest username=\"<org>\", realm=\"y\""}'),
+	('{"authorization": "x <org><org>"}'),
+	('{"authorization": "x <revoked>"}'),
+	('{"authorization": "x <wrong>"}'),
+	('{"authorization": "x y z <org>"}'),
+	('{"authorization": "\u00a0Bearer <org>"}'),
+	('{"authorization": "\ufeffBearer <org>"}'),
+	('{"authorization": "Bearer\u00a0<org>"}'),
+	('{"authorization": "Bearer\n<org>"}'),
+	('{"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.c2ln,<org>"}'),
+	('{"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.c2ln <org>"}'),
+	('{"authorization": "Bearer <org>.<org>.<org>"}'),
+	('{"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.<org>"}'),
+	('{"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.x<org><org>.c2ln"}'),
+	('{"authorization": "Bearer .<org>."}'),
+	('{"authorization": "Bearer ..<org>"}'),
+	('{"authorization": "Bearer ..."}'),
+	('{"authorization": "Bearer a.b.c d"}'),
+	('{"authorization": "Bearer a.b.\u00e9"}'),
+	('{"authorization": "Bearers <org>", "x-api-key": "<org>"}'),
+	('{"x-api-key": "Basic <org>"}'),
 	-- refused: the token is not valid
 	('{"x-api-key": ""}'),
 	('{"x-api-key": " "}'),
@@ -197,7 +240,37 @@ INSERT INTO pre.header (headers) VALUES
 	('{"x-api-key": "\ud800"}'),
 	('{"x-api-key": "a' || chr(1) || '"}'),
 	('{''x-api-key'': ''<org>''}'),
-	('{x-api-key: "<org>"}');
+	('{x-api-key: "<org>"}'),
+	('{"x": [1 2], "x-api-key": "<org>"}'),
+	('{"x": [1,], "x-api-key": "<org>"}'),
+	('{"x": [,], "x-api-key": "<org>"}'),
+	('{"x": [1}, "x-api-key": "<org>"}'),
+	('{"x": {"y"}, "x-api-key": "<org>"}'),
+	('{"x": {"y":}, "x-api-key": "<org>"}'),
+	('{"x": {"y": 1,}, "x-api-key": "<org>"}'),
+	('{"x": {1: 1}, "x-api-key": "<org>"}'),
+	('{"x": {: 1}, "x-api-key": "<org>"}'),
+	('{"x": "y": "z", "x-api-key": "<org>"}'),
+	('{"x" "y", "x-api-key": "<org>"}'),
+	('{"x", "x-api-key": "<org>"}'),
+	('{, "x-api-key": "<org>"}'),
+	('{"x-api-key": "<org>" "x-api-key": "<org>"}'),
+	('{"x-api-key": "<org>"]'),
+	('{"x": tru, "x-api-key": "<org>"}'),
+	('{"x": 01, "x-api-key": "<org>"}'),
+	('{"x": "\ud83d", "x-api-key": "<org>"}'),
+	('{"x": "\ude00\ud83d", "x-api-key": "<org>"}'),
+	('{"x": "\u12", "x-api-key": "<org>"}'),
+	('{"x": "\x", "x-api-key": "<org>"}'),
+	('{"x-api-key": "<org>"},'),
+	('{"x-api-key": "<org>"}x'),
+	('}'),
+	(']'),
+	(','),
+	(':'),
+	-- and not refused
+	('{"x": [[], {}, [1, "a", null, {"y": [true, false]}], -1.5e3], "z": {"y": {}}, "x-api-key": "<org>", "\ud83d\ude00": "\ud83d\ude00"}'),
+	(E' {\t"x-api-key"\n\r:\n"<org>"\n} \n');
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SELECT headers, pre.request(headers) FROM pre.header ORDER BY id;
 
@@ -225,8 +298,18 @@ SELECT n, name, pre.request(json) FROM unnest('{100,8192,1048576}'::int[]) n, LA
 SELECT pre.request((SELECT json_object_agg('x-' || i, i::text) || '' FROM generate_series(1, 20000) i)) AS many;
 SELECT pre.request(format('{%s "x-api-key": "<org>"}', (SELECT string_agg(format('"x-%s": ""', i), ', ') || ',' FROM generate_series(1, 20000) i))) AS many_and_one;
 SELECT pre.request('{"x-api-key": "<org>"' || repeat(', "x-api-key": "<org>"', 20000) || '}') AS many_tokens;
-SELECT left(pre.request('{"x": ' || repeat('[', 1000000)), 5) AS deep;
+SELECT pre.request('{"x": ' || repeat('[', 1000000)) AS deep;
 SELECT pre.request('{"x": ' || repeat('[', 500) || repeat(']', 500) || ', "x-api-key": "<org>"}') AS less_deep;
+-- nested as deep as one likes, in little stack: the rest of the request counts
+RESET SESSION AUTHORIZATION;
+SET max_stack_depth = '100kB';
+CREATE FUNCTION pre.nested(open text, close text, n int, more text DEFAULT '') RETURNS text LANGUAGE sql STABLE AS $$
+	SELECT '{"x": ' || repeat(open, n) || '1' || repeat(close, n) || more || '}' $$;
+SET SESSION AUTHORIZATION regress_apitoken_authenticator;
+SELECT n, open, pre.request(pre.nested(open, close, n, ', "x-api-key": "<org>"')) AS token, pre.request(pre.nested(open, close, n)) AS none,
+	pre.request(pre.nested(open, close, n, close)) AS closed_too_often
+FROM (VALUES ('[', ']'), ('{"x-api-key": ', '}'), ('[{"y": ', '}]')) v (open, close), unnest('{1,100,10000,1000000}'::int[]) n;
+SELECT pre.request(pre.nested('[', '}', 1000)), pre.request(pre.nested('{"y": ', ']', 1000)), pre.request(pre.nested('[', '', 1000)), pre.request('{"x": ' || repeat('{"y": ', 1000000));
 
 --
 -- Settings left in the session by an earlier user are not a request
@@ -420,6 +503,8 @@ INSERT INTO pre.claims (claims) VALUES
 	('{"sub": "A11CE000-0000-4000-8000-000000000003"}'), ('{"sub": "007"}'), ('{"sub": "7 "}'), ('{"sub": -0}'), ('{"sub": 7}');
 SET SESSION AUTHORIZATION regress_apitoken_authenticator;
 SELECT left(claims, 60), left(pre.request('{}', claims, 'regress_apitoken_web'), 90) FROM pre.claims ORDER BY id;
+SELECT n, pre.request('{}', pre.nested('[', ']', n, ', "sub": "ada"')), pre.request('{}', pre.nested('[{"sub": ', '}]', n, ', "sub": "ada"')), pre.request('{}', pre.nested('[', '', n))
+FROM unnest('{1,1000,1000000}'::int[]) n;
 -- the user's permissions are checked as usual
 SELECT pre.request('{}', '{"sub": "ada"}', 'regress_apitoken_web', 'SELECT apitoken.can(''article:read'', ''acme'') || '' '' || count(*) FROM apitoken.tokens');
 SELECT pre.request('{}', '{"sub": "eve"}', 'regress_apitoken_web', 'SELECT apitoken.can(''article:read'', ''acme'') || '' '' || count(*) FROM apitoken.tokens');
@@ -548,5 +633,6 @@ INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('mine', '{
 \set VERBOSITY default
 RESET SESSION AUTHORIZATION;
 
+RESET max_stack_depth;
 DROP SCHEMA pre CASCADE;
 \i :srcdir/test/regress_teardown.sql

@@ -10,8 +10,7 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
+#include "common/base64.h"
 #include "common/string.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -100,24 +99,56 @@ refuse_token(const ApitokenVerification *verification)
 	}
 }
 
+/* Longer credentials of another scheme are not decoded. */
+#define DECODED_MAX 8192
+
 /*
- * Is this a JWT?  PostgREST has verified it.  A JWT has three parts, separated
- * by dots (RFC 7519, section 3, and RFC 7515, section 3.1), and a token text has
- * no dot.  A token text that is masked or truncated does not have three parts,
- * so it is refused and not taken for a JWT.
+ * Is this a JWT?  PostgREST has verified it.  A JWT has three parts in base64url,
+ * separated by dots (RFC 7519, section 3, and RFC 7515, section 3.1); without a
+ * signature, the last part is empty.  Everything else is taken for a token, and
+ * refused.  A token within something of this form is refused as well.
  */
 static bool
-looks_like_jwt(const char *text)
+is_jwt(const char *text)
 {
-	const char *first = strchr(text, '.');
-	const char *second = first == NULL ? NULL : strchr(first + 1, '.');
+	const char *end = text;
 
-	return second != NULL && strchr(second + 1, '.') == NULL;
+	for (int part = 0; part < 3; part++)
+	{
+		size_t		length = strspn(end, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
+
+		if (part < 2 && (length == 0 || end[length++] != '.'))
+			return false;
+		end += length;
+	}
+	return *end == '\0' && !apitoken_holds_token(text, end - text);
+}
+
+/*
+ * Are these credentials of another scheme (RFC 9110, section 11.4), such as
+ * Basic or Digest?  Not if they contain a token, as text or as Basic encodes a
+ * user's name and password.
+ */
+static bool
+is_another_scheme(const char *text, size_t scheme_length)
+{
+	const char *credentials = text + scheme_length + strspn(text + scheme_length, " \t");
+	size_t		length = strlen(credentials);
+	char		decoded[DECODED_MAX];
+	int			decoded_length = -1;
+
+	if (*credentials == '\0' || !apitoken_is_http_token(text, scheme_length) ||
+		apitoken_holds_secret(credentials, length))
+		return false;
+	if (length <= sizeof(decoded))
+		decoded_length = pg_b64_decode(credentials, length, (void *) decoded, sizeof(decoded));
+	return decoded_length < 0 || !apitoken_holds_secret(decoded, decoded_length);
 }
 
 /*
  * The token in the value of a header: the whole value, or what follows the
- * scheme.  NULL if the header has credentials of another kind.
+ * scheme.  NULL if the header has credentials of another kind.  A value that is
+ * neither is not a token either; it is returned, and refused as malformed.
  */
 static char *
 token_in_value(const char *header, const char *value)
@@ -143,14 +174,9 @@ token_in_value(const char *header, const char *value)
 		text += strspn(text, " \t");
 		break;
 	}
-	if (pg_strcasecmp(header, "authorization") == 0)
-	{
-		/* another scheme, such as Basic or Digest */
-		if (!has_scheme && text[length] != '\0')
-			return NULL;
-		if (bearer && looks_like_jwt(text))
-			return NULL;
-	}
+	if (pg_strcasecmp(header, "authorization") == 0 &&
+		(has_scheme ? bearer && is_jwt(text) : is_another_scheme(text, length)))
+		return NULL;
 	return text;
 }
 

@@ -59,6 +59,10 @@ extern void apitoken_json_bool(ApitokenJson *state, const char *key, bool boolea
 extern void apitoken_json_integer(ApitokenJson *state, const char *key, int64 integer);
 extern void apitoken_json_strings(ApitokenJson *state, const char *key, ArrayType *array);
 
+/* ----- encoding.c: conversion between encodings ----- */
+
+extern char *apitoken_convert(const char *text, size_t length, int from, int to);
+
 /* ----- request.c: the HTTP request, from PostgREST's settings ----- */
 
 typedef enum ApitokenRequest
@@ -76,6 +80,7 @@ typedef struct ApitokenField
 	bool		is_string;
 } ApitokenField;
 
+extern bool apitoken_is_http_token(const char *text, size_t length);
 extern ApitokenRequest apitoken_request_headers(List **headers);
 extern List *apitoken_header_values(List *headers, const char *name);
 extern char *apitoken_request_claim(const char *name, Oid *setter);

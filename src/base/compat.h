@@ -111,18 +111,7 @@ compat_may_execute(Oid function, Oid role)
 #endif
 }
 
-/*
- * A JSON parser's semantic actions answer whether to go on from 16 on, and the
- * lexer's constructor takes memory to use from 17 on.
- */
-#if PG_VERSION_NUM >= 160000
-#define APITOKEN_JSON_ACTION JsonParseErrorType
-#define APITOKEN_JSON_GO_ON JSON_SUCCESS
-#else
-#define APITOKEN_JSON_ACTION void
-#define APITOKEN_JSON_GO_ON
-#endif
-
+/* The lexer's constructor takes memory to use from 17 on. */
 static inline JsonLexContext *
 compat_json_lexer(const char *json, size_t length, int encoding)
 {

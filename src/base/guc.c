@@ -149,18 +149,10 @@ check_user_id(char **newval, void **extra, GucSource source)
 	return check_identity(newval, extra, source);
 }
 
-/* RFC 9110, section 5.6.2, lists these characters. */
-static bool
-valid_header(const char *name)
-{
-	return *name != '\0' &&
-		strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") == strlen(name);
-}
-
 static bool
 check_header(char **newval, void **extra, GucSource source)
 {
-	if (**newval == '\0' || valid_header(*newval))
+	if (**newval == '\0' || apitoken_is_http_token(*newval, strlen(*newval)))
 		return true;
 	GUC_check_errdetail("The value must be the name of an HTTP header.");
 	return false;
@@ -183,7 +175,7 @@ check_token_headers(char **newval, void **extra, GucSource source)
 		names = list_truncate(names, TOKEN_HEADERS_MAX);
 	foreach(lc, names)
 	{
-		good = good && valid_header(lfirst(lc));
+		good = good && apitoken_is_http_token(lfirst(lc), strlen(lfirst(lc)));
 		/* each request would appear to have several tokens */
 		for (int i = 0; i < foreach_current_index(lc); i++)
 			twice = twice || pg_strcasecmp(list_nth(names, i), lfirst(lc)) == 0;

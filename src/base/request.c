@@ -7,111 +7,178 @@
  * PostgREST does.  An empty value that a finished transaction left behind, and a
  * value set for the session, do not count.
  *
- * The objects are parsed with the server's JSON parser, and not as jsonb: jsonb
- * would keep only one of several headers of the same name.
+ * The objects are not parsed as jsonb, because jsonb would keep only one of
+ * several headers of the same name.  They are read with the server's lexer, but
+ * not with its parser: that is recursive, and nested arrays make it raise an
+ * error.  Whatever the settings contain, this file raises none.
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "common/jsonapi.h"
+#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 
 #include "base/base.h"
 
-typedef struct ObjectParser
+/* What may come next in a JSON text. */
+typedef enum Expected
 {
-	JsonLexContext *lex;
-	int			depth;
-	bool		is_object;		/* is the outermost value an object? */
-	List	   *fields;			/* ApitokenField, of the outermost object */
-} ObjectParser;
+	VALUE,
+	VALUE_OR_END,				/* after [ */
+	NAME,
+	NAME_OR_END,				/* after { */
+	COLON,
+	COMMA_OR_END
+} Expected;
 
-static APITOKEN_JSON_ACTION
-start_nested(void *state)
+/* Are these characters a token of HTTP (RFC 9110, section 5.6.2), such as the name of a header? */
+bool
+apitoken_is_http_token(const char *text, size_t length)
 {
-	ObjectParser *parser = state;
-
-	if (parser->depth++ == 0)
-		parser->is_object = parser->lex->token_type == JSON_TOKEN_OBJECT_START;
-	return APITOKEN_JSON_GO_ON;
+	return length > 0 &&
+		strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") >= length;
 }
 
-static APITOKEN_JSON_ACTION
-finish_nested(void *state)
+/*
+ * Does the database's encoding have all characters that a JSON text escapes as
+ * \u....?  The lexer of PostgreSQL 15 raises an error otherwise.  What is not
+ * valid as an escape is left to the lexer, which reports it.
+ */
+static bool
+escapes_fit(const char *json)
 {
-	((ObjectParser *) state)->depth--;
-	return APITOKEN_JSON_GO_ON;
-}
+	pg_wchar	first = 0;		/* of a surrogate pair */
 
-static APITOKEN_JSON_ACTION
-start_field(void *state, char *name, bool isnull)
-{
-	ObjectParser *parser = state;
-
-	CHECK_FOR_INTERRUPTS();
-	if (parser->depth == 1)
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return true;
+	while ((json = strchr(json, '\\')) != NULL && json[1] != '\0')
 	{
-		ApitokenField *field = palloc0(sizeof(ApitokenField));
+		pg_wchar	character = 0;
+		unsigned char utf8[4];
 
-		field->name = pstrdup(name);
-		parser->fields = lappend(parser->fields, field);
+		CHECK_FOR_INTERRUPTS();
+		json += 2;
+		if (json[-1] != 'u')
+			continue;
+		for (int i = 0; i < 4 && isxdigit((unsigned char) *json); i++, json++)
+			character = character << 4 | (isdigit((unsigned char) *json) ? *json - '0' : (*json | 0x20) - 'a' + 10);
+		if (is_utf16_surrogate_second(character) && first != 0)
+			character = surrogate_pair_to_codepoint(first, character);
+		first = is_utf16_surrogate_first(character) ? character : 0;
+		if (character < 0x80 || (character >= 0xD800 && character <= 0xDFFF))
+			continue;
+		unicode_to_utf8(character, utf8);
+		if (apitoken_convert((char *) utf8, pg_utf_mblen(utf8), PG_UTF8, GetDatabaseEncoding()) == NULL)
+			return false;
 	}
-	return APITOKEN_JSON_GO_ON;
-}
-
-static APITOKEN_JSON_ACTION
-add_scalar(void *state, char *token, JsonTokenType type)
-{
-	ObjectParser *parser = state;
-
-	CHECK_FOR_INTERRUPTS();
-	if (parser->depth == 1 && parser->fields != NIL)
-	{
-		ApitokenField *field = llast(parser->fields);
-
-		if (type == JSON_TOKEN_STRING || type == JSON_TOKEN_NUMBER)
-			field->value = pstrdup(token);
-		field->is_string = type == JSON_TOKEN_STRING;
-	}
-	return APITOKEN_JSON_GO_ON;
+	return true;
 }
 
 /*
  * Parse a JSON object into a list of ApitokenField, in the order of the text.
- * Returns false if the text is not a JSON object.
+ * Values that are arrays or objects are checked, but not kept.  Returns false if
+ * the text is not a JSON object.
  */
 static bool
 parse_object(const char *json, List **fields)
 {
-	ObjectParser parser = {0};
-	JsonSemAction actions = {0};
-	bool		valid;
+	JsonLexContext *lex = compat_json_lexer(json, strlen(json), GetDatabaseEncoding());
+	StringInfoData open;		/* the brackets that are open */
+	Expected	expected = VALUE;
+	ApitokenField *field = NULL;	/* the last one */
 
-	parser.lex = compat_json_lexer(json, strlen(json), GetDatabaseEncoding());
-	actions.semstate = &parser;
-	actions.object_start = start_nested;
-	actions.object_end = finish_nested;
-	actions.array_start = start_nested;
-	actions.array_end = finish_nested;
-	actions.object_field_start = start_field;
-	actions.scalar = add_scalar;
-	valid = pg_parse_json(parser.lex, &actions) == JSON_SUCCESS && parser.is_object;
-	*fields = parser.fields;
-	return valid;
+	*fields = NIL;
+	if (!escapes_fit(json))
+		return false;
+	initStringInfo(&open);
+	do
+	{
+		bool		in_object;
+		bool		expects_value = expected == VALUE || expected == VALUE_OR_END;
+
+		CHECK_FOR_INTERRUPTS();
+		if (json_lex(lex) != JSON_SUCCESS)
+			return false;
+		if (open.len == 0 && lex->token_type != JSON_TOKEN_OBJECT_START)
+			return false;
+		in_object = open.len > 0 && open.data[open.len - 1] == '{';
+
+		switch (lex->token_type)
+		{
+			case JSON_TOKEN_OBJECT_START:
+			case JSON_TOKEN_ARRAY_START:
+				if (!expects_value)
+					return false;
+				in_object = lex->token_type == JSON_TOKEN_OBJECT_START;
+				appendStringInfoChar(&open, in_object ? '{' : '[');
+				expected = in_object ? NAME_OR_END : VALUE_OR_END;
+				break;
+			case JSON_TOKEN_OBJECT_END:
+			case JSON_TOKEN_ARRAY_END:
+				if (in_object != (lex->token_type == JSON_TOKEN_OBJECT_END) ||
+					(expected != COMMA_OR_END && expected != (in_object ? NAME_OR_END : VALUE_OR_END)))
+					return false;
+				open.len--;
+				expected = COMMA_OR_END;
+				break;
+			case JSON_TOKEN_COMMA:
+				if (expected != COMMA_OR_END)
+					return false;
+				expected = in_object ? NAME : VALUE;
+				break;
+			case JSON_TOKEN_COLON:
+				if (expected != COLON)
+					return false;
+				expected = VALUE;
+				break;
+			case JSON_TOKEN_STRING:
+				if (expected == NAME || expected == NAME_OR_END)
+				{
+					if (open.len == 1)
+					{
+						field = palloc0(sizeof(ApitokenField));
+						field->name = pstrdup(lex->strval->data);
+						*fields = lappend(*fields, field);
+					}
+					expected = COLON;
+					break;
+				}
+				/* FALLTHROUGH */
+			case JSON_TOKEN_NUMBER:
+			case JSON_TOKEN_TRUE:
+			case JSON_TOKEN_FALSE:
+			case JSON_TOKEN_NULL:
+				if (!expects_value)
+					return false;
+				if (open.len == 1)
+				{
+					field->is_string = lex->token_type == JSON_TOKEN_STRING;
+					if (field->is_string)
+						field->value = pstrdup(lex->strval->data);
+					else if (lex->token_type == JSON_TOKEN_NUMBER)
+						field->value = pnstrdup(lex->token_start, lex->token_terminator - lex->token_start);
+				}
+				expected = COMMA_OR_END;
+				break;
+			default:
+				return false;
+		}
+	} while (open.len > 0);
+	return json_lex(lex) == JSON_SUCCESS && lex->token_type == JSON_TOKEN_END;
 }
 
 /* Get the request's headers, as a list of ApitokenField.  PostgREST folds their names to lower case. */
 ApitokenRequest
 apitoken_request_headers(List **headers)
 {
-	Oid			setter = InvalidOid;
-	const char *json = apitoken_request_setting("request.headers", &setter);
+	const char *json = apitoken_request_setting("request.headers", NULL);
 
 	*headers = NIL;
 	if (json == NULL)
 		return APITOKEN_NO_REQUEST;
-	if (!apitoken_setter_counts(setter, apitoken_role_may_use))
-		return APITOKEN_FOREIGN_REQUEST;
 	return parse_object(json, headers) ? APITOKEN_REQUEST : APITOKEN_BROKEN_REQUEST;
 }
 
@@ -126,7 +193,6 @@ apitoken_header_values(List *headers, const char *name)
 	{
 		ApitokenField *field = lfirst(lc);
 
-		CHECK_FOR_INTERRUPTS();
 		if (pg_strcasecmp(field->name, name) == 0)
 			values = lappend(values, field);
 	}

@@ -488,6 +488,29 @@ apitoken_holds_secret(const char *text, size_t length)
 	return next_secret(text, length, &start, &count);
 }
 
+/* Does a text contain a whole token, with a valid checksum? */
+bool
+apitoken_holds_token(const char *text, size_t length)
+{
+	size_t		start = 0;
+	size_t		count;
+
+	for (; next_secret(text, length, &start, &count); start += count)
+	{
+		const char *mark = text + start - APITOKEN_ID_CHARS - MARK_CHARS;
+		ApitokenParts parts;
+
+		if (count < APITOKEN_SECRET_CHARS + APITOKEN_CHECKSUM_CHARS)
+			continue;
+		for (size_t prefix = APITOKEN_PREFIX_MIN; prefix <= Min(APITOKEN_PREFIX_MAX, mark - text); prefix++)
+		{
+			if (apitoken_parse_text(mark - prefix, prefix + TAIL_CHARS, &parts))
+				return true;
+		}
+	}
+	return false;
+}
+
 /*
  * Overwrite each secret in a text, and return whether there was one.  The
  * length of the text does not change, so positions in it stay valid.  The

@@ -89,6 +89,8 @@ check_masking(const char *text, size_t size)
 	require(apitoken_mask_secrets(copy, size) == held);
 	require(held == (memcmp(copy, text, size) != 0));
 	require(!apitoken_holds_secret(copy, size));
+	require(!apitoken_holds_token(copy, size));
+	require(held || !apitoken_holds_token(text, size));
 	for (size_t i = 0; i < size; i++)
 		require(copy[i] == text[i] || (strchr(digits, text[i]) != NULL && (copy[i] == '*' || copy[i] == '_')));
 	free(copy);
@@ -119,6 +121,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	{
 		check_accepted(text, size, &parts);
 		require(apitoken_holds_secret(text, size));
+		require(apitoken_holds_token(text, size));
 	}
 
 	if (size < APITOKEN_CHECKSUM_CHARS || size > APITOKEN_TEXT_MAX)

@@ -689,6 +689,48 @@ masked_tokens(void)
 	ok(right, "tokens are masked, however they are cut off");
 }
 
+/* A whole token is found whatever is around it; a part of one, or a wrong one, is not. */
+static void
+tokens_in_texts(void)
+{
+	static const char *const before[] = {"", " ", "Bearer: ", "\"", ".", "_", "a_org_", "Z", "_usr_", "apt_org_" ID "."};
+	static const char *const after[] = {"", " ", "\"", ".x", "_", "a", "0000000000000000000000000000000000000000"};
+	bool		right = true;
+
+	for (int i = 0; i < 200; i++)
+	{
+		pg_uuid_t	id;
+		char		token[APITOKEN_TEXT_MAX + 1];
+		ApitokenParts parts;
+		size_t		length;
+
+		apitoken_generate_id(&id);
+		apitoken_generate_text(i % 3 ? "apt" : i % 2 ? "ab" : "abcdefghijkl",
+							   i % 2 ? APITOKEN_USER : APITOKEN_ORGANIZATION, &id, token, &parts);
+		length = strlen(token);
+		for (int b = 0; b < lengthof(before); b++)
+		{
+			for (int a = 0; a < lengthof(after); a++)
+			{
+				size_t		start = strlen(before[b]);
+				size_t		size = start + length + strlen(after[a]);
+				char	   *text = malloc(size);	/* a read past its end is an error */
+
+				memcpy(text, before[b], start);
+				memcpy(text + start, token, length);
+				memcpy(text + start + length, after[a], size - start - length);
+				right &= apitoken_holds_token(text, size);
+				right &= apitoken_holds_token(text, start + length);
+				right &= !apitoken_holds_token(text, start + length - 1);
+				text[start + length - 1] ^= 1;
+				right &= !apitoken_holds_token(text, size);
+				free(text);
+			}
+		}
+	}
+	ok(right, "whole tokens are found within texts");
+}
+
 /*
  * The same rule in its simplest form: at each position, is there a mark with a
  * character of a prefix before it, and an id and more behind it?  (Masked text is
@@ -809,6 +851,7 @@ main(int argc, char **argv)
 	garbage();
 	masked_texts();
 	masked_tokens();
+	tokens_in_texts();
 	masked_garbage();
 	masked_long();
 	printf("1..%d\n", tests);
