@@ -15,6 +15,7 @@ OBJS = \
 	src/text/id.o \
 	src/text/token.o \
 	src/text/permission.o \
+	src/text/visible.o \
 	src/base/guc.o \
 	src/base/function.o \
 	src/base/encoding.o \

@@ -86,7 +86,7 @@ CREATE TABLE apitoken.roles (
 	database_role name
 );
 COMMENT ON TABLE apitoken.roles IS 'Roles: named sets of permissions that members have in organizations and that tokens of organizations have';
-COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role, 1 to 63 bytes; admin and developer are built in and cannot be renamed or deleted';
+COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role, one line of 1 to 63 bytes without blank characters at its ends; admin and developer are built in and cannot be renamed or deleted';
 COMMENT ON COLUMN apitoken.roles.description IS 'Purpose of the role; null: none given';
 COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of the permissions: resource:action, with * for either half, or * for everything; permissions of the resource token are included only by *, by token:* or by name';
 COMMENT ON COLUMN apitoken.roles.database_role IS 'Database role that authenticate() and pre_request() enter until the transaction ends (42501 if the session user is not a member of it); only the tables'' owner may set it; null: none';
@@ -478,12 +478,12 @@ COMMENT ON VIEW apitoken.tokens IS 'Tokens that the caller may see. INSERT creat
 COMMENT ON COLUMN apitoken.tokens.id IS 'Id of the token, UUID version 7 (RFC 9562); the token text contains it';
 COMMENT ON COLUMN apitoken.tokens.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.tokens.user_id IS 'User who owns the token; null: a token of an organization';
-COMMENT ON COLUMN apitoken.tokens.label IS 'Name of the token, 1 to 255 characters, unique among the owner''s tokens that are not revoked';
+COMMENT ON COLUMN apitoken.tokens.label IS 'Name of the token, one line of 1 to 255 characters without blank characters at its ends, unique among the owner''s tokens that are not revoked';
 COMMENT ON COLUMN apitoken.tokens.description IS 'Free text, up to 4000 characters; null: none';
 COMMENT ON COLUMN apitoken.tokens.role IS 'Name of the role of an organization''s token; null for a personal token';
 COMMENT ON COLUMN apitoken.tokens.access IS 'Access: read_only, full or custom; narrows what the role or the user allows';
 COMMENT ON COLUMN apitoken.tokens.permissions IS 'Patterns (resource:action) to which access custom narrows the token; null with any other access';
-COMMENT ON COLUMN apitoken.tokens.allowed_networks IS 'Networks from which the token is accepted; null: from everywhere';
+COMMENT ON COLUMN apitoken.tokens.allowed_networks IS 'Networks from which the token is accepted; IPv4 networks written as IPv6 (::ffff:192.0.2.0/120) are stored as IPv4; null: from everywhere';
 COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications per minute that each server accepts, all at once after a minute''s rest; without shared preload a token with a limit is refused; null: no limit';
 COMMENT ON COLUMN apitoken.tokens.metadata IS 'JSON object of the application, up to 64 kB';
 COMMENT ON COLUMN apitoken.tokens.masked IS 'Token text without its secret: prefix, kind, id and the last four characters';

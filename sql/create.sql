@@ -302,6 +302,41 @@ SELECT apitoken.revoke_token(:'org_id2', 'deploy');
 SELECT (apitoken.create_token('deploy', 'acme')).id IS NOT NULL AS again;
 SELECT status, count(*) FROM apitoken.tokens WHERE label = 'deploy' AND organization_id = 'acme' GROUP BY status ORDER BY status;
 ROLLBACK;
+-- a label is what people see of it: blank characters at its ends are not part of it
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+CREATE TEMP TABLE shown (n int GENERATED ALWAYS AS IDENTITY, what text, label text);
+INSERT INTO shown (what, label) VALUES
+	('plain', 'Build'), ('spaces', '  Build  '), ('line break', E'Build\r\n'), ('tabs', E'\t\x0b\fBuild\t'), ('next line', E'Build\u0085'), ('no-break space', E'\u00a0Build\u00a0'),
+	('em space', E'\u2003Build'), ('ideographic space', E'Build\u3000'), ('line separator', E'\u2028Build\u2029'), ('zero width space', E'Build\u200b'),
+	('word joiner', E'Build\u2060'), ('byte order mark', E'\ufeffBuild'), ('several', E' \u200b\u00a0Build\u3000\ufeff\n'), ('another', E'\u00a0Buil d\u2009\u2009é\u3000');
+SELECT what, public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%L, ''acme'')', label)) AS created,
+	public.regress_try(pg_catalog.format('INSERT INTO apitoken.tokens (label) VALUES (%L)', label)) AS inserted FROM shown ORDER BY n;
+SELECT label, pg_catalog.length(label), count(*) FROM apitoken.tokens WHERE label LIKE 'Buil%' GROUP BY label ORDER BY label COLLATE "C";
+-- it is confirmed as it is shown
+SELECT apitoken.revoke_token(id, 'Build') FROM apitoken.tokens WHERE label = 'Build' AND organization_id = 'acme';
+ROLLBACK;
+-- a label that shows nothing, or that has control characters, is refused
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+CREATE TEMP TABLE hidden (n int GENERATED ALWAYS AS IDENTITY, what text, label text);
+INSERT INTO hidden (what, label) VALUES
+	('no-break space', E'\u00a0'), ('ideographic space', E'\u3000'), ('zero width space', E'\u200b'), ('byte order mark', E'\ufeff'), ('vertical tab', E'\x0b'), ('all blanks', E' \t\n\u0085\u1680\u2028\u202f\u205f\u2060'),
+	('soft hyphen', E'\u00ad'), ('zero width joiners', E'\u200c\u200d'), ('left-to-right mark', E'\u200e'), ('Hangul filler', E'\u3164'), ('empty Braille pattern', E'\u2800\u2800'), ('variation selector', E' \ufe0f '),
+	('tag characters', E'\U000e0041\U000e007f'), ('invisible times', E'\u2062'), ('combining grapheme joiner', E'\u034f'), ('interlinear', E'\ufff0'),
+	('escape sequence', E'\x1b[31mred'), ('line break', E'a\nb'), ('tab', E'a\tb'), ('bell', E'a\x07'), ('delete', E'a\x7f'), ('next line', E'a\u0085b'), ('control sequence introducer', E'a\u009b31m'),
+	('line separator', E'a\u2028b'), ('paragraph separator', E'a\u2029b'), ('right-to-left override', E'\u202edliuB'), ('embedding', E'a\u202bb'), ('pop', E'a\u202c'), ('isolate', E'a\u2066b\u2069'), ('override alone', E'\u202e');
+SELECT what, public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%L, ''acme'')', label)) AS created,
+	public.regress_try(pg_catalog.format('INSERT INTO apitoken.tokens (label) VALUES (%L)', label)) = public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%L, ''acme'')', label)) AS inserted FROM hidden ORDER BY n;
+-- in a description, lines are not refused
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%L, ''acme'', description => %L)', 'described', d)) AS answer
+FROM pg_catalog.unnest(ARRAY[E'a\x1b[31m', E'a\u202eb', E'a\u2028b', E'a\u0085b', E' \tone\r\ntwo\n']) d;
+SELECT pg_catalog.length(description) FROM apitoken.tokens WHERE label = 'described';
+-- and characters of every script, with what joins them, are not refused
+SELECT n, public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%L, ''acme'')', l)) AS answer
+FROM pg_catalog.unnest(ARRAY['Größe', 'Развёртывание', '部署', E'\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645', E'\u05d0\u200e1', E'\U0001F468\u200d\U0001F469', E'\u2764\ufe0f', 'a' || E'\u00a0' || 'b', E'Cafe\u0301']) WITH ORDINALITY AS v (l, n);
+SELECT count(*) FROM apitoken.tokens WHERE label = E'\u2764\ufe0f';
+ROLLBACK;
 -- an expired token holds its label until it is revoked
 RESET SESSION AUTHORIZATION;
 BEGIN;

@@ -382,6 +382,13 @@ INSERT INTO public.regress_command (command) VALUES
 	($$INSERT INTO apitoken.roles (name, permissions) VALUES (NULL, '{}')$$),
 	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('', '{}')$$),
 	($$INSERT INTO apitoken.roles (name, permissions) VALUES (repeat('x', 64), '{}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES ('editor ', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (E'\u00a0admin', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (E'admin\u200b', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (E' \u3000', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (E'\u200d', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (E'\u202enimda', '{*}')$$),
+	($$INSERT INTO apitoken.roles (name, permissions) VALUES (E'ad\nmin', '{*}')$$),
 	($$UPDATE apitoken.roles SET name = 'author' WHERE name = 'editor'$$),
 	-- the built-in ones stay, and may be edited
 	($$UPDATE apitoken.roles SET description = 'Boss', permissions = '{*:*,token:*}' WHERE name = 'admin'$$),

@@ -39,6 +39,11 @@ RETURNING label, description, role, access, permissions, allowed_networks, rate_
 -- setting a column to its current value changes nothing, not even updated_at
 SELECT updated_at AS before FROM apitoken.tokens WHERE id = :'org_id' \gset
 UPDATE apitoken.tokens SET label = 'deploy', metadata = '{}', access = 'full' WHERE id = :'org_id' RETURNING updated_at = :'before' AS same;
+UPDATE apitoken.tokens SET label = E'\u00a0deploy \n' WHERE id = :'org_id' RETURNING label, updated_at = :'before' AS same;
+UPDATE apitoken.tokens SET label = E' deploy\u200b again\u3000' WHERE id = :'org_id' RETURNING pg_catalog.length(label);
+UPDATE apitoken.tokens SET label = 'deploy ', allowed_networks = '{::ffff:10.0.0.0/104,::/0}' WHERE id = :'org_id' RETURNING label, allowed_networks, updated_at > :'before' AS changed;
+SELECT updated_at AS before FROM apitoken.tokens WHERE id = :'org_id' \gset
+UPDATE apitoken.tokens SET allowed_networks = '{::ffff:10.0.0.0/104,::/0}' WHERE id = :'org_id' RETURNING updated_at = :'before' AS same;
 UPDATE apitoken.tokens SET description = 'mine', access = 'read_only' WHERE id = :'own_id' RETURNING label, access, description, role;
 -- many at once, by the table beneath, by a subquery
 WITH changed AS (UPDATE apitoken.tokens SET metadata = metadata || '{"team": "x"}' RETURNING *)
@@ -46,6 +51,7 @@ SELECT label, metadata FROM changed ORDER BY label COLLATE "C";
 UPDATE apitoken_internal.token_records SET description = 'beneath' WHERE label = 'second' RETURNING label, description;
 -- values are checked as at creation
 CREATE TEMP TABLE bad AS SELECT a AS assignment FROM pg_catalog.unnest(ARRAY[$$label = ''$$, $$label = NULL$$, $$label = repeat('x', 256)$$, $$label = 'second'$$, $$description = repeat('x', 4001)$$,
+	$$label = E'second\u00a0'$$, $$label = E' \u3000\n'$$, $$label = E'\u00ad\u200d'$$, $$label = E'a\nb'$$, $$label = E'\u202ea'$$, $$description = E'\x1b[2J'$$,
 	$$role = NULL$$, $$role = 'nobody'$$, $$access = NULL$$, $$access = 'write'$$, $$access = 'custom'$$, $$access = 'custom', permissions = '{article}'$$,
 	$$access = 'custom', permissions = '{NULL}'$$, $$expires_at = now()$$, $$expires_at = '2020-01-01'$$, $$expires_at = 'infinity'$$, $$expires_at = '-infinity'$$, $$expires_at = now() + '101 years'::interval$$,
 	$$allowed_networks = '{}'$$, $$allowed_networks = '{NULL}'$$, $$rate_limit_per_minute = 0$$, $$rate_limit_per_minute = 1000001$$, $$metadata = NULL$$, $$metadata = '[]'$$,
@@ -256,6 +262,7 @@ SELECT apitoken.act_as('dave') AS me \gset
 -- an organization's token needs its label, exactly
 SELECT l AS typed, public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L)', :'org_id', l)) AS answer FROM pg_catalog.unnest(ARRAY[NULL, '', 'Deploy', 'deploy ', 'second']) l;
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L, repeat(%L, 1001))', :'org_id', 'deploy', 'x')) AS reason;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L, %L)', :'org_id', 'deploy', E'lost\x1b[2J')) AS reason;
 -- a token that the caller may not revoke: always the same answer
 SELECT DISTINCT public.regress_try(pg_catalog.format('SELECT apitoken.revoke_token(%L, %L)', i, l)) AS answer FROM pg_catalog.unnest(ARRAY[:'globex_id', :'own_id', pg_catalog.gen_random_uuid()::text, NULL]) i, pg_catalog.unnest('{"of globex",laptop,wrong,NULL}'::text[]) l;
 SAVEPOINT s;

@@ -223,6 +223,25 @@ INSERT INTO address VALUES (1, NULL), (2, '10.1.2.3'), (3, '11.1.2.3'), (4, '192
 GRANT SELECT ON address TO PUBLIC;
 SELECT client, (apitoken.verify(:'net', NULL, NULL, client)).verdict FROM address ORDER BY n;
 
+-- An IPv4 address or network that is mapped to IPv6 is that of IPv4, in the list and
+-- for the client, also in a list that was stored without the trigger.  No other
+-- network of one family contains an address of the other.
+CREATE TEMP TABLE listed (n int, networks cidr[]);
+INSERT INTO listed VALUES (1, '{::ffff:192.0.2.1/128}'), (2, '{::ffff:192.0.2.0/120}'), (3, '{::ffff:0:0/96}'), (4, '{::fffe:0:0/95}'), (5, '{::/64}'), (6, '{::/0}'), (7, '{0.0.0.0/0}'),
+	(8, '{0.0.0.0/0,::/0}'), (9, '{::192.0.2.1/128}'), (10, '{64:ff9b::192.0.2.1/128}'), (11, '{fe80::/10,::ffff:192.0.2.1}'), (12, '{2001:db8::ffff:192.0.2.1}');
+SELECT n, (apitoken.create_token('list ' || n, user_id => 'ann', allowed_networks => networks)).token INTO TEMP listed_token FROM listed;
+SELECT label, allowed_networks FROM apitoken.tokens WHERE label LIKE 'list %' ORDER BY id;
+CREATE FUNCTION pg_temp.valid_from(token text) RETURNS text LANGUAGE sql AS $$
+	SELECT string_agg(host(c), ' ') FROM unnest('{192.0.2.1,::ffff:192.0.2.1,192.0.2.2,::ffff:c000:202,198.51.100.1,::192.0.2.1,64:ff9b::192.0.2.1,fe80::1,2001:db8::1,2001:db8::ffff:192.0.2.1}'::inet[]) c
+	WHERE (apitoken.verify(token, client_address => c)).valid $$;
+SELECT networks, pg_temp.valid_from(token) FROM listed JOIN listed_token USING (n) ORDER BY n;
+BEGIN;
+SET LOCAL session_replication_role = replica;
+UPDATE apitoken_internal.token_records r SET allowed_networks = l.networks FROM listed l WHERE r.label = 'list ' || l.n;
+SET LOCAL session_replication_role = origin;
+SELECT allowed_networks, pg_temp.valid_from(token) FROM apitoken.tokens JOIN listed_token t ON label = 'list ' || t.n ORDER BY t.n;
+ROLLBACK;
+
 SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT (apitoken.verify(:'net', NULL, NULL, '10.1.2.3')).verdict;
 SELECT (apitoken.verify(:'net')).verdict;

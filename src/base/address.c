@@ -46,9 +46,14 @@ connection_address(void)
 }
 
 /*
- * Convert an IPv4-mapped IPv6 address (::ffff:a.b.c.d, RFC 4291 section
- * 2.5.5.2), which a dual-stack gateway sends, to the IPv4 address, so that it
- * matches IPv4 networks.
+ * Convert an IPv4-mapped IPv6 address or network (::ffff:a.b.c.d, RFC 4291
+ * section 2.5.5.2), which dual-stack gateways and runtimes write, to the IPv4
+ * address or network.  Returns the same pointer for any other.
+ *
+ * An address is of one family and so is a network, as in pg_hba.conf: 0.0.0.0/0
+ * contains all IPv4 addresses, mapped or not, and ::/0 contains all IPv6
+ * addresses, and no IPv4 address.  So does every other network that is wider than
+ * ::ffff:0:0/96.
  */
 static inet *
 unmap_ipv4(inet *address)
@@ -159,6 +164,32 @@ apitoken_client_address(inet *argument)
 	return connection_address();
 }
 
+/* The list with mapped IPv4 networks converted; the same pointer if there are none. */
+ArrayType *
+apitoken_canonical_networks(ArrayType *networks)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	bool		changed = false;
+
+	deconstruct_array(networks, CIDROID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
+	for (int i = 0; i < count; i++)
+	{
+		inet	   *network = nulls[i] ? NULL : DatumGetInetPP(elements[i]);
+		inet	   *plain = nulls[i] ? NULL : unmap_ipv4(network);
+
+		if (plain == network)
+			continue;
+		elements[i] = InetPGetDatum(plain);
+		changed = true;
+	}
+	if (!changed)
+		return networks;
+	return construct_md_array(elements, nulls, ARR_NDIM(networks), ARR_DIMS(networks), ARR_LBOUND(networks),
+							  CIDROID, -1, false, TYPALIGN_INT);
+}
+
 bool
 apitoken_in_networks(inet *address, ArrayType *networks)
 {
@@ -171,8 +202,10 @@ apitoken_in_networks(inet *address, ArrayType *networks)
 	deconstruct_array(networks, CIDROID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
 	for (int i = 0; i < count; i++)
 	{
+		/* a list that was stored without our trigger may have mapped networks */
 		if (!nulls[i] &&
-			DatumGetBool(DirectFunctionCall2(network_subeq, InetPGetDatum(address), elements[i])))
+			DatumGetBool(DirectFunctionCall2(network_subeq, InetPGetDatum(address),
+											 InetPGetDatum(unmap_ipv4(DatumGetInetPP(elements[i]))))))
 			return true;
 	}
 	return false;

@@ -59,9 +59,10 @@ extern void apitoken_json_bool(ApitokenJson *state, const char *key, bool boolea
 extern void apitoken_json_integer(ApitokenJson *state, const char *key, int64 integer);
 extern void apitoken_json_strings(ApitokenJson *state, const char *key, ArrayType *array);
 
-/* ----- encoding.c: conversion between encodings ----- */
+/* ----- encoding.c: conversion between encodings, texts in the database's encoding ----- */
 
 extern char *apitoken_convert(const char *text, size_t length, int from, int to);
+extern ApitokenVisible apitoken_examine_text(char *text, bool lines, char **trimmed);
 
 /* ----- request.c: the HTTP request, from PostgREST's settings ----- */
 
@@ -124,6 +125,7 @@ extern bool apitoken_setter_counts(Oid setter, bool (*has_capability) (Oid role)
 /* ----- address.c: the address of the client ----- */
 
 extern inet *apitoken_client_address(inet *argument);
+extern ArrayType *apitoken_canonical_networks(ArrayType *networks);
 extern bool apitoken_in_networks(inet *address, ArrayType *networks);
 
 /* ----- subtransaction.c: lists whose entries end with their subtransaction ----- */

@@ -121,7 +121,7 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	HeapTuple	tuple;
-	char	   *old_name;
+	char	   *old_name = NULL;
 	Datum		permissions;
 	bool		isnull;
 
@@ -143,6 +143,8 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 			return PointerGetDatum(trigger->tg_trigtuple);
 	}
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || strcmp(old_name, role_name(trigger, tuple)) != 0)
+		apitoken_check_role_name(role_name(trigger, tuple));
 	permissions = heap_getattr(tuple, Anum_roles_permissions, RelationGetDescr(trigger->tg_relation), &isnull);
 	if (!isnull)
 		apitoken_check_patterns(DatumGetArrayTypeP(permissions));

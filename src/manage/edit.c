@@ -171,6 +171,7 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 				 errdetail("A revoked token cannot be changed."),
 				 errhint("Create another token.")));
 	check_protected_columns(trigger);
+	trigger->tg_newtuple = apitoken_canonical_row(trigger->tg_newtuple, descriptor);
 	if (!apitoken_edited(trigger))
 		return PointerGetDatum(trigger->tg_trigtuple);
 

@@ -306,6 +306,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	owner.organization_id = text_of(tuple, descriptor, Anum_token_records_organization_id);
 	owner.user_id = text_of(tuple, descriptor, Anum_token_records_user_id);
 	authorize_creation(&owner);
+	tuple = apitoken_canonical_row(tuple, descriptor);
 	apitoken_record_from_tuple(tuple, descriptor, &record);
 	record.user_id = owner.user_id;
 	if (record.kind == APITOKEN_USER)

@@ -25,8 +25,11 @@ extern void apitoken_forget_locked(void);
 
 /* ----- validate.c: checks of a token's columns ----- */
 
-extern void apitoken_check_label(const char *label);
-extern void apitoken_check_description(const char *description);
+extern HeapTuple apitoken_canonical_row(HeapTuple tuple, TupleDesc descriptor);
+extern void apitoken_check_label(char *label);
+extern void apitoken_check_description(char *description);
+extern void apitoken_check_reason(char *reason);
+extern void apitoken_check_role_name(char *name);
 extern void apitoken_check_expiry(TimestampTz expires_at, bool may_be_past);
 extern TimestampTz apitoken_expiry_after(Interval *expires_in);
 extern TimestampTz apitoken_overlap_until(Interval *overlap);

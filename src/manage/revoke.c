@@ -19,8 +19,6 @@
 
 #include "manage/manage.h"
 
-#define REASON_MAX 1000			/* bytes */
-
 /* The acting user, for revoked_by. */
 static Datum
 acting_user(char *null)
@@ -43,11 +41,7 @@ reason_argument(FunctionCallInfo fcinfo, int argument, char *null)
 		*null = 'n';
 		return (Datum) 0;
 	}
-	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(argument)) > REASON_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("reason is too long"),
-				 errhint("Use a reason of at most %d bytes.", REASON_MAX)));
+	apitoken_check_reason(text_to_cstring(PG_GETARG_TEXT_PP(argument)));
 	return PG_GETARG_DATUM(argument);
 }
 

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
 #include "utils/array.h"
@@ -19,6 +20,7 @@
 
 #define LABEL_MAX 255			/* characters */
 #define DESCRIPTION_MAX 4000	/* characters */
+#define REASON_MAX 1000			/* bytes */
 #define METADATA_MAX 65536		/* bytes */
 #define NETWORKS_MAX 100
 #define DURATION_MIN (1 * USECS_PER_MINUTE)
@@ -35,20 +37,110 @@ invalid(const char *message, const char *hint)
 			 errhint("%s", hint)));
 }
 
-void
-apitoken_check_label(const char *label)
+/* Refuse a text that shows nothing, or that has control characters. */
+static void
+check_visible(const char *what, char *text, bool lines)
 {
-	if (label == NULL || label[strspn(label, " \t\r\n")] == '\0')
-		invalid("label must not be empty", "Use a label of 1 to 255 characters.");
-	if (pg_mbstrlen(label) > LABEL_MAX)
-		invalid("label is too long", "Use a label of 1 to 255 characters.");
+	ApitokenVisible visible = apitoken_examine_text(text, lines, NULL);
+
+	if (visible == APITOKEN_CONTROL_CHARACTER)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s contains a control character", what),
+				 lines ?
+				 errhint("Remove control characters other than tabs and line breaks, and those that change the direction of text.") :
+				 errhint("Use one line, without control characters and those that change the direction of text.")));
+	if (visible == APITOKEN_NOTHING_VISIBLE && !lines)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s has no visible character", what),
+				 errhint("Use a text that people can read.")));
 }
 
 void
-apitoken_check_description(const char *description)
+apitoken_check_label(char *label)
 {
-	if (description != NULL && pg_mbstrlen(description) > DESCRIPTION_MAX)
+	if (label == NULL || *label == '\0')
+		invalid("label must not be empty", "Use a label of 1 to 255 characters.");
+	if (pg_mbstrlen(label) > LABEL_MAX)
+		invalid("label is too long", "Use a label of 1 to 255 characters.");
+	check_visible("label", label, false);
+}
+
+void
+apitoken_check_description(char *description)
+{
+	if (pg_mbstrlen(description) > DESCRIPTION_MAX)
 		invalid("description is too long", "Use at most 4000 characters.");
+	check_visible("description", description, true);
+}
+
+void
+apitoken_check_reason(char *reason)
+{
+	if (strlen(reason) > REASON_MAX)
+		invalid("reason is too long", "Use a reason of at most 1000 bytes.");
+	check_visible("reason", reason, true);
+}
+
+/* The table checks the length. */
+void
+apitoken_check_role_name(char *name)
+{
+	char	   *trimmed;
+
+	if (*name == '\0' || strlen(name) >= NAMEDATALEN)
+		return;
+	(void) apitoken_examine_text(name, false, &trimmed);
+	check_visible("name of the token role", name, false);
+	if (trimmed != name)
+		invalid("name of the token role begins or ends with a blank character", "Remove white space at both ends.");
+}
+
+/*
+ * The row that is stored for the row of an INSERT or UPDATE.  Blank characters at
+ * the ends of the label are removed, so that two labels which differ only there
+ * are the same one.  Networks of mapped IPv4 addresses become IPv4 networks.  This
+ * raises no errors about values.
+ */
+HeapTuple
+apitoken_canonical_row(HeapTuple tuple, TupleDesc descriptor)
+{
+	int			attributes[2];
+	Datum		values[2];
+	bool		nulls[2] = {false};
+	int			count = 0;
+	Datum		value;
+	bool		isnull;
+
+	value = heap_getattr(tuple, Anum_token_records_label, descriptor, &isnull);
+	if (!isnull)
+	{
+		char	   *label = TextDatumGetCString(value);
+		char	   *trimmed = label;
+
+		/* a longer one is refused in any case */
+		if (strlen(label) <= LABEL_MAX * MAX_MULTIBYTE_CHAR_LEN)
+			(void) apitoken_examine_text(label, false, &trimmed);
+		if (trimmed != label)
+		{
+			attributes[count] = Anum_token_records_label;
+			values[count++] = CStringGetTextDatum(trimmed);
+		}
+	}
+	value = heap_getattr(tuple, Anum_token_records_allowed_networks, descriptor, &isnull);
+	if (!isnull)
+	{
+		ArrayType  *networks = DatumGetArrayTypeP(value);
+		ArrayType  *canonical = apitoken_canonical_networks(networks);
+
+		if (canonical != networks)
+		{
+			attributes[count] = Anum_token_records_allowed_networks;
+			values[count++] = PointerGetDatum(canonical);
+		}
+	}
+	return count == 0 ? tuple : heap_modify_tuple_by_cols(tuple, descriptor, count, attributes, values, nulls);
 }
 
 static TimestampTz

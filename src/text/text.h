@@ -106,4 +106,15 @@ extern char *apitoken_clip(const char *text);
 extern ApitokenAccess apitoken_access_from_text(const char *access);
 extern const char *apitoken_access_to_text(ApitokenAccess access);
 
+/* ----- visible.c: what people see of a text ----- */
+
+typedef enum ApitokenVisible
+{
+	APITOKEN_VISIBLE,
+	APITOKEN_NOTHING_VISIBLE,
+	APITOKEN_CONTROL_CHARACTER
+} ApitokenVisible;
+
+extern ApitokenVisible apitoken_examine(const char *text, size_t length, bool lines, int *before, int *after);
+
 #endif							/* APITOKEN_TEXT_H */

@@ -1,7 +1,7 @@
-# Databases in UTF8, LATIN1 and SQL_ASCII: requests that the encoding cannot hold,
-# or that are nested too deep for the server's own JSON parser, are refused with
-# 400, or their claims name nobody; they are never an error of the server.  Labels
-# are trimmed, and compared, by Unicode's rules wherever the encoding has them.
+# Databases in several encodings: requests that the encoding cannot hold, or that are
+# nested too deep for the server's own JSON parser, are refused with 400, or their
+# claims name nobody; they are never an error of the server.  Labels are trimmed by
+# Unicode's rules as far as the text can be converted.
 
 use strict;
 use warnings;
@@ -41,7 +41,11 @@ foreach my $encoding (qw(UTF8 LATIN1 SQL_ASCII))
 	});
 	$node->safe_psql('postgres', "ALTER DATABASE $encoding SET apitoken.jwt_user_claim = 'sub'");
 	requests($encoding);
+	labels($encoding);
 }
+$node->safe_psql('postgres', "CREATE DATABASE $_ TEMPLATE template0 ENCODING '$_' LOCALE 'C'") foreach qw(EUC_JP MULE_INTERNAL);
+$node->safe_psql(lc $_, q{CREATE EXTENSION apitoken; INSERT INTO apitoken.organizations (id) VALUES ('acme');}) foreach qw(EUC_JP MULE_INTERNAL);
+labels($_) foreach qw(EUC_JP MULE_INTERNAL);
 
 $node->stop;
 no_crash($node);
@@ -94,6 +98,50 @@ sub requests
 			  . " request('{}', format('{\"x\": %s1%s, \"sub\": \"ada\"}', repeat('{\"sub\":', $n), repeat('}', $n)));"),
 			'token|400|jwt ada', "$encoding: $n values, one in the other");
 	}
+	$session->quit;
+	return;
+}
+
+# Each label is given by its bytes.  The answer is the bytes that are stored, or the
+# SQLSTATE.
+sub labels
+{
+	my ($encoding) = @_;
+	my $plain = '446570'; # Dep
+	my %is = (
+		# of ASCII only, in all of them
+		all => {
+			"20$plain" => $plain, "${plain}0d0a" => $plain, "0b09$plain" => $plain, "44206570" => '44206570',
+			'20090a0b0c0d' => '22023', '440a6570' => '22023', "1b$plain" => '22023', "${plain}7f" => '22023' },
+		UTF8 => { "c2a0$plain" => $plain, "${plain}e38080" => $plain, 'c2a0' => '22023', "${plain}c285" => $plain, "44c2856570" => '22023', "c29b$plain" => '22023', 'c2ad' => '22023',
+			"c3a9c2a0" => 'c3a9' },
+		LATIN1 => { "a0$plain" => $plain, "${plain}a020a0" => $plain, 'a0' => '22023', "${plain}85" => $plain, "44856570" => '22023', "9b$plain" => '22023', 'ad' => '22023', 'adad20' => '22023',
+			"e9a0" => 'e9', "a0c2a0e9" => 'c2a0e9' },
+		# valid UTF-8 is taken for that; anything else is not trimmed but for ASCII
+		SQL_ASCII => { "c2a0$plain" => $plain, "${plain}e38080" => $plain, 'c2a0' => '22023', "44c2856570" => '22023', 'c2ad' => '22023', "c3a9c2a0" => 'c3a9',
+			"a0$plain" => "a0$plain", "20a0c2a020" => 'a0c2a0', 'a0' => 'a0', 'ad' => 'ad', "ff0a" => 'ff', "ff0aff" => '22023' },
+		EUC_JP => { "a1a1$plain" => $plain, "${plain}a1a1" => $plain, 'a1a1' => '22023', "20a1a1a4a2a1a120" => 'a4a2', "a4a2a1a1a4a2" => 'a4a2a1a1a4a2', "a1a18ea720" => '8ea7' },
+		# LATIN1's, which the server cannot convert to UTF-8
+		MULE_INTERNAL => { "2081e920" => '81e9', "81e981a0" => '81e981a0', "81a0" => '81a0' });
+	my %given = (%{ $is{all} }, %{ $is{$encoding} });
+	my $session = connection($node, database => lc $encoding);
+
+	ask($session, q{
+		CREATE FUNCTION label(given bytea) RETURNS text LANGUAGE plpgsql AS $$
+		DECLARE
+			made uuid;
+		BEGIN
+			made := (apitoken.create_token(convert_from(given, getdatabaseencoding()), 'acme')).id;
+			RETURN (SELECT encode(convert_to(label, getdatabaseencoding()), 'hex') FROM apitoken.tokens WHERE id = made);
+		EXCEPTION
+			WHEN invalid_parameter_value THEN RETURN SQLSTATE;
+		END $$;});
+	foreach my $label (sort keys %given)
+	{
+		is(ask($session, "BEGIN; SELECT label('\\x$label'); ROLLBACK;"), $given{$label}, "$encoding: label $label");
+	}
+	is(ask($session, "SELECT label('\\x$plain'); SELECT apitoken.create_token(convert_from('\\x0d0a20${plain}0a', getdatabaseencoding()), 'acme');"),
+		"$plain [ERROR: 23505]", "$encoding: the same label with other blanks around it");
 	$session->quit;
 	return;
 }
