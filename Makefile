@@ -65,7 +65,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
 REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists edit events directory hostile oracles maintenance pre_request introspect policies
-ISOLATION = last_used revocation regenerate role label owner_deleted maintenance revoke_tokens
+ISOLATION = last_used revocation regenerate role label owner_deleted maintenance revoke_tokens two_tokens
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
@@ -141,6 +141,10 @@ test-matrix:
 	@test/deps.sh build test matrix
 	@test/matrix.sh
 
+test-cassert:
+	@test/deps.sh build test cassert
+	@test/cassert.sh
+
 lint:
 	@test/deps.sh build lint
 	@test/lint.sh
@@ -157,4 +161,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: deps test unit unit-programs test-matrix lint demo bench
+.PHONY: deps test unit unit-programs test-matrix test-cassert lint demo bench

@@ -651,6 +651,41 @@ SELECT lo_unlink(:lo);
 -- only the intended statements above have written anything
 :written;
 
+--
+-- A savepoint for each statement, as drivers set with "autosave", over a whole
+-- transaction: psql releases it, or rolls back to it after an error
+--
+SELECT count(*) FROM ro.t \gset before_
+\set ON_ERROR_ROLLBACK on
+BEGIN;
+SELECT ro.be('ro');
+\set ECHO none
+SELECT query FROM ro.attempts WHERE id NOT IN (48, 49) ORDER BY id \gexec
+\set ECHO all
+SELECT current_setting('transaction_read_only'), apitoken.whoami()->>'read_only', apitoken.can('article:read'), apitoken.can('article:update');
+COMMIT;
+-- the same with an identity that is set, and one that was authenticated in a block
+BEGIN;
+SELECT set_config('apitoken.token', token, true) IS NOT NULL FROM ro.secret WHERE kind = 'ro';
+INSERT INTO ro.t VALUES (1);
+SELECT 1/0;
+INSERT INTO ro.t VALUES (1);
+SELECT nextval('ro.s');
+COMMIT;
+BEGIN;
+SELECT ro.be_inside('ro');
+INSERT INTO ro.t VALUES (1);
+SELECT 1/0;
+INSERT INTO ro.t VALUES (1);
+SELECT nextval('ro.s');
+COMMIT;
+\set ON_ERROR_ROLLBACK off
+-- and by hand: released, rolled back to, left open, nested
+BEGIN; SAVEPOINT s; SELECT ro.be('ro'); RELEASE s; SAVEPOINT s; INSERT INTO ro.t VALUES (1); ROLLBACK TO s; SAVEPOINT s; SELECT 1; SAVEPOINT s; INSERT INTO ro.t VALUES (1); ROLLBACK TO s; RELEASE s;
+SAVEPOINT s; SELECT nextval('ro.s'); ROLLBACK TO s; SELECT current_setting('transaction_read_only'); INSERT INTO ro.t VALUES (1); COMMIT;
+SELECT count(*) = :before_count AS nothing_written FROM ro.t;
+:written;
+
 \set VERBOSITY default
 DEALLOCATE ALL;
 SET client_min_messages = error;

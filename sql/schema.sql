@@ -320,6 +320,91 @@ BEGIN
 END $$;
 DROP TABLE public.regress_granted;
 
+--
+-- What a login reaches that tries everything, without and with each capability:
+-- every command on every relation and column, and every function.  What is not
+-- listed is refused with 42501.  Nothing is kept.
+--
+CREATE FUNCTION public.regress_reach(sql text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE sql;
+	RAISE SQLSTATE 'DONE0';
+EXCEPTION
+	WHEN SQLSTATE 'DONE0' THEN RETURN 'done';
+	WHEN OTHERS THEN RETURN SQLSTATE;
+END $$;
+CREATE TABLE public.regress_attempt AS
+	WITH relation AS (
+		SELECT oid, oid::regclass::text AS name, relkind, CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind
+		FROM pg_catalog.pg_class WHERE relnamespace IN :schemas AND relkind IN ('r', 'v')
+	)
+	SELECT c AS command, name AS object, pg_catalog.format(c, name, kind) AS sql
+	FROM relation, pg_catalog.unnest(ARRAY['TABLE %s', 'INSERT INTO %s DEFAULT VALUES', 'DELETE FROM %s', 'LOCK %s IN ACCESS EXCLUSIVE MODE',
+		'COMMENT ON %2$s %1$s IS NULL', 'DROP %2$s %1$s CASCADE']) c
+	UNION ALL
+	SELECT c, name, pg_catalog.format(c, name)
+	FROM relation, pg_catalog.unnest(ARRAY['TRUNCATE %s CASCADE', 'SELECT * FROM %s FOR UPDATE', 'ALTER TABLE %s DISABLE ROW LEVEL SECURITY',
+		'ALTER TABLE %s DISABLE TRIGGER ALL', 'ALTER TABLE %s ADD COLUMN more int', 'ALTER TABLE %s SET (autovacuum_enabled = off)', 'CREATE INDEX ON %s ((1))', 'CREATE POLICY mine ON %s USING (true)',
+		'CREATE RULE mine AS ON INSERT TO %s DO NOTHING', 'CREATE TRIGGER mine BEFORE INSERT ON %s EXECUTE FUNCTION pg_catalog.suppress_redundant_updates_trigger()']) c WHERE relkind = 'r'
+	UNION ALL
+	SELECT c, r.name || '.' || a.attname, pg_catalog.format(c, r.name, a.attname)
+	FROM relation r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0,
+		pg_catalog.unnest(ARRAY['SELECT %2$I FROM %1$s', 'UPDATE %s SET %I = DEFAULT', 'INSERT INTO %s (%I) VALUES (DEFAULT)']) c
+	UNION ALL
+	SELECT 'SELECT %s', oid::regprocedure::text, pg_catalog.format('SELECT %s(%s)', oid::regproc,
+		(SELECT pg_catalog.string_agg(CASE WHEN provariadic <> 0 AND n = pronargs THEN 'VARIADIC ' ELSE '' END || 'NULL::' || t::regtype, ', ' ORDER BY n) FROM pg_catalog.unnest(proargtypes) WITH ORDINALITY AS u (t, n)))
+	FROM pg_catalog.pg_proc WHERE pronamespace IN :schemas AND NOT 'internal'::regtype = ANY (proargtypes)
+	UNION ALL
+	SELECT c, oid::regprocedure::text, pg_catalog.format(c, oid::regprocedure)
+	FROM pg_catalog.pg_proc, pg_catalog.unnest(ARRAY['ALTER FUNCTION %s SECURITY DEFINER', 'DROP FUNCTION %s CASCADE']) c
+	WHERE pronamespace IN :schemas
+	UNION ALL
+	SELECT c, '', c FROM pg_catalog.unnest(ARRAY['DROP EXTENSION apitoken CASCADE', 'ALTER EXTENSION apitoken UPDATE', 'ALTER EXTENSION apitoken DROP FUNCTION apitoken.mask(text)',
+		'CREATE TABLE apitoken.mine ()', 'CREATE TABLE apitoken_internal.mine ()', 'DROP SCHEMA apitoken CASCADE', 'GRANT USAGE ON SCHEMA apitoken_internal TO PUBLIC']) c
+	UNION ALL
+	SELECT 'SET', name, pg_catalog.format('SET %s = %s', name, boot_val) FROM pg_catalog.pg_settings WHERE name LIKE 'apitoken.%' AND vartype IN ('bool', 'integer') AND context <> 'postmaster' AND name <> 'apitoken.usage_slots'
+	UNION ALL
+	SELECT c, name, pg_catalog.format(c, name, boot_val) FROM pg_catalog.pg_settings, pg_catalog.unnest(ARRAY['SET %s = %L', 'SHOW %s']) c WHERE name LIKE 'apitoken.%' AND vartype = 'string';
+SELECT pg_catalog.count(*) > 500 AS enough FROM public.regress_attempt;
+CREATE TABLE public.regress_reached (capability text, command text, object text, outcome text);
+GRANT SELECT ON public.regress_attempt TO PUBLIC;
+GRANT ALL ON public.regress_reached TO PUBLIC;
+-- rows that the login may not see
+INSERT INTO apitoken.organizations (id) VALUES ('acme');
+INSERT INTO apitoken.users (id, email) VALUES ('ada', 'ada@example.com');
+INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
+SELECT (apitoken.create_token('x', 'acme')).id IS NOT NULL AS made, (apitoken.create_token('x', user_id => 'ada')).id IS NOT NULL AS made;
+SET client_min_messages = error;
+DO $$
+DECLARE
+	c text;
+BEGIN
+	FOREACH c IN ARRAY '{none,use,manage,verify,act,directory,monitor}'::text[] LOOP
+		IF c <> 'none' THEN
+			PERFORM apitoken.allow('regress_apitoken_some', c);
+		END IF;
+		SET LOCAL SESSION AUTHORIZATION regress_apitoken_some;
+		INSERT INTO public.regress_reached SELECT c, command, object, public.regress_reach(sql) FROM public.regress_attempt;
+		RESET SESSION AUTHORIZATION;
+		IF c <> 'none' THEN
+			PERFORM apitoken.disallow('regress_apitoken_some', c);
+		END IF;
+	END LOOP;
+END $$;
+RESET client_min_messages;
+-- what everybody reaches, and what each capability adds or changes
+\pset format unaligned
+SELECT capability, command, outcome, pg_catalog.string_agg(object, ' ' ORDER BY object COLLATE "C") AS objects
+FROM public.regress_reached
+WHERE outcome <> '42501' AND (capability = 'none' OR (command, object, outcome) NOT IN (SELECT command, object, outcome FROM public.regress_reached WHERE capability = 'none'))
+GROUP BY 1, 2, 3 ORDER BY pg_catalog.array_position('{none,use,manage,verify,act,directory,monitor}', capability), command COLLATE "C", outcome COLLATE "C";
+\pset format aligned
+SELECT (SELECT pg_catalog.count(*) FROM apitoken.tokens WHERE status = 'active') AS tokens, (SELECT pg_catalog.count(*) FROM apitoken.memberships) AS memberships;
+DELETE FROM apitoken.organizations;
+DELETE FROM apitoken.users;
+DROP TABLE public.regress_attempt, public.regress_reached;
+DROP FUNCTION public.regress_reach(text);
+
 -- errors leave no partial grants
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'use', 'nonsense')$$);
 SELECT public.regress_try($$SELECT apitoken.allow('regress_apitoken_some', 'nonsense', 'use')$$);

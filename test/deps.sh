@@ -7,11 +7,13 @@
 #            one) with its development files, and a C compiler
 #   test     perl's IPC::Run; what the examples run with: drivers, node and npm,
 #            curl, and pgbouncer, nginx and Apache with mod_auth_openidc
-#            (programs, not services)
+#            (programs, not services); pgaudit and pg_repack, if Debian has them
+#            for the server
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
 #            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
+#   cassert  the libraries that PostgreSQL is built with
 #
 # If nothing is missing, nothing is done and the network is not used.  When we are
 # root, missing packages are installed with apt; otherwise they are named.  No
@@ -27,7 +29,16 @@ need() { packages+=("$@"); }
 have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 perl_has() { PATH=/usr/bin:$PATH perl "-M$1" -e 1 >/dev/null 2>&1; }
 
-server=
+# need_modules MAJOR: other extensions that the tests run beside.
+need_modules() {
+	local m
+	for m in pgaudit repack; do
+		[ -f "/usr/share/postgresql/$1/extension/${m/#repack/pg_repack}.control" ] ||
+			! apt-cache show "postgresql-$1-$m" >/dev/null 2>&1 || need "postgresql-$1-$m"
+	done
+}
+
+server='' modules=''
 [ $# -gt 0 ] || set -- build test
 for kind in "$@"; do
 	case $kind in
@@ -51,6 +62,7 @@ for kind in "$@"; do
 			have apache2 || need apache2-bin
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
+			modules=1
 			;;
 		bench)
 			# the version without a display: our plots are files
@@ -66,9 +78,20 @@ for kind in "$@"; do
 		matrix)
 			have patchelf || need patchelf
 			;;
+		cassert)
+			echo '#include <zlib.h>' | cc -E - >/dev/null 2>&1 || need zlib1g-dev
+			echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1 || need libssl-dev
+			have bzip2 || need bzip2
+			;;
 		*) die "unknown: $kind" ;;
 	esac
 done
+
+if [ -n "$modules" ] && [ -z "$server" ]; then
+	c=$(find_pg_config)
+	# servers of other origins have no packages
+	[[ $c != /usr/lib/postgresql/* ]] || need_modules "$(pg_major "$c")"
+fi
 
 if [ -n "$server" ] && [ "${PG_CONFIG:-pg_config}" != pg_config ]; then
 	die "$PG_CONFIG names no PostgreSQL that is complete (server, client programs, contrib, development files)"
@@ -97,6 +120,7 @@ if [ -n "$server" ]; then
 	[ -x "/usr/lib/postgresql/$major/bin/postgres" ] || need "postgresql-$major"
 	[ -f "/usr/include/postgresql/$major/server/postgres.h" ] || need "postgresql-server-dev-$major"
 	[ ${#packages[@]} -gt 0 ] || die "PostgreSQL $major is installed, but not complete"
+	[ -z "$modules" ] || need_modules "$major"
 fi
 
 # When a server is installed, Debian creates and starts a database cluster, and it

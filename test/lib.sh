@@ -85,6 +85,55 @@ cache_directory() {
 	fi
 }
 
+# ---- Debian's archive ----------------------------------------------------------
+
+# suites MAJOR: the Debian releases that have it and its libraries.
+suites() {
+	case $1 in
+		15) echo bookworm ;;
+		17) echo trixie ;;
+		18) echo forky ;;
+		19) echo sid experimental ;;
+	esac
+}
+
+# private_apt DIR KIND SUITE...: an apt in this directory that knows only these
+# releases of Debian, from the mirror that apt is configured with, and their
+# packages (KIND deb) or sources (deb-src).  Sets APT_OPTIONS for its commands.  The
+# signature is checked; its age is not, because a mirror may lag behind.
+private_apt() {
+	local apt=$1 kind=$2 codename mirror keyring f suite
+	shift 2
+	command -v apt-get >/dev/null || { echo "Debian's packages can only be fetched with apt"; return 1; }
+
+	# the mirror of this release; if apt has another name for the release, the first
+	# mirror that is not for security updates
+	# shellcheck disable=SC1091
+	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	# shellcheck disable=SC2016  # apt's own variables
+	mirror=$(apt-get indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' |
+		awk -v c="$codename" '$1 == c { print $2; found = 1; exit } !first && !/security/ { first = $2 }
+			END { if (!found && first) print first }')
+	[ -n "$mirror" ] || { echo "apt has no mirror configured"; return 1; }
+	for f in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
+		[ -f "$f" ] && keyring=$f && break
+	done
+	[ -n "${keyring:-}" ] || { echo "the keys of Debian's archive are missing (debian-archive-keyring)"; return 1; }
+
+	rm -rf "$apt"
+	mkdir -p "$apt"/{lists/partial,cache/archives/partial,none}
+	: >"$apt/status"
+	: >"$apt/preferences"
+	for suite in "$@"; do
+		echo "$kind [signed-by=$keyring] $mirror $suite main"
+	done >"$apt/sources.list"
+	APT_OPTIONS=(-o "Dir::State=$apt" -o "Dir::State::lists=$apt/lists" -o "Dir::State::status=$apt/status"
+		-o "Dir::Cache=$apt/cache" -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/nonexistent
+		-o "Dir::Etc::preferences=$apt/preferences" -o "Dir::Etc::preferencesparts=$apt/none"
+		-o Acquire::Languages=none -o Acquire::Check-Valid-Until=false -o Acquire::Check-Date=false
+		-o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)")
+}
+
 # ---- the workplace -----------------------------------------------------------
 
 WORK=
@@ -277,6 +326,7 @@ start_server() {
 		log_line_prefix = '%m [%p] %q%a '
 	EOF
 	[ $# -lt 2 ] || cat "$2" >>"$data/postgresql.conf"
+	[ -z "${APITOKEN_SETTINGS:-}" ] || echo "$APITOKEN_SETTINGS" >>"$data/postgresql.conf"
 	# 9 is the lock of a workplace that is kept: not the server's
 	"$BIN/pg_ctl" -D "$data" -l "$data.log" -s -w start 9>&- || { cat "$data.log"; return 1; }
 }

@@ -20,54 +20,20 @@ clean_environment
 
 cache=$(cache_directory)
 
-# suites MAJOR: the Debian releases that have it and its libraries.
-suites() {
-	case $1 in
-		15) echo bookworm ;;
-		17) echo trixie ;;
-		18) echo forky ;;
-		19) echo sid experimental ;;
-	esac
-}
-
 # fetch MAJOR DIR
 fetch() {
-	local v=$1 d=$2 suites suite codename mirror keyring apt want all level next p f interpreter lib o
+	local v=$1 d=$2 suites want all level next p f interpreter lib
 	suites=$(suites "$v")
-	command -v apt-get >/dev/null || { echo "servers can only be fetched with apt"; return 1; }
 	echo "Fetching PostgreSQL $v from Debian's $suites"
 
-	# the mirror of this release; if apt has another name for the release, the first
-	# mirror that is not for security updates
-	# shellcheck disable=SC1091
-	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-	# shellcheck disable=SC2016  # apt's own variables
-	mirror=$(apt-get indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' |
-		awk -v c="$codename" '$1 == c { print $2; found = 1; exit } !first && !/security/ { first = $2 }
-			END { if (!found && first) print first }')
-	[ -n "$mirror" ] || { echo "apt has no mirror configured"; return 1; }
-	for f in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
-		[ -f "$f" ] && keyring=$f && break
-	done
-	[ -n "${keyring:-}" ] || { echo "the keys of Debian's archive are missing (debian-archive-keyring)"; return 1; }
-
-	# A separate apt in the directory knows only these releases.  The signature is
-	# checked; its age is not, because a mirror may lag behind.  From experimental it
-	# takes only packages built with the server (libpq); the rest comes from sid.
+	# From experimental, only packages built with the server (libpq) are taken; the
+	# rest comes from sid.
 	rm -rf "$d"
-	apt=$d/.apt
-	mkdir -p "$apt"/{lists/partial,cache/archives/partial,none} "$d/.debs"
-	: >"$apt/status"
-	for suite in $suites; do
-		echo "deb [signed-by=$keyring] $mirror $suite main"
-	done >"$apt/sources.list"
-	printf '%s\n' "Package: src:postgresql-$v" 'Pin: release *' 'Pin-Priority: 990' >"$apt/preferences"
-	o=(-o "Dir::State=$apt" -o "Dir::State::lists=$apt/lists" -o "Dir::State::status=$apt/status"
-		-o "Dir::Cache=$apt/cache" -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/nonexistent
-		-o "Dir::Etc::preferences=$apt/preferences" -o "Dir::Etc::preferencesparts=$apt/none"
-		-o Acquire::Languages=none -o Acquire::Check-Valid-Until=false -o Acquire::Check-Date=false
-		-o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)")
-	apt-get "${o[@]}" update -qq || return 1
+	mkdir -p "$d/.debs"
+	# shellcheck disable=SC2086  # a list of words
+	private_apt "$d/.apt" deb $suites || return 1
+	printf '%s\n' "Package: src:postgresql-$v" 'Pin: release *' 'Pin-Priority: 990' >"$d/.apt/preferences"
+	apt-get "${APT_OPTIONS[@]}" update -qq || return 1
 
 	# the libraries they need, level by level
 	want="postgresql-$v postgresql-client-$v"
@@ -75,7 +41,7 @@ fetch() {
 	level=$want
 	while [ -n "$level" ]; do
 		# shellcheck disable=SC2086  # lists of words
-		next=$(apt-cache "${o[@]}" depends -i $level | awk '$1 == "Depends:" || $1 == "PreDepends:" { print $2 }' |
+		next=$(apt-cache "${APT_OPTIONS[@]}" depends -i $level | awk '$1 == "Depends:" || $1 == "PreDepends:" { print $2 }' |
 			grep -E '^lib' | grep -vE 'llvm|libperl|debconf|^libpam-(modules|runtime)' | sort -u || true)
 		level=
 		for p in $next; do
@@ -83,7 +49,7 @@ fetch() {
 		done
 	done
 	# shellcheck disable=SC2086
-	(cd "$d/.debs" && apt-get "${o[@]}" download -qq $all) || return 1
+	(cd "$d/.debs" && apt-get "${APT_OPTIONS[@]}" download -qq $all) || return 1
 	for f in "$d"/.debs/*.deb; do dpkg-deb -x "$f" "$d" || return 1; done
 	rm -rf "$d/.debs" "$d/.apt"
 
