@@ -105,6 +105,17 @@ parse_object(const char *json, List **fields)
 		if (open.len == 0 && lex->token_type != JSON_TOKEN_OBJECT_START)
 			return false;
 		in_object = open.len > 0 && open.data[open.len - 1] == '{';
+		if (lex->token_type == JSON_TOKEN_STRING && (expected == NAME || expected == NAME_OR_END))
+		{
+			if (open.len == 1)
+			{
+				field = palloc0(sizeof(ApitokenField));
+				field->name = pstrdup(lex->strval->data);
+				*fields = lappend(*fields, field);
+			}
+			expected = COLON;
+			continue;
+		}
 
 		switch (lex->token_type)
 		{
@@ -135,18 +146,6 @@ parse_object(const char *json, List **fields)
 				expected = VALUE;
 				break;
 			case JSON_TOKEN_STRING:
-				if (expected == NAME || expected == NAME_OR_END)
-				{
-					if (open.len == 1)
-					{
-						field = palloc0(sizeof(ApitokenField));
-						field->name = pstrdup(lex->strval->data);
-						*fields = lappend(*fields, field);
-					}
-					expected = COLON;
-					break;
-				}
-				/* FALLTHROUGH */
 			case JSON_TOKEN_NUMBER:
 			case JSON_TOKEN_TRUE:
 			case JSON_TOKEN_FALSE:
