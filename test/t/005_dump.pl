@@ -100,7 +100,7 @@ $old->safe_psql('app', qq{
 });
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
-my @tables = (qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships apitoken_internal.token_records),
+my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken.roles apitoken.memberships apitoken_internal.token_records),
 	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events));
 
 # This must be the same afterwards, line by line.

@@ -40,7 +40,7 @@ main(void)
 		"acme", "a b", "x", "_", "-", "--", "{}", "{", "}", "0x", "0X", "0b", "0o", "0xg", "0b2", "0o8", "1_", "_1", "1__0", "0x1_", "0x1__0", "1.0", "1.2.3", "1e3", "00-1", "1-0",
 		"+", "+-1", "- 1", "1 000", "\xc3\xa9", "a\tb", "12a", "007a", "a007", "0x0g", "1,000", "{1}",
 		/* white space around other texts, which no type skips */
-		" ", "  ", "\n", " acme", "acme ", "\tacme", "acme\n", " -", "+ ", "\xc2\xa0" "7", " 5f0e7d4c-2a57-4d3a-9d8e-0123456789ab", "5F0E7D4C-2A57-4D3A-9D8E-0123456789AB ",
+		" ", "  ", "\n", " acme", "acme ", "\tacme", "acme\n", " -", "+ ", "7\xc2\xa0", " 5f0e7d4c-2a57-4d3a-9d8e-0123456789ab", "5F0E7D4C-2A57-4D3A-9D8E-0123456789AB ",
 		/* integers in the form of their type */
 		"0", "7", "42", "-1", "-42", "9223372036854775807", "-9223372036854775808",
 		/* too large for the type, so nothing casts them to it */
