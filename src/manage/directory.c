@@ -209,8 +209,9 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 }
 
 /*
- * For the tables' CHECK constraints, which hold in every restore and whatever the
- * triggers.  An error of its own has a hint, which a violated constraint has not.
+ * For the tables' CHECK constraints, which also hold in a restore and without
+ * triggers.  It raises an error itself, because that of a violated constraint has
+ * no hint.
  */
 PG_FUNCTION_INFO_V1(apitoken_check_id_sql);
 Datum

@@ -108,7 +108,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("tokens to revoke must be specified"),
 				 errhint("Specify \"organization_id\", \"user_id\" or \"created_by\".")));
-	/* an id in another spelling would match nothing, and the caller would think that all is done */
+	/* an id in another spelling would match nothing, and no token would be revoked */
 	for (int i = 0; i < 3; i++)
 	{
 		if (!PG_ARGISNULL(i))
