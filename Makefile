@@ -33,6 +33,7 @@ OBJS = \
 	src/usage/limit.o \
 	src/usage/flush_state.o \
 	src/usage/usage.o \
+	src/usage/complete.o \
 	src/usage/usage_file.o \
 	src/usage/flush.o \
 	src/usage/maintenance.o \

@@ -635,7 +635,8 @@ CREATE FUNCTION apitoken_internal.read_stats(
 	OUT suspended bigint, OUT network_refused bigint, OUT permission_refused bigint, OUT rate_limited bigint,
 	OUT flushes bigint, OUT dropped bigint, OUT masked bigint,
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
-	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz) RETURNS record
+	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz, OUT launcher_runs boolean,
+	OUT complete_since timestamptz, OUT incomplete_because text, OUT maintenance_problem text) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_stats' LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.read_stats() IS 'Row of the view apitoken.stats';
 
@@ -661,15 +662,20 @@ COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit is
 COMMENT ON COLUMN apitoken.stats.last_flush_at IS 'When a flush of this database last succeeded; null: not since the start';
 COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last flush of this database failed; null: it did not fail';
 COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When the last flush of this database failed; null: it did not fail';
+COMMENT ON COLUMN apitoken.stats.launcher_runs IS 'True if the launcher runs, which has use written and housekeeping done; false: see the server log, and increase max_worker_processes';
+COMMENT ON COLUMN apitoken.stats.complete_since IS 'Since when this server has recorded all use; tokens are not revoked as idle until their idle_timeout has passed after that; null: no loss is known, or recovery';
+COMMENT ON COLUMN apitoken.stats.incomplete_because IS 'Why use may be unrecorded before complete_since';
+COMMENT ON COLUMN apitoken.stats.maintenance_problem IS 'What the last housekeeping of this database could not do, and why; null: it did everything, or has not run since the start';
 
 ------------------------------------------------------------------------------
 -- Housekeeping
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_cleared bigint, OUT events_removed bigint,
-										 OUT tokens_removed bigint, OUT usage_removed bigint) RETURNS record
+										 OUT tokens_removed bigint, OUT usage_removed bigint,
+										 OUT tokens_spared bigint, OUT problems text[]) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_run_maintenance' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention and daily use older than apitoken.usage_retention. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
+COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention and daily use older than apitoken.usage_retention. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
 
 ------------------------------------------------------------------------------
 -- Triggers.  Their functions are revoked from PUBLIC below.  Each function checks

@@ -339,6 +339,60 @@ RESET SESSION AUTHORIZATION;
 RESET apitoken.retention;
 
 --
+-- Each task by itself.  A foreign key of the user's keeps some tokens from being
+-- removed, and nothing else: other tokens are removed, and idle ones revoked.
+--
+DELETE FROM apitoken_internal.token_records;
+UPDATE apitoken.organizations SET idle_timeout = '30 days' WHERE id = 'acme';
+SELECT count((apitoken.create_token('old ' || i, 'acme')).id) FROM pg_catalog.generate_series(1, 40) i;
+SELECT (apitoken.create_token('idle', 'acme')).id IS NOT NULL AS made;
+SELECT count(apitoken.revoke_token(id, label)) FROM apitoken.tokens WHERE label LIKE 'old%';
+CREATE TABLE public.regress_request_log (token_id uuid REFERENCES apitoken_internal.token_records, event_id uuid REFERENCES apitoken.events);
+INSERT INTO public.regress_request_log (token_id) SELECT id FROM apitoken.tokens WHERE label IN ('old 3', 'old 4', 'old 17', 'old 40');
+SET session_replication_role = replica;
+UPDATE apitoken_internal.token_records SET created_at = now() - '2 years'::interval, updated_at = now() - '2 years'::interval;
+UPDATE apitoken_internal.token_records SET revoked_at = now() - '1 year'::interval WHERE label LIKE 'old%';
+RESET session_replication_role;
+INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2000-01-01' FROM apitoken.tokens WHERE label = 'idle';
+SELECT public.regress_event('old event ' || i, now() - '1 year'::interval) FROM pg_catalog.generate_series(1, 10) i;
+INSERT INTO public.regress_request_log (event_id) SELECT id FROM apitoken.events WHERE details ->> 'label' = 'old event 7';
+SET apitoken.retention = '30d';
+SET SESSION AUTHORIZATION regress_apitoken_cron;
+\pset format unaligned
+SELECT tokens_revoked, digests_cleared, events_removed, tokens_removed, usage_removed, tokens_spared, pg_catalog.unnest(problems) AS problem FROM apitoken.run_maintenance();
+RESET SESSION AUTHORIZATION;
+SELECT label, status, revoke_reason FROM apitoken.tokens ORDER BY label;
+-- it is told again, and a later run does what is possible then
+SELECT tokens_removed, events_removed, pg_catalog.unnest(problems) AS problem FROM apitoken.run_maintenance();
+\pset format aligned
+DELETE FROM public.regress_request_log WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'old 17');
+SELECT tokens_removed, events_removed FROM apitoken.run_maintenance();
+TRUNCATE public.regress_request_log;
+SELECT tokens_removed, events_removed, problems FROM apitoken.run_maintenance();
+DROP TABLE public.regress_request_log;
+-- a trigger of the user's keeps idle tokens from being revoked, and nothing else;
+-- what must end the transaction does
+SELECT id AS idle_id FROM apitoken.create_token('idle too', 'acme') \gset
+SET session_replication_role = replica;
+UPDATE apitoken_internal.token_records SET created_at = now() - '2 years'::interval, updated_at = now() - '2 years'::interval WHERE id = :'idle_id';
+RESET session_replication_role;
+INSERT INTO apitoken.token_usage_daily (token_id, day) VALUES (:'idle_id', '2000-01-01');
+CREATE FUNCTION public.regress_obstacle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'obstacle' USING ERRCODE = TG_ARGV[0]; END $$;
+CREATE TRIGGER regress_obstacle BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_obstacle('P0001');
+SELECT tokens_revoked, usage_removed, problems FROM apitoken.run_maintenance();
+DROP TRIGGER regress_obstacle ON apitoken_internal.token_records;
+CREATE TRIGGER regress_obstacle BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_obstacle('40001');
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+DROP TRIGGER regress_obstacle ON apitoken_internal.token_records;
+CREATE TRIGGER regress_obstacle BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_obstacle('57014');
+SELECT public.regress_try('SELECT apitoken.run_maintenance()');
+DROP TRIGGER regress_obstacle ON apitoken_internal.token_records;
+DROP FUNCTION public.regress_obstacle();
+SELECT tokens_revoked, problems FROM apitoken.run_maintenance();
+RESET apitoken.retention;
+UPDATE apitoken.organizations SET idle_timeout = NULL;
+
+--
 -- token_usage_daily: visible to users who see the token, writable by nobody
 --
 DELETE FROM apitoken_internal.token_records;

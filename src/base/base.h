@@ -35,6 +35,7 @@ extern int	apitoken_retention;			/* minutes */
 extern int	apitoken_usage_retention;	/* minutes */
 extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;	/* milliseconds */
+extern bool apitoken_standbys_verify;
 extern char *apitoken_token_headers;
 extern char *apitoken_client_address_header;
 extern char *apitoken_jwt_user_claim;

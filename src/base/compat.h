@@ -13,6 +13,8 @@
 #include "common/jsonapi.h"
 #include "executor/executor.h"
 #include "pgstat.h"
+#include "replication/slot.h"
+#include "replication/walsender_private.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -154,6 +156,28 @@ compat_may_set_role(Oid session, Oid role)
 	return member_can_set_role(session, role);
 #else
 	return is_member_of_role(session, role);
+#endif
+}
+
+/* Does this WAL sender send to a standby?  (16 and later know; a logical one has a logical slot.) */
+static inline bool
+compat_is_physical(const WalSnd *sender)
+{
+#if PG_VERSION_NUM >= 160000
+	return sender->kind == REPLICATION_KIND_PHYSICAL;
+#else
+	bool		physical = true;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+
+		if (slot->in_use && slot->active_pid == sender->pid && SlotIsLogical(slot))
+			physical = false;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return physical;
 #endif
 }
 

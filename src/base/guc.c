@@ -48,6 +48,7 @@ int			apitoken_retention;
 int			apitoken_usage_retention;
 int			apitoken_usage_slots;
 int			apitoken_flush_interval;
+bool		apitoken_standbys_verify;
 char	   *apitoken_token_headers;
 char	   *apitoken_client_address_header;
 char	   *apitoken_jwt_user_claim;
@@ -348,6 +349,13 @@ static const Setting settings[] = {
 		.context = PGC_SIGHUP,
 		.flags = GUC_UNIT_MS,
 		.integer = {.variable = &apitoken_flush_interval, .initial = 10000, .minimum = 100, .maximum = 3600000},
+	},
+	{
+		.name = "apitoken.standbys_verify",
+		.summary = "Says whether standbys of this server verify tokens.",
+		.explanation = "Use of tokens on a standby is not known here. If it is on, no token is revoked as idle while a standby is connected, and until the organization's idle_timeout has passed after that. Turn it off if standbys verify no tokens.",
+		.context = PGC_SUSET,
+		.boolean = {.variable = &apitoken_standbys_verify, .initial = true},
 	},
 	{
 		.name = "apitoken.token_headers",

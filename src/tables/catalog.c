@@ -65,6 +65,9 @@ static bool tables_valid = false;
 static bool columns_checked[APITOKEN_TABLES];
 static uint64 invalidations = 0;	/* number of relcache invalidations so far */
 
+/* A part of the extension, as objsubid of a lock.  SQL commands lock only part 0, which is the whole. */
+#define USAGE_PART 1
+
 /* This is incremented whenever one of our tables may have changed. */
 uint64		apitoken_table_changes = 0;
 
@@ -273,20 +276,87 @@ installed_version(Oid extension)
 	return version;
 }
 
+/* Lock a part of the extension until the end of the transaction.  Returns false if it must not wait, but would. */
+static bool
+lock_part(Oid extension, uint16 part, LOCKMODE mode, bool wait)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, part);
+	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
+	return true;
+}
+
+/* The primary key of a table that is locked, or InvalidOid. */
+static Oid
+primary_key(Oid table)
+{
+	Relation	relation = try_relation_open(table, NoLock);
+	Oid			key = InvalidOid;
+
+	if (relation != NULL)
+	{
+		key = compat_primary_key(relation);
+		relation_close(relation, NoLock);
+	}
+	return key;
+}
+
 /*
- * Lock the extension until the end of the transaction.  This prevents it from
- * being dropped, and makes other callers of this function wait.  Returns false if
- * it is not installed, and raises an error if its version is not the library's.
+ * Lock a table and its primary key without waiting.  Returns false if another
+ * transaction has a conflicting lock on one of them.
  */
 bool
-apitoken_lock_extension(void)
+apitoken_try_lock_table(ApitokenTable table, LOCKMODE mode)
 {
+	Oid			key;
+
+	require_installed();
+	if (!ConditionalLockRelationOid(tables[table], mode))
+		return false;
+	key = primary_key(tables[table]);
+	if (OidIsValid(key) && ConditionalLockRelationOid(key, AccessShareLock))
+		return true;
+	UnlockRelationOid(tables[table], mode);
+	return false;
+}
+
+/* Release what apitoken_try_lock_table() has locked. */
+void
+apitoken_unlock_table(ApitokenTable table, LOCKMODE mode)
+{
+	UnlockRelationOid(primary_key(tables[table]), AccessShareLock);
+	UnlockRelationOid(tables[table], mode);
+}
+
+/*
+ * Make other callers of this function wait until the end of the transaction.
+ * Returns false if the extension is not installed, and raises an error if its
+ * version is not the library's.
+ *
+ * The callers wait for a part of the extension that does not exist, and that no
+ * SQL command can lock therefore.  Nobody waits for the extension itself, because
+ * everybody can lock it: ALTER FUNCTION ... DEPENDS ON EXTENSION needs no privilege
+ * on it.  If it is not locked, DROP EXTENSION waits for this transaction before it
+ * locks the first table.  If it is, it may be about to be dropped.  Then the tables
+ * are locked at once or not at all, so that there is no deadlock.
+ */
+bool
+apitoken_lock_usage(void)
+{
+	static const char *const used[][2] = {
+		{"apitoken_internal", "token_records"}, {"apitoken", "token_usage"}, {"apitoken", "token_usage_daily"}
+	};
 	Oid			extension = get_extension_oid("apitoken", true);
+	bool		kept;
 	char	   *version;
 
 	if (!OidIsValid(extension))
 		return false;
-	LockDatabaseObject(ExtensionRelationId, extension, 0, ShareUpdateExclusiveLock);
+	lock_part(extension, USAGE_PART, ShareUpdateExclusiveLock, true);
+	kept = lock_part(extension, 0, AccessShareLock, false);
 	if (get_extension_oid("apitoken", true) != extension)
 		return false;
 	version = installed_version(extension);
@@ -296,7 +366,18 @@ apitoken_lock_extension(void)
 				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
 						version == NULL ? "none" : version, APITOKEN_VERSION),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is older, restart the server.")));
-	return apitoken_installed();
+	if (!apitoken_installed())
+		return false;
+	for (int i = 0; i < lengthof(used) && !kept; i++)
+	{
+		Oid			table = get_relname_relid(used[i][1], get_namespace_oid(used[i][0], false));
+
+		if (OidIsValid(table) && !ConditionalLockRelationOid(table, RowExclusiveLock))
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("could not obtain lock on relation \"%s\"", used[i][1])));
+	}
+	return true;
 }
 
 /* Returns the owner of the tables, as which write.c runs its statements. */

@@ -10,6 +10,7 @@
 #include "access/htup.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
+#include "storage/lockdefs.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
@@ -26,7 +27,9 @@ extern Oid	apitoken_column_type(ApitokenTable table, AttrNumber attribute);
 extern bool apitoken_column_granted(ApitokenTable table, AttrNumber attribute, char privilege);
 extern List *apitoken_columns_granted(ApitokenTable table, char privilege);
 extern Relation apitoken_open_table(ApitokenTable table);
-extern bool apitoken_lock_extension(void);
+extern bool apitoken_try_lock_table(ApitokenTable table, LOCKMODE mode);
+extern void apitoken_unlock_table(ApitokenTable table, LOCKMODE mode);
+extern bool apitoken_lock_usage(void);
 extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
@@ -140,9 +143,12 @@ typedef enum ApitokenStatement
 	APITOKEN_REPLACE_ROLE,
 	APITOKEN_REVOKE_IDLE,
 	APITOKEN_CLEAR_PREVIOUS,
+	APITOKEN_COUNT_SPARED,
+	APITOKEN_FIND_EVENTS,
+	APITOKEN_FIND_REVOKED,
+	APITOKEN_FIND_EXPIRED,
 	APITOKEN_REMOVE_EVENTS,
-	APITOKEN_REMOVE_REVOKED,
-	APITOKEN_REMOVE_EXPIRED,
+	APITOKEN_REMOVE_TOKENS,
 	APITOKEN_REMOVE_DAYS,
 	APITOKEN_NEXT_USAGE,
 	APITOKEN_REMOVE_ORPHANS,

@@ -49,6 +49,29 @@ typedef struct
 	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
 	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused"
 
+/*
+ * Idle tokens, and the time since which an idle token was not used.
+ *
+ * The usage row is locked too.  So no use is recorded between the check and the
+ * revocation, and the row is skipped if an open transaction is recording a use.  A
+ * token without a usage row is not revoked, because a restore loads tokens before
+ * their usage.  Intervals are subtracted in UTC, so the result does not depend on
+ * the session's time zone.
+ */
+#define IDLE_SINCE \
+	"pg_catalog.timezone('UTC'::pg_catalog.text, pg_catalog.timezone('UTC'::pg_catalog.text, $2) OPERATOR(pg_catalog.-) o.idle_timeout)"
+#define IDLE_TOKENS \
+	" FROM apitoken.organizations o, apitoken_internal.token_records r, apitoken.token_usage u" \
+	" WHERE o.idle_timeout IS NOT NULL AND o.suspended_at IS NULL" \
+	" AND r.organization_id OPERATOR(pg_catalog.=) o.id AND r.revoked_at IS NULL AND r.suspended_at IS NULL" \
+	" AND (r.expires_at IS NULL OR r.expires_at OPERATOR(pg_catalog.>) $1)" \
+	" AND u.token_id OPERATOR(pg_catalog.=) r.id" \
+	" AND GREATEST(r.created_at, r.updated_at, o.resumed_at, u.last_used_at) OPERATOR(pg_catalog.<) " IDLE_SINCE \
+	" AND u.token_id OPERATOR(pg_catalog.>) $3 AND r.id OPERATOR(pg_catalog.>) $3" \
+	" AND ($4 IS NULL OR (u.token_id OPERATOR(pg_catalog.<=) $4 AND r.id OPERATOR(pg_catalog.<=) $4))"
+
+#define AND_NOT_KEPT " AND id OPERATOR(pg_catalog.<>) ALL ($3)"
+
 static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_LOCK_ORGANIZATION] = {
 		"SELECT FROM apitoken.organizations WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
@@ -223,28 +246,21 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 
 	/*
 	 * Revoke idle tokens with ids greater than $3, and up to $4 unless that is
-	 * null.  $1 is the current time; all uses before $2 are recorded.
-	 *
-	 * The usage row is locked too.  So no use is recorded between the check and
-	 * the revocation, and the row is skipped if an open transaction is recording
-	 * a use.  A token without a usage row is not revoked, because a restore loads
-	 * tokens before their usage.  Intervals are subtracted in UTC, so the result
-	 * does not depend on the session's time zone.
+	 * null.  $1 is the current time; all uses between $5 and $2 are recorded.
 	 */
 	[APITOKEN_REVOKE_IDLE] = {
 		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'idle'"
 		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
-		"SELECT r.id FROM apitoken.organizations o, apitoken_internal.token_records r, apitoken.token_usage u"
-		" WHERE o.idle_timeout IS NOT NULL AND o.suspended_at IS NULL"
-		" AND r.organization_id OPERATOR(pg_catalog.=) o.id AND r.revoked_at IS NULL AND r.suspended_at IS NULL"
-		" AND (r.expires_at IS NULL OR r.expires_at OPERATOR(pg_catalog.>) $1)"
-		" AND u.token_id OPERATOR(pg_catalog.=) r.id"
-		" AND GREATEST(r.created_at, r.updated_at, o.resumed_at, u.last_used_at) OPERATOR(pg_catalog.<)"
-		" pg_catalog.timezone('UTC'::pg_catalog.text, pg_catalog.timezone('UTC'::pg_catalog.text, $2) OPERATOR(pg_catalog.-) o.idle_timeout)"
-		" AND u.token_id OPERATOR(pg_catalog.>) $3 AND r.id OPERATOR(pg_catalog.>) $3"
-		" AND ($4 IS NULL OR (u.token_id OPERATOR(pg_catalog.<=) $4 AND r.id OPERATOR(pg_catalog.<=) $4))"
+		"SELECT r.id" IDLE_TOKENS
+		" AND $5 OPERATOR(pg_catalog.<) " IDLE_SINCE
 		" FOR NO KEY UPDATE OF r, u SKIP LOCKED))",
-		4, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID}
+		5, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}
+	},
+	/* Count those that are idle but must not be revoked yet. */
+	[APITOKEN_COUNT_SPARED] = {
+		"SELECT pg_catalog.count(*)" IDLE_TOKENS
+		" AND $5 OPERATOR(pg_catalog.>=) " IDLE_SINCE,
+		5, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}
 	},
 	[APITOKEN_CLEAR_PREVIOUS] = {
 		"UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
@@ -252,22 +268,34 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE previous_expires_at OPERATOR(pg_catalog.<=) $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
-	/* $3 is an upper bound on the ids of events that old, so that this can use the primary key. */
+	/*
+	 * Find and lock rows to be removed, at most $2, which are older than $1 and not
+	 * in $3.  $4 is an upper bound on the ids of events that old, so that this can
+	 * use the primary key.
+	 */
+	[APITOKEN_FIND_EVENTS] = {
+		"SELECT pg_catalog.array_agg(f.id) FROM (SELECT id FROM apitoken.events"
+		" WHERE id OPERATOR(pg_catalog.<) $4 AND at OPERATOR(pg_catalog.<) $1" AND_NOT_KEPT
+		" ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) f",
+		4, {TIMESTAMPTZOID, INT8OID, UUIDARRAYOID, UUIDOID}
+	},
+	[APITOKEN_FIND_REVOKED] = {
+		"SELECT pg_catalog.array_agg(f.id) FROM (SELECT id FROM apitoken_internal.token_records"
+		" WHERE revoked_at OPERATOR(pg_catalog.<) $1" AND_NOT_KEPT " LIMIT $2 FOR UPDATE SKIP LOCKED) f",
+		3, {TIMESTAMPTZOID, INT8OID, UUIDARRAYOID}
+	},
+	[APITOKEN_FIND_EXPIRED] = {
+		"SELECT pg_catalog.array_agg(f.id) FROM (SELECT id FROM apitoken_internal.token_records"
+		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL" AND_NOT_KEPT " LIMIT $2 FOR UPDATE SKIP LOCKED) f",
+		3, {TIMESTAMPTZOID, INT8OID, UUIDARRAYOID}
+	},
 	[APITOKEN_REMOVE_EVENTS] = {
-		"DELETE FROM apitoken.events WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken.events"
-		" WHERE id OPERATOR(pg_catalog.<) $3 AND at OPERATOR(pg_catalog.<) $1"
-		" ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED))",
-		3, {TIMESTAMPTZOID, INT8OID, UUIDOID}
+		"DELETE FROM apitoken.events WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+		1, {UUIDARRAYOID}
 	},
-	[APITOKEN_REMOVE_REVOKED] = {
-		"DELETE FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
-		" WHERE revoked_at OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
-		2, {TIMESTAMPTZOID, INT8OID}
-	},
-	[APITOKEN_REMOVE_EXPIRED] = {
-		"DELETE FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
-		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL LIMIT $2 FOR UPDATE SKIP LOCKED))",
-		2, {TIMESTAMPTZOID, INT8OID}
+	[APITOKEN_REMOVE_TOKENS] = {
+		"DELETE FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+		1, {UUIDARRAYOID}
 	},
 	[APITOKEN_REMOVE_DAYS] = {
 		"DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
@@ -314,9 +342,12 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_FORGET_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REVOKE_IDLE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_CLEAR_PREVIOUS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_COUNT_SPARED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_FIND_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_FIND_REVOKED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_FIND_EXPIRED] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
-	[APITOKEN_REMOVE_REVOKED] = CURSOR_OPT_CUSTOM_PLAN,
-	[APITOKEN_REMOVE_EXPIRED] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_TOKENS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_DAYS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_NEXT_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_ORPHANS] = CURSOR_OPT_CUSTOM_PLAN,

@@ -8,9 +8,9 @@
  * fast, and are smaller after failures.  If time runs out, the flush wakes the
  * launcher, so that another flush follows soon.
  *
- * Each batch locks the extension, so that it cannot be dropped and there is no
- * concurrent flush of the same database.  Therefore, when a flush has ended, any
- * usage that was taken before it started has been written too.
+ * Each batch has a lock, so that there is no concurrent flush of the same database.
+ * Therefore, when a flush has ended, any usage that was taken before it started has
+ * been written too.
  */
 #include "postgres.h"
 
@@ -22,11 +22,14 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
+#include "utils/wait_event.h"
 
 #include "usage/usage.h"
 
@@ -39,7 +42,11 @@
 #define BATCH_QUICK (250 * INT64CONST(1000))
 
 /* Another batch is started only if at least this much time is left. */
-#define BATCH_TIME (3 * USECS_PER_SEC)
+#define BATCH_TIME (2500 * INT64CONST(1000))
+
+/* A session waits this long for a free worker slot (in microseconds), with pauses (in milliseconds). */
+#define SLOT_TIME (4 * USECS_PER_SEC)
+#define SLOT_PAUSE 50
 
 /*
  * A token that is not found may have been created by a transaction that has not
@@ -53,8 +60,8 @@ static int	batch_count = 0;
 
 /*
  * Transaction callback.  On an abort, also when the worker is terminated, the
- * batch goes back to shared memory.  This happens before the lock on the extension
- * is released, so the next flush finds the usage there.
+ * batch goes back to shared memory.  This happens before the lock of the batch is
+ * released, so the next flush finds the usage there.
  */
 static void
 xact_callback(XactEvent event, void *arg)
@@ -244,7 +251,7 @@ flush_batch(void *arg)
 {
 	Batch	   *batch = arg;
 
-	if (!apitoken_lock_extension())
+	if (!apitoken_lock_usage())
 	{
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
@@ -364,16 +371,17 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 /* ---- in any session ---- */
 
 /*
- * Start a worker for a database.  Returns the worker's ticket, or 0 if no worker
- * slot is free.  The caller's latch is set when the worker starts and ends.
+ * Start a worker for a database.  Returns false if no worker slot is free.  The
+ * caller's latch is set when the worker starts and ends.
  */
-uint64
-apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **handle)
+bool
+apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket, BackgroundWorkerHandle **handle)
 {
 	BackgroundWorker worker = {0};
 	ApitokenJob job = {0};
 
-	job.ticket = pg_atomic_add_fetch_u64(&apitoken_shared->tickets, 1);
+	*ticket = pg_atomic_add_fetch_u64(&apitoken_shared->tickets, 1);
+	job.ticket = *ticket;
 	job.maintain = maintenance;
 	memcpy(worker.bgw_extra, &job, sizeof(job));
 	snprintf(worker.bgw_name, BGW_MAXLEN, "apitoken worker");
@@ -385,7 +393,49 @@ apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **h
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
-	return RegisterDynamicBackgroundWorker(&worker, handle) ? job.ticket : 0;
+	return RegisterDynamicBackgroundWorker(&worker, handle);
+}
+
+/* End a worker whose caller stops waiting for it. */
+static void
+end_worker(int code, Datum handle)
+{
+	TerminateBackgroundWorker((BackgroundWorkerHandle *) DatumGetPointer(handle));
+}
+
+/*
+ * Run a worker for this database, and wait for its end.  Returns its ticket.  If
+ * no slot is free, this waits a while: other workers are short, too.
+ */
+static uint64
+run_worker(void)
+{
+	TimestampTz until = GetCurrentTimestamp() + SLOT_TIME;
+	uint64		ticket;
+	BackgroundWorkerHandle *handle;
+	BgwHandleStatus status;
+
+	while (!apitoken_start_worker(MyDatabaseId, false, &ticket, &handle))
+	{
+		if (GetCurrentTimestamp() > until)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+					 errmsg("could not start background worker to write token usage"),
+					 errhint("Try again later, or increase \"max_worker_processes\".")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SLOT_PAUSE, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	PG_ENSURE_ERROR_CLEANUP(end_worker, PointerGetDatum(handle));
+	{
+		status = WaitForBackgroundWorkerShutdown(handle);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(end_worker, PointerGetDatum(handle));
+	if (status == BGWH_POSTMASTER_DIED)
+		ereport(FATAL,
+				(errcode(ERRCODE_ADMIN_SHUTDOWN),
+				 errmsg("terminating connection due to unexpected postmaster exit")));
+	return ticket;
 }
 
 /*
@@ -406,19 +456,9 @@ apitoken_flush_now(void)
 				 errhint("Token usage recorded on this server will be written when it is promoted.")));
 	for (;;)
 	{
-		BackgroundWorkerHandle *handle;
-		uint64		ticket = apitoken_start_worker(MyDatabaseId, false, &handle);
+		uint64		ticket = run_worker();
 		ApitokenFlushState state;
 
-		if (ticket == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-					 errmsg("could not start background worker to write token usage"),
-					 errhint("Try again later, or increase \"max_worker_processes\".")));
-		if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
-			ereport(FATAL,
-					(errcode(ERRCODE_ADMIN_SHUTDOWN),
-					 errmsg("terminating connection due to unexpected postmaster exit")));
 		if (apitoken_flush_state(MyDatabaseId, &state))
 		{
 			if (state.done_ticket >= ticket)

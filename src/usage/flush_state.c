@@ -108,10 +108,10 @@ apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome, cons
 
 /*
  * Record the end of a worker's maintenance.  `at` is the current time if the run
- * is finished.  It is 0 if the next worker must continue at usage_seen.
+ * is finished.  It is 0 if the next worker must continue at the given position.
  */
 void
-apitoken_record_maintenance(Oid database, TimestampTz at, const pg_uuid_t *usage_seen)
+apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *usage_seen)
 {
 	ApitokenFlushState *entry;
 
@@ -121,9 +121,28 @@ apitoken_record_maintenance(Oid database, TimestampTz at, const pg_uuid_t *usage
 	{
 		if (at != 0)
 			entry->maintained_at = at;
+		entry->task = task;
 		entry->usage_seen = *usage_seen;
 	}
 	LWLockRelease(apitoken_flush_states_lock);
+}
+
+/* Record what maintenance could not do; empty if it did everything.  Returns true if it must be reported. */
+bool
+apitoken_record_maintenance_problem(Oid database, const char *problem)
+{
+	bool		report = problem[0] != '\0';
+	ApitokenFlushState *entry;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	entry = find_or_add_entry(database);
+	if (entry != NULL)
+	{
+		report = report && strcmp(entry->maintenance_problem, problem) != 0;
+		strlcpy(entry->maintenance_problem, problem, APITOKEN_PROBLEM_MAX);
+	}
+	LWLockRelease(apitoken_flush_states_lock);
+	return report;
 }
 
 void

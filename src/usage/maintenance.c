@@ -9,6 +9,11 @@
  * superuser can change.  So the privilege to execute run_maintenance() only allows
  * choosing the time.
  *
+ * It consists of tasks, and each batch of a task runs in a subtransaction.  What
+ * makes one task fail, such as a foreign key or a trigger of the user's, does not
+ * stop the others.  Rows that cannot be removed do not stop the removal of others.
+ * The answer, the log and apitoken.stats tell what could not be done.
+ *
  * The statements never wait for a row.  Rows that another transaction has locked
  * are left to the next run.  So maintenance is never blocked, and never takes part
  * in a deadlock.
@@ -22,11 +27,16 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "usage/usage.h"
 
@@ -46,73 +56,335 @@
  */
 #define EVENT_SLACK USECS_PER_HOUR
 
-/*
- * Compute the time before which data is removed.  Returns false if everything is
- * kept.  Raises an error if the configured value was refused: the default must not
- * take its place.
- */
-static bool
-retention_cutoff(const int *retention, TimestampTz now, TimestampTz *cutoff)
+/* A batch of a task. */
+typedef struct Batch
 {
-	apitoken_require_setting(retention);
-	*cutoff = now - *retention * USECS_PER_MINUTE;
-	return *retention != APITOKEN_KEEP_ALL;
+	ApitokenMaintenance *run;
+	int			size;			/* at most this many rows of each kind */
+	TimestampTz now;
+	bool		more;			/* result: the task is not finished */
+} Batch;
+
+/* Compute the time before which data is removed.  Returns false if everything is kept. */
+static bool
+retention_cutoff(int retention, TimestampTz now, TimestampTz *cutoff)
+{
+	*cutoff = now - retention * USECS_PER_MINUTE;
+	return retention != APITOKEN_KEEP_ALL;
 }
 
-/* Run a statement.  Returns true if its batch was full, so there may be more rows. */
+/* ---- subtransactions ---- */
+
+/* Errors that must end the caller's transaction. */
 static bool
-run_batch(ApitokenStatement statement, Datum *values, int batch, uint64 *counter)
+must_be_raised(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* Errors that are not about a certain row, so that fewer rows would not help. */
+static bool
+is_general(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_PROGRAM_LIMIT_EXCEEDED:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* Call work(arg) in a subtransaction.  Returns NULL, or the error for which it was rolled back. */
+static ErrorData *
+try_in_subtransaction(void (*work) (void *arg), void *arg)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		work(arg);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && must_be_raised(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
+}
+
+static void
+copy_problem(char *to, const char *format, const char *problem)
+{
+	snprintf(to, APITOKEN_PROBLEM_MAX, format, problem);
+	to[pg_mbcliplen(to, strlen(to), APITOKEN_PROBLEM_MAX - 1)] = '\0';
+}
+
+/* ---- the tasks ---- */
+
+/* Run a statement that processes at most as many rows as a batch has. */
+static void
+run_statement(Batch *batch, ApitokenStatement statement, Datum *values, uint64 *counter)
 {
 	uint64		processed = apitoken_execute(statement, values, NULL);
 
 	*counter += processed;
-	return processed >= batch;
+	batch->more = processed >= batch->size;
+}
+
+static void
+clear_previous(Batch *batch)
+{
+	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
+
+	run_statement(batch, APITOKEN_CLEAR_PREVIOUS, values, &batch->run->digests_cleared);
+}
+
+static Datum
+uuid_array(const pg_uuid_t *ids, int count)
+{
+	Datum	   *values = palloc((count + 1) * sizeof(Datum));
+
+	for (int i = 0; i < count; i++)
+		values[i] = UUIDPGetDatum(&ids[i]);
+	return PointerGetDatum(construct_array(values, count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+}
+
+/* Rows to be removed. */
+typedef struct Removal
+{
+	ApitokenMaintenance *run;
+	ApitokenStatement statement;
+	const pg_uuid_t *ids;
+	int			count;
+	uint64	   *counter;
+} Removal;
+
+static void
+remove_ids(void *arg)
+{
+	Removal    *removal = arg;
+	Datum		ids = uuid_array(removal->ids, removal->count);
+
+	*removal->counter += apitoken_execute(removal->statement, &ids, NULL);
 }
 
 /*
- * Check the next rows of token_usage: revoke their tokens if they are idle, and
- * remove rows of tokens that no longer exist.  A run checks each row once, in
- * batches, so the duration of a batch does not depend on the number of tokens.
+ * Remove rows.  If that fails, remove those that can be removed, by halves, and
+ * leave out the others from here on.
  */
 static void
-check_usage(int batch, TimestampTz now, ApitokenMaintenance *done)
+remove_rows(Removal removal)
 {
-	Datum		next[2];
-	Datum		idle[4];
-	Datum		orphans[2];
-	char		idle_nulls[4] = {' ', ' ', ' ', ' '};
-	char		orphans_nulls[2] = {' ', ' '};
-	Datum		end = (Datum) 0;
+	ErrorData  *error;
+	Removal		half = removal;
 
-	next[0] = UUIDPGetDatum(&done->usage_seen);
-	next[1] = Int64GetDatum((int64) batch * USAGE_FACTOR);
-	done->usage_done = !apitoken_execute_value(APITOKEN_NEXT_USAGE, next, NULL, &end);
-	if (done->usage_done)
-		idle_nulls[3] = orphans_nulls[1] = 'n';
+	CHECK_FOR_INTERRUPTS();
+	if (removal.count == 0 || removal.run->kept_count == APITOKEN_KEPT_MAX)
+		return;
+	error = try_in_subtransaction(remove_ids, &removal);
+	if (error == NULL)
+		return;
+	if (is_general(error->sqlerrcode))
+		ReThrowError(error);
+	if (removal.count == 1)
+	{
+		removal.run->kept[removal.run->kept_count++] = removal.ids[0];
+		copy_problem(removal.run->problems[removal.run->task], "some rows could not be removed: %s", error->message);
+	}
+	FreeErrorData(error);
+	if (removal.count == 1)
+		return;
+	half.count = removal.count / 2;
+	remove_rows(half);
+	half.ids += half.count;
+	half.count = removal.count - half.count;
+	remove_rows(half);
+}
 
-	idle[0] = TimestampTzGetDatum(now);
-	idle[1] = TimestampTzGetDatum(now - USE_PRECISION);
-	idle[2] = orphans[0] = next[0];
-	idle[3] = orphans[1] = end;
-	done->tokens_revoked += apitoken_execute(APITOKEN_REVOKE_IDLE, idle, idle_nulls);
-	done->usage_removed += apitoken_execute(APITOKEN_REMOVE_ORPHANS, orphans, orphans_nulls);
-	if (!done->usage_done)
-		done->usage_seen = *DatumGetUUIDP(end);
+/* Find rows that are past their retention, and remove them. */
+static void
+remove_old(Batch *batch, ApitokenStatement find, ApitokenStatement statement, uint64 *counter)
+{
+	ApitokenMaintenance *run = batch->run;
+	Removal		removal = {run, statement, NULL, 0, counter};
+	TimestampTz cutoff;
+	pg_uuid_t	bound;
+	Datum		values[4];
+	Datum		found = (Datum) 0;
+	Datum	   *ids;
+
+	if (!retention_cutoff(apitoken_retention, batch->now, &cutoff))
+		return;
+	apitoken_min_id(cutoff + EVENT_SLACK, &bound);
+	values[0] = TimestampTzGetDatum(cutoff);
+	values[1] = Int64GetDatum(batch->size);
+	values[2] = uuid_array(run->kept, run->kept_count);
+	values[3] = UUIDPGetDatum(&bound);
+	(void) apitoken_execute_value(find, values, NULL, &found);
+	if (found == (Datum) 0)
+		return;
+	deconstruct_array(DatumGetArrayTypeP(found), UUIDOID, UUID_LEN, false, TYPALIGN_CHAR, &ids, NULL, &removal.count);
+	/* The elements of an array of a type of fixed length, without nulls, follow each other. */
+	removal.ids = DatumGetUUIDP(ids[0]);
+	remove_rows(removal);
+	batch->more = removal.count >= batch->size && run->kept_count < APITOKEN_KEPT_MAX;
+}
+
+static void
+remove_events(Batch *batch)
+{
+	remove_old(batch, APITOKEN_FIND_EVENTS, APITOKEN_REMOVE_EVENTS, &batch->run->events_removed);
+}
+
+static void
+remove_revoked(Batch *batch)
+{
+	remove_old(batch, APITOKEN_FIND_REVOKED, APITOKEN_REMOVE_TOKENS, &batch->run->tokens_removed);
+}
+
+static void
+remove_expired(Batch *batch)
+{
+	remove_old(batch, APITOKEN_FIND_EXPIRED, APITOKEN_REMOVE_TOKENS, &batch->run->tokens_removed);
+}
+
+static void
+remove_days(Batch *batch)
+{
+	TimestampTz cutoff;
+	Datum		values[2];
+
+	if (!retention_cutoff(apitoken_usage_retention, batch->now, &cutoff))
+		return;
+	/* days are those of UTC, whatever the session's time zone */
+	values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
+	values[1] = Int64GetDatum(batch->size);
+	run_statement(batch, APITOKEN_REMOVE_DAYS, values, &batch->run->usage_removed);
 }
 
 /*
- * Run one batch of maintenance, with at most `batch` rows of each kind, in the
+ * The range of token_usage that a batch checks.  A task checks each row once, so the
+ * duration of a batch does not depend on the number of tokens.
+ */
+static void
+next_usage(Batch *batch, Datum *first, Datum *last, char *last_is_null)
+{
+	Datum		values[2];
+
+	*first = values[0] = UUIDPGetDatum(&batch->run->usage_seen);
+	values[1] = Int64GetDatum((int64) batch->size * USAGE_FACTOR);
+	batch->more = apitoken_execute_value(APITOKEN_NEXT_USAGE, values, NULL, last);
+	*last_is_null = batch->more ? ' ' : 'n';
+}
+
+static void
+usage_checked(Batch *batch, Datum last)
+{
+	if (batch->more)
+		batch->run->usage_seen = *DatumGetUUIDP(last);
+}
+
+/* Revoke idle tokens, except those of whose use this server may not know. */
+static void
+revoke_idle(Batch *batch)
+{
+	ApitokenMaintenance *run = batch->run;
+	const char *reason;
+	TimestampTz since = apitoken_complete_since(&reason);
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	Datum		spared = (Datum) 0;
+
+	if (run->unwritten[0] != '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("idle tokens are not revoked: %s", run->unwritten)));
+	next_usage(batch, &values[2], &values[3], &nulls[3]);
+	values[0] = TimestampTzGetDatum(batch->now);
+	values[1] = TimestampTzGetDatum(batch->now - USE_PRECISION);
+	values[4] = TimestampTzGetDatum(since == 0 ? DT_NOBEGIN : since);
+	run->tokens_revoked += apitoken_execute(APITOKEN_REVOKE_IDLE, values, nulls);
+	if (since != 0)
+		(void) apitoken_execute_value(APITOKEN_COUNT_SPARED, values, nulls, &spared);
+	if (DatumGetInt64(spared) > 0)
+	{
+		run->tokens_spared += DatumGetInt64(spared);
+		copy_problem(run->problems[run->task], "idle tokens are not revoked yet, because they may have been used: %s", reason);
+	}
+	usage_checked(batch, values[3]);
+}
+
+/* Remove usage of tokens that no longer exist. */
+static void
+remove_orphans(Batch *batch)
+{
+	Datum		values[2];
+	char		nulls[2] = {' ', ' '};
+
+	next_usage(batch, &values[0], &values[1], &nulls[1]);
+	batch->run->usage_removed += apitoken_execute(APITOKEN_REMOVE_ORPHANS, values, nulls);
+	usage_checked(batch, values[1]);
+}
+
+/* In this order, because removing tokens can leave rows of usage behind. */
+static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
+	clear_previous, revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans
+};
+
+static void
+run_batch(void *arg)
+{
+	Batch	   *batch = arg;
+
+	tasks[batch->run->task] (batch);
+}
+
+/* Go on with the next task.  `problem` is why this one failed, or NULL. */
+void
+apitoken_end_task(ApitokenMaintenance *run, const char *problem)
+{
+	if (problem != NULL)
+		copy_problem(run->problems[run->task], "%s", problem);
+	run->task++;
+	run->kept_count = 0;
+	memset(&run->usage_seen, 0, sizeof(run->usage_seen));
+}
+
+/*
+ * Run one batch of maintenance, with at most `size` rows of each kind, in the
  * current transaction, which must have an active snapshot.  Returns whether there
- * is more to do.  The caller must have flushed the recorded usage.
+ * is more to do.  The caller must have tried to flush the recorded usage.
  */
 bool
-apitoken_maintain(int batch, ApitokenMaintenance *done)
+apitoken_maintain(int size, ApitokenMaintenance *run)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz cutoff;
-	pg_uuid_t	bound;
-	Datum		values[3];
-	bool		more = false;
+	Batch		batch = {run, size, GetCurrentTimestamp(), false};
+	ApitokenMaintenance before = *run;
+	ErrorData  *error;
 
 	/* Without triggers, a revocation would write no event, and a deletion would not remove usage. */
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
@@ -121,59 +393,93 @@ apitoken_maintain(int batch, ApitokenMaintenance *done)
 				 errmsg("cannot run maintenance while \"session_replication_role\" is \"replica\""),
 				 errdetail("The triggers of the extension do not fire in this mode."),
 				 errhint("Run SET session_replication_role = origin.")));
+	/* The default must not take the place of a configured value that was refused. */
+	apitoken_require_setting(&apitoken_retention);
+	apitoken_require_setting(&apitoken_usage_retention);
+	apitoken_require_setting(&apitoken_standbys_verify);
 
-	values[1] = Int64GetDatum(batch);
-	values[0] = TimestampTzGetDatum(now);
-	more |= run_batch(APITOKEN_CLEAR_PREVIOUS, values, batch, &done->digests_cleared);
+	error = try_in_subtransaction(run_batch, &batch);
+	if (error != NULL)
+	{
+		*run = before;
+		apitoken_end_task(run, error->message);
+	}
+	else if (!batch.more)
+		apitoken_end_task(run, NULL);
+	return run->task < APITOKEN_TASKS;
+}
 
-	if (retention_cutoff(&apitoken_retention, now, &cutoff))
-	{
-		values[0] = TimestampTzGetDatum(cutoff);
-		apitoken_min_id(cutoff + EVENT_SLACK, &bound);
-		values[2] = UUIDPGetDatum(&bound);
-		more |= run_batch(APITOKEN_REMOVE_EVENTS, values, batch, &done->events_removed);
-		more |= run_batch(APITOKEN_REMOVE_REVOKED, values, batch, &done->tokens_removed);
-		more |= run_batch(APITOKEN_REMOVE_EXPIRED, values, batch, &done->tokens_removed);
-	}
-	if (retention_cutoff(&apitoken_usage_retention, now, &cutoff))
-	{
-		/* days are those of UTC, whatever the session's time zone */
-		values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
-		more |= run_batch(APITOKEN_REMOVE_DAYS, values, batch, &done->usage_removed);
-	}
+/* Record and log what could not be done. */
+void
+apitoken_report_maintenance(const ApitokenMaintenance *run)
+{
+	char		all[APITOKEN_PROBLEM_MAX] = "";
 
-	/* Check usage last, because removing tokens can leave rows of usage behind. */
-	if (!more && !done->usage_done)
+	for (int task = 0; task < APITOKEN_TASKS; task++)
 	{
-		check_usage(batch, now, done);
-		more = !done->usage_done;
+		int			length = strlen(all);
+
+		if (run->problems[task][0] != '\0' && strstr(all, run->problems[task]) == NULL)
+			snprintf(all + length, sizeof(all) - length, "%s%s", length > 0 ? "; " : "", run->problems[task]);
 	}
-	return more;
+	all[pg_mbcliplen(all, strlen(all), sizeof(all) - 1)] = '\0';
+	if (apitoken_shared == NULL ? all[0] != '\0' : apitoken_record_maintenance_problem(MyDatabaseId, all))
+		ereport(MyBackendType == B_BG_WORKER ? WARNING : LOG,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not run maintenance in database with OID %u: %s", MyDatabaseId, all),
+				 errdetail("Maintenance will be retried tomorrow."),
+				 errhint("Run SELECT * FROM apitoken.run_maintenance() to retry now.")));
+}
+
+static void
+flush(void *arg)
+{
+	apitoken_flush_now();
+}
+
+static Datum
+problem_array(const ApitokenMaintenance *run)
+{
+	Datum		problems[APITOKEN_TASKS];
+	int			count = 0;
+
+	for (int task = 0; task < APITOKEN_TASKS; task++)
+	{
+		if (run->problems[task][0] != '\0')
+			problems[count++] = CStringGetTextDatum(run->problems[task]);
+	}
+	return PointerGetDatum(construct_array(problems, count, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_run_maintenance);
 Datum
 apitoken_run_maintenance(PG_FUNCTION_ARGS)
 {
-	ApitokenMaintenance done = {0};
-	Datum		values[5];
+	ApitokenMaintenance *run = palloc0(sizeof(ApitokenMaintenance));
+	ErrorData  *error;
+	Datum		values[7];
 	TupleDesc	descriptor = apitoken_result_type(fcinfo, lengthof(values));
-	bool		nulls[5] = {false, false, false, false, false};
+	bool		nulls[7] = {false};
 
 	PreventCommandDuringRecovery("apitoken.run_maintenance()");
 	PreventCommandIfReadOnly("apitoken.run_maintenance()");
 	PreventCommandIfParallelMode("apitoken.run_maintenance()");
 
 	/* Flush first, so that a token that was just used does not appear idle. */
-	apitoken_flush_now();
+	error = try_in_subtransaction(flush, NULL);
+	if (error != NULL)
+		copy_problem(run->unwritten, "%s", error->message);
 
-	while (apitoken_maintain(BATCH, &done))
+	while (apitoken_maintain(BATCH, run))
 		CHECK_FOR_INTERRUPTS();
+	apitoken_report_maintenance(run);
 
-	values[0] = Int64GetDatum(done.tokens_revoked);
-	values[1] = Int64GetDatum(done.digests_cleared);
-	values[2] = Int64GetDatum(done.events_removed);
-	values[3] = Int64GetDatum(done.tokens_removed);
-	values[4] = Int64GetDatum(done.usage_removed);
+	values[0] = Int64GetDatum(run->tokens_revoked);
+	values[1] = Int64GetDatum(run->digests_cleared);
+	values[2] = Int64GetDatum(run->events_removed);
+	values[3] = Int64GetDatum(run->tokens_removed);
+	values[4] = Int64GetDatum(run->usage_removed);
+	values[5] = Int64GetDatum(run->tokens_spared);
+	values[6] = problem_array(run);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

@@ -149,6 +149,8 @@ startup_shmem(void)
 		pg_atomic_init_u32(&apitoken_shared->wake_requested, 0);
 		pg_atomic_init_u64(&apitoken_shared->tickets, 0);
 		pg_atomic_init_u32(&apitoken_shared->usage_file, 0);
+		for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
+			pg_atomic_init_u64(&apitoken_shared->lost_at[loss], 0);
 		for (int i = 0; i < APITOKEN_PARTITIONS; i++)
 		{
 			for (int counter = 0; counter < APITOKEN_COUNTERS; counter++)
@@ -297,4 +299,15 @@ apitoken_wake_launcher(void)
 	SpinLockRelease(&apitoken_shared->mutex);
 	if (launcher != NULL)
 		SetLatch(launcher);
+}
+
+bool
+apitoken_launcher_runs(void)
+{
+	bool		runs;
+
+	SpinLockAcquire(&apitoken_shared->mutex);
+	runs = apitoken_shared->launcher_latch != NULL;
+	SpinLockRelease(&apitoken_shared->mutex);
+	return runs;
 }

@@ -6,6 +6,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xlog.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -24,6 +25,10 @@ enum
 	LAST_FLUSH_AT,
 	LAST_FLUSH_ERROR,
 	LAST_FLUSH_ERROR_AT,
+	LAUNCHER_RUNS,
+	COMPLETE_SINCE,
+	INCOMPLETE_BECAUSE,
+	MAINTENANCE_PROBLEM,
 	COLUMNS
 };
 
@@ -48,6 +53,23 @@ describe_flushes(Datum *values, bool *nulls)
 		set_column(values, nulls, LAST_FLUSH_ERROR, CStringGetTextDatum(state.problem));
 		set_column(values, nulls, LAST_FLUSH_ERROR_AT, TimestampTzGetDatum(state.failed_at));
 	}
+	if (state.maintenance_problem[0] != '\0')
+		set_column(values, nulls, MAINTENANCE_PROBLEM, CStringGetTextDatum(state.maintenance_problem));
+}
+
+static void
+describe_completeness(Datum *values, bool *nulls)
+{
+	const char *reason;
+	TimestampTz since;
+
+	if (RecoveryInProgress())
+		return;
+	since = apitoken_complete_since(&reason);
+	if (since == 0)
+		return;
+	set_column(values, nulls, COMPLETE_SINCE, TimestampTzGetDatum(since));
+	set_column(values, nulls, INCOMPLETE_BECAUSE, CStringGetTextDatum(reason));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_read_stats);
@@ -68,7 +90,9 @@ apitoken_read_stats(PG_FUNCTION_ARGS)
 		set_column(values, nulls, SLOTS, Int32GetDatum(apitoken_usage_slots));
 		set_column(values, nulls, ENTRIES, Int64GetDatum(apitoken_map_entries(apitoken_usage_map)));
 		set_column(values, nulls, LIMITS, Int64GetDatum(apitoken_map_entries(apitoken_limit_map)));
+		set_column(values, nulls, LAUNCHER_RUNS, BoolGetDatum(apitoken_launcher_runs()));
 		describe_flushes(values, nulls);
+		describe_completeness(values, nulls);
 	}
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

@@ -17,10 +17,10 @@
  * Without shared memory, the caller's transaction writes the use to the table.
  * This must never make that transaction wait or fail.  Therefore it is done at
  * most once a minute for each token, only in a READ COMMITTED transaction that can
- * write, and only if no other transaction has locked the row.  (SKIP LOCKED would
- * raise a serialization failure, 40001, under REPEATABLE READ.)  It does not use
- * advisory locks, because a query that verifies many tokens would fill the
- * server's lock table.
+ * write, and only if no other transaction has locked the row or the table.  (SKIP
+ * LOCKED would raise a serialization failure, 40001, under REPEATABLE READ.)  It
+ * does not use advisory locks, because a query that verifies many tokens would
+ * fill the server's lock table.
  */
 #include "postgres.h"
 
@@ -74,6 +74,8 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 	if (usage == NULL)
 	{
 		apitoken_count(APITOKEN_DROPPED, accepted + refused);
+		if (accepted > 0)
+			apitoken_note_loss(APITOKEN_LOST_FOR_ROOM);
 		return false;
 	}
 	if (last->at != DT_NOBEGIN)
@@ -220,14 +222,24 @@ apitoken_databases_with_usage(Oid *databases, int max)
 static bool
 is_removable(void *entry, void *arg)
 {
-	return is_written(entry);
+	ApitokenUsage *usage = entry;
+	DatabaseList *busy = arg;
+
+	for (int i = 0; i < busy->count; i++)
+	{
+		if (busy->databases[i] == usage->key.database)
+			return false;
+	}
+	return is_written(usage);
 }
 
-/* Make room by removing the entries whose usage was taken. */
+/* Make room by removing the entries whose usage was taken, except those of busy databases. */
 void
-apitoken_remove_written_usage(void)
+apitoken_remove_written_usage(Oid *busy, int count)
 {
-	apitoken_map_remove(apitoken_usage_map, is_removable, NULL);
+	DatabaseList list = {busy, count, count};
+
+	apitoken_map_remove(apitoken_usage_map, is_removable, &list);
 }
 
 /* ---- in the caller's transaction ---- */
@@ -245,12 +257,18 @@ record_in_table(const pg_uuid_t *id, TimestampTz now, inet *address)
 	if (XactReadOnly || IsInParallelMode() || RecoveryInProgress() ||
 		XactIsoLevel > XACT_READ_COMMITTED)
 		return;
+	if (!apitoken_try_lock_table(APITOKEN_TOKEN_USAGE, RowExclusiveLock))
+		return;
 	snapshot = apitoken_latest_snapshot();
 	has_row = apitoken_fetch_last_used(snapshot, id, &last_used_at);
 	UnregisterSnapshot(snapshot);
-	if (has_row && last_used_at > DT_NOBEGIN &&
-		!TimestampDifferenceExceeds(last_used_at, now, WRITE_INTERVAL))
+	if ((has_row && last_used_at > DT_NOBEGIN &&
+		 !TimestampDifferenceExceeds(last_used_at, now, WRITE_INTERVAL)) ||
+		(!has_row && !apitoken_try_lock_table(APITOKEN_TOKEN_RECORDS, RowShareLock)))
+	{
+		apitoken_unlock_table(APITOKEN_TOKEN_USAGE, RowExclusiveLock);
 		return;
+	}
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = TimestampTzGetDatum(now);

@@ -39,9 +39,19 @@ typedef union ApitokenStripe
 	char		padding[PG_CACHE_LINE_SIZE];
 } ApitokenStripe;
 
+/* Ways to lose use of tokens: see complete.c. */
+typedef enum ApitokenLoss
+{
+	APITOKEN_LOST_IN_CRASH,
+	APITOKEN_LOST_FOR_ROOM,
+	APITOKEN_LOST_ON_STANDBY,
+	APITOKEN_LOSSES
+} ApitokenLoss;
+
 typedef struct ApitokenShared
 {
 	TimestampTz started_at;		/* never changes */
+	pg_atomic_uint64 lost_at[APITOKEN_LOSSES];	/* when use was last lost; 0 if never */
 	ApitokenStripe stripes[APITOKEN_PARTITIONS];
 	pg_atomic_uint32 wake_requested;	/* 1 if the launcher was asked to run at once */
 	pg_atomic_uint64 tickets;	/* number of flushes started, and the last ticket */
@@ -106,13 +116,15 @@ typedef struct ApitokenFlushState
 	int			missing;		/* how many of the latest failed because the extension is missing */
 	TimestampTz retry_at;		/* do not try again before this time, unless 0 */
 	TimestampTz maintained_at;	/* end of the last maintenance, or 0 */
-	pg_uuid_t	usage_seen;		/* position of an unfinished maintenance in token_usage */
+	int			task;			/* position of an unfinished maintenance */
+	pg_uuid_t	usage_seen;		/* position within the task */
 	uint64		done_ticket;	/* highest ticket of a flush that wrote everything */
 	uint64		last_ticket;	/* highest ticket of a flush that ended */
 	ApitokenOutcome outcome;	/* outcome of the flush with last_ticket */
 	TimestampTz flushed_at;		/* time of the last successful flush, or 0 */
 	TimestampTz failed_at;		/* time of the last failed flush, or 0 */
 	char		problem[APITOKEN_PROBLEM_MAX];	/* error message of the last failure */
+	char		maintenance_problem[APITOKEN_PROBLEM_MAX];	/* of the last maintenance; empty if none */
 } ApitokenFlushState;
 
 typedef struct ApitokenMap ApitokenMap;
@@ -132,6 +144,13 @@ extern int64 apitoken_map_entries(ApitokenMap *map);
 extern void apitoken_count(ApitokenCounter counter, uint64 by);
 extern uint64 apitoken_counter_value(ApitokenCounter counter);
 extern void apitoken_wake_launcher(void);
+extern bool apitoken_launcher_runs(void);
+
+/* ----- complete.c: since when has all use been recorded? ----- */
+
+extern void apitoken_note_loss(ApitokenLoss loss);
+extern void apitoken_watch_standbys(void);
+extern TimestampTz apitoken_complete_since(const char **reason);
 
 /* ----- usage.c: records the usage of tokens ----- */
 
@@ -149,7 +168,7 @@ extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, Ti
 extern int	apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max);
 extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
 extern int	apitoken_databases_with_usage(Oid *databases, int max);
-extern void apitoken_remove_written_usage(void);
+extern void apitoken_remove_written_usage(Oid *busy, int count);
 
 /* ----- limit.c: rate limits ----- */
 
@@ -165,7 +184,8 @@ extern bool apitoken_flush_state(Oid database, ApitokenFlushState *state);
 extern int	apitoken_flush_state_databases(Oid *databases, int max);
 extern bool apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome,
 									const char *problem);
-extern void apitoken_record_maintenance(Oid database, TimestampTz at, const pg_uuid_t *usage_seen);
+extern void apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *usage_seen);
+extern bool apitoken_record_maintenance_problem(Oid database, const char *problem);
 extern void apitoken_remove_flush_state(Oid database);
 
 /* ----- usage_file.c: preserves recorded usage across a restart ----- */
@@ -185,12 +205,18 @@ typedef struct ApitokenJob
 extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 									char problem[APITOKEN_PROBLEM_MAX]);
 extern ApitokenOutcome apitoken_flush(uint64 ticket, TimestampTz until);
-extern uint64 apitoken_start_worker(Oid database, bool maintenance, BackgroundWorkerHandle **handle);
+extern bool apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket,
+								  BackgroundWorkerHandle **handle);
 extern void apitoken_flush_now(void);
 
 /* ----- maintenance.c: idle tokens, previous digests, retention ----- */
 
-/* Counts and position of a maintenance run.  Set to zero before the first batch. */
+#define APITOKEN_TASKS 7
+
+/* At most this many rows of a task that cannot be removed are left out in a run. */
+#define APITOKEN_KEPT_MAX 1000
+
+/* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
 {
 	uint64		tokens_revoked;
@@ -198,11 +224,18 @@ typedef struct ApitokenMaintenance
 	uint64		events_removed;
 	uint64		tokens_removed;
 	uint64		usage_removed;
-	pg_uuid_t	usage_seen;		/* token_usage was checked up to this token id */
-	bool		usage_done;		/* all of token_usage was checked */
+	uint64		tokens_spared;	/* idle tokens that were not revoked */
+	int			task;			/* the current task, APITOKEN_TASKS at the end */
+	pg_uuid_t	usage_seen;		/* the task has checked token_usage up to this token id */
+	int			kept_count;
+	pg_uuid_t	kept[APITOKEN_KEPT_MAX];	/* rows that the task could not remove */
+	char		unwritten[APITOKEN_PROBLEM_MAX];	/* why use was not written before; empty if it was */
+	char		problems[APITOKEN_TASKS][APITOKEN_PROBLEM_MAX]; /* empty if none */
 } ApitokenMaintenance;
 
-extern bool apitoken_maintain(int batch, ApitokenMaintenance *done);
+extern bool apitoken_maintain(int batch, ApitokenMaintenance *run);
+extern void apitoken_end_task(ApitokenMaintenance *run, const char *problem);
+extern void apitoken_report_maintenance(const ApitokenMaintenance *run);
 
 /* ----- worker.c: the launcher and its workers ----- */
 

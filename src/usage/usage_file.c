@@ -11,10 +11,13 @@
  * loses no usage, and usage is not counted twice after a crash.
  *
  * The file is not portable between servers or versions.  A file that is damaged or
- * of another version is ignored with a log message, and removed.
+ * of another version is ignored with a log message, and removed.  A temporary file
+ * is left by a stop that could not save the usage.
  */
 #include "postgres.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "catalog/pg_control.h"
@@ -31,7 +34,10 @@
 #define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/apitoken.usage"
 #define TEMPORARY_FILE SAVED_FILE ".tmp"
 
-/* The file's header.  Rows of usage, databases, and a CRC of everything before it follow. */
+/*
+ * The file's header.  Rows of usage, databases, the times of losses, and a CRC of
+ * everything before it follow.
+ */
 typedef struct Header
 {
 	char		magic[16];
@@ -132,21 +138,24 @@ write_file(UsageFile *usage_file)
 		saved.maintained_at = state.maintained_at;
 		write_data(usage_file, &saved, sizeof(saved));
 	}
+	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
+	{
+		TimestampTz at = pg_atomic_read_u64(&apitoken_shared->lost_at[loss]);
+
+		write_data(usage_file, &at, sizeof(at));
+	}
 	FIN_CRC32C(usage_file->crc);
 	if (fwrite(&usage_file->crc, sizeof(usage_file->crc), 1, usage_file->file) != 1)
 		usage_file->failed = true;
 }
 
-/* Was the server shut down cleanly?  An immediate shutdown never counts, whatever the exit code. */
+/* Does the control file say that the server was shut down cleanly? */
 static bool
-shut_down_cleanly(int code)
+shut_down_cleanly(void)
 {
 	bool		crc_is_right;
-	ControlFileData *control;
+	ControlFileData *control = get_controlfile(DataDir, &crc_is_right);
 
-	if (code != 0)
-		return false;
-	control = get_controlfile(DataDir, &crc_is_right);
 	return crc_is_right &&
 		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
 }
@@ -156,10 +165,15 @@ save_usage(int code, Datum arg)
 {
 	UsageFile	usage_file = {0};
 
-	/* After a crash, shared memory and its locks may be in any state. */
-	if (!shut_down_cleanly(code))
+	/*
+	 * After a crash, shared memory and its locks may be in any state.  An immediate
+	 * shutdown never counts as clean, whatever the exit code.
+	 */
+	if (code != 0 || !shut_down_cleanly())
 		return;
 	INIT_CRC32C(usage_file.crc);
+	/* If it is a FIFO, for example, opening it might never return. */
+	unlink(TEMPORARY_FILE);
 	usage_file.file = AllocateFile(TEMPORARY_FILE, PG_BINARY_W);
 	if (usage_file.file != NULL)
 	{
@@ -175,7 +189,7 @@ save_usage(int code, Datum arg)
 			(errcode_for_file_access(),
 			 errmsg("could not write file \"%s\": %m", TEMPORARY_FILE),
 			 errdetail("Token usage since the last flush is lost.")));
-	unlink(TEMPORARY_FILE);
+	/* What is left of the file tells the next start. */
 }
 
 /* Read a file, and load its data if `apply` is true.  Returns false if the file is not valid. */
@@ -212,35 +226,67 @@ read_file(UsageFile *usage_file, bool apply)
 		if (!read_data(usage_file, &saved, sizeof(saved)))
 			return false;
 		if (apply)
-			apitoken_record_maintenance(saved.database, saved.maintained_at, &nothing_seen);
+			apitoken_record_maintenance(saved.database, saved.maintained_at, 0, &nothing_seen);
+	}
+	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
+	{
+		TimestampTz at;
+
+		if (!read_data(usage_file, &at, sizeof(at)))
+			return false;
+		/* Loading the rows may have been a loss itself. */
+		if (apply && at > (TimestampTz) pg_atomic_read_u64(&apitoken_shared->lost_at[loss]))
+			pg_atomic_write_u64(&apitoken_shared->lost_at[loss], at);
 	}
 	FIN_CRC32C(usage_file->crc);
-	return fread(&crc, sizeof(crc), 1, usage_file->file) == 1 && EQ_CRC32C(crc, usage_file->crc);
+	return fread(&crc, sizeof(crc), 1, usage_file->file) == 1 && EQ_CRC32C(crc, usage_file->crc) &&
+		fgetc(usage_file->file) == EOF;
+}
+
+/* Load the file.  Returns false if its usage is lost, and true also if there is no file. */
+static bool
+load_usage(void)
+{
+	UsageFile	usage_file = {0};
+	struct stat status;
+	int			fd = open(SAVED_FILE, O_RDONLY | O_NONBLOCK | PG_BINARY, 0);
+	bool		valid;
+
+	if (fd < 0 && errno == ENOENT)
+		return true;
+	if (fd < 0)
+	{
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not read file \"%s\": %m", SAVED_FILE)));
+		return false;
+	}
+	/* Reading a FIFO, for example, might never return. */
+	valid = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && (usage_file.file = fdopen(fd, PG_BINARY_R)) != NULL;
+
+	/* The first pass checks the whole file, the second one loads it. */
+	valid = valid && read_file(&usage_file, false) && read_file(&usage_file, true);
+	if (!valid)
+		ereport(LOG,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ignoring file \"%s\" because it is damaged or from another version of apitoken", SAVED_FILE),
+				 errdetail("The token usage in this file is lost.")));
+	if (usage_file.file != NULL)
+		fclose(usage_file.file);
+	else
+		close(fd);
+	pg_atomic_write_u32(&apitoken_shared->usage_file, 1);
+	return valid;
 }
 
 static void
 restore_usage(void)
 {
-	UsageFile	usage_file = {0};
+	bool		loaded = load_usage();
+	bool		saved = unlink(TEMPORARY_FILE) != 0 && errno == ENOENT;
 
-	usage_file.file = AllocateFile(SAVED_FILE, PG_BINARY_R);
-	if (usage_file.file == NULL)
-	{
-		if (errno != ENOENT)
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not read file \"%s\": %m", SAVED_FILE)));
-		return;
-	}
-
-	/* The first pass checks the whole file, the second one loads it. */
-	if (!read_file(&usage_file, false) || !read_file(&usage_file, true))
-		ereport(LOG,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("ignoring file \"%s\" because it is damaged or from another version of apitoken", SAVED_FILE),
-				 errdetail("The token usage in this file is lost.")));
-	FreeFile(usage_file.file);
-	pg_atomic_write_u32(&apitoken_shared->usage_file, 1);
+	if (!loaded || !saved || !shut_down_cleanly())
+		apitoken_note_loss(APITOKEN_LOST_IN_CRASH);
 }
 
 /*

@@ -4,10 +4,18 @@
  *
  * The launcher is not connected to a database.  Every apitoken.flush_interval, and
  * at once when shared memory is full, it finds the databases that have usage to be
- * written or are due for their daily maintenance, and starts a worker for each,
- * one after the other.  A worker connects to its database, works for at most
- * WORK_TIME, and ends.  So it does not block DROP DATABASE and CREATE DATABASE ...
- * TEMPLATE, which give up after 5 seconds, and delays DROP EXTENSION only briefly.
+ * written or are due for their daily maintenance, and starts a worker for each.
+ *
+ * A worker connects to its database, works for at most WORK_TIME, and ends.  So it
+ * does not block DROP DATABASE and CREATE DATABASE ... TEMPLATE, which give up after
+ * 5 seconds, and delays DROP EXTENSION only briefly.  SQL can catch the timeout of a
+ * statement: a trigger on a table may do so.  Therefore a worker terminates itself
+ * after WORK_LIMIT, which SQL cannot catch.
+ *
+ * A database's owner can make its workers slow, for example with triggers, or with
+ * a transaction that keeps them from connecting.  So that others need not wait,
+ * several workers run at once, and one place is only for databases whose last flush
+ * did not fail.
  *
  * A worker that fails records the problem in shared memory, logs it if it is new,
  * and ends normally.  The launcher tries again after a delay, which doubles with
@@ -37,23 +45,34 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/relcache.h"
+#include "utils/timeout.h"
 #include "utils/wait_event.h"
 
 #include "usage/usage.h"
 
-#define WORK_TIME (4 * USECS_PER_SEC)	/* for a worker to do its work, once connected */
-#define LAUNCH_TIME (15 * USECS_PER_SEC)	/* for a worker to start, connect and end */
+#define WORK_TIME (3500 * INT64CONST(1000))	/* for a worker to do its work, once connected */
+#define WORK_LIMIT 4000			/* milliseconds for it to connect, and then again to end */
+#define LAUNCH_TIME (10 * USECS_PER_SEC)	/* for a worker to start, connect and end */
 #define LOCK_TIMEOUT "2s"
 #define RESTART_TIME 5			/* before a failed launcher is restarted, in seconds */
 
 /* Minimum time between rounds of the launcher when memory is full, in microseconds. */
 #define WAKE_DELAY (200 * 1000)
 
+/* The launcher looks for standbys at least this often. */
+#define WATCH_INTERVAL (10 * USECS_PER_SEC)
+
 #define MAINTENANCE_INTERVAL USECS_PER_DAY
 #define MAINTENANCE_BATCH 1000
 
 /* Maintenance is started only if at least this much time is left. */
 #define MAINTENANCE_TIME (2 * USECS_PER_SEC)
+
+/* Workers that may run at once; if the last flush of their databases failed, one less. */
+#define PLACES 3
+
+/* Maximum number of workers that did not end in time.  They take no place. */
+#define STUCK_MAX 64
 
 /* Maximum number of databases in one round.  Others follow in the next rounds. */
 #define DATABASES_MAX 512
@@ -92,41 +111,60 @@ maintain_batch(void *arg)
 	return apitoken_maintain(MAINTENANCE_BATCH, arg);
 }
 
+/* Run maintenance.  `unwritten` tells why the usage could not be written; it is empty if it was. */
 static void
-maintain(TimestampTz until)
+maintain(TimestampTz until, const char *unwritten)
 {
-	ApitokenMaintenance done = {0};
+	/* static, because it is too large for the stack */
+	static ApitokenMaintenance run;
 	ApitokenFlushState state;
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 
+	strlcpy(run.unwritten, unwritten, sizeof(run.unwritten));
 	if (apitoken_flush_state(MyDatabaseId, &state))
-		done.usage_seen = state.usage_seen;
+	{
+		run.task = state.task;
+		run.usage_seen = state.usage_seen;
+	}
 	do
-		more = apitoken_run_in_transaction(maintain_batch, &done, until, problem);
-	while (more && GetCurrentTimestamp() < until - USECS_PER_SEC);
+	{
+		more = apitoken_run_in_transaction(maintain_batch, &run, until, problem);
+		if (problem[0] != '\0')
+		{
+			apitoken_end_task(&run, problem);
+			more = run.task < APITOKEN_TASKS;
+		}
+	} while (more && GetCurrentTimestamp() < until - USECS_PER_SEC);
 
-	if (problem[0] != '\0')
-		ereport(WARNING,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not run maintenance in database with OID %u: %s", MyDatabaseId, problem),
-				 errdetail("Maintenance will be retried tomorrow."),
-				 errhint("Run SELECT * FROM apitoken.run_maintenance() to retry now.")));
+	apitoken_report_maintenance(&run);
 	if (!more)
-		memset(&done.usage_seen, 0, sizeof(done.usage_seen));
-	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), &done.usage_seen);
+		run.task = 0;
+	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), run.task, &run.usage_seen);
+}
+
+static void
+limit_reached(void)
+{
+	kill(MyProcPid, SIGTERM);
 }
 
 void
 apitoken_worker_main(Datum arg)
 {
 	ApitokenJob job;
+	ApitokenFlushState state;
+	ApitokenOutcome outcome;
 	TimestampTz until;
+	TimeoutId	limit;
 
 	memcpy(&job, MyBgworkerEntry->bgw_extra, sizeof(job));
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
+	limit = RegisterTimeout(USER_TIMEOUT, limit_reached);
+	enable_timeout_after(limit, WORK_LIMIT);
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	enable_timeout_after(limit, WORK_LIMIT);
 	until = GetCurrentTimestamp() + WORK_TIME;
 	for (int i = 0; i < lengthof(worker_settings); i++)
 	{
@@ -135,9 +173,10 @@ apitoken_worker_main(Datum arg)
 	}
 
 	/* If the flush leaves no time for maintenance, that stays due, and the next worker does it. */
-	if (apitoken_flush(job.ticket, until) == APITOKEN_FLUSH_DONE && job.maintain &&
+	outcome = apitoken_flush(job.ticket, until);
+	if ((outcome == APITOKEN_FLUSH_DONE || outcome == APITOKEN_FLUSH_FAILED) && job.maintain &&
 		GetCurrentTimestamp() < until - MAINTENANCE_TIME)
-		maintain(until);
+		maintain(until, outcome == APITOKEN_FLUSH_FAILED && apitoken_flush_state(MyDatabaseId, &state) ? state.problem : "");
 	proc_exit(0);
 }
 
@@ -191,9 +230,26 @@ discard_usage(Oid database)
 	apitoken_remove_flush_state(database);
 }
 
+/* A worker that the launcher has started. */
+typedef struct Running
+{
+	Oid			database;
+	uint64		ticket;
+	BackgroundWorkerHandle *handle;
+	TimestampTz until;			/* when it should have ended */
+	bool		stuck;			/* it did not end in time */
+} Running;
+
+static Running running[PLACES + STUCK_MAX];
+static int	running_count = 0;
+static int	stuck_count = 0;
+
+/* Whoever waits for a worker ends it when they stop waiting. */
 static void
 launcher_exit(int code, Datum arg)
 {
+	for (int i = 0; i < running_count; i++)
+		TerminateBackgroundWorker(running[i].handle);
 	SpinLockAcquire(&apitoken_shared->mutex);
 	apitoken_shared->launcher_latch = NULL;
 	SpinLockRelease(&apitoken_shared->mutex);
@@ -217,46 +273,106 @@ wait_until(TimestampTz until)
 	return ShutdownRequestPending;
 }
 
-/* Run a worker for a database, and wait for its end.  Returns true if the launcher must stop. */
-static bool
-run_worker(Oid database, bool maintenance)
+static void
+record_failure(Oid database, uint64 ticket, const char *problem, const char *message, const char *hint)
 {
-	static bool reported = false;
-	BackgroundWorkerHandle *handle;
-	uint64		ticket = apitoken_start_worker(database, maintenance, &handle);
-	TimestampTz until = GetCurrentTimestamp() + LAUNCH_TIME;
-	ApitokenFlushState state;
-	pid_t		pid;
-
-	if (ticket == 0)
-	{
-		if (!reported)
-			ereport(WARNING,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("could not start background worker to write token usage"),
-					 errdetail("The usage is kept in memory, and writing it will be retried."),
-					 errhint("Increase \"max_worker_processes\".")));
-		reported = true;
-		return false;
-	}
-	reported = false;
-
-	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
-	{
-		if (GetCurrentTimestamp() > until)
-			TerminateBackgroundWorker(handle);
-		if (wait_until(Max(until, GetCurrentTimestamp() + USECS_PER_SEC)))
-			return true;
-	}
-	pfree(handle);
-
-	if (apitoken_flush_state(database, &state) && state.last_ticket >= ticket)
-		return false;
-	if (apitoken_record_flush(database, ticket, APITOKEN_FLUSH_FAILED, "background worker exited early"))
+	if (apitoken_record_flush(database, ticket, APITOKEN_FLUSH_FAILED, problem))
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("background worker exited before writing token usage in database with OID %u", database),
-				 errdetail("The usage is kept in memory, and writing it will be retried.")));
+				 errmsg("%s in database with OID %u", message, database),
+				 errdetail("The usage is kept in memory, and writing it will be retried."),
+				 hint == NULL ? 0 : errhint("%s", hint)));
+}
+
+/* Make room.  Usage that a worker has in hand keeps its room, because it may return. */
+static void
+remove_written_usage(void)
+{
+	Oid			busy[lengthof(running)];
+
+	for (int i = 0; i < running_count; i++)
+		busy[i] = running[i].database;
+	apitoken_remove_written_usage(busy, running_count);
+}
+
+/* Forget the workers that have ended, and no longer wait for those that should have. */
+static void
+check_workers(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		ended = false;
+
+	for (int i = running_count - 1; i >= 0; i--)
+	{
+		Running    *worker = &running[i];
+		ApitokenFlushState state;
+		pid_t		pid;
+
+		if (GetBackgroundWorkerPid(worker->handle, &pid) == BGWH_STOPPED)
+		{
+			if (worker->stuck)
+				stuck_count--;
+			else if (!apitoken_flush_state(worker->database, &state) || state.last_ticket < worker->ticket)
+				record_failure(worker->database, worker->ticket, "background worker exited early",
+							   "background worker exited before writing token usage", NULL);
+			pfree(worker->handle);
+			*worker = running[--running_count];
+			ended = true;
+		}
+		else if (!worker->stuck && now > worker->until && stuck_count < STUCK_MAX)
+		{
+			TerminateBackgroundWorker(worker->handle);
+			worker->stuck = true;
+			stuck_count++;
+			record_failure(worker->database, worker->ticket, "background worker does not end",
+						   "background worker does not end", NULL);
+		}
+	}
+	if (ended)
+		remove_written_usage();
+}
+
+static bool
+is_running(Oid database)
+{
+	for (int i = 0; i < running_count; i++)
+	{
+		if (running[i].database == database)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Start a worker for a database.  If all places are taken, a database whose last
+ * flush failed is put off to the next round, which follows soon; for others this
+ * waits.  Returns true if the launcher must stop.
+ */
+static bool
+start_worker(Oid database, bool maintenance, bool failed)
+{
+	Running		worker = {.database = database};
+
+	while (running_count - stuck_count >= (failed ? PLACES - 1 : PLACES))
+	{
+		if (failed)
+		{
+			pg_atomic_write_u32(&apitoken_shared->wake_requested, 1);
+			return false;
+		}
+		if (wait_until(GetCurrentTimestamp() + USECS_PER_SEC))
+			return true;
+		check_workers();
+	}
+	if (apitoken_start_worker(database, maintenance, &worker.ticket, &worker.handle))
+	{
+		worker.until = GetCurrentTimestamp() + LAUNCH_TIME;
+		running[running_count++] = worker;
+	}
+	else
+		record_failure(database, 0, "no background worker is free",
+					   "could not start background worker to write token usage",
+					   "Increase \"max_worker_processes\".");
 	return false;
 }
 
@@ -270,20 +386,13 @@ is_future(TimestampTz at, TimestampTz now, int64 at_most)
 	return at > now && at <= now + at_most;
 }
 
-/* Run one round of the launcher.  Returns true if the launcher must stop. */
+/*
+ * Start what is due in the databases whose last flush failed, or in the others.
+ * Returns true if the launcher must stop.
+ */
 static bool
-run_once(void)
+start_workers(const Oid *databases, int with_usage, int count, bool failed)
 {
-	Oid			databases[2 * DATABASES_MAX];
-	int			with_usage;
-	int			count;
-
-	apitoken_remove_expired_limits();
-	if (RecoveryInProgress())
-		return false;
-
-	with_usage = apitoken_databases_with_usage(databases, DATABASES_MAX);
-	count = with_usage + apitoken_flush_state_databases(databases + with_usage, DATABASES_MAX);
 	for (int i = 0; i < count; i++)
 	{
 		TimestampTz now = GetCurrentTimestamp();
@@ -291,6 +400,8 @@ run_once(void)
 		bool		known = apitoken_flush_state(databases[i], &state);
 		bool		due = !is_future(state.maintained_at + MAINTENANCE_INTERVAL, now, MAINTENANCE_INTERVAL);
 
+		if ((state.failures > 0) != failed || is_running(databases[i]))
+			continue;
 		/* A database with usage is in both lists; its state may be removed by now. */
 		if (i >= with_usage && !(known && due))
 			continue;
@@ -311,10 +422,30 @@ run_once(void)
 			discard_usage(databases[i]);
 			continue;
 		}
-		if (run_worker(databases[i], due))
+		if (start_worker(databases[i], due, failed))
 			return true;
 	}
-	apitoken_remove_written_usage();
+	return false;
+}
+
+/* Run one round of the launcher.  Returns true if the launcher must stop. */
+static bool
+run_once(void)
+{
+	Oid			databases[2 * DATABASES_MAX];
+	int			with_usage;
+	int			count;
+
+	apitoken_remove_expired_limits();
+	if (RecoveryInProgress())
+		return false;
+
+	with_usage = apitoken_databases_with_usage(databases, DATABASES_MAX);
+	count = with_usage + apitoken_flush_state_databases(databases + with_usage, DATABASES_MAX);
+	if (start_workers(databases, with_usage, count, false) ||
+		start_workers(databases, with_usage, count, true))
+		return true;
+	remove_written_usage();
 	return false;
 }
 
@@ -351,7 +482,11 @@ apitoken_launcher_main(Datum arg)
 
 			if (!is_future(started_at + pause, GetCurrentTimestamp(), pause))
 				break;
-			stop = wait_until(started_at + pause);
+			/* A worker that does not end, or a standby, sets no latch. */
+			stop = wait_until(Min(started_at + pause,
+								  GetCurrentTimestamp() + (running_count > 0 ? USECS_PER_SEC : WATCH_INTERVAL)));
+			check_workers();
+			apitoken_watch_standbys();
 		}
 	}
 

@@ -512,6 +512,7 @@ my %files = (
 	'another version\'s' => substr($good, 0, 16) . pack('a16', '0.1') . substr($good, 32),
 	'a row changed' => substr($good, 0, 80) . "\x07" . substr($good, 81),
 	'a count of rows changed' => substr($good, 0, 40) . pack('q<', 1 << 40) . substr($good, 48),
+	'something behind it' => $good . 'x',
 	'a negative count' => substr($good, 0, 40) . pack('q<', -1) . substr($good, 48));
 foreach my $kind (sort keys %files)
 {

@@ -163,7 +163,7 @@ ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activi
 # ----- the table is locked -----------------------------------------------------
 
 foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'LOCK TABLE apitoken.token_usage IN SHARE MODE',
-	'LOCK TABLE apitoken_internal.token_records IN ACCESS EXCLUSIVE MODE', 'SELECT 1 FROM apitoken.token_usage FOR UPDATE', 'COMMENT ON EXTENSION apitoken IS NULL')
+	'LOCK TABLE apitoken_internal.token_records IN ACCESS EXCLUSIVE MODE', 'SELECT 1 FROM apitoken.token_usage FOR UPDATE')
 {
 	# used before, because nobody can read a locked token_records
 	my $blocker = $node->background_psql('app', on_error_stop => 0);
@@ -176,7 +176,7 @@ foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'L
 		# the use is recorded but not yet written when the lock comes: an earlier lock
 		# held up the flush
 		my $holder = $node->background_psql('app', on_error_stop => 0);
-		$holder->query('BEGIN; COMMENT ON EXTENSION apitoken IS NULL');
+		$holder->query('BEGIN; LOCK TABLE apitoken.token_usage IN SHARE MODE');
 		use_app(2);
 		$blocker->query("BEGIN; $lock");
 		$holder->query('ROLLBACK');
@@ -201,6 +201,30 @@ foreach my $lock ('LOCK TABLE apitoken.token_usage IN ACCESS EXCLUSIVE MODE', 'L
 	over($lock);
 	$_->quit foreach $blocker, $user;
 }
+
+# ----- the extension is locked ---------------------------------------------------
+
+# Everybody can lock the extension, and a member of it.  (COMMENT needs the owner.)
+# It keeps no use from being written, and no housekeeping from being done.
+$node->safe_psql('app', q{CREATE ROLE regress_apitoken_anybody LOGIN; GRANT TEMPORARY ON DATABASE app TO regress_apitoken_anybody});
+foreach my $lock ([ 'regress_apitoken_anybody', 'CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql RETURN 1; BEGIN; ALTER FUNCTION pg_temp.f() DEPENDS ON EXTENSION apitoken' ],
+	[ undef, 'BEGIN; COMMENT ON EXTENSION apitoken IS NULL' ])
+{
+	my ($who, $sql) = @$lock;
+	my $blocker = connection($node, database => 'app', user => $who);
+	mark();
+	is(ask($blocker, $sql), '', "$sql");
+	is($node->safe_psql('app', q{SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_extension'::regclass AND granted}), 't', 'it is locked');
+	use_app(2);
+	comes_to('app', $count{app}, 'an extension that is locked');
+	is(run('SET statement_timeout = 5000; SELECT apitoken.flush_usage(); SELECT tokens_revoked FROM apitoken.run_maintenance()'), ' 0', 'flush_usage() and run_maintenance() do not wait');
+	is(in_log($node, $any_trouble, $mark), 0, 'and nothing is told');
+	$blocker->query('ROLLBACK');
+	$blocker->quit;
+}
+# What a flush waits for is a lock that no session without a worker's rights has.
+is(run(q{SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_extension'::regclass AND objsubid <> 0}), '0', 'nobody else holds the lock of a flush');
+$node->safe_psql('app', 'DROP OWNED BY regress_apitoken_anybody; DROP ROLE regress_apitoken_anybody');
 
 # ----- another version ---------------------------------------------------------
 
@@ -448,6 +472,7 @@ is(run('SELECT apitoken.flush_usage()'), '[ERROR: 53000]', 'no free worker: flus
 # several intervals later: such tries leave no trace
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
 told_once(qr/could not start background worker/, 'no free worker');
+is($node->safe_psql('app', 'SELECT last_flush_error, launcher_runs FROM apitoken.stats'), 'no background worker is free|t', 'no free worker: as stats tells');
 is(accepted('app'), $count{app} - 2, 'no free worker: not written');
 $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
 $postmaster_env->(sub { $node->restart });
@@ -635,6 +660,99 @@ use_it('control');
 comes_to('control', ++$count{control}, 'closed, over a restart: others go on');
 $node->safe_psql('postgres', 'ALTER DATABASE app ALLOW_CONNECTIONS true');
 comes_to('app', $count{app}, 'closed, over a restart, and opened again');
+
+# ----- workers that do not end by themselves, or cannot connect -------------------
+
+# Whoever waits for a worker ends it when they stop waiting.
+sub interval
+{
+	my ($value) = @_;
+	$node->append_conf('postgresql.conf', "apitoken.flush_interval = '$value'");
+	$node->reload;
+	ok($node->poll_query_until('postgres', "SELECT current_setting('apitoken.flush_interval') = '$value'"), "an interval of $value");
+}
+my $workers = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'apitoken worker' AND datname = 'app'};
+my $endless = q{CREATE FUNCTION endless() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN LOOP
+	BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; WHEN OTHERS THEN NULL; END; END LOOP; END$$;
+	CREATE TRIGGER endless BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION endless()};
+interval('1h');
+$node->safe_psql('app', $endless);
+use_app(1);
+foreach my $end ('statement_timeout', 'terminated', 'cut off')
+{
+	my $caller = connection($node, database => 'app');
+	my $pid = $caller->query('SELECT pg_backend_pid()');
+	$caller->query(q{SET statement_timeout = '1s'}) if $end eq 'statement_timeout';
+	$caller->query_until(qr/asked/, "\\echo asked\nSELECT apitoken.flush_usage();\n");
+	ok($node->poll_query_until('postgres', "SELECT ($workers) = 1"), "$end: a worker") if $end ne 'statement_timeout';
+	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)") if $end eq 'terminated';
+	$caller->query('SELECT 1') if $end eq 'statement_timeout';
+	if ($end eq 'cut off')
+	{
+		$node->safe_psql('postgres', "ALTER SYSTEM SET client_connection_check_interval = '100ms'; SELECT pg_reload_conf()");
+		$caller->{run}->kill_kill;
+	}
+	my $gone = 0;
+	foreach (1 .. 20)
+	{
+		$gone = $node->safe_psql('postgres', $workers) eq '0' and last;
+		select undef, undef, undef, 0.1;
+	}
+	ok($gone, "$end: its worker ends with it");
+	eval { $caller->quit; } if $end ne 'cut off';
+}
+
+# A trigger that catches the end of its statement does not make a worker endless.
+{
+	my $start = time;
+	is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'an endless trigger: flush_usage() is told');
+	cmp_ok(time - $start, '<=', 8, 'and soon');
+	is($node->safe_psql('postgres', $workers), '0', 'and its worker has ended');
+	interval('100ms');
+	my $oldest = 0;
+	foreach my $i (1 .. 10)
+	{
+		use_it('control');
+		comes_to('control', ++$count{control}, "an endless trigger in another database, $i");
+		my $age = $node->safe_psql('postgres', q{SELECT coalesce(max(extract(epoch FROM clock_timestamp() - backend_start)), 0) FROM pg_stat_activity WHERE backend_type = 'apitoken worker'});
+		$oldest = $age if $age > $oldest;
+		select undef, undef, undef, 0.7;
+	}
+	cmp_ok($oldest, '<', 6, 'no worker becomes old');
+}
+$node->safe_psql('app', 'DROP FUNCTION endless() CASCADE');
+comes_to('app', $count{app}, 'when the trigger is gone');
+
+# A database's owner keeps workers from connecting to several databases.  Others do
+# not wait for them one after the other.
+{
+	my @held = map { "held$_" } 1 .. 4;
+	my @holders;
+	interval('1h');
+	foreach my $database (@held)
+	{
+		$node->safe_psql('postgres', "CREATE DATABASE $database TEMPLATE control OWNER regress_apitoken_owner");
+		$token{$database} = $token{control};
+		use_it($database);
+		push @holders, connection($node);
+		is(ask($holders[-1], "BEGIN; ALTER DATABASE $database RENAME TO was_$database"), '', "$database is held");
+	}
+	interval('100ms');
+	foreach my $i (1 .. 4)
+	{
+		my $start = time;
+		use_it('control');
+		comes_to('control', ++$count{control}, "databases that are held, $i");
+		cmp_ok(time - $start, '<=', 7, "databases that are held, $i: nobody waits for them");
+	}
+	$_->query('ROLLBACK') foreach @holders;
+	$_->quit foreach @holders;
+	foreach my $database (@held)
+	{
+		ok($node->poll_query_until('postgres', "DROP DATABASE $database; SELECT true"), "$database is free");
+	}
+}
+ok($node->poll_query_until('control', 'SELECT entries = 0 FROM apitoken.stats'), 'and nothing is left of them');
 
 # ----- a stop in the middle ----------------------------------------------------
 

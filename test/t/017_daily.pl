@@ -91,6 +91,15 @@ sub use_and_flush
 }
 sub is_done { my ($database, $round) = @_; return $node->poll_query_until($database, "SELECT revoked_at IS NOT NULL FROM apitoken_internal.token_records WHERE label = '$round idle'"); }
 
+# A clean restart without the saved file: no loss is known then.
+sub forget_losses
+{
+	$node->stop;
+	unlink $node->data_dir . '/pg_stat/apitoken.usage';
+	$node->start;
+	return;
+}
+
 # ----- once a day, where tokens are used -----------------------------------------
 
 new_database('app');
@@ -112,8 +121,12 @@ is($node->safe_psql('app', q{SELECT tokens_revoked, digests_cleared, tokens_remo
 fill('app', 'third');
 $node->stop('immediate');
 $node->start;
-ok(use_and_flush('app') && is_done('app', 'third'), 'a crash does');
-is(state_of('app', 'third'), $done, 'and it is done again');
+ok(use_and_flush('app') && $node->poll_query_until('app', q{SELECT maintenance_problem IS NOT NULL FROM apitoken.stats}), 'a crash does');
+is(state_of('app', 'third'), 'idle as it was; regenerated as it was', 'and it is done again, but no token is idle for certain');
+like($node->safe_psql('app', 'SELECT maintenance_problem FROM apitoken.stats'), qr/may have been used: use was lost in a crash/, 'as stats tells');
+forget_losses();
+ok(use_and_flush('app') && is_done('app', 'third'), 'when that is forgotten');
+is(state_of('app', 'third'), $done, 'all is done');
 
 # ----- where it fails -------------------------------------------------------------
 
@@ -127,7 +140,7 @@ ok(use_and_flush('failing'), 'where it fails, use is written');
 $node->wait_for_log(qr/could not run maintenance in database with OID \d+: not today/, $mark);
 ok(use_and_flush('failing') && use_and_flush('failing'), 'and goes on to be');
 is(in_log($node, qr/could not run maintenance/, $mark), 1, 'it is told once, and tried again tomorrow');
-is(state_of('failing', 'first'), $untouched, 'nothing is done by halves');
+is(state_of('failing', 'first'), 'idle as it was; regenerated as it was, two secrets', 'what can be done is done');
 
 # ----- a flush that takes most of the worker's time --------------------------------
 

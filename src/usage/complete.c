@@ -1,0 +1,128 @@
+/*
+ * complete.c
+ *		Since when has this server recorded all use of tokens?
+ *
+ * A revocation is final.  So a token is not revoked as idle while it may have been
+ * used without a record: for a whole idle_timeout after use may have been lost.
+ *
+ *	- A crash loses the use since the last flush.  So does a stop that cannot save
+ *	  it, and a start that cannot load it.
+ *	- Use that finds no room in shared memory is dropped.
+ *	- Use on a standby stays there.  Whether a standby verifies tokens is not known
+ *	  here, so a setting says whether standbys do.
+ *	- A server that was promoted, or recovered from a backup, does not know the use
+ *	  on other servers.  The history file of its timeline was made at that time.
+ *
+ * The times of the first three are in shared memory, and survive a restart in the
+ * usage file.  Without shared memory, a use is part of the caller's transaction, so
+ * neither a crash nor want of room loses it, and only those standbys count that are
+ * connected now.
+ */
+#include "postgres.h"
+
+#include <sys/stat.h>
+
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/spin.h"
+#include "utils/timestamp.h"
+
+#include "usage/usage.h"
+
+/* Of frequent losses, not each is noted. */
+#define NOTE_INTERVAL USECS_PER_SEC
+
+/* Use may have been lost until now. */
+void
+apitoken_note_loss(ApitokenLoss loss)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (apitoken_shared != NULL &&
+		now >= (TimestampTz) pg_atomic_read_u64(&apitoken_shared->lost_at[loss]) + NOTE_INTERVAL)
+		pg_atomic_write_u64(&apitoken_shared->lost_at[loss], now);
+}
+
+/*
+ * Is a standby connected?  Programs that only receive WAL, such as pg_receivewal
+ * and pg_basebackup, never report that they have applied any.
+ */
+static bool
+standby_connected(void)
+{
+	for (int i = 0; i < max_wal_senders; i++)
+	{
+		WalSnd	   *sender = &WalSndCtl->walsnds[i];
+		bool		applies;
+
+		SpinLockAcquire(&sender->mutex);
+		applies = sender->pid != 0 && !XLogRecPtrIsInvalid(sender->apply);
+		SpinLockRelease(&sender->mutex);
+		if (applies && compat_is_physical(sender))
+			return true;
+	}
+	return false;
+}
+
+/* The launcher calls this regularly. */
+void
+apitoken_watch_standbys(void)
+{
+	if (!RecoveryInProgress() && standby_connected())
+		apitoken_note_loss(APITOKEN_LOST_ON_STANDBY);
+}
+
+/* The time of the last promotion or recovery from a backup; 0 if there was none. */
+static TimestampTz
+promoted_at(void)
+{
+	TimeLineID	timeline = GetWALInsertionTimeLine();
+	char		path[MAXPGPATH];
+	struct stat file;
+
+	if (timeline <= 1)
+		return 0;
+	TLHistoryFilePath(path, timeline);
+	/* Nothing removes this file.  Without it, the time is not known. */
+	return stat(path, &file) == 0 ? time_t_to_timestamptz(file.st_mtime) : GetCurrentTimestamp();
+}
+
+/*
+ * Since when has this server recorded all use?  Returns 0 if there is no known
+ * loss; otherwise sets `reason` to what happened last.  Not during recovery.
+ */
+TimestampTz
+apitoken_complete_since(const char **reason)
+{
+	static const char *const losses[APITOKEN_LOSSES] = {
+		[APITOKEN_LOST_IN_CRASH] = "use was lost in a crash or at a restart",
+		[APITOKEN_LOST_FOR_ROOM] = "use was dropped because memory was full",
+		[APITOKEN_LOST_ON_STANDBY] = "a standby was connected",
+	};
+	TimestampTz since = promoted_at();
+
+	*reason = since == 0 ? NULL : "the server was promoted or recovered from a backup";
+	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
+	{
+		TimestampTz at = apitoken_shared == NULL ? 0 : pg_atomic_read_u64(&apitoken_shared->lost_at[loss]);
+
+		if (loss == APITOKEN_LOST_ON_STANDBY)
+		{
+			if (!apitoken_standbys_verify)
+				continue;
+			if (standby_connected())
+			{
+				apitoken_note_loss(loss);
+				at = GetCurrentTimestamp();
+			}
+		}
+		if (at > since)
+		{
+			since = at;
+			*reason = losses[loss];
+		}
+	}
+	return since;
+}
