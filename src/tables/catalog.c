@@ -372,10 +372,11 @@ apitoken_lock_usage(void)
 	{
 		Oid			table = get_relname_relid(used[i][1], get_namespace_oid(used[i][0], false));
 
+		/* the same message as that of a lock_timeout, so that the log has it once */
 		if (OidIsValid(table) && !ConditionalLockRelationOid(table, RowExclusiveLock))
 			ereport(ERROR,
 					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-					 errmsg("could not obtain lock on relation \"%s\"", used[i][1])));
+					 errmsg("canceling statement due to lock timeout")));
 	}
 	return true;
 }

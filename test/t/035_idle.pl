@@ -222,6 +222,9 @@ is(run('SELECT apitoken.flush_usage()'), '[ERROR: 53000]', 'and no worker can');
 $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
 $node->restart;
 ok($node->poll_query_until('postgres', 'SELECT launcher_runs FROM apitoken.stats'), 'it runs');
+# more callers than there are slots: they wait for each other
+$node->pgbench('-n -c 10 -t 5', 0, [qr{50/50}], [qr{^}], 'flush_usage() and run_maintenance() find a free worker', {
+	flush_and_maintain => 'SELECT apitoken.flush_usage(); SELECT apitoken.run_maintenance();' });
 
 # ----- pg_upgrade ---------------------------------------------------------------------
 
