@@ -79,13 +79,33 @@ CREATE TABLE apitoken_internal.deleted_users (
 );
 COMMENT ON TABLE apitoken_internal.deleted_users IS 'Users whose row in users was deleted; without a new row, they cannot be acted as, and no token creates the row';
 
-CREATE TABLE apitoken.roles (
+-- The table beneath the view roles.  Only its own rows count for verification.  The
+-- built-in roles are rows of a child, which shows them in the view as long as the
+-- table has no row of that name.  The first organization, use or change of one of
+-- them stores it in the table.  So no row of this script can be in the way of a restored or
+-- replicated row, whether triggers fire or not, and no built-in role takes the
+-- place of one that is not restored yet.
+CREATE TABLE apitoken_internal.role_records (
 	name          text COLLATE "C" PRIMARY KEY CHECK (pg_catalog.octet_length(name) BETWEEN 1 AND 63),
 	description   text,
 	permissions   text[] NOT NULL,
 	database_role name
 );
-COMMENT ON TABLE apitoken.roles IS 'Roles: named sets of permissions that members have in organizations and that tokens of organizations have';
+COMMENT ON TABLE apitoken_internal.role_records IS 'Table beneath the view apitoken.roles, which clients use';
+CREATE TABLE apitoken_internal.built_in_roles (
+	PRIMARY KEY (name)
+) INHERITS (apitoken_internal.role_records);
+COMMENT ON TABLE apitoken_internal.built_in_roles IS 'Built-in roles as they are before their first use or change, which stores them in role_records';
+INSERT INTO apitoken_internal.built_in_roles (name, description, permissions) VALUES
+	('admin', 'Everything, tokens included', '{*}'),
+	('developer', 'Everything but tokens', '{*:read,*:list,*:write,*:create,*:update,*:delete}');
+
+CREATE VIEW apitoken.roles AS
+SELECT r.name, r.description, r.permissions, r.database_role
+FROM apitoken_internal.role_records r
+WHERE r.tableoid = 'apitoken_internal.role_records'::pg_catalog.regclass
+	OR NOT EXISTS (SELECT FROM ONLY apitoken_internal.role_records s WHERE s.name = r.name);
+COMMENT ON VIEW apitoken.roles IS 'Roles: named sets of permissions that members have in organizations and that tokens of organizations have';
 COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role, one line of 1 to 63 bytes without blank characters at its ends; admin and developer are built in and cannot be renamed or deleted';
 COMMENT ON COLUMN apitoken.roles.description IS 'Purpose of the role; null: none given';
 COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of the permissions: resource:action, with * for either half, or * for everything; permissions of the resource token are included only by *, by token:* or by name';
@@ -261,7 +281,7 @@ ALTER TABLE apitoken.events
 SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.users', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.deleted_users', '');
-SELECT pg_catalog.pg_extension_config_dump('apitoken.roles', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.role_records', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.memberships', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_records', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
@@ -699,16 +719,22 @@ CREATE FUNCTION apitoken_internal.event_refuse_change() RETURNS trigger
 COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: refuses UPDATE, DELETE and TRUNCATE of events (42501), except the removal by run_maintenance()';
 CREATE FUNCTION apitoken_internal.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks the patterns, keeps built-in roles and roles of members from being renamed or deleted, and lets a restored role replace an existing one';
+COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks the patterns, and keeps built-in roles and roles of members from being renamed or deleted';
+CREATE FUNCTION apitoken_internal.role_before_insert() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_role_before_insert' LANGUAGE C;
+COMMENT ON FUNCTION apitoken_internal.role_before_insert() IS 'Trigger: lets a restored or replicated role replace an existing one, and keeps rows out of built_in_roles';
 CREATE FUNCTION apitoken_internal.role_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_after_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.role_after_change() IS 'Trigger: invalidates the roles that sessions have cached';
+CREATE FUNCTION apitoken_internal.built_in_role_after_update() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_built_in_role_after_update' LANGUAGE C;
+COMMENT ON FUNCTION apitoken_internal.built_in_role_after_update() IS 'Trigger: stores a built-in role at its first change';
 CREATE FUNCTION apitoken_internal.membership_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_membership_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.membership_before_change() IS 'Trigger: checks that the organization and the role of a membership exist (23503)';
 CREATE FUNCTION apitoken_internal.owner_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.owner_before_change() IS 'Trigger: refuses TRUNCATE and changes of ids of organizations and users (0A000), and sets resumed_at at the end of a suspension';
+COMMENT ON FUNCTION apitoken_internal.owner_before_change() IS 'Trigger: refuses TRUNCATE and changes of ids of organizations and users (0A000), sets resumed_at at the end of a suspension, and stores built-in roles';
 CREATE FUNCTION apitoken_internal.owner_after_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_owner_after_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.owner_after_delete() IS 'Trigger: revokes the tokens of a deleted organization or user, ends its memberships, and remembers a deleted user';
@@ -728,20 +754,36 @@ CREATE TRIGGER token_refuse_delete_row INSTEAD OF DELETE ON apitoken.tokens
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitoken.events
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.event_refuse_change();
-CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken.roles
+CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
--- A change of a role takes effect at once, even if replication or a restore makes it.
-CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken.roles
+CREATE TRIGGER role_before_insert BEFORE INSERT ON apitoken_internal.role_records
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_insert();
+CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_after_change();
-ALTER TABLE apitoken.roles ENABLE ALWAYS TRIGGER role_after_change;
+CREATE TRIGGER built_in_role_before_insert BEFORE INSERT ON apitoken_internal.built_in_roles
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_insert();
+CREATE TRIGGER role_before_change BEFORE UPDATE OR DELETE ON apitoken_internal.built_in_roles
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
+CREATE TRIGGER built_in_role_after_update AFTER UPDATE ON apitoken_internal.built_in_roles
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.built_in_role_after_update();
+-- These fire for replication and restores, too.  A change of a role takes effect at
+-- once, whatever makes it.
+ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER role_before_insert;
+ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER role_after_change;
+ALTER TABLE apitoken_internal.built_in_roles ENABLE ALWAYS TRIGGER built_in_role_before_insert;
+ALTER TABLE apitoken_internal.built_in_roles ENABLE ALWAYS TRIGGER built_in_role_after_update;
 CREATE TRIGGER membership_before_change BEFORE INSERT OR UPDATE ON apitoken.memberships
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.membership_before_change();
+CREATE TRIGGER organization_before_insert BEFORE INSERT ON apitoken.organizations
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_before_update BEFORE UPDATE ON apitoken.organizations
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_before_truncate BEFORE TRUNCATE ON apitoken.organizations
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_after_delete AFTER DELETE ON apitoken.organizations
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_delete();
+CREATE TRIGGER user_before_insert BEFORE INSERT ON apitoken.users
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_before_update BEFORE UPDATE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_before_truncate BEFORE TRUNCATE ON apitoken.users
@@ -758,7 +800,8 @@ CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 ALTER TABLE apitoken.organizations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.users ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.deleted_users ENABLE ROW LEVEL SECURITY;
-ALTER TABLE apitoken.roles ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.role_records ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.built_in_roles ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
@@ -785,11 +828,8 @@ CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT WITH CHECK (
 CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE USING (true);
 CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE USING (true);
 
+-- The view reads and writes the tables beneath it with its owner's rights.
 GRANT SELECT ON apitoken.roles TO PUBLIC;
-CREATE POLICY roles_read ON apitoken.roles FOR SELECT USING (true);
-CREATE POLICY roles_insert ON apitoken.roles FOR INSERT WITH CHECK (true);
-CREATE POLICY roles_update ON apitoken.roles FOR UPDATE USING (true);
-CREATE POLICY roles_delete ON apitoken.roles FOR DELETE USING (true);
 
 -- The OR is for queries that name neither a token nor an owner, manages_record()
 -- for queries that name one: see src/identity/plan.c.
@@ -857,16 +897,10 @@ REVOKE ALL ON FUNCTION
 	apitoken_internal.token_refuse_delete(),
 	apitoken_internal.event_refuse_change(),
 	apitoken_internal.role_before_change(),
+	apitoken_internal.role_before_insert(),
 	apitoken_internal.role_after_change(),
+	apitoken_internal.built_in_role_after_update(),
 	apitoken_internal.membership_before_change(),
 	apitoken_internal.owner_before_change(),
 	apitoken_internal.owner_after_delete()
 FROM PUBLIC;
-
-------------------------------------------------------------------------------
--- The built-in roles
-------------------------------------------------------------------------------
-
-INSERT INTO apitoken.roles (name, description, permissions) VALUES
-	('admin', 'Everything, tokens included', '{*}'),
-	('developer', 'Everything but tokens', '{*:read,*:list,*:write,*:create,*:update,*:delete}');

@@ -802,17 +802,17 @@ UPDATE apitoken.roles SET permissions = '{later:do}' WHERE name = repeat('r', 63
 INSERT INTO apitoken.users (id, role) VALUES ('gwen', repeat('r', 64));
 :may
 -- also when no trigger reports the change: disabled, or no longer enabled always
-ALTER TABLE apitoken.roles DISABLE TRIGGER ALL;
+ALTER TABLE apitoken_internal.role_records DISABLE TRIGGER ALL;
 :may
 UPDATE apitoken.roles SET permissions = '{later:look}' WHERE name = repeat('r', 63);
 :may
-ALTER TABLE apitoken.roles ENABLE TRIGGER ALL;
+ALTER TABLE apitoken_internal.role_records ENABLE TRIGGER ALL;
 :may
 SET session_replication_role = replica;
 UPDATE apitoken.roles SET permissions = '{later:do}' WHERE name = repeat('r', 63);
 RESET session_replication_role;
 :may
-ALTER TABLE apitoken.roles ENABLE ALWAYS TRIGGER role_after_change;
+ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER role_after_change;
 DELETE FROM apitoken.users WHERE id = 'gwen';
 DELETE FROM apitoken.roles WHERE name = repeat('r', 63);
 \set VERBOSITY sqlstate

@@ -17,48 +17,43 @@
 
 #include "manage/manage.h"
 
+static const char *const built_in_roles[] = {"admin", "developer"};
+
 static bool
 is_built_in(const char *role)
 {
-	return strcmp(role, "admin") == 0 || strcmp(role, "developer") == 0;
+	for (int i = 0; i < lengthof(built_in_roles); i++)
+	{
+		if (strcmp(role, built_in_roles[i]) == 0)
+			return true;
+	}
+	return false;
 }
 
 static char *
 role_name(TriggerData *trigger, HeapTuple tuple)
 {
 	bool		isnull;
-	Datum		name = heap_getattr(tuple, Anum_roles_name, RelationGetDescr(trigger->tg_relation), &isnull);
+	Datum		name = heap_getattr(tuple, Anum_role_records_name, RelationGetDescr(trigger->tg_relation), &isnull);
 
 	/* after this trigger, the table refuses a null name */
 	return isnull ? pstrdup("") : TextDatumGetCString(name);
 }
 
-/*
- * If the tables' owner inserts a role that exists, the existing row is updated.
- * A restore needs this, because the install script has created the built-in
- * roles before the restore inserts those of the dump.
- */
-static bool
-replace_role(TriggerData *trigger, const char *name)
+/* Run a statement whose parameters are the columns of a role. */
+static uint64
+execute_for_role(ApitokenStatement statement, TriggerData *trigger, HeapTuple tuple)
 {
-	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
-	Snapshot	snapshot = apitoken_latest_snapshot();
-	ApitokenRoleRow row;
-	bool		exists = apitoken_fetch_role(snapshot, name, &row);
-	Datum		values[Natts_roles];
-	bool		isnull[Natts_roles];
-	char		nulls[Natts_roles];
+	Datum		values[Natts_role_records];
+	bool		isnull[Natts_role_records];
+	char		nulls[Natts_role_records];
 
-	UnregisterSnapshot(snapshot);
-	if (!exists || !apitoken_is_owner())
-		return false;
 	for (int i = 0; i < lengthof(values); i++)
 	{
-		values[i] = heap_getattr(trigger->tg_trigtuple, i + 1, descriptor, &isnull[i]);
+		values[i] = heap_getattr(tuple, i + 1, RelationGetDescr(trigger->tg_relation), &isnull[i]);
 		nulls[i] = isnull[i] ? 'n' : ' ';
 	}
-	apitoken_execute(APITOKEN_REPLACE_ROLE, values, nulls);
-	return true;
+	return apitoken_execute(statement, values, nulls);
 }
 
 /* A role that a member has cannot be renamed or deleted. */
@@ -77,11 +72,20 @@ refuse_role_in_use(const char *name)
 }
 
 /*
+ * A restore is recognized by row_security, which pg_dump's scripts set to off.  It
+ * may load the rows of all tables in any order.
+ */
+static bool
+restoring(void)
+{
+	return !row_security && apitoken_is_owner();
+}
+
+/*
  * A membership needs its organization and its role.  Both rows are locked, so
  * that they exist until this transaction ends.
  *
- * A restore is not checked, because it may insert these rows later.  It is
- * recognized by row_security, which pg_dump's scripts set to off.  A membership
+ * A restore is not checked, because it may insert these rows later.  A membership
  * without its organization or its role allows nothing.
  */
 PG_FUNCTION_INFO_V1(apitoken_membership_before_change);
@@ -99,7 +103,7 @@ apitoken_membership_before_change(PG_FUNCTION_ARGS)
 	apitoken_expect_trigger(fcinfo, APITOKEN_MEMBERSHIPS);
 	descriptor = RelationGetDescr(trigger->tg_relation);
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
-	if (!row_security && apitoken_is_owner())
+	if (restoring())
 		return PointerGetDatum(tuple);
 
 	/* after this trigger, the table refuses nulls */
@@ -110,9 +114,20 @@ apitoken_membership_before_change(PG_FUNCTION_ARGS)
 		apitoken_lock_organization(TextDatumGetCString(organization_id));
 	}
 	role = heap_getattr(tuple, Anum_memberships_role, descriptor, &no_role);
-	if (!no_role && apitoken_execute(APITOKEN_LOCK_ROLE, &role, NULL) == 0)
-		apitoken_refuse_role(TextDatumGetCString(role));
+	if (!no_role)
+		apitoken_lock_role(TextDatumGetCString(role));
 	return PointerGetDatum(tuple);
+}
+
+/* Of role_records and its child built_in_roles.  Returns whether the trigger is on the child. */
+static bool
+expect_role_trigger(FunctionCallInfo fcinfo)
+{
+	if (CALLED_AS_TRIGGER(fcinfo) &&
+		RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation) == apitoken_table(APITOKEN_BUILT_IN_ROLES))
+		return true;
+	apitoken_expect_trigger(fcinfo, APITOKEN_ROLE_RECORDS);
+	return false;
 }
 
 PG_FUNCTION_INFO_V1(apitoken_role_before_change);
@@ -125,7 +140,7 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 	Datum		permissions;
 	bool		isnull;
 
-	apitoken_expect_trigger(fcinfo, APITOKEN_ROLES);
+	(void) expect_role_trigger(fcinfo);
 	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
 		old_name = role_name(trigger, trigger->tg_trigtuple);
@@ -145,12 +160,63 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || strcmp(old_name, role_name(trigger, tuple)) != 0)
 		apitoken_check_role_name(role_name(trigger, tuple));
-	permissions = heap_getattr(tuple, Anum_roles_permissions, RelationGetDescr(trigger->tg_relation), &isnull);
+	permissions = heap_getattr(tuple, Anum_role_records_permissions, RelationGetDescr(trigger->tg_relation), &isnull);
 	if (!isnull)
 		apitoken_check_patterns(DatumGetArrayTypeP(permissions));
-	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) && replace_role(trigger, role_name(trigger, tuple)))
-		return PointerGetDatum(NULL);
 	return PointerGetDatum(tuple);
+}
+
+/*
+ * If the tables' owner inserts a role that exists, the existing row is updated.
+ * A restore or the replication into a database that has used or changed a
+ * built-in role needs this.  Rows of built_in_roles come from the install script
+ * alone; replication must not insert those of another database.
+ */
+PG_FUNCTION_INFO_V1(apitoken_role_before_insert);
+Datum
+apitoken_role_before_insert(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	HeapTuple	tuple;
+	char	   *name;
+
+	if (expect_role_trigger(fcinfo))
+		return PointerGetDatum(NULL);
+	tuple = trigger->tg_trigtuple;
+	if (apitoken_running_statement == APITOKEN_STORE_BUILT_IN_ROLE ||
+		apitoken_running_statement == APITOKEN_STORE_ROLE)
+		return PointerGetDatum(tuple);
+	if (apitoken_is_owner())
+		return PointerGetDatum(execute_for_role(APITOKEN_REPLACE_ROLE, trigger, tuple) > 0 ? NULL : tuple);
+	name = role_name(trigger, tuple);
+	if (is_built_in(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNIQUE_VIOLATION),
+				 errmsg("token role \"%s\" exists already", name),
+				 errhint("Use UPDATE to change a built-in token role.")));
+	return PointerGetDatum(tuple);
+}
+
+/*
+ * The first change of a built-in role: it becomes a row of role_records, and the
+ * view does not show the row of built_in_roles any more.
+ */
+PG_FUNCTION_INFO_V1(apitoken_built_in_role_after_update);
+Datum
+apitoken_built_in_role_after_update(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	apitoken_expect_trigger(fcinfo, APITOKEN_BUILT_IN_ROLES);
+	/* The publisher of a logical replication sends the row of role_records next. */
+	if (execute_for_role(APITOKEN_STORE_ROLE, trigger, trigger->tg_newtuple) == 0 &&
+		SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not change token role \"%s\" due to concurrent use or change",
+						role_name(trigger, trigger->tg_newtuple)),
+				 errhint("The transaction might succeed if retried.")));
+	return PointerGetDatum(NULL);
 }
 
 /*
@@ -169,6 +235,41 @@ set_resumed_at(TriggerData *trigger)
 		!heap_attisnull(trigger->tg_newtuple, Anum_organizations_suspended_at, descriptor))
 		return trigger->tg_newtuple;
 	return heap_modify_tuple_by_cols(trigger->tg_newtuple, descriptor, 1, &attribute, &now, &isnull);
+}
+
+/* Store a built-in role in role_records, unless it is there.  Does nothing for other roles. */
+static void
+store_role(const char *name)
+{
+	ApitokenRoleRow row;
+	Datum		value;
+
+	if (restoring() || apitoken_role(name, &row))
+		return;
+	value = CStringGetTextDatum(name);
+	apitoken_execute(APITOKEN_STORE_BUILT_IN_ROLE, &value, NULL);
+}
+
+/*
+ * The first organization stores the built-in roles, so that the first tokens of
+ * different organizations do not wait for each other.  The role that limits a
+ * user may be one that does not exist.
+ */
+static void
+store_roles_of_owner(bool of_user, HeapTuple tuple, TupleDesc descriptor)
+{
+	bool		isnull;
+	Datum		role;
+
+	if (!of_user)
+	{
+		for (int i = 0; i < lengthof(built_in_roles); i++)
+			store_role(built_in_roles[i]);
+		return;
+	}
+	role = heap_getattr(tuple, Anum_users_role, descriptor, &isnull);
+	if (!isnull)
+		store_role(TextDatumGetCString(role));
 }
 
 /*
@@ -197,6 +298,13 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 				 errhint("Use DELETE, which revokes the tokens of the deleted rows.")));
 
 	descriptor = RelationGetDescr(trigger->tg_relation);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		store_roles_of_owner(of_user, trigger->tg_trigtuple, descriptor);
+		return PointerGetDatum(trigger->tg_trigtuple);
+	}
+	if (of_user)
+		store_roles_of_owner(true, trigger->tg_newtuple, descriptor);
 	old_id = TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, id, descriptor, &isnull));
 	new_id = heap_attisnull(trigger->tg_newtuple, id, descriptor) ? pstrdup("") :
 		TextDatumGetCString(heap_getattr(trigger->tg_newtuple, id, descriptor, &isnull));

@@ -87,8 +87,8 @@ static const Privilege directory_privileges[] = {
 	WRITABLE_TABLE("organizations"),
 	WRITABLE_TABLE("users"),
 	WRITABLE_TABLE("memberships"),
-	COLUMNS("insert", "apitoken", "roles", APITOKEN_ROLES),
-	COLUMNS("update", "apitoken", "roles", APITOKEN_ROLES),
+	COLUMNS("insert", "apitoken", "roles", APITOKEN_ROLE_RECORDS),
+	COLUMNS("update", "apitoken", "roles", APITOKEN_ROLE_RECORDS),
 	TABLE("delete", "roles"),
 };
 

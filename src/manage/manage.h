@@ -34,7 +34,7 @@ extern void apitoken_check_expiry(TimestampTz expires_at, bool may_be_past);
 extern TimestampTz apitoken_expiry_after(Interval *expires_in);
 extern TimestampTz apitoken_overlap_until(Interval *overlap);
 extern void apitoken_lock_organization(const char *id);
-extern pg_noreturn void apitoken_refuse_role(const char *role);
+extern void apitoken_lock_role(const char *role);
 extern void apitoken_check_role(const char *role);
 extern void apitoken_check_access(const char *access, ArrayType *permissions);
 extern void apitoken_check_networks(ArrayType *networks);

@@ -229,9 +229,20 @@ apitoken_lock_organization(const char *id)
 	apitoken_remember_locked(APITOKEN_ORGANIZATIONS, id);
 }
 
+/*
+ * The role must exist, and is locked until this transaction ends.  Its first use
+ * stores a built-in role.
+ */
 void
-apitoken_refuse_role(const char *role)
+apitoken_lock_role(const char *role)
 {
+	Datum		value = CStringGetTextDatum(role);
+
+	if (apitoken_execute(APITOKEN_LOCK_ROLE, &value, NULL) > 0)
+		return;
+	apitoken_execute(APITOKEN_STORE_BUILT_IN_ROLE, &value, NULL);
+	if (apitoken_execute(APITOKEN_LOCK_ROLE, &value, NULL) > 0)
+		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 			 errmsg("token role \"%s\" does not exist", apitoken_clip(role)),
@@ -246,7 +257,7 @@ apitoken_check_role(const char *role)
 	ApitokenRoleRow row;
 
 	if (!apitoken_role(role, &row))
-		apitoken_refuse_role(role);
+		apitoken_lock_role(role);
 }
 
 void

@@ -39,11 +39,19 @@
 	COLUMN(deleted_users, id,         TEXTOID,        NOT_NULL, "") \
 	COLUMN(deleted_users, deleted_at, TIMESTAMPTZOID, NOT_NULL, "")
 
-#define ROLES_COLUMNS(COLUMN) \
-	COLUMN(roles, name,          TEXTOID,      NOT_NULL, "a") \
-	COLUMN(roles, description,   TEXTOID,      NULLABLE, "aw") \
-	COLUMN(roles, permissions,   TEXTARRAYOID, NOT_NULL, "aw") \
-	COLUMN(roles, database_role, NAMEOID,      NULLABLE, "")
+/* beneath the view roles */
+#define ROLE_RECORDS_COLUMNS(COLUMN) \
+	COLUMN(role_records, name,          TEXTOID,      NOT_NULL, "a") \
+	COLUMN(role_records, description,   TEXTOID,      NULLABLE, "aw") \
+	COLUMN(role_records, permissions,   TEXTARRAYOID, NOT_NULL, "aw") \
+	COLUMN(role_records, database_role, NAMEOID,      NULLABLE, "")
+
+/* a child of role_records */
+#define BUILT_IN_ROLES_COLUMNS(COLUMN) \
+	COLUMN(built_in_roles, name,          TEXTOID,      NOT_NULL, "") \
+	COLUMN(built_in_roles, description,   TEXTOID,      NULLABLE, "") \
+	COLUMN(built_in_roles, permissions,   TEXTARRAYOID, NOT_NULL, "") \
+	COLUMN(built_in_roles, database_role, NAMEOID,      NULLABLE, "")
 
 #define MEMBERSHIPS_COLUMNS(COLUMN) \
 	COLUMN(memberships, organization_id, TEXTOID, NOT_NULL, "") \
@@ -131,7 +139,8 @@
 	RELATION(ORGANIZATIONS, apitoken, organizations) \
 	RELATION(USERS, apitoken, users) \
 	RELATION(DELETED_USERS, apitoken_internal, deleted_users) \
-	RELATION(ROLES, apitoken, roles) \
+	RELATION(ROLE_RECORDS, apitoken_internal, role_records) \
+	RELATION(BUILT_IN_ROLES, apitoken_internal, built_in_roles) \
 	RELATION(MEMBERSHIPS, apitoken, memberships) \
 	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \
 	RELATION(TOKEN_USAGE, apitoken, token_usage) \

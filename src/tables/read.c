@@ -434,14 +434,14 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 	ScanKeyData key;
 	bool		found;
 
-	text_key(&key, Anum_roles_name, name);
-	begin_lookup(&lookup, APITOKEN_ROLES, NULL, snapshot, 1, &key);
-	found = next_row(&lookup, Anum_roles_database_role);
+	text_key(&key, Anum_role_records_name, name);
+	begin_lookup(&lookup, APITOKEN_ROLE_RECORDS, NULL, snapshot, 1, &key);
+	found = next_row(&lookup, Anum_role_records_database_role);
 	if (found)
 	{
-		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(lookup.values[Anum_roles_permissions - 1]));
-		row->database_role = lookup.nulls[Anum_roles_database_role - 1] ? NULL :
-			pstrdup(NameStr(*DatumGetName(lookup.values[Anum_roles_database_role - 1])));
+		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(lookup.values[Anum_role_records_permissions - 1]));
+		row->database_role = lookup.nulls[Anum_role_records_database_role - 1] ? NULL :
+			pstrdup(NameStr(*DatumGetName(lookup.values[Anum_role_records_database_role - 1])));
 		row->cacheable = trigger_always_fires(lookup.relation) &&
 			!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(lookup.tuple->t_data));
 	}

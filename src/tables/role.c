@@ -9,6 +9,10 @@
  * that makes the change receives it at its next command, and on rollback.  Each
  * lookup first accepts pending invalidations, and then takes its snapshot.
  *
+ * Only rows of role_records count.  A built-in role that is not stored there does
+ * not exist: after a restore that has not loaded the roles yet, it must not have
+ * more permissions than the stored row.
+ *
  * Some rows are not cached:
  *
  *	- Roles that do not exist, so the creation of a role needs no invalidation.
@@ -125,7 +129,7 @@ PG_FUNCTION_INFO_V1(apitoken_role_after_change);
 Datum
 apitoken_role_after_change(PG_FUNCTION_ARGS)
 {
-	apitoken_expect_trigger(fcinfo, APITOKEN_ROLES);
+	apitoken_expect_trigger(fcinfo, APITOKEN_ROLE_RECORDS);
 	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
 	return PointerGetDatum(NULL);
 }

@@ -132,7 +132,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		1, {TEXTOID}
 	},
 	[APITOKEN_LOCK_ROLE] = {
-		"SELECT FROM apitoken.roles WHERE name OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
+		"SELECT FROM ONLY apitoken_internal.role_records WHERE name OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
 		1, {TEXTOID}
 	},
 	[APITOKEN_MEMBERS_WITH_ROLE] = {
@@ -233,8 +233,17 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
 		4, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 	},
+	[APITOKEN_STORE_BUILT_IN_ROLE] = {
+		"INSERT INTO apitoken_internal.role_records SELECT * FROM apitoken_internal.built_in_roles"
+		" WHERE name OPERATOR(pg_catalog.=) $1 ON CONFLICT (name) DO NOTHING",
+		1, {TEXTOID}
+	},
+	[APITOKEN_STORE_ROLE] = {
+		"INSERT INTO apitoken_internal.role_records VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING",
+		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
+	},
 	[APITOKEN_REPLACE_ROLE] = {
-		"UPDATE apitoken.roles SET description = $2, permissions = $3, database_role = $4"
+		"UPDATE ONLY apitoken_internal.role_records SET description = $2, permissions = $3, database_role = $4"
 		" WHERE name OPERATOR(pg_catalog.=) $1",
 		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
 	},

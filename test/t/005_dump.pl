@@ -100,12 +100,13 @@ $old->safe_psql('app', qq{
 });
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
-my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken.roles apitoken.memberships apitoken_internal.token_records),
+my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.memberships apitoken_internal.token_records),
 	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events));
 
 # This must be the same afterwards, line by line.
 my %same = (
-	(map { ("rows of $_" => "SELECT r::text FROM $_ r ORDER BY 1") } @tables),
+	(map { ("rows of $_" => 'SELECT r::text FROM ' . (/role_records/ ? 'ONLY ' : '') . "$_ r ORDER BY 1") } @tables),
+	'roles' => 'SELECT r::text FROM apitoken.roles r ORDER BY 1',
 	'privileges' => q{
 		SELECT o.name || ' ' || pg_catalog.pg_get_userbyid(a.grantor) || ' ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END
 			|| ' ' || a.privilege_type || ' ' || a.is_grantable

@@ -58,7 +58,7 @@ works($session, $token, 'with everything cached');
 
 # ----- what happens to tables --------------------------------------------------
 
-my @tables = qw(apitoken.organizations apitoken.users apitoken.roles apitoken.memberships
+my @tables = qw(apitoken.organizations apitoken.users apitoken_internal.role_records apitoken.memberships
 	apitoken_internal.token_records apitoken.token_usage apitoken.events);
 foreach my $ddl (
 	(map { "REINDEX TABLE $_" } @tables),
