@@ -40,7 +40,7 @@ CREATE TABLE apitoken.organizations (
 	suspended_at timestamptz,
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	idle_timeout interval,
-	resumed_at   timestamptz,
+	resumed_at   timestamptz CHECK (pg_catalog.isfinite(resumed_at)),
 	-- no field is negative: a mixed interval could be over at once in a short month
 	CONSTRAINT organizations_idle_timeout CHECK (
 		idle_timeout BETWEEN '1 minute' AND '100 years'
@@ -157,7 +157,14 @@ CREATE TABLE apitoken_internal.token_records (
 	CONSTRAINT token_records_one_owner CHECK (pg_catalog.num_nonnulls(organization_id, user_id) = 1),
 	CONSTRAINT token_records_role CHECK ((organization_id IS NULL) = (role IS NULL)),
 	CONSTRAINT token_records_custom CHECK ((access = 'custom') = (permissions IS NOT NULL)),
-	CONSTRAINT token_records_previous CHECK (pg_catalog.num_nonnulls(previous_digest, previous_digest_scheme, previous_expires_at) IN (0, 3))
+	CONSTRAINT token_records_previous CHECK (pg_catalog.num_nonnulls(previous_digest, previous_digest_scheme, previous_expires_at) IN (0, 3)),
+	-- A row that a restore or replication brings must not make reading the tokens fail.
+	CONSTRAINT token_records_times CHECK (
+		pg_catalog.isfinite(created_at) AND pg_catalog.isfinite(updated_at) AND pg_catalog.isfinite(expires_at)
+		AND pg_catalog.isfinite(suspended_at) AND pg_catalog.isfinite(revoked_at) AND pg_catalog.isfinite(previous_expires_at)),
+	CONSTRAINT token_records_rate_limit CHECK (rate_limit_per_minute BETWEEN 1 AND 1000000),
+	CONSTRAINT token_records_label CHECK (pg_catalog.char_length(label) <= 255),
+	CONSTRAINT token_records_metadata CHECK (pg_catalog.jsonb_typeof(metadata) = 'object')
 );
 CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken_internal.token_records (organization_id, label COLLATE "C")
 	WHERE revoked_at IS NULL AND organization_id IS NOT NULL;
@@ -184,7 +191,7 @@ COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digest of 
 -- writes a quarter of the WAL.
 CREATE TABLE apitoken.token_usage (
 	token_id       uuid PRIMARY KEY,
-	last_used_at   timestamptz,
+	last_used_at   timestamptz CHECK (pg_catalog.isfinite(last_used_at)),
 	accepted       bigint NOT NULL DEFAULT 0,
 	refused        bigint NOT NULL DEFAULT 0,
 	last_used_from inet
@@ -212,7 +219,7 @@ COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verif
 
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
-	at              timestamptz NOT NULL,
+	at              timestamptz NOT NULL CHECK (pg_catalog.isfinite(at)),
 	action          text COLLATE "C" NOT NULL,
 	token_id        uuid NOT NULL,
 	organization_id text COLLATE "C",
@@ -713,7 +720,7 @@ CREATE FUNCTION apitoken_internal.token_after_change() RETURNS trigger
 COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes the event of a change, and the usage row of a new token';
 CREATE FUNCTION apitoken_internal.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses DELETE on the view tokens and TRUNCATE of token_records (0A000)';
+COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses DELETE and TRUNCATE of tokens (0A000), except the removal by run_maintenance()';
 CREATE FUNCTION apitoken_internal.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: refuses UPDATE, DELETE and TRUNCATE of events (42501), except the removal by run_maintenance()';
@@ -745,7 +752,7 @@ CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken_internal.token_reco
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_update();
 CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken_internal.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_after_change();
-CREATE TRIGGER token_refuse_truncate BEFORE TRUNCATE ON apitoken_internal.token_records
+CREATE TRIGGER token_refuse_delete BEFORE DELETE OR TRUNCATE ON apitoken_internal.token_records
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 -- A statement trigger on a view fires only if there is also an INSTEAD OF trigger.
 CREATE TRIGGER token_refuse_delete BEFORE DELETE ON apitoken.tokens

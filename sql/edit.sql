@@ -116,6 +116,7 @@ SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET permissi
 RESET SESSION AUTHORIZATION;
 UPDATE apitoken.tokens SET expires_at = now() - interval '1 day' WHERE id = :'narrowed_id' RETURNING status;
 SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET expires_at = ''infinity'' WHERE id = %L', :'narrowed_id')) AS infinity,
+	public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET suspended_at = ''-infinity'' WHERE id = %L', :'narrowed_id')) AS suspended,
 	public.regress_try($$INSERT INTO apitoken.tokens (label, user_id, expires_at) VALUES ('past', 'ada', now() - interval '1 day')$$) AS made_expired;
 ROLLBACK;
 RESET SESSION AUTHORIZATION;
@@ -288,6 +289,43 @@ FROM pg_catalog.unnest(ARRAY[$$revoked_at = NULL$$, $$revoked_at = NULL, revoked
 SELECT public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L, %L, %L)', :'org_id', '1 hour', '30 days')) AS regenerate;
 SELECT public.regress_try(pg_catalog.format($$INSERT INTO apitoken_internal.token_records SELECT (r).* FROM (SELECT r FROM apitoken_internal.token_records r WHERE id = %L) s ON CONFLICT (id) DO UPDATE SET revoked_at = NULL$$, :'org_id')) AS on_conflict;
 SELECT public.regress_try(pg_catalog.format($$UPDATE apitoken.tokens SET label = label || '!' WHERE id = %L$$, :'org_id')) AS view;
+-- nor by removing its row and inserting it again, also with BYPASSRLS and every privilege
+GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_bypass;
+GRANT ALL ON apitoken_internal.token_records TO regress_apitoken_bypass;
+CREATE FUNCTION public.regress_again(id uuid) RETURNS TABLE (way text, answer text) LANGUAGE sql AS $$
+	SELECT w, pg_catalog.split_part(public.regress_try(pg_catalog.format(w, id)), ' | ', 1)
+	FROM pg_catalog.unnest(ARRAY[
+		'DELETE FROM apitoken_internal.token_records WHERE id = %L',
+		'WITH r AS (DELETE FROM apitoken_internal.token_records WHERE id = %L RETURNING *) INSERT INTO apitoken_internal.token_records SELECT * FROM r',
+		'MERGE INTO apitoken_internal.token_records r USING (VALUES (%L::uuid)) v (id) ON r.id = v.id WHEN MATCHED THEN DELETE',
+		'INSERT INTO apitoken_internal.token_records SELECT * FROM apitoken_internal.token_records WHERE id = %L']) w
+$$;
+SELECT * FROM public.regress_again(:'org_id');
+SET SESSION AUTHORIZATION regress_apitoken_bypass;
+SELECT * FROM public.regress_again(:'org_id');
+RESET SESSION AUTHORIZATION;
+REVOKE ALL ON apitoken_internal.token_records FROM regress_apitoken_bypass;
+REVOKE ALL ON SCHEMA apitoken_internal FROM regress_apitoken_bypass;
+DROP FUNCTION public.regress_again;
+SELECT verdict FROM apitoken.verify(:'org_token4');
+
+-- Without triggers, as in a restore or by replication, no row can be stored that
+-- makes reading the tokens fail
+SET session_replication_role = replica;
+SELECT t AS relation, c AS change, pg_catalog.split_part(answer, ' | ', 1) AS sqlstate, pg_catalog.split_part(answer, ' | ', 2) AS answer
+FROM (VALUES ('apitoken_internal.token_records', 'rate_limit_per_minute = 0'), ('apitoken_internal.token_records', 'rate_limit_per_minute = -1'),
+	('apitoken_internal.token_records', 'rate_limit_per_minute = 1000001'),
+	('apitoken_internal.token_records', $$created_at = '-infinity'$$), ('apitoken_internal.token_records', $$updated_at = 'infinity'$$),
+	('apitoken_internal.token_records', $$expires_at = 'infinity'$$), ('apitoken_internal.token_records', $$expires_at = '-infinity'$$),
+	('apitoken_internal.token_records', $$suspended_at = 'infinity'$$), ('apitoken_internal.token_records', $$revoked_at = 'infinity'$$),
+	('apitoken_internal.token_records', $$previous_digest = digest, previous_digest_scheme = 0, previous_expires_at = 'infinity'$$),
+	('apitoken_internal.token_records', $$label = pg_catalog.repeat('x', 256)$$),
+	('apitoken_internal.token_records', $$metadata = '[]'$$), ('apitoken_internal.token_records', $$metadata = 'null'$$),
+	('apitoken.token_usage', $$last_used_at = 'infinity'$$), ('apitoken.events', $$at = '-infinity'$$),
+	('apitoken.organizations', $$resumed_at = 'infinity'$$)) AS v (t, c),
+	public.regress_try(pg_catalog.format('UPDATE %s SET %s', t, c)) AS answer;
+RESET session_replication_role;
+SELECT count(*) > 0 AS readable FROM apitoken.list_tokens();
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('uma') AS me \gset

@@ -73,6 +73,12 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
 	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_expires_at))
 		apitoken_check_expiry(DatumGetTimestampTz(value), apitoken_is_owner());
+	value = heap_getattr(tuple, Anum_token_records_suspended_at, descriptor, &isnull);
+	if (!isnull && TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("time of the suspension must be finite"),
+				 errhint("Specify now(), or null for a token that is not suspended.")));
 	if (apitoken_column_changed(trigger, Anum_token_records_allowed_networks))
 		apitoken_check_networks(record->allowed_networks);
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);

@@ -1,6 +1,7 @@
 /*
  * event.c
- *		The audit: one event for each change of a token.
+ *		The audit: one event for each change of a token; and the refusal of
+ *		deletions.
  *
  * The AFTER trigger writes the event, whatever statement changed the token.  A
  * statement that changed nothing leaves no event.  A restored row, which comes
@@ -141,7 +142,10 @@ apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
-/* Of the view tokens, and TRUNCATE of the table beneath it. */
+/*
+ * Of the view tokens, and of the table beneath it.  Whoever could delete a row
+ * could insert it again without revoked_at.
+ */
 PG_FUNCTION_INFO_V1(apitoken_token_refuse_delete);
 Datum
 apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
@@ -150,9 +154,12 @@ apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BY_DELETE(((TriggerData *) fcinfo->context)->tg_event))
 		apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
+	if (apitoken_running_statement == APITOKEN_REMOVE_REVOKED ||
+		apitoken_running_statement == APITOKEN_REMOVE_EXPIRED)
+		return PointerGetDatum(NULL);
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 			 errmsg("cannot delete tokens"),
-			 errhint("Use apitoken.revoke_token(id).  A revoked token is never accepted again.")));
+			 errhint("Use apitoken.revoke_token(id).  A revoked token is never accepted again, and run_maintenance() removes it after \"apitoken.retention\".")));
 	return PointerGetDatum(NULL);
 }

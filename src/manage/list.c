@@ -64,7 +64,19 @@ apitoken_list_pattern(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	label = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	if (strchr(label, '%') != NULL)
+	{
+		size_t		length = strlen(label);
+		size_t		backslashes = 0;
+
+		while (backslashes < length && label[length - 1 - backslashes] == '\\')
+			backslashes++;
+		if (backslashes % 2 != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("label pattern must not end with a single backslash"),
+					 errhint("Write \"\\\\\" for a backslash in a pattern.  A text without %% is no pattern.")));
 		PG_RETURN_TEXT_P(cstring_to_text(label));
+	}
 	initStringInfo(&pattern);
 	appendStringInfoChar(&pattern, '%');
 	for (char *c = label; *c != '\0'; c++)
