@@ -724,6 +724,9 @@ COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses
 CREATE FUNCTION apitoken_internal.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: refuses UPDATE, DELETE and TRUNCATE of events (42501), except the removal by run_maintenance()';
+CREATE FUNCTION apitoken_internal.usage_before_insert() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_usage_before_insert' LANGUAGE C;
+COMMENT ON FUNCTION apitoken_internal.usage_before_insert() IS 'Trigger: leaves out replicated rows of usage that exist already';
 CREATE FUNCTION apitoken_internal.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks the patterns, and keeps built-in roles and roles of members from being renamed or deleted';
@@ -761,6 +764,12 @@ CREATE TRIGGER token_refuse_delete_row INSTEAD OF DELETE ON apitoken.tokens
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitoken.events
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.event_refuse_change();
+CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken.token_usage
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
+ALTER TABLE apitoken.token_usage ENABLE REPLICA TRIGGER usage_before_insert;
+CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken.token_usage_daily
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
+ALTER TABLE apitoken.token_usage_daily ENABLE REPLICA TRIGGER usage_before_insert;
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER role_before_insert BEFORE INSERT ON apitoken_internal.role_records
@@ -903,6 +912,7 @@ REVOKE ALL ON FUNCTION
 	apitoken_internal.token_after_change(),
 	apitoken_internal.token_refuse_delete(),
 	apitoken_internal.event_refuse_change(),
+	apitoken_internal.usage_before_insert(),
 	apitoken_internal.role_before_change(),
 	apitoken_internal.role_before_insert(),
 	apitoken_internal.role_after_change(),

@@ -1,7 +1,7 @@
 /*
  * event.c
- *		The audit: one event for each change of a token; and the refusal of
- *		deletions.
+ *		The audit: one event for each change of a token; and what becomes of rows
+ *		that are deleted or replicated.
  *
  * The AFTER trigger writes the event, whatever statement changed the token.  A
  * statement that changed nothing leaves no event.  A restored row, which comes
@@ -162,4 +162,32 @@ apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 			 errmsg("cannot delete tokens"),
 			 errhint("Use apitoken.revoke_token(id).  A revoked token is never accepted again, and run_maintenance() removes it after \"apitoken.retention\".")));
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * Of token_usage and token_usage_daily, for logical replication only.  Both
+ * servers may record the use of a token.  If this server has a row already, the
+ * row of the publisher is left out; it must not stop the replication.
+ */
+PG_FUNCTION_INFO_V1(apitoken_usage_before_insert);
+Datum
+apitoken_usage_before_insert(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	bool		daily = CALLED_AS_TRIGGER(fcinfo) &&
+		RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_TOKEN_USAGE_DAILY);
+	Datum		key[2] = {0};
+	bool		isnull;
+
+	if (!daily)
+		apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_USAGE);
+	for (int i = 0; i < (daily ? 2 : 1); i++)
+	{
+		key[i] = heap_getattr(trigger->tg_trigtuple, i + 1, RelationGetDescr(trigger->tg_relation), &isnull);
+		if (isnull)
+			return PointerGetDatum(trigger->tg_trigtuple);	/* which the table refuses */
+	}
+	if (apitoken_execute(daily ? APITOKEN_HAS_USAGE_DAILY : APITOKEN_HAS_USAGE, key, NULL) > 0)
+		return PointerGetDatum(NULL);
+	return PointerGetDatum(trigger->tg_trigtuple);
 }

@@ -94,6 +94,12 @@
 	COLUMN(token_usage, refused,        INT8OID,        NOT_NULL, "") \
 	COLUMN(token_usage, last_used_from, INETOID,        NULLABLE, "")
 
+#define TOKEN_USAGE_DAILY_COLUMNS(COLUMN) \
+	COLUMN(token_usage_daily, token_id, UUIDOID, NOT_NULL, "") \
+	COLUMN(token_usage_daily, day,      DATEOID, NOT_NULL, "") \
+	COLUMN(token_usage_daily, accepted, INT8OID, NOT_NULL, "") \
+	COLUMN(token_usage_daily, refused,  INT8OID, NOT_NULL, "")
+
 #define EVENTS_COLUMNS(COLUMN) \
 	COLUMN(events, id,              UUIDOID,        NOT_NULL, "") \
 	COLUMN(events, at,              TIMESTAMPTZOID, NOT_NULL, "") \
@@ -144,6 +150,7 @@
 	RELATION(MEMBERSHIPS, apitoken, memberships) \
 	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \
 	RELATION(TOKEN_USAGE, apitoken, token_usage) \
+	RELATION(TOKEN_USAGE_DAILY, apitoken, token_usage_daily) \
 	RELATION(EVENTS, apitoken, events)
 
 #define ROW_RELATIONS(RELATION) \

@@ -157,6 +157,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
 	},
+	[APITOKEN_HAS_USAGE] = {
+		"SELECT FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1",
+		1, {UUIDOID}
+	},
+	[APITOKEN_HAS_USAGE_DAILY] = {
+		"SELECT FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 AND day OPERATOR(pg_catalog.=) $2",
+		2, {UUIDOID, DATEOID}
+	},
 	/* This never waits.  It skips locked rows, which APITOKEN_REMOVE_ORPHANS removes later. */
 	[APITOKEN_FORGET_USAGE] = {
 		"WITH daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("

@@ -216,8 +216,9 @@ my $columns = join(', ', map { "c$_ bigint DEFAULT 8" } 2 .. 26);
 is( run(qq{
 		CREATE SCHEMA apitoken;
 		CREATE SCHEMA apitoken_internal;
-		CREATE TABLE apitoken.organizations (); CREATE TABLE apitoken.users (); CREATE TABLE apitoken.roles ();
-		CREATE TABLE apitoken.memberships (); CREATE TABLE apitoken.token_usage (); CREATE TABLE apitoken.events ();
+		CREATE TABLE apitoken.organizations (); CREATE TABLE apitoken.users (); CREATE TABLE apitoken_internal.role_records ();
+		CREATE TABLE apitoken_internal.built_in_roles ();
+		CREATE TABLE apitoken.memberships (); CREATE TABLE apitoken.token_usage (); CREATE TABLE apitoken.token_usage_daily (); CREATE TABLE apitoken.events ();
 		CREATE TABLE apitoken_internal.token_records (id uuid PRIMARY KEY, $columns);
 		INSERT INTO apitoken_internal.token_records (id) VALUES ('$id');
 		BEGIN; SET LOCAL apitoken.token = '$token'; SELECT 1; ROLLBACK;

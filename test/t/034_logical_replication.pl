@@ -1,0 +1,108 @@
+# Logical replication of the whole database, with the extension on both sides: the
+# tables are copied and applied without conflict, a revocation is refused on the
+# subscriber, and nothing is written twice.
+
+use strict;
+use warnings;
+
+use ApitokenTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $settings = "apitoken.flush_interval = '1h'\nwal_retrieve_retry_interval = 100ms";
+my $pub = start_node('publisher', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
+my $sub = start_node('subscriber', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
+my @tables = (map({ "apitoken.$_" } qw(organizations users memberships events token_usage token_usage_daily)),
+	map({ "apitoken_internal.$_" } qw(role_records token_records)));
+
+foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
+{
+	my $db = $what =~ /^ALL/ ? 'whole' : 'schemas';
+	my $same = sub {
+		my ($when, @of) = @_;
+		local $Test::Builder::Level = $Test::Builder::Level + 1;
+		$pub->wait_for_catchup($db);
+		foreach my $table (@of ? @of : (@tables, 'apitoken.roles'))
+		{
+			my $sql = "SELECT t::text FROM " . ($table =~ /role_records/ ? 'ONLY ' : '') . "$table t ORDER BY 1";
+			is($sub->safe_psql($db, $sql), $pub->safe_psql($db, $sql), "$what, $when: $table");
+		}
+	};
+	my $on = sub { my ($node, $sql) = @_; return answer($node, $sql, database => $db); };
+
+	$_->safe_psql('postgres', "CREATE DATABASE $db") foreach $pub, $sub;
+	$_->safe_psql($db, 'CREATE EXTENSION apitoken') foreach $pub, $sub;
+	$pub->safe_psql($db, q{
+		INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex');
+		UPDATE apitoken.roles SET permissions = '{article:*,token:*}' WHERE name = 'admin';
+		INSERT INTO apitoken.roles (name, permissions) VALUES ('auditor', '{*:read}');
+		INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
+	});
+	my %token = create_each($pub, {
+		admin => "'acme', role => 'admin'",
+		auditor => "'acme', role => 'auditor'",
+		ada => "user_id => 'ada'",
+		other => "'globex', role => 'auditor'",
+	}, database => $db);
+	$on->($pub, verdict($token{admin}) . 'SELECT apitoken.flush_usage()');
+
+	# ----- the initial copy ----------------------------------------------------------
+	$pub->safe_psql($db, "CREATE PUBLICATION $db FOR $what");
+	my $connection = $pub->connstr($db) =~ s/'/''/gr;
+	$sub->safe_psql($db, "CREATE SUBSCRIPTION $db CONNECTION '$connection' PUBLICATION $db");
+	$sub->wait_for_subscription_sync($pub, $db);
+	$same->('copied');
+	is($on->($sub, verdict($token{admin}, ", 'page:read'") . verdict($token{admin}, ", 'article:read'") . verdict($token{ada}, ", 'page:read', 'acme'")),
+		'permission_refused valid permission_refused', "$what: a role that was cut down is so on the subscriber");
+
+	# ----- use on both servers, on the same day ---------------------------------------
+	my %new = create_each($pub, { new => "'acme', role => 'auditor'" }, database => $db);
+	$pub->wait_for_catchup($db);
+	$on->($sub, verdict($_) . 'SELECT apitoken.flush_usage()') foreach $token{auditor}, $new{new};
+	$on->($pub, verdict($_) . 'SELECT apitoken.flush_usage()') foreach $token{auditor}, $new{new};
+	$same->('after use on both', grep { !/usage/ } @tables);
+	is($on->($sub, q{SELECT count(*), min(accepted) FROM apitoken.token_usage_daily d JOIN apitoken.tokens t ON t.id = d.token_id WHERE label IN ('auditor', 'new')}), '2|1', "$what: each token has one row of the day");
+
+	# ----- changes take effect, and are written once -----------------------------------
+	$on->($sub, verdict($token{auditor}, ", 'article:read'"));
+	$on->($pub, q{UPDATE apitoken.roles SET permissions = '{page:read}' WHERE name = 'auditor'});
+	$pub->wait_for_catchup($db);
+	is($on->($sub, verdict($token{auditor}, ", 'article:read'")), 'permission_refused', "$what: a change of a role");
+	$on->($pub, q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'auditor'});
+	$pub->wait_for_catchup($db);
+	is($on->($sub, verdict($token{auditor})), 'revoked', "$what: a revocation");
+	$on->($pub, q{DELETE FROM apitoken.organizations WHERE id = 'globex'; DELETE FROM apitoken.users WHERE id = 'ada'});
+	$pub->wait_for_catchup($db);
+	is($on->($sub, verdict($token{other}) . verdict($token{ada})), 'revoked revoked', "$what: deleted owners");
+	$same->('after all changes', grep { !/usage/ } @tables);
+
+	# retention
+	$on->($pub, q{
+		SET session_replication_role = replica;
+		UPDATE apitoken_internal.token_records SET revoked_at = now() - interval '3 years' WHERE label = 'auditor';
+		RESET session_replication_role;
+		SET apitoken.retention = '730d'; SELECT tokens_removed FROM apitoken.run_maintenance()});
+	$same->('after the retention', 'apitoken_internal.token_records');
+	is($on->($sub, verdict($token{auditor})), 'unknown', "$what: a token that was removed");
+	is($sub->safe_psql($db, "SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = '$db'"), '0|0', "$what: no error");
+	$sub->safe_psql($db, "DROP SUBSCRIPTION $db");
+}
+
+# ----- built-in roles that both sides store by themselves -----------------------------
+
+$_->safe_psql('postgres', 'CREATE DATABASE fresh') foreach $pub, $sub;
+$_->safe_psql('fresh', 'CREATE EXTENSION apitoken') foreach $pub, $sub;
+$pub->safe_psql('fresh', 'CREATE PUBLICATION fresh FOR ALL TABLES');
+$sub->safe_psql('fresh', q{CREATE SUBSCRIPTION fresh CONNECTION '} . $pub->connstr('fresh') =~ s/'/''/gr . q{' PUBLICATION fresh});
+$sub->wait_for_subscription_sync($pub, 'fresh');
+$sub->safe_psql('fresh', q{INSERT INTO apitoken.organizations (id) VALUES ('mine'); UPDATE apitoken.roles SET permissions = '{x:y}'});
+$pub->safe_psql('fresh', q{UPDATE apitoken.roles SET permissions = '{y:z}' WHERE name = 'developer'; INSERT INTO apitoken.organizations (id) VALUES ('acme')});
+$pub->wait_for_catchup('fresh');
+is($sub->safe_psql('fresh', q{SELECT name, permissions FROM apitoken.roles ORDER BY 1}), "admin|{*}\ndeveloper|{y:z}", "the publisher's roles take the place of the subscriber's");
+is($sub->safe_psql('fresh', q{SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = 'fresh'}), '0|0', 'without an error');
+$sub->safe_psql('fresh', 'DROP SUBSCRIPTION fresh');
+
+$_->stop foreach $sub, $pub;
+no_crash($_) foreach $sub, $pub;
+done_testing();
