@@ -47,6 +47,7 @@ OBJS = \
 	src/identity/policy.o \
 	src/hooks/redact.o \
 	src/hooks/guard.o \
+	src/hooks/upsert.o \
 	src/manage/subtransaction.o \
 	src/manage/locked.o \
 	src/manage/secret.o \

@@ -32,8 +32,9 @@ _PG_init(void)
 	apitoken_secret_init();
 	apitoken_locked_init();
 	apitoken_guard_init();
+	apitoken_upsert_init();
 
-	/* This must follow guard: of hooks on the same event, the last one installed runs first. */
+	/* This must follow the other hooks: of hooks on the same event, the last one installed runs first. */
 	apitoken_redact_init();
 
 	/* The servers that pg_upgrade starts verify no tokens, and must not be written to. */

@@ -215,14 +215,19 @@ COMMIT;
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
--- a label in use is still an error: the caller gets a token or the reason why not
+-- it is refused: the caller gets a token or the reason why not
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT DO NOTHING$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('twice', 'acme'), ('twice', 'acme')$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('twice', 'acme'), ('twice', 'acme') ON CONFLICT DO NOTHING$$);
 -- (it may not reach what INSERT and UPDATE may not)
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT (id) DO UPDATE SET organization_id = 'globex'$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT (id) DO UPDATE SET label = 'taken over'$$);
-SELECT label, count(*) FROM apitoken.tokens WHERE label IN ('deploy', 'twice') GROUP BY label ORDER BY label COLLATE "C";
+SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT (organization_id, label) DO UPDATE SET description = 'x'$$) AS unfit,
+	public.regress_try($$WITH made AS (INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING RETURNING id) SELECT * FROM made$$) AS common,
+	public.regress_try($$EXPLAIN INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING$$) AS explained,
+	public.regress_try($$PREPARE regress_upsert AS INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING$$) AS prepared,
+	public.regress_try($$DO 'BEGIN INSERT INTO apitoken.tokens (label, organization_id) VALUES (''new'', ''acme'') ON CONFLICT DO NOTHING; END'$$) AS nested;
+SELECT label, count(*) FROM apitoken.tokens WHERE label IN ('deploy', 'twice', 'new') GROUP BY label ORDER BY label COLLATE "C";
 ROLLBACK;
 
 --

@@ -18,4 +18,8 @@ extern void apitoken_redact_init(void);
 
 extern void apitoken_guard_init(void);
 
+/* ----- upsert.c: refuses ON CONFLICT for tokens ----- */
+
+extern void apitoken_upsert_init(void);
+
 #endif							/* APITOKEN_HOOKS_H */
