@@ -154,8 +154,7 @@ apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BY_DELETE(((TriggerData *) fcinfo->context)->tg_event))
 		apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
-	if (apitoken_running_statement == APITOKEN_REMOVE_REVOKED ||
-		apitoken_running_statement == APITOKEN_REMOVE_EXPIRED)
+	if (apitoken_running_statement == APITOKEN_REMOVE_TOKENS)
 		return PointerGetDatum(NULL);
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
