@@ -729,7 +729,7 @@ CREATE FUNCTION apitoken_internal.usage_before_insert() RETURNS trigger
 COMMENT ON FUNCTION apitoken_internal.usage_before_insert() IS 'Trigger: leaves out replicated rows of usage that exist already';
 CREATE FUNCTION apitoken_internal.role_before_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks the patterns, and keeps built-in roles and roles of members from being renamed or deleted';
+COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks the patterns, keeps built-in roles and roles of members from being renamed or deleted (42501, 23503), a database_role from being changed but by the owner (42501), and refuses TRUNCATE (0A000)';
 CREATE FUNCTION apitoken_internal.role_before_insert() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_insert' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.role_before_insert() IS 'Trigger: lets a restored or replicated role replace an existing one, and keeps rows out of built_in_roles';
@@ -772,6 +772,8 @@ CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken.token_usage_daily
 ALTER TABLE apitoken.token_usage_daily ENABLE REPLICA TRIGGER usage_before_insert;
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
+CREATE TRIGGER role_before_truncate BEFORE TRUNCATE ON apitoken_internal.role_records
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER role_before_insert BEFORE INSERT ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_insert();
 CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken_internal.role_records
@@ -780,6 +782,8 @@ CREATE TRIGGER built_in_role_before_insert BEFORE INSERT ON apitoken_internal.bu
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_insert();
 CREATE TRIGGER role_before_change BEFORE UPDATE OR DELETE ON apitoken_internal.built_in_roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
+CREATE TRIGGER role_before_truncate BEFORE TRUNCATE ON apitoken_internal.built_in_roles
+	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER built_in_role_after_update AFTER UPDATE ON apitoken_internal.built_in_roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.built_in_role_after_update();
 -- These fire for replication and restores, too.  A change of a role takes effect at

@@ -334,6 +334,59 @@ SELECT pg_temp.may('of limited', 'article:read');
 UPDATE apitoken.users SET role = NULL WHERE id = 'limited';
 SELECT pg_temp.may('of limited', 'article:write'), pg_temp.may('of limited', 'token:create');
 
+--
+-- database_role.  A member or token hands out a role that has one only if their
+-- own role in that organization has the same one.
+--
+INSERT INTO apitoken.roles (name, permissions, database_role) VALUES
+	('job', '{article:read}', 'regress_apitoken_web'),
+	('twin', '{*}', 'regress_apitoken_web'),
+	('odd', '{*}', 'regress_apitoken_login'),
+	('plain', '{article:read}', NULL);
+INSERT INTO apitoken.organizations (id) VALUES ('beta');
+INSERT INTO apitoken.users (id, role) VALUES ('by user role', 'twin');
+INSERT INTO apitoken.memberships VALUES ('acme', 'twin', 'twin'), ('beta', 'twin', 'boss'), ('acme', 'odd', 'odd'),
+	('acme', 'by user role', 'boss'), ('acme', 'far', 'boss'), ('beta', 'far', 'twin');
+-- who bypasses row-level security may give any role
+INSERT INTO ceiling.token
+	SELECT name, id, token FROM (VALUES ('o twin', 'twin', NULL::text[]), ('o boss', 'boss', NULL), ('o narrow twin', 'twin', '{token:*,article:read}'),
+		('given job', 'job', NULL), ('given plain', 'plain', NULL)) AS v (name, role, permissions),
+	LATERAL apitoken.create_token(name, organization_id => 'acme', role => v.role, permissions => v.permissions);
+INSERT INTO ceiling.token
+	SELECT name, id, token FROM (VALUES ('p twin', 'twin'), ('p boss', 'boss')) AS v (name, user_id),
+	LATERAL apitoken.create_token(name, user_id => v.user_id, permissions => '{token:*,article:*}');
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT who,
+	ceiling.make(who, 'acme', 'plain', 'full') AS plain,
+	ceiling.make(who, 'acme', 'job', 'full') AS job,
+	ceiling.make(who, 'acme', 'job', 'read_only') AS read_only,
+	ceiling.make(who, 'acme', 'job', 'custom', '{}') AS "{}",
+	ceiling.make(who, 'acme', 'odd', 'custom', '{article:read}') AS odd,
+	ceiling.make(who, 'beta', 'job', 'full') AS beta,
+	ceiling.try(who, 'UPDATE apitoken.tokens SET role = ''job'' WHERE label = ''given plain''') AS "to job",
+	ceiling.try(who, 'UPDATE apitoken.tokens SET role = ''plain'' WHERE label = ''given job''') AS "from job",
+	ceiling.try(who, 'UPDATE apitoken.tokens SET description = ''x'' WHERE label = ''given job''') AS edit,
+	ceiling.try(who, 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''given job''') AS regenerate,
+	-- ending a token hands out nothing
+	ceiling.try(who, 'SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = ''given job''') AS revoke
+FROM (VALUES (1, 'boss'), (2, 'twin'), (3, 'odd'), (4, 'by user role'), (5, 'far'), (6, 'o boss'), (7, 'o twin'), (8, 'o narrow twin'),
+	(9, 'p boss'), (10, 'p twin')) AS v (n, who)
+ORDER BY n;
+\set VERBOSITY default
+BEGIN;
+SELECT ceiling.become('boss');
+SELECT token FROM apitoken.create_token('job', organization_id => 'acme', role => 'job');
+ROLLBACK;
+\set VERBOSITY terse
+-- the role gets a database_role after the token was created
+SELECT ceiling.try('boss', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''given plain''') AS before;
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.roles SET database_role = 'regress_apitoken_web' WHERE name = 'plain';
+SET SESSION AUTHORIZATION regress_apitoken_login;
+SELECT ceiling.try('boss', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''given plain''') AS after,
+	ceiling.try('twin', 'SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''given plain''') AS twin;
+RESET SESSION AUTHORIZATION;
+
 DROP FUNCTION pg_temp.may(text, text);
 SET client_min_messages = warning;
 DROP SCHEMA ceiling CASCADE;

@@ -470,6 +470,48 @@ UPDATE apitoken.roles SET name = 'writer' WHERE name = 'author';
 DELETE FROM apitoken.roles WHERE name = 'writer';
 
 --
+-- Only the tables' owner sets, changes or removes a database_role, whatever is
+-- granted to others.
+--
+INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('batch', '{article:read}', 'regress_apitoken_app'), ('spare', '{article:read}', NULL);
+CREATE ROLE regress_apitoken_granted LOGIN BYPASSRLS;
+GRANT ALL ON apitoken.roles TO regress_apitoken_granted;
+CREATE TABLE public.regress_role_command (n int GENERATED ALWAYS AS IDENTITY, command text);
+GRANT SELECT ON public.regress_role_command TO PUBLIC;
+INSERT INTO public.regress_role_command (command) VALUES
+	('INSERT INTO apitoken.roles (name, permissions, database_role) VALUES (''new'', ''{}'', ''regress_apitoken_app'')'),
+	('UPDATE apitoken.roles SET database_role = ''regress_apitoken_job'' WHERE name = ''spare'''),
+	('UPDATE apitoken.roles SET database_role = ''regress_apitoken_job'' WHERE name = ''batch'''),
+	('UPDATE apitoken.roles SET database_role = NULL WHERE name = ''batch'''),
+	('DELETE FROM apitoken.roles WHERE name = ''batch'''),
+	('DELETE FROM apitoken.roles WHERE database_role IS NOT NULL'),
+	('INSERT INTO apitoken.roles (name, permissions) VALUES (''batch'', ''{}'') ON CONFLICT (name) DO UPDATE SET database_role = NULL'),
+	('INSERT INTO apitoken.roles (name, permissions) VALUES (''spare'', ''{}'') ON CONFLICT (name) DO UPDATE SET database_role = ''regress_apitoken_app'''),
+	('INSERT INTO apitoken.roles (name, permissions, database_role) VALUES (''batch'', ''{}'', ''regress_apitoken_job'') ON CONFLICT DO NOTHING'),
+	('MERGE INTO apitoken.roles r USING (VALUES (1)) v ON r.name = ''batch'' WHEN MATCHED THEN DELETE'),
+	('MERGE INTO apitoken.roles r USING (VALUES (1)) v ON r.name = ''batch'' WHEN MATCHED THEN UPDATE SET database_role = NULL'),
+	('MERGE INTO apitoken.roles r USING (VALUES (1)) v ON r.name = ''new'' WHEN NOT MATCHED THEN INSERT (name, permissions, database_role) VALUES (''new'', ''{}'', ''regress_apitoken_app'')'),
+	('WITH gone AS (DELETE FROM apitoken.roles WHERE name = ''batch'') INSERT INTO apitoken.roles (name, permissions) VALUES (''other'', ''{}'')'),
+	('TRUNCATE apitoken.roles'),
+	-- what leaves it alone
+	('UPDATE apitoken.roles SET permissions = ''{article:write}'', description = ''x'' WHERE name = ''batch'''),
+	('INSERT INTO apitoken.roles (name, permissions) VALUES (''batch'', ''{page:read}'') ON CONFLICT (name) DO UPDATE SET permissions = excluded.permissions'),
+	('DELETE FROM apitoken.roles WHERE name = ''spare'''),
+	('INSERT INTO apitoken.roles (name, permissions) VALUES (''spare'', ''{}'')');
+SET SESSION AUTHORIZATION regress_apitoken_job;
+SELECT pg_catalog.split_part(public.regress_try(command), ' | ', 1) AS job, command FROM public.regress_role_command ORDER BY n;
+SET SESSION AUTHORIZATION regress_apitoken_granted;
+SELECT pg_catalog.split_part(public.regress_try(command), ' | ', 1) AS granted, command FROM public.regress_role_command ORDER BY n;
+\set VERBOSITY default
+DELETE FROM apitoken.roles WHERE name = 'batch';
+\set VERBOSITY terse
+RESET SESSION AUTHORIZATION;
+SELECT name, description, permissions, database_role FROM apitoken.roles WHERE name IN ('batch', 'spare', 'new', 'other') ORDER BY name;
+UPDATE apitoken.roles SET database_role = NULL WHERE name = 'batch';
+DELETE FROM apitoken.roles WHERE name IN ('batch', 'spare');
+DROP TABLE public.regress_role_command;
+
+--
 -- A user who is only a member has no row to delete.  The application deletes the
 -- memberships, or keeps users in step as above.
 --

@@ -36,15 +36,35 @@ apitoken_may_manage(const ApitokenRecord *record, const char *permission)
 }
 
 /*
+ * A token enters the database_role of its role.  The caller may hand it out only
+ * if their own role has the same one.
+ */
+static void
+check_database_role(const char *role, const char *own_database_role)
+{
+	ApitokenRoleRow row;
+
+	if (!apitoken_role(role, &row) || row.database_role == NULL ||
+		(own_database_role != NULL && strcmp(row.database_role, own_database_role) == 0))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("token role has a database role that the role of the caller does not have"),
+			 errdetail("Tokens with token role \"%s\" enter the database role \"%s\".", role, row.database_role),
+			 errhint("Use another token role, or let a database administrator create or change this token.")));
+}
+
+/*
  * Check the ceiling: a token must not have permissions that the caller does
  * not have.  For each effective pattern of the token, a single pattern of the
- * caller must cover it.
+ * caller must cover it.  A personal token has the database role of its user,
+ * who is the caller.
  */
 void
 apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 {
 	const ApitokenPrincipal *principal;
-	ApitokenStanding standing;
+	ApitokenStanding standing = {0};
 	List	   *held;
 	const char *excess;
 
@@ -67,6 +87,8 @@ apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot)
 				 errmsg("token permissions exceed the permissions of the caller"),
 				 errdetail("The caller does not have the permission \"%s\".", excess),
 				 errhint("Use a token role, an access or permissions within those of the caller.")));
+	if (record->kind == APITOKEN_ORGANIZATION)
+		check_database_role(record->role, standing.database_role);
 }
 
 /*

@@ -9,6 +9,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/rel.h"
@@ -69,6 +70,40 @@ refuse_role_in_use(const char *name)
 				 errdetail("Members of organizations have this token role."),
 				 errhint("Run UPDATE apitoken.memberships SET role = '...' WHERE role = %s first.",
 						 quote_literal_cstr(name))));
+}
+
+/* The database_role in a row of roles; NULL if it is null or there is no row. */
+static char *
+database_role(TriggerData *trigger, HeapTuple tuple)
+{
+	bool		isnull;
+	Datum		name;
+
+	if (tuple == NULL)
+		return NULL;
+	name = heap_getattr(tuple, Anum_role_records_database_role, RelationGetDescr(trigger->tg_relation), &isnull);
+	return isnull ? NULL : NameStr(*DatumGetName(name));
+}
+
+/*
+ * Only the tables' owner may set, change or remove a database_role, whatever is
+ * granted to others.  Deleting the role and inserting it again removes it, too.
+ */
+static void
+check_database_role(TriggerData *trigger, HeapTuple old_tuple, HeapTuple new_tuple)
+{
+	const char *old_role = database_role(trigger, old_tuple);
+	const char *new_role = database_role(trigger, new_tuple);
+
+	if (old_role == new_role ||
+		(old_role != NULL && new_role != NULL && strcmp(old_role, new_role) == 0) ||
+		apitoken_is_owner())
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to set, change or remove the database role of a token role"),
+			 errhint("Let the owner of the extension's tables, role \"%s\", do this.",
+					 GetUserNameFromId(apitoken_owner(), false))));
 }
 
 /*
@@ -141,6 +176,15 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 	bool		isnull;
 
 	(void) expect_role_trigger(fcinfo);
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot truncate table \"%s\"", RelationGetRelationName(trigger->tg_relation)),
+				 errhint("Use DELETE, which checks each token role.")));
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
+	check_database_role(trigger,
+						TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? NULL : trigger->tg_trigtuple,
+						TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ? NULL : tuple);
 	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
 		old_name = role_name(trigger, trigger->tg_trigtuple);
@@ -155,9 +199,8 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 			strcmp(old_name, role_name(trigger, trigger->tg_newtuple)) != 0)
 			refuse_role_in_use(old_name);
 		if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
-			return PointerGetDatum(trigger->tg_trigtuple);
+			return PointerGetDatum(tuple);
 	}
-	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || strcmp(old_name, role_name(trigger, tuple)) != 0)
 		apitoken_check_role_name(role_name(trigger, tuple));
 	permissions = heap_getattr(tuple, Anum_role_records_permissions, RelationGetDescr(trigger->tg_relation), &isnull);

@@ -157,7 +157,10 @@ sub api_tests
 	my $read_only = create_by_api('ada', label => 'read only', organization_id => 'acme', access => 'read_only');
 	my $reader = create_by_api('ada', label => 'reader', organization_id => 'acme', permissions => ['article:read']);
 	my $admin = create_by_api('ada', label => 'admin', organization_id => 'acme', role => 'admin');
-	my $gateway = create_by_api('ada', label => 'gateway', organization_id => 'acme', role => 'gateway');
+	# a role with a database_role is above the ceiling of a member who has none
+	refused_with(manage('POST', '/rpc/create_token', { label => 'gateway', organization_id => 'acme', role => 'gateway' }, @ada), 403, '42501',
+		'a member does not hand out a database_role');
+	my $gateway = { token => create($node, 'gateway', q{organization_id => 'acme', role => 'gateway'}, database => 'app') };
 	my $own = $again->{body};
 	my $own_read_only = create_by_api('ada', label => 'own read only', access => 'read_only');
 	my $keeper = create_by_api('ada', label => 'keeper', permissions => [ 'token:read', 'token:delete' ]);
