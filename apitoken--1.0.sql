@@ -11,7 +11,6 @@
  * this is the extension's own schema, and therefore the script's search_path.
  */
 CREATE SCHEMA apitoken;
-GRANT USAGE ON SCHEMA apitoken TO PUBLIC;
 COMMENT ON SCHEMA apitoken IS 'API tokens: create, verify, list, edit, regenerate, revoke, audit and rate-limit tokens; the current identity and its permissions';
 
 -- Nobody needs USAGE on this schema.  Names in views and policies are resolved
@@ -283,6 +282,20 @@ ALTER TABLE apitoken.events
 	ALTER actor SET STATISTICS 0, ALTER actor_token_id SET STATISTICS 0, ALTER database_user SET STATISTICS 0,
 	ALTER client_address SET STATISTICS 0, ALTER details SET STATISTICS 0;
 
+-- For apitoken.allow() and apitoken.disallow(): see src/manage/grant.c.
+CREATE TABLE apitoken_internal.own_privileges (
+	database_role regrole,
+	privilege     text COLLATE "C",
+	PRIMARY KEY (database_role, privilege)
+);
+COMMENT ON TABLE apitoken_internal.own_privileges IS 'Privileges that a database role had before apitoken.allow() granted a capability with them; apitoken.disallow() leaves them';
+COMMENT ON COLUMN apitoken_internal.own_privileges.database_role IS 'The role; a dump contains its name';
+COMMENT ON COLUMN apitoken_internal.own_privileges.privilege IS 'The privilege, for example SELECT on apitoken.users';
+
+CREATE VIEW apitoken_internal.capabilities AS
+	SELECT true AS use, true AS manage, true AS verify, true AS act, true AS directory, true AS monitor;
+COMMENT ON VIEW apitoken_internal.capabilities IS 'One column for each capability: SELECT on it shows that apitoken.allow() has granted the capability to a role. The row means nothing.';
+
 -- Each table needs its own statement: of a single SELECT, only the last call would
 -- be kept.
 SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
@@ -294,6 +307,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_records', ''
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '');
 
 ------------------------------------------------------------------------------
 -- Types
@@ -345,7 +359,7 @@ COMMENT ON COLUMN apitoken.issued_token.expires_at IS 'When the token expires; n
 
 ------------------------------------------------------------------------------
 -- The current identity.  PUBLIC may call these functions: they tell only about the
--- caller, and without a GRANT the application's own policies would fail.
+-- caller, and the application's own policies call them.
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken.current_user_id() RETURNS text
@@ -646,7 +660,7 @@ COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, ma
 
 CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Revoke capabilities from a database role. Revoking manage also revokes use. Privileges that another capability of the role needs are kept. Errors as for allow().';
+COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Revoke capabilities from a database role. Each privilege of the role is then as it was before allow(). Privileges that another capability of the role contains are kept. 55000 if the role still has the whole capability because another role has granted it; 2BP01 if the role has granted one of the privileges to others; other errors as for allow().';
 
 ------------------------------------------------------------------------------
 -- Recorded use, and counters of the server
@@ -705,8 +719,8 @@ CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_
 COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention and daily use older than apitoken.usage_retention. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
 
 ------------------------------------------------------------------------------
--- Triggers.  Their functions are revoked from PUBLIC below.  Each function checks
--- which table fired it.
+-- Triggers.  Nobody is granted their functions.  Each function checks which table
+-- fired it.
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken_internal.token_before_insert() RETURNS trigger
@@ -827,6 +841,7 @@ ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
 
 -- The directory: a database role that may delete rows of a table (capability
 -- directory) sees all its rows, whatever the identity.
@@ -847,9 +862,6 @@ CREATE POLICY memberships_read ON apitoken.memberships FOR SELECT
 CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT WITH CHECK (true);
 CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE USING (true);
 CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE USING (true);
-
--- The view reads and writes the tables beneath it with its owner's rights.
-GRANT SELECT ON apitoken.roles TO PUBLIC;
 
 -- The OR is for queries that name neither a token nor an owner, manages_record()
 -- for queries that name one: see src/identity/plan.c.
@@ -881,47 +893,72 @@ CREATE POLICY events_read ON apitoken.events FOR SELECT
 
 
 ------------------------------------------------------------------------------
--- Of the functions, PUBLIC may call only those that tell about the caller.
--- apitoken.allow grants those that capabilities contain.
+-- Privileges.  The owner has all of them, and nobody else has any but those that
+-- are granted here: default privileges of the installing role, which can name any
+-- role and can also take privileges away, change nothing.  apitoken.allow() grants
+-- those that capabilities contain.
 ------------------------------------------------------------------------------
 
-REVOKE ALL ON FUNCTION
-	apitoken.verify(text, text, text, inet),
-	apitoken.authenticate(text),
-	apitoken.act_as(text),
-	apitoken.generate(text),
-	apitoken.hash(text),
-	apitoken.parse(text),
-	apitoken.mask(text),
-	apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb),
-	apitoken_internal.policy_support(internal),
-	apitoken_internal.read_members(),
-	apitoken.take_token(uuid),
-	apitoken.regenerate_token(uuid, interval, interval),
-	apitoken.revoke_token(uuid, text, text),
-	apitoken.revoke_by_token(text, text),
-	apitoken.pre_request(),
-	apitoken.introspect(text, text),
-	apitoken.revoke_tokens(text, text, text, text),
-	apitoken_internal.list_pattern(text),
-	apitoken_internal.list_limit(integer, text),
-	apitoken.list_tokens(text, text, text, uuid, integer),
-	apitoken.allow(name, text[]),
-	apitoken.disallow(name, text[]),
-	apitoken.flush_usage(),
-	apitoken_internal.read_stats(),
-	apitoken.run_maintenance(),
-	apitoken_internal.token_before_insert(),
-	apitoken_internal.token_before_update(),
-	apitoken_internal.token_after_change(),
-	apitoken_internal.token_refuse_delete(),
-	apitoken_internal.event_refuse_change(),
-	apitoken_internal.usage_before_insert(),
-	apitoken_internal.role_before_change(),
-	apitoken_internal.role_before_insert(),
-	apitoken_internal.role_after_change(),
-	apitoken_internal.built_in_role_after_update(),
-	apitoken_internal.membership_before_change(),
-	apitoken_internal.owner_before_change(),
-	apitoken_internal.owner_after_delete()
-FROM PUBLIC;
+DO LANGUAGE plpgsql $$
+DECLARE
+	role_name text;
+BEGIN
+	FOR role_name IN
+		SELECT 'PUBLIC'
+		UNION
+		SELECT acl.grantee::regrole::text
+		FROM (
+			SELECT nspacl FROM pg_namespace WHERE nspname IN ('apitoken', 'apitoken_internal')
+			UNION ALL
+			SELECT relacl FROM pg_class WHERE relnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
+			UNION ALL
+			SELECT proacl FROM pg_proc WHERE pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
+			UNION ALL
+			SELECT typacl FROM pg_type WHERE typnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)
+		) object (privileges), aclexplode(object.privileges) acl
+		WHERE acl.grantee <> 0 AND pg_get_userbyid(acl.grantee) <> CURRENT_USER
+	LOOP
+		EXECUTE 'REVOKE ALL ON SCHEMA apitoken, apitoken_internal FROM ' || role_name;
+		EXECUTE 'REVOKE ALL ON ALL TABLES IN SCHEMA apitoken, apitoken_internal FROM ' || role_name;
+		EXECUTE 'REVOKE ALL ON ALL FUNCTIONS IN SCHEMA apitoken, apitoken_internal FROM ' || role_name;
+		EXECUTE 'REVOKE ALL ON TYPE apitoken.verification, apitoken.issued_token FROM ' || role_name;
+	END LOOP;
+END
+$$;
+GRANT ALL ON SCHEMA apitoken, apitoken_internal TO CURRENT_USER;
+GRANT ALL ON ALL TABLES IN SCHEMA apitoken, apitoken_internal TO CURRENT_USER;
+GRANT ALL ON ALL FUNCTIONS IN SCHEMA apitoken, apitoken_internal TO CURRENT_USER;
+GRANT ALL ON TYPE apitoken.verification, apitoken.issued_token TO CURRENT_USER;
+
+GRANT USAGE ON SCHEMA apitoken TO PUBLIC;
+GRANT USAGE ON TYPE apitoken.verification, apitoken.issued_token TO PUBLIC;
+GRANT SELECT ON apitoken.roles TO PUBLIC;
+-- These functions tell only about the caller, or nothing about anybody.  Policies,
+-- also the application's own, and views call them.
+GRANT EXECUTE ON FUNCTION
+	apitoken.current_user_id(),
+	apitoken.current_organization_id(),
+	apitoken.current_token_id(),
+	apitoken.current_role_name(),
+	apitoken.current_groups(),
+	apitoken.whoami(),
+	apitoken.can(text, "any"),
+	apitoken.organizations_allowed(text),
+	apitoken_internal.managed_organizations(text[]),
+	apitoken_internal.managed_user(text[]),
+	apitoken_internal.managed_token(uuid, text[]),
+	apitoken_internal.managed_token_of_events(uuid, text[]),
+	apitoken_internal.manages_organization(text, text[]),
+	apitoken_internal.manages_user(text, text[]),
+	apitoken_internal.manages_record(uuid, text, text, text[]),
+	apitoken_internal.manages_event(uuid, text, text, text[]),
+	apitoken_internal.manages_token(uuid, text[]),
+	apitoken_internal.is_current_token(uuid),
+	apitoken_internal.seen_organizations(),
+	apitoken_internal.seen_users(),
+	apitoken_internal.sees_organization(text),
+	apitoken_internal.sees_members(text),
+	apitoken_internal.sees_user(text),
+	apitoken_internal.check_id(text, text),
+	apitoken_internal.in_words(timestamptz)
+TO PUBLIC;

@@ -157,6 +157,34 @@ CREATE VIEW public.regress_privileges AS
 SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee, privilege, is_grantable, kind, object, columns
 FROM public.regress_privileges ORDER BY grantee, kind, object COLLATE "C", privilege;
 
+-- The owner's privileges, too, and those that a dump takes for the extension's own
+CREATE VIEW public.regress_acls AS
+	WITH object (classoid, oid, subid, name, acl) AS (
+		SELECT 'pg_namespace'::regclass, oid, 0, nspname::text, coalesce(nspacl, pg_catalog.acldefault('n', nspowner))
+		FROM pg_catalog.pg_namespace WHERE nspname IN ('apitoken', 'apitoken_internal')
+		UNION ALL
+		SELECT 'pg_proc'::regclass, oid, 0, oid::regprocedure::text, coalesce(proacl, pg_catalog.acldefault('f', proowner))
+		FROM pg_catalog.pg_proc WHERE pronamespace::regnamespace::text IN ('apitoken', 'apitoken_internal')
+		UNION ALL
+		SELECT 'pg_class'::regclass, oid, 0, oid::regclass::text, coalesce(relacl, pg_catalog.acldefault('r', relowner))
+		FROM pg_catalog.pg_class WHERE relnamespace::regnamespace::text IN ('apitoken', 'apitoken_internal') AND relkind NOT IN ('i', 'c')
+		UNION ALL
+		SELECT 'pg_class'::regclass, attrelid, attnum, attrelid::regclass || '.' || attname, attacl
+		FROM pg_catalog.pg_attribute WHERE attacl IS NOT NULL AND attrelid::regclass::text ~ '^apitoken'
+		UNION ALL
+		SELECT 'pg_type'::regclass, oid, 0, oid::regtype::text, coalesce(typacl, pg_catalog.acldefault('T', typowner))
+		FROM pg_catalog.pg_type WHERE typnamespace::regnamespace::text IN ('apitoken', 'apitoken_internal')
+	)
+	SELECT o.classoid || ' ' || o.name || ' ' || a.kind || ' ' || (a.item).grantee || ' ' || (a.item).privilege_type || ' ' || (a.item).is_grantable AS entry
+	FROM object o, LATERAL (
+		SELECT 'has' AS kind, pg_catalog.aclexplode(o.acl) AS item
+		UNION ALL
+		SELECT 'initially', pg_catalog.aclexplode(i.initprivs) FROM pg_catalog.pg_init_privs i
+		WHERE (i.classoid, i.objoid, i.objsubid) = (o.classoid, o.oid, o.subid)) a;
+CREATE TABLE public.regress_installed AS SELECT entry FROM public.regress_acls;
+SELECT pg_catalog.count(*) > 300 AS enough, pg_catalog.count(*) FILTER (WHERE entry ~ ' has ') - pg_catalog.count(*) FILTER (WHERE entry ~ ' initially ') AS not_initial
+FROM public.regress_installed WHERE entry !~ '^pg_type apitoken(_internal)?\.(?!verification |issued_token )';
+
 -- a role without capabilities can read only the names and permissions of roles
 CREATE ROLE regress_apitoken_nobody;
 CREATE ROLE regress_apitoken_some LOGIN;
@@ -279,46 +307,212 @@ SELECT has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database
 SELECT oid::regprocedure AS never_granted FROM pg_catalog.pg_proc
 WHERE pronamespace IN :schemas AND NOT has_function_privilege('regress_apitoken_some', oid, 'EXECUTE')
 ORDER BY oid::regprocedure::text COLLATE "C";
--- disallowing manage also revokes use; the grants of other capabilities stay
+-- the use that manage includes was also allowed by itself, and stays as other capabilities do
 SELECT apitoken.disallow('regress_apitoken_some', 'manage');
 SELECT privilege, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole AND object !~ 'organizations|users|memberships' ORDER BY kind, object COLLATE "C", privilege;
 SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
 
--- for each pair of capabilities, taking one back leaves what the other grants
--- (except use, which disallowing manage also revokes)
-CREATE TABLE public.regress_granted AS SELECT NULL::text AS capability, p.* FROM public.regress_privileges p LIMIT 0;
+--
+-- Each privilege is as it was before allow() once disallow() has run.  An item is
+-- one privilege on one object or column.
+--
+CREATE VIEW public.regress_item AS
+	SELECT a.grantee, a.privilege_type || ' ON FUNCTION ' || p.oid::regprocedure AS item, a.is_grantable
+	FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a WHERE p.pronamespace IN :schemas
+	UNION ALL
+	SELECT a.grantee, a.privilege_type || ' ON ' || c.oid::regclass, a.is_grantable
+	FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.relnamespace IN :schemas
+	UNION ALL
+	SELECT a.grantee, a.privilege_type || ' (' || t.attname || ') ON ' || t.attrelid::regclass, a.is_grantable
+	FROM pg_catalog.pg_attribute t JOIN pg_catalog.pg_class c ON c.oid = t.attrelid, pg_catalog.aclexplode(t.attacl) a WHERE c.relnamespace IN :schemas;
+CREATE FUNCTION public.regress_has() RETURNS text[] LANGUAGE sql AS $$
+	SELECT pg_catalog.array_agg(item || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END ORDER BY item)
+	FROM public.regress_item WHERE grantee = 'regress_apitoken_some'::regrole
+$$;
+CREATE TABLE public.regress_capability (capability text, item text);
+CREATE TABLE public.regress_wrong (n int GENERATED ALWAYS AS IDENTITY, what text);
+SET client_min_messages = error;
 DO $$
 DECLARE
+	capabilities text[] := '{use,manage,verify,act,directory,monitor}';
 	a text;
 	b text;
-	wrong bigint;
+	before text[];
+	single record;
 BEGIN
-	FOREACH a IN ARRAY '{use,manage,verify,act,directory,monitor}'::text[] LOOP
+	FOREACH a IN ARRAY capabilities LOOP
 		PERFORM apitoken.allow('regress_apitoken_some', a);
-		INSERT INTO public.regress_granted SELECT a, p.* FROM public.regress_privileges p WHERE grantee = 'regress_apitoken_some'::regrole;
+		INSERT INTO public.regress_capability SELECT a, item FROM public.regress_item WHERE grantee = 'regress_apitoken_some'::regrole;
 		PERFORM apitoken.disallow('regress_apitoken_some', a);
+		INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('%s: %s', a, i) FROM pg_catalog.unnest(public.regress_has()) i;
 	END LOOP;
-	FOREACH a IN ARRAY '{use,manage,verify,act,directory,monitor}'::text[] LOOP
-		FOREACH b IN ARRAY '{use,manage,verify,act,directory,monitor}'::text[] LOOP
+
+	-- each pair
+	FOREACH a IN ARRAY capabilities LOOP
+		FOREACH b IN ARRAY capabilities LOOP
 			CONTINUE WHEN a = b;
-			PERFORM apitoken.allow('regress_apitoken_some', a, b);
+			PERFORM apitoken.allow('regress_apitoken_some', a);
+			before := public.regress_has();
+			PERFORM apitoken.allow('regress_apitoken_some', b);
 			PERFORM apitoken.disallow('regress_apitoken_some', b);
-			wrong := (SELECT count(*) FROM (
-				(SELECT privilege, kind, object, columns FROM public.regress_privileges WHERE grantee = 'regress_apitoken_some'::regrole
-					EXCEPT SELECT privilege, kind, object, columns FROM public.regress_granted WHERE capability = a)
-				UNION ALL
-				(SELECT privilege, kind, object, columns FROM public.regress_granted WHERE capability = a
-					EXCEPT SELECT privilege, kind, object, columns FROM public.regress_privileges WHERE grantee = 'regress_apitoken_some'::regrole)) d);
-			IF wrong > 0 THEN
-				RAISE INFO '% without %: % privileges differ', a, b, wrong;
-			END IF;
-			PERFORM apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
+			INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('%s, then %s', a, b) WHERE public.regress_has() <> before;
+			PERFORM apitoken.allow('regress_apitoken_some', b);
+			PERFORM apitoken.disallow('regress_apitoken_some', a, b);
+			INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('%s and %s', a, b) WHERE public.regress_has() IS NOT NULL;
 		END LOOP;
+		COMMIT;
+	END LOOP;
+
+	-- each single privilege, before each capability; with grant option, before all of them
+	FOR single IN SELECT DISTINCT item FROM public.regress_capability WHERE item !~ 'apitoken_internal.capabilities' LOOP
+		EXECUTE 'GRANT ' || single.item || ' TO regress_apitoken_some';
+		before := public.regress_has();
+		FOREACH a IN ARRAY capabilities LOOP
+			PERFORM apitoken.allow('regress_apitoken_some', a);
+			PERFORM apitoken.disallow('regress_apitoken_some', a);
+			INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('%s, then %s', single.item, a) WHERE public.regress_has() <> before;
+		END LOOP;
+		-- what it does not have cannot be taken away, and gives nothing
+		PERFORM apitoken.disallow('regress_apitoken_some', VARIADIC capabilities);
+		INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('%s alone', single.item) WHERE public.regress_has() <> before;
+		EXECUTE 'GRANT ' || single.item || ' TO regress_apitoken_some WITH GRANT OPTION';
+		before := public.regress_has();
+		PERFORM apitoken.allow('regress_apitoken_some', VARIADIC capabilities);
+		PERFORM apitoken.disallow('regress_apitoken_some', VARIADIC capabilities);
+		INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('%s with grant option', single.item) WHERE public.regress_has() <> before;
+		EXECUTE 'REVOKE ' || single.item || ' FROM regress_apitoken_some';
+		-- so that the old versions of catalog rows can be removed
+		COMMIT;
 	END LOOP;
 END $$;
-DROP TABLE public.regress_granted;
+-- any privileges of its own, then capabilities that come and go: always the union
+DO $$
+DECLARE
+	capabilities text[] := '{use,manage,verify,act,directory,monitor}';
+	own text[];
+	had text[];
+	capability text;
+	single text;
+BEGIN
+	PERFORM pg_catalog.setseed(0.12);
+	FOR walk IN 1 .. 10 LOOP
+		own := ARRAY(SELECT item FROM (SELECT DISTINCT item FROM public.regress_capability WHERE item !~ 'apitoken_internal.capabilities' ORDER BY item) i WHERE pg_catalog.random() < walk / 12.0);
+		had := '{}';
+		FOREACH single IN ARRAY own LOOP
+			EXECUTE 'GRANT ' || single || ' TO regress_apitoken_some';
+		END LOOP;
+		FOR step IN 1 .. 20 LOOP
+			capability := capabilities[1 + pg_catalog.floor(6 * pg_catalog.random())];
+			IF pg_catalog.random() < 0.5 THEN
+				PERFORM apitoken.allow('regress_apitoken_some', capability);
+				had := had || capability;
+			ELSE
+				PERFORM apitoken.disallow('regress_apitoken_some', capability);
+				had := pg_catalog.array_remove(had, capability);
+			END IF;
+			INSERT INTO public.regress_wrong (what)
+			SELECT pg_catalog.format('walk %s, step %s, with %s and %s: %s', walk, step, had, own, i)
+			FROM ((SELECT item FROM public.regress_capability c WHERE c.capability = ANY (had) UNION SELECT pg_catalog.unnest(own)
+					EXCEPT SELECT pg_catalog.unnest(public.regress_has()))
+				UNION ALL
+				(SELECT pg_catalog.unnest(public.regress_has())
+					EXCEPT SELECT item FROM public.regress_capability c WHERE c.capability = ANY (had) EXCEPT SELECT pg_catalog.unnest(own))) d (i);
+		END LOOP;
+		PERFORM apitoken.disallow('regress_apitoken_some', VARIADIC capabilities);
+		INSERT INTO public.regress_wrong (what) SELECT pg_catalog.format('end of walk %s', walk)
+		WHERE public.regress_has() IS DISTINCT FROM (SELECT pg_catalog.array_agg(i ORDER BY i) FROM pg_catalog.unnest(own) i);
+		FOREACH single IN ARRAY own LOOP
+			EXECUTE 'REVOKE ' || single || ' FROM regress_apitoken_some';
+		END LOOP;
+		COMMIT;
+	END LOOP;
+END $$;
+SET client_min_messages = warning;
+SELECT pg_catalog.count(DISTINCT item) > 100 AS enough FROM public.regress_capability;
+SELECT what FROM public.regress_wrong ORDER BY n LIMIT 20;
+SELECT count(*) FROM apitoken_internal.own_privileges;
+-- each capability has a column that marks it
+SELECT c.capability, pg_catalog.array_agg(item) FILTER (WHERE item ~ 'apitoken_internal.capabilities') AS mark FROM public.regress_capability c GROUP BY 1 ORDER BY 1;
+
+-- it is told what the role keeps
+GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, text, inet) TO regress_apitoken_some;
+SELECT apitoken.allow('regress_apitoken_some', 'verify');
+SELECT * FROM apitoken_internal.own_privileges;
+SELECT apitoken.disallow('regress_apitoken_some', 'verify');
+SELECT public.regress_has();
+-- the role is renamed, or dropped and created again; privileges are revoked by hand
+SELECT apitoken.allow('regress_apitoken_some', 'verify', 'directory');
+ALTER ROLE regress_apitoken_some RENAME TO regress_apitoken_renamed;
+SELECT apitoken.disallow('regress_apitoken_renamed', 'verify', 'directory');
+ALTER ROLE regress_apitoken_renamed RENAME TO regress_apitoken_some;
+SELECT public.regress_has();
+SELECT apitoken.allow('regress_apitoken_some', 'verify');
+REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, text, inet), apitoken.introspect(text, text) FROM regress_apitoken_some;
+SELECT apitoken.allow('regress_apitoken_some', 'verify');
+SELECT apitoken.disallow('regress_apitoken_some', 'verify');
+SELECT public.regress_has();
+GRANT SELECT ON apitoken.users TO regress_apitoken_some;
+SELECT apitoken.allow('regress_apitoken_some', 'directory', 'act');
+DROP OWNED BY regress_apitoken_some;
+SELECT public.regress_has();
+SELECT apitoken.allow('regress_apitoken_some', 'manage');
+SELECT apitoken.disallow('regress_apitoken_some', 'manage');
+SELECT public.regress_has();
+GRANT SELECT ON apitoken.users TO regress_apitoken_some;
+SELECT apitoken.allow('regress_apitoken_some', 'directory');
+DROP OWNED BY regress_apitoken_some;
+DROP ROLE regress_apitoken_some;
+CREATE ROLE regress_apitoken_some LOGIN;
+SELECT apitoken.allow('regress_apitoken_some', 'directory');
+SELECT apitoken.disallow('regress_apitoken_some', 'directory');
+SELECT public.regress_has();
+DELETE FROM apitoken_internal.own_privileges WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = database_role);
+SELECT * FROM apitoken_internal.own_privileges;
+
+-- another role has granted all or a part of a capability
+GRANT EXECUTE ON FUNCTION apitoken.act_as(text), apitoken.verify(text, text, text, inet) TO regress_apitoken_nobody WITH GRANT OPTION;
+SET ROLE regress_apitoken_nobody;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(text), apitoken.verify(text, text, text, inet) TO regress_apitoken_some;
+RESET ROLE;
+SELECT apitoken.allow('regress_apitoken_some', 'act', 'verify');
+SELECT apitoken.disallow('regress_apitoken_some', 'act');
+SELECT apitoken.disallow('regress_apitoken_some', 'verify');
+SELECT public.regress_has();
+REVOKE ALL ON FUNCTION apitoken.act_as(text), apitoken.verify(text, text, text, inet) FROM regress_apitoken_nobody CASCADE;
+SELECT apitoken.disallow('regress_apitoken_some', 'act');
+SELECT public.regress_has();
+-- the role has granted a privilege on
+SELECT apitoken.allow('regress_apitoken_some', 'act');
+GRANT EXECUTE ON FUNCTION apitoken.act_as(text) TO regress_apitoken_some WITH GRANT OPTION;
+SET ROLE regress_apitoken_some;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(text) TO regress_apitoken_nobody;
+RESET ROLE;
+SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_some', 'act')$$);
+SELECT public.regress_has();
+REVOKE GRANT OPTION FOR EXECUTE ON FUNCTION apitoken.act_as(text) FROM regress_apitoken_some CASCADE;
+SELECT apitoken.disallow('regress_apitoken_some', 'act');
+SELECT public.regress_has();
+
+-- event triggers see each GRANT and REVOKE
+CREATE FUNCTION public.regress_seen() RETURNS event_trigger LANGUAGE plpgsql AS $$
+DECLARE
+	command record;
+BEGIN
+	FOR command IN SELECT * FROM pg_catalog.pg_event_trigger_ddl_commands() LOOP
+		RAISE INFO '% %', command.command_tag, command.object_type;
+	END LOOP;
+END
+$$;
+CREATE EVENT TRIGGER regress_apitoken_seen ON ddl_command_end EXECUTE FUNCTION public.regress_seen();
+SELECT apitoken.allow('regress_apitoken_some', 'monitor');
+SELECT apitoken.disallow('regress_apitoken_some', 'monitor');
+DROP EVENT TRIGGER regress_apitoken_seen;
+DROP FUNCTION public.regress_seen();
+DROP FUNCTION public.regress_has();
+DROP VIEW public.regress_item;
+DROP TABLE public.regress_capability, public.regress_wrong;
 
 --
 -- What a login reaches that tries everything, without and with each capability:
@@ -426,12 +620,83 @@ SELECT grantee::regrole, object FROM public.regress_privileges WHERE grantee <> 
 SELECT apitoken.disallow('regress_apitoken_Some "one"', 'act');
 DROP ROLE "regress_apitoken_Some ""one""";
 
---
--- DROP EXTENSION leaves nothing
---
 DROP ROLE regress_apitoken_some, regress_apitoken_nobody;
 DROP VIEW public.regress_privileges;
 DROP TABLE public.regress_described;
+
+--
+-- Whatever the default privileges of the installing role are, every object has the
+-- same privileges.  Those in a schema can only come from an event trigger: the
+-- script creates the schemas.
+--
+CREATE ROLE regress_apitoken_default;
+CREATE ROLE "regress_apitoken_Default ""two""";
+CREATE FUNCTION public.regress_default() RETURNS event_trigger LANGUAGE plpgsql AS $$
+DECLARE
+	schema text;
+	command text;
+BEGIN
+	FOR schema IN SELECT object_identity FROM pg_catalog.pg_event_trigger_ddl_commands() WHERE object_type = 'schema' LOOP
+		FOREACH command IN ARRAY pg_catalog.string_to_array(pg_catalog.current_setting('regress.default'), ';') LOOP
+			EXECUTE 'ALTER DEFAULT PRIVILEGES IN SCHEMA ' || schema || ' ' || command;
+		END LOOP;
+	END LOOP;
+END
+$$;
+CREATE FUNCTION public.regress_install(commands text[], in_schema bool) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	command text;
+	answer text;
+BEGIN
+	DROP EXTENSION apitoken;
+	IF in_schema THEN
+		PERFORM pg_catalog.set_config('regress.default', pg_catalog.array_to_string(commands, ';'), true);
+		CREATE EVENT TRIGGER regress_apitoken_default ON ddl_command_end WHEN TAG IN ('CREATE SCHEMA') EXECUTE FUNCTION public.regress_default();
+	ELSE
+		FOREACH command IN ARRAY commands LOOP
+			EXECUTE 'ALTER DEFAULT PRIVILEGES ' || command;
+		END LOOP;
+	END IF;
+	CREATE EXTENSION apitoken;
+	answer := (SELECT coalesce(pg_catalog.string_agg(entry, E'\n' ORDER BY entry), 'the same') FROM (
+		SELECT 'missing: ' || entry AS entry FROM (SELECT entry FROM public.regress_installed EXCEPT ALL SELECT entry FROM public.regress_acls) m
+		UNION ALL
+		SELECT 'more: ' || entry FROM (SELECT entry FROM public.regress_acls EXCEPT ALL SELECT entry FROM public.regress_installed) m) d)
+		|| ', with default privileges for ' || (SELECT pg_catalog.string_agg(defaclobjtype::text || CASE WHEN defaclnamespace = 0 THEN '' ELSE ' in schema' END, ', ' ORDER BY defaclnamespace::regnamespace::text, defaclobjtype) FROM pg_catalog.pg_default_acl);
+	DROP EVENT TRIGGER IF EXISTS regress_apitoken_default;
+	-- back to the server's own
+	DROP EXTENSION apitoken;
+	FOREACH command IN ARRAY '{TABLES,SEQUENCES,FUNCTIONS,TYPES,SCHEMAS}'::text[] LOOP
+		EXECUTE 'ALTER DEFAULT PRIVILEGES REVOKE ALL ON ' || command || ' FROM PUBLIC, regress_apitoken_default, "regress_apitoken_Default ""two""", pg_monitor';
+		EXECUTE 'ALTER DEFAULT PRIVILEGES GRANT ALL ON ' || command || ' TO CURRENT_USER';
+	END LOOP;
+	ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC;
+	ALTER DEFAULT PRIVILEGES GRANT USAGE ON TYPES TO PUBLIC;
+	CREATE EXTENSION apitoken;
+	RETURN answer;
+END
+$$;
+SELECT public.regress_install(ARRAY(SELECT pg_catalog.format('GRANT ALL ON %s TO regress_apitoken_default, "regress_apitoken_Default ""two""", pg_monitor WITH GRANT OPTION', k)
+	FROM pg_catalog.unnest('{TABLES,SEQUENCES,FUNCTIONS,TYPES,SCHEMAS}'::text[]) k), false) AS granted;
+SELECT public.regress_install(ARRAY(SELECT pg_catalog.format('GRANT ALL ON %s TO PUBLIC', k)
+	FROM pg_catalog.unnest('{TABLES,SEQUENCES,FUNCTIONS,TYPES,SCHEMAS}'::text[]) k), false) AS granted_to_public;
+SELECT public.regress_install(ARRAY(SELECT pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', k)
+	FROM pg_catalog.unnest('{TABLES,SEQUENCES,FUNCTIONS,TYPES,SCHEMAS}'::text[]) k), false) AS revoked;
+-- (a default without any grant at all means the server's own)
+SELECT public.regress_install(ARRAY(SELECT pg_catalog.format(c, k)
+	FROM pg_catalog.unnest('{GRANT ALL ON %s TO regress_apitoken_default,"REVOKE ALL ON %s FROM PUBLIC, CURRENT_USER"}'::text[]) c,
+		pg_catalog.unnest('{TABLES,SEQUENCES,FUNCTIONS,TYPES,SCHEMAS}'::text[]) k), false) AS revoked_from_owner;
+SELECT public.regress_install(ARRAY(SELECT pg_catalog.format('GRANT ALL ON %s TO regress_apitoken_default, "regress_apitoken_Default ""two""", PUBLIC', k)
+	FROM pg_catalog.unnest('{TABLES,SEQUENCES,FUNCTIONS,TYPES}'::text[]) k), true) AS granted_in_schema;
+DROP FUNCTION public.regress_install(text[], bool);
+DROP FUNCTION public.regress_default();
+DROP ROLE regress_apitoken_default, "regress_apitoken_Default ""two""";
+DROP VIEW public.regress_acls;
+DROP TABLE public.regress_installed;
+
+--
+-- DROP EXTENSION leaves nothing
+--
 DROP EXTENSION apitoken;
 SELECT o::text = :'before' AS nothing_left FROM public.regress_objects o;
 SELECT pg_catalog.to_regnamespace('apitoken'), pg_catalog.to_regnamespace('apitoken_internal');

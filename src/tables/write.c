@@ -255,6 +255,19 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE name OPERATOR(pg_catalog.=) $1",
 		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
 	},
+	[APITOKEN_LOCK_OWN_PRIVILEGES] = {
+		"LOCK TABLE apitoken_internal.own_privileges IN SHARE ROW EXCLUSIVE MODE",
+		0, {0}
+	},
+	[APITOKEN_ADD_OWN_PRIVILEGE] = {
+		"INSERT INTO apitoken_internal.own_privileges (database_role, privilege) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+		2, {REGROLEOID, TEXTOID}
+	},
+	[APITOKEN_REMOVE_OWN_PRIVILEGE] = {
+		"DELETE FROM apitoken_internal.own_privileges"
+		" WHERE database_role OPERATOR(pg_catalog.=) $1 AND privilege OPERATOR(pg_catalog.=) $2",
+		2, {REGROLEOID, TEXTOID}
+	},
 
 	/*
 	 * Housekeeping, in batches.  These statements never wait for a row.  They

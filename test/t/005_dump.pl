@@ -46,6 +46,8 @@ $old->safe_psql('app', q{
 	INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'admin'), ('acme', 'v', 'editor'), ('idle', 'u', 'auditor');
 	SELECT apitoken.allow('regress_apitoken_backend', 'act', 'verify', 'manage');
 	SELECT apitoken.allow('regress_apitoken_people', 'use');
+	-- a privilege of its own, which disallow() leaves
+	GRANT SELECT ON apitoken.users TO regress_apitoken_job;
 	SELECT apitoken.allow('regress_apitoken_job', 'directory');
 	-- and what somebody granted or took by hand
 	GRANT SELECT (id, label) ON apitoken.tokens TO regress_apitoken_partial;
@@ -101,7 +103,7 @@ $old->safe_psql('app', qq{
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
 my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.memberships apitoken_internal.token_records),
-	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events));
+	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken_internal.own_privileges));
 
 # This must be the same afterwards, line by line.
 my %same = (
@@ -154,6 +156,9 @@ sub check_restored
 			has_table_privilege('regress_apitoken_backend', 'apitoken.tokens', 'SELECT'), has_column_privilege('regress_apitoken_backend', 'apitoken.tokens', 'label', 'UPDATE'), has_table_privilege('regress_apitoken_backend', 'apitoken.organizations', 'UPDATE'),
 			has_column_privilege('regress_apitoken_backend', 'apitoken_internal.token_records', 'digest', 'SELECT')]) WITH ORDINALITY AS u (p, i)}),
 		'true true true true false false', "$what: capabilities") unless $skip{privileges};
+	is($node->safe_psql($db, q{SET client_min_messages = error; BEGIN; SELECT apitoken.disallow('regress_apitoken_job', 'directory');
+			SELECT string_agg(p, ' ') FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) p WHERE has_table_privilege('regress_apitoken_job', 'apitoken.users', p); ROLLBACK}),
+		"\nSELECT", "$what: what disallow() leaves") unless $skip{privileges};
 	return if $skip{going_on};
 
 	# as the application: new tokens, use, regeneration, revocation
