@@ -127,6 +127,7 @@ private_apt() {
 	for suite in "$@"; do
 		echo "$kind [signed-by=$keyring] $mirror $suite main"
 	done >"$apt/sources.list"
+	# shellcheck disable=SC2034  # for the caller
 	APT_OPTIONS=(-o "Dir::State=$apt" -o "Dir::State::lists=$apt/lists" -o "Dir::State::status=$apt/status"
 		-o "Dir::Cache=$apt/cache" -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/nonexistent
 		-o "Dir::Etc::preferences=$apt/preferences" -o "Dir::Etc::preferencesparts=$apt/none"
