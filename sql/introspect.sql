@@ -45,15 +45,17 @@ INSERT INTO made
 		('ann custom', NULL, 'ann', NULL, 'custom', '{page:*,token:read}', NULL),
 		('bob', NULL, 'bob', NULL, 'full', NULL, NULL),
 		('cid', NULL, 'cid', NULL, 'full', NULL, NULL),
-		('"quoted" \ ' || E'\x01' || ' <ä>', NULL, 'ann', NULL, 'full', NULL, NULL))
+		('"quoted" \ ? <ä>', NULL, 'ann', NULL, 'full', NULL, NULL))
 		AS v (label, organization_id, user_id, role, access, permissions, expires_in),
 	LATERAL apitoken.create_token(v.label, organization_id => v.organization_id, user_id => v.user_id, role => v.role,
 		access => v.access, permissions => v.permissions, expires_in => v.expires_in) t;
--- a token whose expiry is infinity, which the table refuses
+-- an expiry of infinity, which the table refuses, and a control character in a label, which only a superuser can store
 ALTER TABLE apitoken_internal.token_records DROP CONSTRAINT token_records_times;
 INSERT INTO made SELECT 'ann infinity', id, token FROM apitoken.create_token('ann infinity', user_id => 'ann');
 SET session_replication_role = replica;
 UPDATE apitoken_internal.token_records SET expires_at = 'infinity' WHERE label = 'ann infinity';
+UPDATE apitoken_internal.token_records SET label = pg_catalog.replace(label, '?', E'\x01') WHERE label LIKE '"quoted"%';
+UPDATE made SET label = pg_catalog.replace(label, '?', E'\x01') WHERE label LIKE '"quoted"%';
 RESET session_replication_role;
 SELECT token AS org, id AS org_id FROM made WHERE label = 'org' \gset
 SELECT token AS ann, id AS ann_id FROM made WHERE label = 'ann' \gset
