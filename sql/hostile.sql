@@ -715,8 +715,9 @@ FROM long, (VALUES (1, 'SELECT apitoken_internal.managed_organizations(VARIADIC 
 	(2, 'SELECT apitoken_internal.managed_user(VARIADIC %L)'),
 	(3, 'SELECT apitoken_internal.manages_organization(''long'', VARIADIC %L)'),
 	(4, 'SELECT apitoken_internal.manages_user(''ada'', VARIADIC %L)'),
-	(5, 'SELECT apitoken_internal.manages_owner(''long'', NULL, VARIADIC %L)'),
-	(6, 'SELECT apitoken_internal.manages_token(gen_random_uuid(), VARIADIC %L)')) calls (n, call)
+	(5, 'SELECT apitoken_internal.manages_record(gen_random_uuid(), ''long'', NULL, VARIADIC %L)'),
+	(6, 'SELECT apitoken_internal.manages_event(gen_random_uuid(), ''long'', NULL, VARIADIC %L)'),
+	(7, 'SELECT apitoken_internal.manages_token(gen_random_uuid(), VARIADIC %L)')) calls (n, call)
 ORDER BY n, ctid;
 SELECT apitoken_internal.managed_organizations(VARIADIC permissions[:100]) FROM long LIMIT 1;
 ROLLBACK;
