@@ -475,7 +475,8 @@ DELETE FROM apitoken.roles WHERE name = 'writer';
 --
 INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('batch', '{article:read}', 'regress_apitoken_app'), ('spare', '{article:read}', NULL);
 CREATE ROLE regress_apitoken_granted LOGIN BYPASSRLS;
-GRANT ALL ON apitoken.roles TO regress_apitoken_granted;
+GRANT ALL ON apitoken.roles, apitoken_internal.role_records TO regress_apitoken_granted;
+GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_granted;
 CREATE TABLE public.regress_role_command (n int GENERATED ALWAYS AS IDENTITY, command text);
 GRANT SELECT ON public.regress_role_command TO PUBLIC;
 INSERT INTO public.regress_role_command (command) VALUES

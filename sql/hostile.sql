@@ -707,6 +707,7 @@ CREATE TEMP TABLE long AS SELECT array_agg('zz:b' || g) AS permissions FROM gene
 INSERT INTO long SELECT array_agg('zz:b' || g) FROM generate_series(1, 300000) g;
 INSERT INTO long SELECT array_fill(NULL::text, '{300000}');
 INSERT INTO apitoken.organizations (id) VALUES ('long');
+INSERT INTO apitoken.users (id) VALUES ('ada');
 INSERT INTO apitoken.memberships (organization_id, user_id, role) VALUES ('long', 'ada', 'admin');
 BEGIN;
 SELECT apitoken.act_as('ada') AS acts;
