@@ -469,6 +469,10 @@ CREATE FUNCTION apitoken_internal.sees_user(id text) RETURNS boolean
 	SUPPORT apitoken_internal.policy_support;
 COMMENT ON FUNCTION apitoken_internal.sees_user(text) IS 'For policies: is the user one of seen_users()? Null for null.';
 
+CREATE FUNCTION apitoken_internal.was_granted(relation oid, privilege text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_was_granted_sql' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.was_granted(oid, text) IS 'For policies: was the privilege INSERT, UPDATE or DELETE on this relation, or on a column, granted to the current user? Not counted: pg_write_all_data. Null for null.';
+
 CREATE FUNCTION apitoken_internal.read_members(OUT organization_id text, OUT user_id text, OUT name text, OUT role text) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'apitoken_read_members' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 100;
 COMMENT ON FUNCTION apitoken_internal.read_members() IS 'Rows of the view apitoken.members';
@@ -843,25 +847,35 @@ ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
 
--- The directory: a database role that may delete rows of a table (capability
--- directory) sees all its rows, whatever the identity.
+-- The directory: a database role that was granted DELETE on a table (capability
+-- directory) sees all its rows, whatever the identity.  pg_write_all_data grants
+-- nothing here.
 CREATE POLICY organizations_read ON apitoken.organizations FOR SELECT
 	USING (apitoken_internal.sees_organization(id));
-CREATE POLICY organizations_insert ON apitoken.organizations FOR INSERT WITH CHECK (true);
-CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE USING (true);
-CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE USING (true);
+CREATE POLICY organizations_insert ON apitoken.organizations FOR INSERT
+	WITH CHECK (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'INSERT'));
+CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE
+	USING (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'UPDATE'));
+CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE
+	USING (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'DELETE'));
 
 CREATE POLICY users_read ON apitoken.users FOR SELECT
 	USING (apitoken_internal.sees_user(id));
-CREATE POLICY users_insert ON apitoken.users FOR INSERT WITH CHECK (true);
-CREATE POLICY users_update ON apitoken.users FOR UPDATE USING (true);
-CREATE POLICY users_delete ON apitoken.users FOR DELETE USING (true);
+CREATE POLICY users_insert ON apitoken.users FOR INSERT
+	WITH CHECK (apitoken_internal.was_granted('apitoken.users'::pg_catalog.regclass, 'INSERT'));
+CREATE POLICY users_update ON apitoken.users FOR UPDATE
+	USING (apitoken_internal.was_granted('apitoken.users'::pg_catalog.regclass, 'UPDATE'));
+CREATE POLICY users_delete ON apitoken.users FOR DELETE
+	USING (apitoken_internal.was_granted('apitoken.users'::pg_catalog.regclass, 'DELETE'));
 
 CREATE POLICY memberships_read ON apitoken.memberships FOR SELECT
 	USING (apitoken_internal.sees_members(organization_id));
-CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT WITH CHECK (true);
-CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE USING (true);
-CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE USING (true);
+CREATE POLICY memberships_insert ON apitoken.memberships FOR INSERT
+	WITH CHECK (apitoken_internal.was_granted('apitoken.memberships'::pg_catalog.regclass, 'INSERT'));
+CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE
+	USING (apitoken_internal.was_granted('apitoken.memberships'::pg_catalog.regclass, 'UPDATE'));
+CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE
+	USING (apitoken_internal.was_granted('apitoken.memberships'::pg_catalog.regclass, 'DELETE'));
 
 -- The OR is for queries that name neither a token nor an owner, manages_record()
 -- for queries that name one: see src/identity/plan.c.
@@ -959,6 +973,7 @@ GRANT EXECUTE ON FUNCTION
 	apitoken_internal.sees_organization(text),
 	apitoken_internal.sees_members(text),
 	apitoken_internal.sees_user(text),
+	apitoken_internal.was_granted(oid, text),
 	apitoken_internal.check_id(text, text),
 	apitoken_internal.in_words(timestamptz)
 TO PUBLIC;

@@ -513,6 +513,35 @@ DELETE FROM apitoken.roles WHERE name IN ('batch', 'spare');
 DROP TABLE public.regress_role_command;
 
 --
+-- What PostgreSQL's predefined roles may do with all tables is not a grant on
+-- these: they write nothing, and see what their identity sees.
+--
+CREATE ROLE regress_apitoken_predefined LOGIN IN ROLE pg_read_all_data, pg_write_all_data;
+SET SESSION AUTHORIZATION regress_apitoken_predefined;
+SELECT command, public.regress_try(command) FROM (VALUES
+	(1, $$INSERT INTO apitoken.organizations (id) VALUES ('mine')$$),
+	(2, $$UPDATE apitoken.organizations SET suspended_at = now()$$),
+	(3, $$DELETE FROM apitoken.organizations$$),
+	(4, $$INSERT INTO apitoken.users (id) VALUES ('me')$$),
+	(5, $$UPDATE apitoken.users SET role = NULL$$),
+	(6, $$DELETE FROM apitoken.users$$),
+	(7, $$INSERT INTO apitoken.memberships VALUES ('acme', 'me', 'admin')$$),
+	(8, $$UPDATE apitoken.memberships SET role = 'admin'$$),
+	(9, $$DELETE FROM apitoken.memberships$$),
+	(10, $$INSERT INTO apitoken.roles (name, permissions) VALUES ('mine', '{*}')$$),
+	(11, $$UPDATE apitoken.roles SET permissions = '{*}' WHERE name = 'editor'$$),
+	(12, $$UPDATE apitoken.roles SET permissions = '{*}' WHERE name = 'developer'$$),
+	(13, $$DELETE FROM apitoken.roles WHERE name = 'editor'$$),
+	(14, $$INSERT INTO apitoken.tokens (label, user_id) VALUES ('mine', 'me')$$),
+	(15, $$UPDATE apitoken.tokens SET label = 'mine'$$),
+	(16, $$DELETE FROM apitoken.events$$),
+	(17, $$UPDATE apitoken.token_usage SET last_used_at = NULL$$),
+	(18, $$INSERT INTO apitoken.token_usage (token_id) SELECT gen_random_uuid()$$)) c (n, command) ORDER BY n;
+SELECT (SELECT count(*) FROM apitoken.organizations) AS organizations, (SELECT count(*) FROM apitoken.users) AS users,
+	(SELECT count(*) FROM apitoken.memberships) AS memberships, (SELECT count(*) FROM apitoken.tokens) AS tokens, (SELECT count(*) FROM apitoken.events) AS events;
+RESET SESSION AUTHORIZATION;
+
+--
 -- A user who is only a member has no row to delete.  The application deletes the
 -- memberships, or keeps users in step as above.
 --

@@ -364,13 +364,29 @@ apitoken_is_current_token(PG_FUNCTION_ARGS)
 /* ---- the directory: organizations, users and memberships ---- */
 
 /*
- * A database role that may delete rows of a table of the directory (capability
+ * A database role that was granted DELETE on a table of the directory (capability
  * directory) sees all its rows, whatever the identity.
  */
 bool
 apitoken_sees_all(ApitokenTable table)
 {
-	return pg_class_aclcheck(apitoken_table(table), GetUserId(), ACL_DELETE) == ACLCHECK_OK;
+	return apitoken_was_granted(apitoken_table(table), ACL_DELETE);
+}
+
+/*
+ * For the policies of the directory: was the privilege that the statement needs
+ * granted to the caller?
+ */
+PG_FUNCTION_INFO_V1(apitoken_was_granted_sql);
+Datum
+apitoken_was_granted_sql(PG_FUNCTION_ARGS)
+{
+	const char *privilege = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	AclMode		mode = strcmp(privilege, "INSERT") == 0 ? ACL_INSERT :
+		strcmp(privilege, "UPDATE") == 0 ? ACL_UPDATE :
+		strcmp(privilege, "DELETE") == 0 ? ACL_DELETE : ACL_NO_RIGHTS;
+
+	PG_RETURN_BOOL(apitoken_was_granted(PG_GETARG_OID(0), mode));
 }
 
 PG_FUNCTION_INFO_V1(apitoken_sees_organization);

@@ -7,11 +7,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
@@ -70,6 +72,25 @@ refuse_role_in_use(const char *name)
 				 errdetail("Members of organizations have this token role."),
 				 errhint("Run UPDATE apitoken.memberships SET role = '...' WHERE role = %s first.",
 						 quote_literal_cstr(name))));
+}
+
+/*
+ * The view roles is written with the rights of its owner, so no policy is asked.
+ * The server has checked the privileges on the view, but has also counted those
+ * of pg_write_all_data.
+ */
+static void
+check_writer(TriggerData *trigger)
+{
+	AclMode		mode = TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? ACL_INSERT :
+		TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? ACL_UPDATE : ACL_DELETE;
+	Oid			view = get_relname_relid("roles", get_namespace_oid("apitoken", false));
+
+	if (!apitoken_is_owner() && !apitoken_was_granted(view, mode))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to change token roles"),
+				 errhint("Grant the capability \"directory\" to the role.")));
 }
 
 /* The database_role in a row of roles; NULL if it is null or there is no row. */
@@ -181,6 +202,7 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot truncate table \"%s\"", RelationGetRelationName(trigger->tg_relation)),
 				 errhint("Use DELETE, which checks each token role.")));
+	check_writer(trigger);
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newtuple : trigger->tg_trigtuple;
 	check_database_role(trigger,
 						TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? NULL : trigger->tg_trigtuple,

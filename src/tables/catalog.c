@@ -411,6 +411,49 @@ apitoken_bypasses_rls(void)
 	return bypasses;
 }
 
+/* The privileges of this mode that a list of privileges in the catalog gives to the current user. */
+static AclMode
+granted_in(int cache, HeapTuple tuple, AttrNumber attribute, Oid owner, AclMode mode)
+{
+	bool		isnull;
+	Datum		acl = SysCacheGetAttr(cache, tuple, attribute, &isnull);
+
+	return isnull ? 0 : aclmask(DatumGetAclP(acl), GetUserId(), owner, mode, ACLMASK_ANY);
+}
+
+/*
+ * Was this privilege on a relation, or on one of its columns, granted to the
+ * current user or to a role whose privileges it has?  The server's own check also
+ * counts what members of pg_write_all_data have on all tables.
+ */
+bool
+apitoken_was_granted(Oid relation, AclMode mode)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	Form_pg_class class;
+	Oid			owner;
+	int			columns;
+	bool		granted;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	class = (Form_pg_class) GETSTRUCT(tuple);
+	owner = class->relowner;
+	columns = class->relnatts;
+	granted = has_privs_of_role(GetUserId(), owner) ||
+		granted_in(RELOID, tuple, Anum_pg_class_relacl, owner, mode) != 0;
+	ReleaseSysCache(tuple);
+	for (AttrNumber i = 1; i <= columns && !granted; i++)
+	{
+		tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relation), Int16GetDatum(i));
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		granted = granted_in(ATTNUM, tuple, Anum_pg_attribute_attacl, owner, mode) != 0;
+		ReleaseSysCache(tuple);
+	}
+	return granted;
+}
+
 /* Returns the row type of a function's result, which must have this number of columns. */
 TupleDesc
 apitoken_result_type(FunctionCallInfo fcinfo, int columns)

@@ -10,6 +10,7 @@
 #include "access/htup.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
+#include "nodes/parsenodes.h"
 #include "storage/lockdefs.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
@@ -33,6 +34,7 @@ extern bool apitoken_lock_usage(void);
 extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
+extern bool apitoken_was_granted(Oid relation, AclMode mode);
 extern TupleDesc apitoken_result_type(FunctionCallInfo fcinfo, int columns);
 extern Datum apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls);
 
