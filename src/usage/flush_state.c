@@ -139,7 +139,7 @@ apitoken_record_maintenance_problem(Oid database, const char *problem)
 	if (entry != NULL)
 	{
 		report = report && strcmp(entry->maintenance_problem, problem) != 0;
-		strlcpy(entry->maintenance_problem, problem, APITOKEN_PROBLEM_MAX);
+		snprintf(entry->maintenance_problem, APITOKEN_PROBLEM_MAX, "%s", problem);
 	}
 	LWLockRelease(apitoken_flush_states_lock);
 	return report;

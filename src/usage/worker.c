@@ -121,7 +121,7 @@ maintain(TimestampTz until, const char *unwritten)
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 
-	strlcpy(run.unwritten, unwritten, sizeof(run.unwritten));
+	snprintf(run.unwritten, sizeof(run.unwritten), "%s", unwritten);
 	if (apitoken_flush_state(MyDatabaseId, &state))
 	{
 		run.task = state.task;
