@@ -144,7 +144,7 @@ my @long = (
 	[ "a label: 22023", "SELECT apitoken.create_token($long, user_id => 'u')", qr/ERROR:  22023/ ],
 	[ "a description: 22023", "SELECT apitoken.create_token('l', user_id => 'u', description => $long)", qr/ERROR:  22023/ ],
 	[ "a user id: 22023", "SELECT apitoken.create_token('l', user_id => $long)", qr/ERROR:  22023/ ],
-	[ "an organization: 23503", "SELECT apitoken.create_token('l', organization_id => $long)", qr/ERROR:  23503/ ],
+	[ "an organization: 22023", "SELECT apitoken.create_token('l', organization_id => $long)", qr/ERROR:  22023/ ],
 	[ "a role: 23503", "SELECT apitoken.create_token('l', organization_id => 'acme', role => $long)", qr/ERROR:  23503/ ],
 	[ "an access: 22023", "SELECT apitoken.create_token('l', user_id => 'u', access => $long)", qr/ERROR:  22023/ ],
 	[ "a pattern: 22023", "SELECT apitoken.create_token('l', user_id => 'u', permissions => ARRAY[$long])", qr/ERROR:  22023/ ],
