@@ -277,6 +277,25 @@ installed_version(Oid extension)
 	return version;
 }
 
+/* Returns false if the extension is not installed, and raises an error if its version is not the library's. */
+bool
+apitoken_usable(void)
+{
+	Oid			extension = get_extension_oid("apitoken", true);
+	char	   *version;
+
+	if (!OidIsValid(extension))
+		return false;
+	version = installed_version(extension);
+	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
+						version == NULL ? "none" : version, APITOKEN_VERSION),
+				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is older, restart the server.")));
+	return apitoken_installed();
+}
+
 /* Lock a part of the extension until the end of the transaction.  Returns false if it must not wait, but would. */
 static bool
 lock_part(Oid extension, uint16 part, LOCKMODE mode, bool wait)
@@ -352,7 +371,6 @@ apitoken_lock_usage(void)
 	};
 	Oid			extension = get_extension_oid("apitoken", true);
 	bool		kept;
-	char	   *version;
 
 	if (!OidIsValid(extension))
 		return false;
@@ -360,14 +378,7 @@ apitoken_lock_usage(void)
 	kept = lock_part(extension, 0, AccessShareLock, false);
 	if (get_extension_oid("apitoken", true) != extension)
 		return false;
-	version = installed_version(extension);
-	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
-						version == NULL ? "none" : version, APITOKEN_VERSION),
-				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is older, restart the server.")));
-	if (!apitoken_installed())
+	if (!apitoken_usable())
 		return false;
 	for (int i = 0; i < lengthof(used) && !kept; i++)
 	{

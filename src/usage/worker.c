@@ -111,6 +111,12 @@ maintain_batch(void *arg)
 	return apitoken_maintain(MAINTENANCE_BATCH, arg);
 }
 
+static bool
+is_usable(void *arg)
+{
+	return apitoken_usable();
+}
+
 /* Run maintenance.  `unwritten` tells why the usage could not be written; it is empty if it was. */
 static void
 maintain(TimestampTz until, const char *unwritten)
@@ -121,6 +127,9 @@ maintain(TimestampTz until, const char *unwritten)
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
 
+	/* If the extension is missing or of another version, the flush has told so. */
+	if (!apitoken_run_in_transaction(is_usable, NULL, until, problem))
+		return;
 	snprintf(run.unwritten, sizeof(run.unwritten), "%s", unwritten);
 	if (apitoken_flush_state(MyDatabaseId, &state))
 	{
