@@ -173,11 +173,14 @@ parse_object(const char *json, List **fields)
 ApitokenRequest
 apitoken_request_headers(List **headers)
 {
-	const char *json = apitoken_request_setting("request.headers", NULL);
+	Oid			setter = InvalidOid;
+	const char *json = apitoken_request_setting("request.headers", &setter);
 
 	*headers = NIL;
 	if (json == NULL)
 		return APITOKEN_NO_REQUEST;
+	if (!apitoken_setter_counts(setter, apitoken_role_may_use))
+		return APITOKEN_FOREIGN_REQUEST;
 	return parse_object(json, headers) ? APITOKEN_REQUEST : APITOKEN_BROKEN_REQUEST;
 }
 
