@@ -195,6 +195,7 @@ apitoken_header_values(List *headers, const char *name)
 	{
 		ApitokenField *field = lfirst(lc);
 
+		CHECK_FOR_INTERRUPTS();
 		if (pg_strcasecmp(field->name, name) == 0)
 			values = lappend(values, field);
 	}
