@@ -329,7 +329,7 @@ CREATE VIEW public.regress_item AS
 	FROM pg_catalog.pg_attribute t JOIN pg_catalog.pg_class c ON c.oid = t.attrelid, pg_catalog.aclexplode(t.attacl) a WHERE c.relnamespace IN :schemas;
 CREATE FUNCTION public.regress_has() RETURNS text[] LANGUAGE sql AS $$
 	SELECT pg_catalog.array_agg(item || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END ORDER BY item)
-	FROM public.regress_item WHERE grantee = 'regress_apitoken_some'::regrole
+	FROM public.regress_item WHERE pg_catalog.pg_get_userbyid(grantee) = 'regress_apitoken_some'
 $$;
 CREATE TABLE public.regress_capability (capability text, item text);
 CREATE TABLE public.regress_wrong (n int GENERATED ALWAYS AS IDENTITY, what text);
