@@ -237,13 +237,14 @@ static Acl *
 acl_of(const Privilege *privilege, Node *part, Oid *owner)
 {
 	bool		of_function = privilege->kind == &execute_kind;
+	Oid			no_types = InvalidOid;	/* not read, but must not be null */
 	Oid			object;
 	HeapTuple	tuple;
 	Acl		   *acl;
 
 	if (of_function)
 		object = LookupFuncName(list_make2(makeString(pstrdup(privilege->schema)),
-										   makeString(pstrdup(privilege->object))), -1, NULL, false);
+										   makeString(pstrdup(privilege->object))), -1, &no_types, false);
 	else
 		object = relation_of(privilege);
 	tuple = SearchSysCache1(of_function ? PROCOID : RELOID, ObjectIdGetDatum(object));

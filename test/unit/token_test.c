@@ -56,6 +56,19 @@ ok(bool passed, const char *name)
 
 /* ----- functions of the server and the system that token.c uses ----- */
 
+/* what Assert() calls on a server with assertions (with one more argument until 15) */
+#if PG_VERSION_NUM >= 160000
+void
+ExceptionalCondition(const char *condition, const char *file, int line)
+#else
+void
+ExceptionalCondition(const char *condition, const char *type, const char *file, int line)
+#endif
+{
+	printf("Bail out! assertion failed: %s, %s:%d\n", condition, file, line);
+	abort();
+}
+
 extern uint32 pg_crc32_table[256];
 uint32		pg_crc32_table[256];
 
