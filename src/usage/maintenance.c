@@ -424,7 +424,7 @@ apitoken_report_maintenance(const ApitokenMaintenance *run)
 	}
 	all[pg_mbcliplen(all, strlen(all), sizeof(all) - 1)] = '\0';
 	if (apitoken_shared == NULL ? all[0] != '\0' : apitoken_record_maintenance_problem(MyDatabaseId, all))
-		ereport(MyBackendType == B_BG_WORKER ? WARNING : LOG,
+		ereport(MyBackendType == B_BG_WORKER ? WARNING : LOG_SERVER_ONLY,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("could not run maintenance in database with OID %u: %s", MyDatabaseId, all),
 				 errdetail("Maintenance will be retried tomorrow."),

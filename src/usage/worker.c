@@ -181,11 +181,17 @@ apitoken_worker_main(Datum arg)
 			SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	}
 
-	/* If the flush leaves no time for maintenance, that stays due, and the next worker does it. */
+	/*
+	 * If the flush leaves no time for maintenance, that stays due, and the next worker
+	 * does it.  After one failure as well: the extension may be about to be dropped.
+	 */
 	outcome = apitoken_flush(job.ticket, until);
-	if ((outcome == APITOKEN_FLUSH_DONE || outcome == APITOKEN_FLUSH_FAILED) && job.maintain &&
-		GetCurrentTimestamp() < until - MAINTENANCE_TIME)
-		maintain(until, outcome == APITOKEN_FLUSH_FAILED && apitoken_flush_state(MyDatabaseId, &state) ? state.problem : "");
+	if (!job.maintain || GetCurrentTimestamp() >= until - MAINTENANCE_TIME)
+		proc_exit(0);
+	if (outcome == APITOKEN_FLUSH_DONE)
+		maintain(until, "");
+	else if (outcome == APITOKEN_FLUSH_FAILED && apitoken_flush_state(MyDatabaseId, &state) && state.failures > 1)
+		maintain(until, state.problem);
 	proc_exit(0);
 }
 
