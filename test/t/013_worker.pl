@@ -686,15 +686,12 @@ foreach my $end ('statement_timeout', 'terminated', 'cut off')
 	my $caller = connection($node, database => 'app');
 	my $pid = $caller->query('SELECT pg_backend_pid()');
 	$caller->query(q{SET statement_timeout = '1s'}) if $end eq 'statement_timeout';
+	$caller->query(q{SET client_connection_check_interval = '100ms'}) if $end eq 'cut off';
 	$caller->query_until(qr/asked/, "\\echo asked\nSELECT apitoken.flush_usage();\n");
 	ok($node->poll_query_until('postgres', "SELECT ($workers) = 1"), "$end: a worker") if $end ne 'statement_timeout';
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)") if $end eq 'terminated';
 	$caller->query('SELECT 1') if $end eq 'statement_timeout';
-	if ($end eq 'cut off')
-	{
-		$node->safe_psql('postgres', "ALTER SYSTEM SET client_connection_check_interval = '100ms'; SELECT pg_reload_conf()");
-		$caller->{run}->kill_kill;
-	}
+	$caller->{run}->kill_kill if $end eq 'cut off';
 	my $gone = 0;
 	foreach (1 .. 20)
 	{

@@ -48,10 +48,13 @@ my %token = create_each($node, {
 	nothing => q{organization_id => 'acme', role => 'nothing'},
 	there => q{organization_id => 'acme', role => 'reporter', allowed_networks => '{192.0.2.0/24}'},
 	limited => q{organization_id => 'acme', role => 'reporter', rate_limit_per_minute => 1},
-	$line => q{organization_id => 'acme', role => 'reporter'},
+	line => q{organization_id => 'acme', role => 'reporter'},
 	(map { ($_ => q{organization_id => 'acme', role => 'reporter', expires_in => '1 day'}) }
 		qw(revoked expired suspended regenerated resumed down remembered soon later)),
 });
+# Labels have no line ends.  One that was written past the triggers:
+$node->safe_psql('postgres', qq{SET session_replication_role = replica;
+	UPDATE apitoken_internal.token_records SET label = '$line' WHERE label = 'line'});
 my %id = map { ($_ => $node->safe_psql('postgres', "SELECT (apitoken.parse('$token{$_}')).id")) } keys %token;
 $node->safe_psql('postgres', q{
 	SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'revoked';
@@ -248,7 +251,7 @@ is($response->{status}, '200', 'with headers made up');
 unlike($response->{content}, qr/evil/, 'which the application does not get');
 
 # a label that somebody chose
-get('/app/', $token{$line});
+get('/app/', $token{line});
 like(got()->{oidc_claim_label} // '', qr/^line\s+X-Injected: yes$/, 'a label with line ends is one line');
 ok(!exists got()->{'x-injected'}, 'and no header');
 
