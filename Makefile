@@ -1,7 +1,7 @@
 # apitoken: API tokens inside PostgreSQL.
 #
 #   make && make install       build, and install into the server of PG_CONFIG
-#   make test                  run the tests: see test/README.md
+#   make test                  run the tests of the core: see test/README.md
 #   make bench                 run the benchmarks: see test/bench/README.md
 
 EXTENSION = apitoken
@@ -71,6 +71,14 @@ ISOLATION = last_used revocation regenerate role label owner_deleted maintenance
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
+# What `make test` runs of the TAP tests.  They need no program but the server.
+TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 012_usage 015_stats 020_postgrest \
+	025_policy_plans 030_grants 031_known_users
+# These run the examples, and the extension beside other programs.
+TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours
+# the rest
+TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
+
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 
 # The version is written in the control file only.
@@ -130,18 +138,33 @@ endif
 # PG_CONFIG from the environment.
 export PG_CONFIG
 
-deps:
+test:
 	@test/deps.sh build test
+	@test/run.sh -c plain -j 2 unit regress isolation $(TAP_CORE:%=tap:%)
 
-test: deps
-	@test/run.sh
+test-examples:
+	@test/deps.sh build test examples
+	@test/run.sh $(TAP_EXAMPLES:%=tap:%)
 
-unit: deps
-	@test/run.sh unit
+# what the two above leave out, on the same server
+test-more:
+	@test/deps.sh build test
+	@test/run.sh -c session -c shared regress isolation $(TAP_MORE:%=tap:%)
 
 test-matrix:
 	@test/deps.sh build test matrix
-	@test/matrix.sh
+	@test/matrix.sh 16 17 18 -- unit regress isolation $(TAP_CORE:%=tap:%) $(TAP_MORE:%=tap:%)
+	@test/matrix.sh 19 -- -c plain -c shared regress isolation
+
+test-all:
+	@test/all.sh
+
+unit:
+	@test/deps.sh build test
+	@test/run.sh unit
+
+test-fresh:
+	@test/fresh.sh
 
 test-cassert:
 	@test/deps.sh build test cassert
@@ -163,4 +186,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: deps test unit unit-programs test-matrix test-cassert lint demo bench
+.PHONY: unit-programs test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint demo bench

@@ -5,19 +5,21 @@
 #
 #   build    the distribution's PostgreSQL (or the installed one, if there is
 #            one) with its development files, and a C compiler
-#   test     perl's IPC::Run; what the examples run with: drivers, node and npm,
-#            curl, and pgbouncer, nginx and Apache with mod_auth_openidc
-#            (programs, not services); pgaudit and pg_repack, if Debian has them
-#            for the server
+#   test     perl and its IPC::Run
+#   examples what the examples run with: drivers, node and npm, curl, and pgbouncer,
+#            nginx and Apache with mod_auth_openidc (programs, not services);
+#            pgaudit and pg_repack, if Debian has them for the server
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
 #            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
+#   fresh    debootstrap, to make fresh Debian machines
 #   cassert  the libraries that PostgreSQL is built with
 #
 # If nothing is missing, nothing is done and the network is not used.  When we are
 # root, missing packages are installed with apt; otherwise they are named.  No
-# service is started, neither now nor at the next boot.
+# service is started, neither now nor at the next boot, no cluster is created, and
+# no server that is installed is upgraded, because it may be in use.
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -51,6 +53,8 @@ for kind in "$@"; do
 		test)
 			have prove || need perl
 			perl_has IPC::Run || need libipc-run-perl
+			;;
+		examples)
 			perl_has DBD::Pg || need libdbd-pg-perl
 			# Debian's python, because it finds Debian's packages
 			/usr/bin/python3 -c 'import psycopg' >/dev/null 2>&1 || need python3-psycopg
@@ -78,6 +82,9 @@ for kind in "$@"; do
 		matrix)
 			have patchelf || need patchelf
 			;;
+		fresh)
+			have debootstrap || need debootstrap
+			;;
 		cassert)
 			echo '#include <zlib.h>' | cc -E - >/dev/null 2>&1 || need zlib1g-dev
 			echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1 || need libssl-dev
@@ -100,28 +107,47 @@ fi
 if [ ${#packages[@]} = 0 ] && [ -z "$server" ]; then
 	exit 0
 fi
-if ! have apt-get || [ "$(id -u)" != 0 ]; then
-	echo "These packages (by their Debian names) are missing:" "${packages[@]}" \
-		"${server:+postgresql, postgresql-contrib and postgresql-server-dev-NN of the same major, 15 or later}" >&2
-	have apt-get && echo "Install them, or run once as root: test/deps.sh $*" >&2
-	exit 1
-fi
-
-apt-get update -qq || echo "apt-get update failed; going on with the lists there are" >&2
-
-if [ -n "$server" ]; then
-	# the installed server's major, or else the distribution's
+# The distribution's server, or what the installed one lacks.  Packages that are
+# installed are not named: apt would upgrade them.
+name_server() {
+	local major
 	major=$({ find /usr/lib/postgresql/*/bin/postgres 2>/dev/null || true; } | cut -d/ -f5 | sort -n | tail -n 1)
 	if [ -z "$major" ] || [ "$major" -lt 15 ]; then
-		major=$(apt-cache depends postgresql | sed -n 's/^ *Depends: postgresql-\([0-9]*\)$/\1/p')
+		major=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/^ *Depends: postgresql-\([0-9]*\)$/\1/p')
+	fi
+	if [ -z "$major" ] && [ "$(id -u)" != 0 ]; then
+		# apt has no lists yet
+		need postgresql postgresql-server-dev-all
+		return
 	fi
 	[ "${major:-0}" -ge 15 ] || die "this system has no PostgreSQL 15 or later (found: ${major:-none})"
-	# installed packages are not named: apt would upgrade them
 	[ -x "/usr/lib/postgresql/$major/bin/postgres" ] || need "postgresql-$major"
 	[ -f "/usr/include/postgresql/$major/server/postgres.h" ] || need "postgresql-server-dev-$major"
 	[ ${#packages[@]} -gt 0 ] || die "PostgreSQL $major is installed, but not complete"
 	[ -z "$modules" ] || need_modules "$major"
+}
+
+if ! have apt-get; then
+	echo "These are missing (by Debian's names):" "${packages[@]}" \
+		"${server:+PostgreSQL 15 or later, with client programs, contrib and development files}" >&2
+	exit 1
 fi
+if [ "$(id -u)" != 0 ]; then
+	[ -z "$server" ] || name_server
+	cat >&2 <<-EOF
+		Packages are missing.  Root can install them:
+
+		    apt-get install ${packages[*]}
+	EOF
+	exit 1
+fi
+
+apt-get update -qq || echo "apt-get update failed; going on with the lists there are" >&2
+[ -z "$server" ] || name_server
+
+upgraded=$(apt-get install -s --no-install-recommends "${packages[@]}" | sed -nE 's/^Inst (postgresql-[0-9]+) \[.*/\1/p')
+[ -z "$upgraded" ] ||
+	die "apt would upgrade ${upgraded//$'\n'/ }, which may be in use; upgrade it, or install ${packages[*]} by hand"
 
 # When a server is installed, Debian creates and starts a database cluster, and it
 # starts services.  We need none of them, so tell Debian not to, and restore its

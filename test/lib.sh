@@ -97,23 +97,27 @@ suites() {
 	esac
 }
 
+# Print the mirror that apt is configured with: that of this release, or, if apt has
+# another name for the release, the first one that is not for security updates.
+debian_mirror() {
+	local codename
+	# shellcheck disable=SC1091
+	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	# shellcheck disable=SC2016  # apt's own variables
+	apt-get indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' |
+		awk -v c="$codename" '$1 == c { print $2; found = 1; exit } !first && !/security/ { first = $2 }
+			END { if (!found && first) print first }'
+}
+
 # private_apt DIR KIND SUITE...: an apt in this directory that knows only these
 # releases of Debian, from the mirror that apt is configured with, and their
 # packages (KIND deb) or sources (deb-src).  Sets APT_OPTIONS for its commands.  The
 # signature is checked; its age is not, because a mirror may lag behind.
 private_apt() {
-	local apt=$1 kind=$2 codename mirror keyring f suite
+	local apt=$1 kind=$2 mirror keyring f suite
 	shift 2
 	command -v apt-get >/dev/null || { echo "Debian's packages can only be fetched with apt"; return 1; }
-
-	# the mirror of this release; if apt has another name for the release, the first
-	# mirror that is not for security updates
-	# shellcheck disable=SC1091
-	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-	# shellcheck disable=SC2016  # apt's own variables
-	mirror=$(apt-get indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' |
-		awk -v c="$codename" '$1 == c { print $2; found = 1; exit } !first && !/security/ { first = $2 }
-			END { if (!found && first) print first }')
+	mirror=$(debian_mirror)
 	[ -n "$mirror" ] || { echo "apt has no mirror configured"; return 1; }
 	for f in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
 		[ -f "$f" ] && keyring=$f && break
@@ -139,6 +143,15 @@ private_apt() {
 
 WORK=
 KEEP_WORK=
+
+# copy_project DIR: copy the project there, without what was built.  Times are kept,
+# so that make rebuilds only what changed.
+copy_project() {
+	mkdir -p "$1"
+	tar -C "$ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
+		--exclude=node_modules --exclude=./bench-results --exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
+		--exclude='./tmp_check*' --exclude='./regression.*' -cf - . | tar -C "$1" --no-same-owner -xf -
+}
 
 # make_workplace [DIR]: with DIR, an earlier workplace there is reused, with its
 # object files, and stays after the run.
@@ -166,16 +179,15 @@ make_workplace() {
 	[ ${#WORK} -le 80 ] || die "the path $WORK is too long for a socket; set TMPDIR to a shorter one"
 
 	mkdir -p "$WORK/src" "$WORK/s" "$WORK/home"
-	# Times are kept, so that make rebuilds only what changed.  Files that were
-	# removed from the project must be removed here too.
+	# files that were removed from the project must be removed here too
 	find "$WORK/src" -type f ! -name '*.o' ! -name '*.so' ! -path '*/unit/bin/*' -delete
-	tar -C "$ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
-		--exclude=node_modules --exclude=./bench-results --exclude=./test/unit/bin --exclude=./results --exclude=./output_iso \
-		--exclude='./tmp_check*' --exclude='./regression.*' -cf - . | tar -C "$WORK/src" --no-same-owner -xf -
+	copy_project "$WORK/src"
 	chmod 700 "$WORK"
 	[ ${#RUN_AS[@]} = 0 ] || chown -R "$user:" "$WORK"
-	"${RUN_AS[@]}" test -x "$WORK/src/test/run.sh" ||
+	"${RUN_AS[@]}" test -r "$WORK/src/test/run.sh" ||
 		die "user $user cannot reach $WORK; set TMPDIR to a directory open to all"
+	test -x "$WORK/src/test/run.sh" ||
+		die "no program can be executed in $WORK (mounted noexec?); set TMPDIR to another directory"
 }
 
 # Run a script of the copy as the user that runs servers.

@@ -1,11 +1,12 @@
 #!/bin/bash
 #
-# run.sh [-c CONFIG] [-w DIR] [-f PG_CONFIG] [PART[:NAME]...]
+# run.sh [-c CONFIG] [-j JOBS] [-w DIR] [-f PG_CONFIG] [PART[:NAME]...]
 #
 # Build the extension for the server of $PG_CONFIG, and test it there.  Parts:
 # unit, regress, isolation, tap; all of them unless some are named.
 #
 #   -c CONFIG     plain, session or shared (may be repeated; default: all three)
+#   -j JOBS       number of TAP tests that run at a time (default: 1)
 #   -w DIR        workplace that is kept, and used again the next time
 #   -f PG_CONFIG  an older server, for the TAP tests that upgrade from one
 #
@@ -15,12 +16,13 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 clean_environment
 
-configs=() parts=() workdir='' from=${APITOKEN_FROM:-}
-while getopts c:w:f: opt; do
+configs=() parts=() workdir='' from=${APITOKEN_FROM:-} jobs=1
+while getopts c:j:w:f: opt; do
 	case $opt in
 		c)
 			case $OPTARG in plain | session | shared) configs+=("$OPTARG") ;; *) die "unknown configuration: $OPTARG" ;; esac
 			;;
+		j) jobs=$OPTARG ;;
 		w) workdir=$OPTARG ;;
 		f) from=$OPTARG ;;
 		*) exit 2 ;;
@@ -31,18 +33,17 @@ shift $((OPTIND - 1))
 for p in "$@"; do
 	case ${p%%:*} in unit | regress | isolation | tap) parts+=("$p") ;; *) die "unknown part: $p" ;; esac
 done
-whole=
-[ ${#parts[@]} -gt 0 ] || { whole=1; parts=(unit regress isolation tap); }
+[ ${#parts[@]} -gt 0 ] || parts=(unit regress isolation tap)
 
 # ---- outside: make the workplace, go on there ---------------------------------
 
 if [ -z "${APITOKEN_WORK:-}" ]; then
 	c=$(find_pg_config) || die "no complete PostgreSQL found by ${PG_CONFIG:-pg_config}; run test/deps.sh"
 	[ "$(pg_major "$c")" -ge 15 ] || die "PostgreSQL 15 or later is required, but $c is $(pg_version "$c")"
-	args=()
+	args=(-j "$jobs")
 	for p in "${configs[@]}"; do args+=(-c "$p"); done
 	[ -z "$from" ] || args+=(-f "$from")
-	[ -n "$whole" ] || args+=("${parts[@]}")
+	args+=("${parts[@]}")
 
 	make_workplace ${workdir:+"$workdir/$(pg_major "$c")"}
 	tests=()
@@ -78,10 +79,10 @@ cd "$src"
 passed=0 failed=0 skipped=0
 limit=${APITOKEN_TIMEOUT:-900} # seconds that one program may take
 
-# score PASSED FAILED SKIPPED LABEL
+# score PASSED FAILED SKIPPED LABEL [SECONDS]
 score() {
 	passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
-	printf '  %-30s %s of %s%s\n' "$4" "$1" "$(($1 + $2))" "$([ "$2" = 0 ] || echo "   FAILED")"
+	printf '  %-30s %s of %s%s%s\n' "$4" "$1" "$(($1 + $2))" "${5:+   $5 s}" "$([ "$2" = 0 ] || echo "   FAILED")"
 }
 fail() { score 0 1 0 "$1"; }
 finish() {
@@ -114,6 +115,7 @@ wanted() {
 }
 files() { find "$1" -maxdepth 1 -name "*.$2" -printf '%f\n' 2>/dev/null | sed "s/\.$2\$//" | sort; }
 asked() { case " ${parts[*]}" in *" $1"*) return 0 ;; *) return 1 ;; esac; }
+asked_whole() { case " ${parts[*]} " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
 # unit tests need nothing but their own files
 if asked regress || asked isolation || asked tap; then
@@ -137,7 +139,7 @@ done
 # tap_file LABEL LOG COMMAND...: run prove on one program, and count its assertions.
 # If the program dies, or does not run the planned number, that is one failure.
 tap_file() {
-	local label=$1 log=$2 rc=0 ok bad part skip=0
+	local label=$1 log=$2 rc=0 ok bad part skip=0 start=$SECONDS
 	shift 2
 	timeout --foreground -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null || rc=$?
 	ok=$(grep -aE '^ok [0-9]+' "$log" | grep -acvE '# *skip' || true)
@@ -153,7 +155,7 @@ tap_file() {
 		printf '  %-30s skipped: %s\n' "$label" "$(sed -nE 's/^.* skipped: //p' "$log")"
 		return
 	fi
-	score "$ok" "$bad" "$part" "$label"
+	score "$ok" "$bad" "$part" "$label" $((SECONDS - start))
 	[ "$part" = 0 ] || sed -nE 's/^ok [0-9]+.*# *skip *(.*)$/    skipped: \1/p' "$log"
 	if [ "$bad" != 0 ]; then
 		[ "$rc" != 124 ] || echo "--- terminated after $limit seconds"
@@ -166,7 +168,7 @@ tap_file() {
 
 if asked unit; then
 	mapfile -t names < <(files test/unit c)
-	[ ${#names[@]} -gt 0 ] || [ -z "$whole" ] || fail "unit: there are no tests"
+	[ ${#names[@]} -gt 0 ] || fail "unit: there are no tests"
 	mapfile -t names < <(wanted unit "${names[@]}")
 	mkdir -p "$WORK/out/unit"
 	for n in "${names[@]}"; do
@@ -195,7 +197,7 @@ unlisted() {
 # passes only if it is reported as passed.  (15 prints 'test x ... ok', 16 and
 # later 'ok 1 - x'; without an expected file, pg_regress stops.)
 run_pg_regress() {
-	local part=$1 program=$2 input=$3 config=$4 out n rc=0 good=0 bad=0 missing=()
+	local part=$1 program=$2 input=$3 config=$4 out n rc=0 good=0 bad=0 missing=() start=$SECONDS
 	shift 4
 	out=$WORK/out/$config/$part
 	rm -rf "$out"
@@ -212,7 +214,7 @@ run_pg_regress() {
 		fi
 	done
 	[ "$rc" = 0 ] || [ "$bad" != 0 ] || bad=1
-	score "$good" "$bad" 0 "$config $part"
+	score "$good" "$bad" 0 "$config $part" $((SECONDS - start))
 	if [ "$bad" != 0 ]; then
 		[ "$rc" != 124 ] || echo "--- terminated after $limit seconds"
 		echo "--- not passed: ${missing[*]}"
@@ -231,11 +233,9 @@ for config in "${configs[@]}"; do
 		mapfile -t regress < <(wanted regress $(variable REGRESS))
 		mapfile -t isolation < <(wanted isolation $(variable ISOLATION))
 	}
-	if [ -n "$whole" ] && [ "$config" = "${configs[0]}" ]; then
-		unlisted regress sql sql REGRESS
-		unlisted isolation test/isolation/specs spec ISOLATION
-		[ ${#regress[@]} -gt 0 ] || fail "regress: there are no tests"
-		[ ${#isolation[@]} -gt 0 ] || fail "isolation: there are no tests"
+	if [ "$config" = "${configs[0]}" ]; then
+		! asked_whole regress || unlisted regress sql sql REGRESS
+		! asked_whole isolation || unlisted isolation test/isolation/specs spec ISOLATION
 	fi
 	[ $((${#regress[@]} + ${#isolation[@]})) -gt 0 ] || break
 
@@ -265,7 +265,7 @@ done
 
 if asked tap; then
 	mapfile -t names < <(files test/t pl)
-	[ ${#names[@]} -gt 0 ] || [ -z "$whole" ] || fail "tap: there are no tests"
+	[ ${#names[@]} -gt 0 ] || fail "tap: there are no tests"
 	mapfile -t names < <(wanted tap "${names[@]}")
 	for n in ${APITOKEN_NPM_FAILED:-}; do
 		fail "npm packages of examples/$n"
@@ -286,14 +286,14 @@ if asked tap; then
 		fi
 	fi
 
-	# what PGXS's prove_installcheck sets, with directories of our own
-	mkdir -p "$WORK/tap"
-	export TESTDIR=$WORK/tap TESTDATADIR=$WORK/tap/tmp_check TESTLOGDIR=$WORK/tap/tmp_check/log
+	# Several may run at a time, each in directories of its own, and with what PGXS's
+	# prove_installcheck sets.  Each prints its block when it has ended.
 	export PG_REGRESS=$pgxs/src/test/regress/pg_regress top_builddir=$WORK PGPORT=65432
-	for n in "${names[@]}"; do
-		rm -rf "$WORK/tap/tmp_check"
-		mkdir -p "$TESTLOGDIR"
-		if ! tap_file "tap $n" "$WORK/tap/$n.log" \
+	run_tap() {
+		local n=$1
+		export TESTDIR=$WORK/tap/$1 TESTDATADIR=$WORK/tap/$1 TESTLOGDIR=$WORK/tap/$1/log
+		passed=0 failed=0 skipped=0
+		if ! tap_file "tap $n" "$TESTDIR/log/$n.log" \
 			prove -v -I "$pgxs/src/test/perl" -I "$src/test/t" "test/t/$n.pl"; then
 			echo "--- the end of its log"
 			tail -n 60 "$TESTLOGDIR/regress_log_$n" 2>/dev/null || true
@@ -301,9 +301,24 @@ if asked tap; then
 		if grep -rE 'terminated by signal (6|11|4|7|8)|PANIC: |TRAP: ' "$TESTLOGDIR" 2>/dev/null; then
 			fail "tap $n: a server crashed"
 		fi
+		echo "$passed $failed $skipped" >"$TESTDIR/totals"
+	}
+	for n in "${names[@]}"; do
+		rm -rf "$WORK/tap/$n"
+		mkdir -p "$WORK/tap/$n/log"
+		while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n || true; done
+		{
+			run_tap "$n" >"$WORK/tap/$n/out" 2>&1
+			flock "$WORK/tap" cat "$WORK/tap/$n/out"
+		} &
+	done
+	wait
+	for n in "${names[@]}"; do
+		read -r p f s <"$WORK/tap/$n/totals" || p=0 f=1 s=0
+		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 	done
 	# a kept workplace keeps the logs, not the clusters
-	find "$WORK/tap/tmp_check" -name pgdata -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find "$WORK/tap" -name pgdata -type d -prune -exec rm -rf {} + 2>/dev/null || true
 fi
 
 finish

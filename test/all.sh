@@ -1,0 +1,28 @@
+#!/bin/bash
+#
+# all.sh: run all tests, with one total: those of `make test`, the examples, the
+# rest on this server, and all but the examples on the other majors.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=test/lib.sh
+. test/lib.sh
+
+outermost=
+if [ -z "${APITOKEN_TOTALS:-}" ]; then
+	outermost=1
+	APITOKEN_TOTALS=$(mktemp "${TMPDIR:-/tmp}/apitoken-totals.XXXXXX")
+	export APITOKEN_TOTALS
+	trap 'rm -f "$APITOKEN_TOTALS"' EXIT
+fi
+test/deps.sh build test examples matrix || exit
+mapfile -t others < <(make -s print-TAP_CORE print-TAP_MORE | xargs printf 'tap:%s\n')
+
+part "make test" make --no-print-directory test
+part "the examples" make --no-print-directory test-examples
+part "the rest" make --no-print-directory test-more
+part "other majors" test/matrix.sh 16 17 18 -- -c plain -c shared unit regress isolation "${others[@]}"
+# a release candidate
+part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared regress isolation
+
+[ -z "$outermost" ] || totals_line "$APITOKEN_TOTALS"
+totals_good "$APITOKEN_TOTALS"
