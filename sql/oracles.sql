@@ -42,6 +42,9 @@ SELECT count(apitoken.revoke_token(id, label)) FROM apitoken.tokens WHERE label 
 SELECT count((apitoken.regenerate_token(id, '1 hour')).id) FROM apitoken.tokens WHERE label LIKE 'label 2_';
 UPDATE apitoken.token_usage SET last_used_at = now() - random() * interval '1 day', accepted = 1000 * random(), refused = 1000 * random(), last_used_from = '192.0.2.7';
 INSERT INTO apitoken.token_usage_daily SELECT id, current_date - n, n * 7, n * 5 FROM apitoken.tokens, generate_series(1, 3) n;
+-- hidden values that are stored outside of their rows
+ALTER TABLE apitoken_internal.token_records ALTER metadata SET STORAGE EXTERNAL;
+UPDATE apitoken.tokens SET metadata = jsonb_build_object('long', repeat('x', 20000)) WHERE label IN ('label 43', 'label 44');
 -- a token whose text is known with another secret: unknown is answered for the id
 SELECT token AS old, id AS old_id FROM apitoken.create_token('old', organization_id => 'org1') \gset
 SELECT id IS NOT NULL AS regenerated FROM apitoken.regenerate_token(:'old_id');
@@ -86,8 +89,14 @@ FROM (SELECT a.attrelid::regclass::text AS relation, a.attname, format_type(a.at
 		('rows removed', 'SELECT %2$I FROM %1$s ORDER BY %2$I LIMIT 1'),
 		('rows removed', 'SELECT count(*) FROM (VALUES (%3$L::%4$s)) v (v) JOIN %1$s t ON t.%2$I = v.v'),
 		('rows removed', 'SELECT count(*) FROM %1$s WHERE %2$I = %3$L OR %2$I = ANY (ARRAY[%3$L::%4$s])'),
-		('error', 'WITH x AS MATERIALIZED (SELECT set_config(''apitoken.user_id'', ''zz'', true)) SELECT count(*) FROM x, %1$s WHERE %2$I = ANY (ARRAY[%3$L::%4$s])')) q (kind, query)
+		('error', 'WITH x AS MATERIALIZED (SELECT set_config(''apitoken.user_id'', ''zz'', true)) SELECT count(*) FROM x, %1$s WHERE %2$I = ANY (ARRAY[%3$L::%4$s])'),
+		('union', 'SELECT count(*) FROM (SELECT %2$I FROM %1$s UNION ALL SELECT %2$I FROM %1$s) u WHERE %2$I = ANY (ARRAY[%3$L::%4$s])'),
+		('union', 'WITH x AS MATERIALIZED (SELECT set_config(''apitoken.user_id'', ''zz'', true) s) SELECT count(*) FROM x, (SELECT %2$I FROM %1$s UNION ALL SELECT %2$I FROM %1$s) u WHERE s <> '''' AND %2$I = ANY (ARRAY[%3$L::%4$s])')) q (kind, query)
 WHERE value IS NOT NULL;
+-- views and functions have no samples
+INSERT INTO oracle.probe (relation, kind, query)
+SELECT relation, 'sample', replace(query, relation, relation || ' TABLESAMPLE SYSTEM (100)') FROM oracle.probe
+WHERE kind = 'filter order' AND query LIKE '%> ANY%' AND relation NOT IN ('apitoken.tokens', 'apitoken.members');
 -- two columns of one index, and functions that get the id of a token
 INSERT INTO oracle.probe (relation, kind, query)
 SELECT 'apitoken_internal.token_records', 'rows removed', format(query, 'org5', 'label 4', id)
@@ -100,14 +109,17 @@ WHERE organization_id = 'org5' AND label = 'label 4';
 INSERT INTO oracle.probe (relation, kind, query)
 SELECT 'functions', 'index counters', format(query, :'old', id)
 FROM apitoken.tokens, (VALUES ('SELECT apitoken.verify(%1$L)'), ('SELECT apitoken.authenticate(%1$L)'), ('SELECT apitoken.introspect(%1$L)'), ('SELECT apitoken.revoke_by_token(%1$L)'),
-	('SELECT apitoken.revoke_token(%2$L)'), ('SELECT apitoken.regenerate_token(%2$L)'), ('SELECT count(*) FROM apitoken.list_tokens(before_id => %2$L)')) q (query)
-WHERE label IN ('old', 'label 44');
+	('SELECT apitoken.revoke_token(%2$L)'), ('SELECT apitoken.regenerate_token(%2$L)'),
+	('SELECT apitoken.revoke_tokens(organization_id => ''org5'')'), ('SELECT apitoken.revoke_tokens(user_id => ''user9'')'),
+	('SELECT count(*) FROM apitoken.list_tokens(before_id => %2$L)')) q (query)
+WHERE label IN ('old', 'label 44', 'label 45');
 
 --
 -- What a caller gets of a statement.
 --
 CREATE TABLE oracle.counted AS SELECT c.oid::regclass AS name, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-	WHERE relkind IN ('r', 'i') AND nspname LIKE 'apitoken%' AND relname <> 'roles_pkey';	-- sessions remember roles
+	WHERE relkind IN ('r', 'i') AND nspname LIKE 'apitoken%' AND relname <> 'roles_pkey'	-- sessions remember roles
+	OR c.oid IN (SELECT unnest(ARRAY[reltoastrelid, indexrelid]) FROM pg_class t JOIN pg_index i ON i.indrelid = reltoastrelid WHERE t.relnamespace::regnamespace::text LIKE 'apitoken%');
 GRANT SELECT ON oracle.counted TO PUBLIC;
 CREATE FUNCTION oracle.seen(query text, tables oid[]) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -115,7 +127,7 @@ DECLARE
 	answer text := '';
 	before bigint[];
 	after bigint[];
-	counters text := 'SELECT array_agg(pg_stat_get_xact_numscans(t) * 1000000 + pg_stat_get_xact_tuples_returned(t) * 1000 + pg_stat_get_xact_tuples_fetched(t)) FROM unnest($1) t';
+	counters text := 'SELECT array_agg(pg_stat_get_xact_numscans(t) * 1000000000 + pg_stat_get_xact_blocks_fetched(t) * 1000000 + pg_stat_get_xact_tuples_returned(t) * 1000 + pg_stat_get_xact_tuples_fetched(t)) FROM unnest($1) t';
 BEGIN
 	EXECUTE counters USING tables INTO before;
 	BEGIN
@@ -137,7 +149,7 @@ GRANT INSERT ON oracle.answer TO PUBLIC;
 
 -- Runs all statements as each caller, with the planner's usual choice of scans and with others.
 CREATE TABLE oracle.planner (name text, settings text[]);
-INSERT INTO oracle.planner VALUES ('usual', '{}'), ('index scans', '{enable_seqscan,enable_bitmapscan}');
+INSERT INTO oracle.planner VALUES ('usual', '{}'), ('index scans', '{enable_seqscan,enable_bitmapscan}'), ('free operators', '{enable_indexscan,enable_bitmapscan}');
 GRANT SELECT ON oracle.planner TO PUBLIC;
 CREATE FUNCTION oracle.run(world int, caller text, identity text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -147,8 +159,10 @@ BEGIN
 	IF identity IS NOT NULL THEN
 		EXECUTE identity;
 	END IF;
-	FOR p IN SELECT name, settings FROM oracle.planner WHERE caller = 'member' OR (caller = 'anonymous') = (name = 'index scans') LOOP
-		PERFORM set_config('enable_seqscan', 'on', true), set_config('enable_bitmapscan', 'on', true);
+	FOR p IN SELECT name, settings FROM oracle.planner WHERE caller = 'member' OR (caller = 'anonymous') = (name <> 'usual') LOOP
+		PERFORM set_config('enable_seqscan', 'on', true), set_config('enable_indexscan', 'on', true), set_config('enable_bitmapscan', 'on', true);
+		-- the least number above 0: a condition with one operator costs 0
+		PERFORM set_config('cpu_operator_cost', CASE p.name WHEN 'free operators' THEN '0x1p-1074' ELSE '0.0025' END, true);
 		FOREACH s IN ARRAY p.settings LOOP
 			PERFORM set_config(s, 'off', true);
 		END LOOP;

@@ -55,7 +55,7 @@ inside() {
 		exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root "$@"' \
 		inside "$root" "$cache/archives" "$@"
 }
-as_root() { inside "$machine/root" bash -c "$1"; }
+as_root() { inside "$machine/root" bash -c "cd; $1"; }
 as_user() { inside "$machine/root" su -l somebody -c "$1"; }
 install_there() { inside "$1" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${@:2}" >/dev/null; }
 
@@ -190,7 +190,7 @@ for c in "${cases[@]}"; do
 	else
 		failed=$((failed + 1))
 		printf '  %-30s FAILED\n' "$c"
-		tail -n 100 "$log" "$cache/${name%-*}-a.log" 2>/dev/null
+		tail -n 100 "$log"
 	fi
 done
 

@@ -68,6 +68,17 @@
 #define APITOKEN_JUMBLE JumbleState
 #endif
 
+/* planner_hook knows in 19 whether it plans for EXPLAIN. */
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_PLANNER_PARAMETERS \
+	Query *parse, const char *query_string, int cursor_options, ParamListInfo parameters, struct ExplainState *es
+#define COMPAT_PLANNER_ARGUMENTS parse, query_string, cursor_options, parameters, es
+#else
+#define COMPAT_PLANNER_PARAMETERS \
+	Query *parse, const char *query_string, int cursor_options, ParamListInfo parameters
+#define COMPAT_PLANNER_ARGUMENTS parse, query_string, cursor_options, parameters
+#endif
+
 /* CLUSTER is a kind of REPACK in 19. */
 #if PG_VERSION_NUM >= 190000
 #define APITOKEN_CLUSTER_STATEMENT T_RepackStmt
@@ -192,42 +203,35 @@ compat_primary_key(Relation relation)
 #endif
 }
 
-/* The rows that this transaction has read by an index, as the statistics views count them. */
-typedef struct CompatRowCounts
-{
-	PgStat_Counter returned;
-	PgStat_Counter fetched;
-} CompatRowCounts;
-
+/* What this transaction has read of a relation, as the statistics views count it. */
 #if PG_VERSION_NUM >= 160000
-#define COMPAT_ROWS_RETURNED counts.tuples_returned
-#define COMPAT_ROWS_FETCHED counts.tuples_fetched
+#define COMPAT_COUNTS(relation) (&(relation)->pgstat_info->counts)
+#define COMPAT_COUNT(name) name
+typedef PgStat_TableCounts CompatCounts;
 #else
-#define COMPAT_ROWS_RETURNED t_counts.t_tuples_returned
-#define COMPAT_ROWS_FETCHED t_counts.t_tuples_fetched
+#define COMPAT_COUNTS(relation) (&(relation)->pgstat_info->t_counts)
+#define COMPAT_COUNT(name) t_##name
+typedef PgStat_TableCounts CompatCounts;
 #endif
 
-static inline CompatRowCounts
-compat_row_counts(Relation index)
+static inline CompatCounts
+compat_counts(Relation relation)
 {
-	CompatRowCounts counts = {0, 0};
+	CompatCounts none = {0};
 
-	if (index->pgstat_info != NULL)
-	{
-		counts.returned = index->pgstat_info->COMPAT_ROWS_RETURNED;
-		counts.fetched = index->pgstat_info->COMPAT_ROWS_FETCHED;
-	}
-	return counts;
+	return relation->pgstat_info != NULL ? *COMPAT_COUNTS(relation) : none;
 }
 
+/* Reset what was read to what it was, but not the number of scans. */
 static inline void
-compat_set_row_counts(Relation index, CompatRowCounts counts)
+compat_forget_reading(Relation relation, const CompatCounts *before)
 {
-	if (index->pgstat_info != NULL)
-	{
-		index->pgstat_info->COMPAT_ROWS_RETURNED = counts.returned;
-		index->pgstat_info->COMPAT_ROWS_FETCHED = counts.fetched;
-	}
+	if (relation->pgstat_info == NULL)
+		return;
+	COMPAT_COUNTS(relation)->COMPAT_COUNT(tuples_returned) = before->COMPAT_COUNT(tuples_returned);
+	COMPAT_COUNTS(relation)->COMPAT_COUNT(tuples_fetched) = before->COMPAT_COUNT(tuples_fetched);
+	COMPAT_COUNTS(relation)->COMPAT_COUNT(blocks_fetched) = before->COMPAT_COUNT(blocks_fetched);
+	COMPAT_COUNTS(relation)->COMPAT_COUNT(blocks_hit) = before->COMPAT_COUNT(blocks_hit);
 }
 
 #if PG_VERSION_NUM < 160000

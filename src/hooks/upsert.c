@@ -5,34 +5,28 @@
  * The insert trigger refuses a label that is in use, with an error that names the
  * token which has it, before the server looks for a conflict.  So ON CONFLICT
  * could not do what it says.  It could not return the text of the existing token
- * either.  This hook sees the clause, which a trigger does not.
+ * either.  This hook sees the clause, which a trigger does not.  The planner gets
+ * the statement after views and rules have been applied, so the view tokens is the
+ * target even if the statement names another view of it.
  */
 #include "postgres.h"
 
 #include "catalog/namespace.h"
 #include "nodes/parsenodes.h"
-#include "parser/analyze.h"
+#include "optimizer/planner.h"
 #include "parser/parsetree.h"
 #include "utils/lsyscache.h"
 
+#include "base/compat.h"
 #include "hooks/hooks.h"
 
-static post_parse_analyze_hook_type previous_parsed = NULL;
+static planner_hook_type previous_planner = NULL;
 
 static void
-refuse_upsert(Query *query)
+refuse_upsert(const Query *query)
 {
 	ListCell   *lc;
 
-	/* statements that are run by others are analyzed with them */
-	if (query->utilityStmt != NULL && IsA(query->utilityStmt, ExplainStmt))
-	{
-		Node	   *explained = ((ExplainStmt *) query->utilityStmt)->query;
-
-		if (explained != NULL && IsA(explained, Query))
-			refuse_upsert((Query *) explained);
-		return;
-	}
 	foreach(lc, query->cteList)
 	{
 		Node	   *common = ((CommonTableExpr *) lfirst(lc))->ctequery;
@@ -50,17 +44,16 @@ refuse_upsert(Query *query)
 				 errhint("Use INSERT or create_token().  If the label is in use (23505), use UPDATE or regenerate_token() on the token that has it.")));
 }
 
-static void
-upsert_parsed(ParseState *pstate, Query *query, APITOKEN_JUMBLE *jumble)
+static PlannedStmt *
+plan_without_upsert(COMPAT_PLANNER_PARAMETERS)
 {
-	refuse_upsert(query);
-	if (previous_parsed)
-		previous_parsed(pstate, query, jumble);
+	refuse_upsert(parse);
+	return (previous_planner ? previous_planner : standard_planner) (COMPAT_PLANNER_ARGUMENTS);
 }
 
 void
 apitoken_upsert_init(void)
 {
-	previous_parsed = post_parse_analyze_hook;
-	post_parse_analyze_hook = upsert_parsed;
+	previous_planner = planner_hook;
+	planner_hook = plan_without_upsert;
 }

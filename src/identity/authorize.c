@@ -118,6 +118,7 @@ apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenReco
 
 	if (found && apitoken_may_manage(record, permission))
 	{
+		apitoken_complete_token(snapshot, record);
 		UnregisterSnapshot(snapshot);
 		return;
 	}

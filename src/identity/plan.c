@@ -5,11 +5,11 @@
  * A policy is a call of a function, not an expression of operators, for three
  * reasons:
  *
- *	- Its cost is 0, so that it is evaluated before the conditions of the query.
- *	  The planner puts a cheap leakproof condition of the query before a policy
- *	  that costs more.  It would then be visible whether the policy was evaluated,
- *	  which tells whether a row that the caller may not see satisfies the
- *	  condition.
+ *	- Its cost is 0.  The planner puts a leakproof condition of the query before a
+ *	  policy that costs more.  It would then be visible whether the policy was
+ *	  evaluated, which tells whether a row that the caller may not see satisfies
+ *	  the condition.  At equal cost, conditions keep their order, and a hook puts
+ *	  the policies first.
  *	- It is equivalent to an index condition: the caller sees the rows of certain
  *	  owners.  A scan with this condition reads only rows that the caller sees.
  *	- If the query names an owner, the caller mostly sees all rows of this owner.
@@ -19,7 +19,7 @@
  * A scan may also use an index for a condition of the query, and let the policy
  * remove rows afterwards.  EXPLAIN ANALYZE and the statistics views show how
  * many rows were removed, and so how many rows of other tenants satisfy the
- * condition.  Therefore a hook replaces the paths of tables with these policies
+ * condition.  Therefore the hook replaces the paths of tables with these policies
  * by paths that read either all rows or only rows that the caller sees.
  */
 #include "postgres.h"
@@ -339,6 +339,29 @@ calls_policy(Node *node, void *support)
 	return expression_tree_walker(node, calls_policy, support);
 }
 
+/*
+ * The same conditions, policies first.  In a member of a UNION ALL, the planner has
+ * the conditions of the outer query before the policies.
+ */
+static List *
+policies_first(List *restrictions, Oid support)
+{
+	List	   *policies = NIL;
+	List	   *others = NIL;
+	ListCell   *lc;
+
+	foreach(lc, restrictions)
+	{
+		RestrictInfo *restriction = lfirst(lc);
+
+		if (calls_policy((Node *) restriction->clause, &support))
+			policies = lappend(policies, restriction);
+		else
+			others = lappend(others, restriction);
+	}
+	return list_concat(policies, others);
+}
+
 /* Does a policy give a condition on the first column of this index? */
 static bool
 is_limited(PlannerInfo *root, IndexOptInfo *index, List *policies)
@@ -426,10 +449,19 @@ plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	if (previous_pathlist)
 		previous_pathlist(root, rel, rti, rte);
 	if (rte->rtekind != RTE_RELATION || rte->relkind != RELKIND_RELATION || rte->securityQuals == NIL ||
-		rte->inh || rte->tablesample != NULL || IS_DUMMY_REL(rel))
+		IS_DUMMY_REL(rel))
 		return;
 	support = apitoken_find_function("apitoken_internal", "policy_support", 1, support_arguments);
 	if (!OidIsValid(support))
+		return;
+	rel->baserestrictinfo = policies_first(rel->baserestrictinfo, support);
+	foreach(lc, rel->indexlist)
+	{
+		IndexOptInfo *index = lfirst(lc);
+
+		index->indrestrictinfo = policies_first(index->indrestrictinfo, support);
+	}
+	if (rte->inh || rte->tablesample != NULL)
 		return;
 	foreach(lc, rel->baserestrictinfo)
 	{

@@ -248,13 +248,19 @@ manages_owner_of_token(const Managed *managed, const ApitokenOwner *owner)
 }
 
 static bool
+manages_nothing(const Managed *managed)
+{
+	return managed->count == 0 && managed->user_id == NULL;
+}
+
+static bool
 look_up(Managed *managed, const pg_uuid_t *id)
 {
 	Snapshot	snapshot;
 	ApitokenOwner owner;
 	bool		manages;
 
-	if (managed->count == 0 && managed->user_id == NULL)
+	if (manages_nothing(managed))
 		return false;
 	snapshot = apitoken_latest_snapshot();
 	manages = apitoken_fetch_owner(snapshot, id, &owner) && manages_owner_of_token(managed, &owner);
@@ -309,11 +315,15 @@ Datum
 apitoken_managed_token_of_events(PG_FUNCTION_ARGS)
 {
 	Managed    *managed = get_managed(PG_GETARG_ARRAYTYPE_P(1));
-	Snapshot	snapshot = apitoken_latest_snapshot();
+	Snapshot	snapshot;
 	ApitokenOwner owner;
-	bool		manages = apitoken_fetch_owner_of_events(snapshot, PG_GETARG_UUID_P(0), &owner) &&
-		manages_owner_of_token(managed, &owner);
+	bool		manages;
 
+	if (manages_nothing(managed))
+		PG_RETURN_NULL();
+	snapshot = apitoken_latest_snapshot();
+	manages = apitoken_fetch_owner_of_events(snapshot, PG_GETARG_UUID_P(0), &owner) &&
+		manages_owner_of_token(managed, &owner);
 	UnregisterSnapshot(snapshot);
 	if (!manages)
 		PG_RETURN_NULL();
@@ -449,16 +459,11 @@ apitoken_read_members(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	const Managed *managed = get_managed(NULL);
 	Snapshot	snapshot = apitoken_latest_snapshot();
-	List	   *organizations = NIL;
-	ListCell   *lc;
 
-	/* a copy, because the cache may be cleared when an invalidation arrives */
-	for (int i = 0; i < managed->count; i++)
-		organizations = lappend(organizations, TextDatumGetCString(managed->ids[i]));
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	foreach(lc, organizations)
+	for (int i = 0; i < managed->count; i++)
 	{
-		List	   *members = apitoken_fetch_members(snapshot, lfirst(lc));
+		List	   *members = apitoken_fetch_members(snapshot, TextDatumGetCString(managed->ids[i]));
 		ListCell   *lm;
 
 		foreach(lm, members)

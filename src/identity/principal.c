@@ -24,19 +24,6 @@ everything(void)
 }
 
 static bool
-contains_string(List *strings, const char *string)
-{
-	ListCell   *lc;
-
-	foreach(lc, strings)
-	{
-		if (strcmp(lfirst(lc), string) == 0)
-			return true;
-	}
-	return false;
-}
-
-static bool
 is_direct(const ApitokenPrincipal *principal)
 {
 	return principal->source == APITOKEN_SOURCE_USER;
@@ -264,13 +251,13 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 		bool		suspended;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!contains_string(checked_roles, membership->role))
+		if (!apitoken_strings_contain(checked_roles, membership->role))
 		{
 			checked_roles = lappend(checked_roles, membership->role);
 			if (role_allows_any(principal, membership->role, permissions))
 				allowing_roles = lappend(allowing_roles, membership->role);
 		}
-		if (contains_string(allowing_roles, membership->role) &&
+		if (apitoken_strings_contain(allowing_roles, membership->role) &&
 			apitoken_fetch_organization(snapshot, membership->organization_id, &suspended) &&
 			(!suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
 			organizations = lappend(organizations, membership->organization_id);

@@ -91,7 +91,10 @@ find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapsh
 
 	if (found && secret_is_right(text, length, &verification->record, verification->at,
 								 &verification->secret_ends_at))
+	{
+		apitoken_complete_token(snapshot, &verification->record);
 		return true;
+	}
 	if (!found)
 	{
 		apitoken_decoy_digest(text, length);

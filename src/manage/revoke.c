@@ -100,6 +100,8 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	List	   *permissions = list_make1("token:delete");
 	List	   *organizations = NIL;
 	const char *user_id = NULL;
+	const char *wanted[3] = {NULL, NULL, NULL};
+	bool		bypasses = apitoken_bypasses_rls();
 	Datum		values[8];
 	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
@@ -111,14 +113,34 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	/* an id in another spelling would match nothing, and no token would be revoked */
 	for (int i = 0; i < 3; i++)
 	{
-		if (!PG_ARGISNULL(i))
-			apitoken_check_id(i == 0 ? "organization" : "user", text_to_cstring(PG_GETARG_TEXT_PP(i)));
+		if (PG_ARGISNULL(i))
+			continue;
+		wanted[i] = text_to_cstring(PG_GETARG_TEXT_PP(i));
+		apitoken_check_id(i == 0 ? "organization" : "user", wanted[i]);
 	}
 	if (principal != NULL)
 	{
 		organizations = apitoken_organizations_where(principal, permissions);
 		user_id = apitoken_manageable_user(principal, permissions);
 	}
+	/*
+	 * The statement runs as the tables' owner, and counts in the caller's
+	 * statistics.  So it must not look for owners of whom the caller may revoke
+	 * nothing.
+	 */
+	if (wanted[0] != NULL)
+	{
+		organizations = apitoken_strings_contain(organizations, wanted[0]) ? list_make1(unconstify(char *, wanted[0])) : NIL;
+		user_id = NULL;
+	}
+	if (wanted[1] != NULL)
+	{
+		organizations = NIL;
+		if (user_id != NULL && strcmp(user_id, wanted[1]) != 0)
+			user_id = NULL;
+	}
+	if (!bypasses && organizations == NIL && user_id == NULL)
+		PG_RETURN_INT64(0);
 	values[0] = acting_user(&nulls[0]);
 	values[1] = reason_argument(fcinfo, 3, &nulls[1]);
 	for (int i = 0; i < 3; i++)
@@ -126,7 +148,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 		values[2 + i] = PG_GETARG_DATUM(i);
 		nulls[2 + i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
-	values[5] = BoolGetDatum(apitoken_bypasses_rls());
+	values[5] = BoolGetDatum(bypasses);
 	values[6] = PointerGetDatum(apitoken_strings_to_array(organizations));
 	if (user_id == NULL)
 		nulls[7] = 'n';

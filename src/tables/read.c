@@ -24,6 +24,7 @@
 #include "access/relscan.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
+#include "executor/instrument.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -62,7 +63,10 @@ typedef struct Lookup
 	HeapTuple	tuple;
 	const Datum *values;
 	const bool *nulls;
-	CompatRowCounts counts;		/* before the lookup */
+	/* before the lookup */
+	CompatCounts table_counts;
+	CompatCounts index_counts;
+	BufferUsage buffers;
 } Lookup;
 
 /*
@@ -89,9 +93,11 @@ begin_lookup(Lookup *lookup, ApitokenTable table, const char *index_name,
 		index = get_relname_relid(index_name, RelationGetNamespace(relation));
 
 	lookup->relation = relation;
+	lookup->buffers = pgBufferUsage;
 	lookup->scan = systable_beginscan(relation, index, OidIsValid(index), snapshot, nkeys, keys);
+	lookup->table_counts = compat_counts(relation);
 	if (lookup->scan->irel != NULL)
-		lookup->counts = compat_row_counts(lookup->scan->irel);
+		lookup->index_counts = compat_counts(lookup->scan->irel);
 }
 
 /* Fetch the next row, with the columns up to "last".  Returns false at the end. */
@@ -111,16 +117,19 @@ next_row(Lookup *lookup, AttrNumber last)
 }
 
 /*
- * Everybody may see in the statistics views how many rows their own transaction
- * has read.  The views count a lookup, but not whether it found a row, because
- * that would tell whether a token exists that the caller may not see.
+ * Everybody may see in the statistics views and in EXPLAIN (BUFFERS) what their own
+ * transaction has read.  The views count a lookup, but not the rows and blocks that
+ * it has read, because that would tell whether a token exists that the caller may
+ * not see.
  */
 static void
 end_lookup(Lookup *lookup)
 {
 	if (lookup->scan->irel != NULL)
-		compat_set_row_counts(lookup->scan->irel, lookup->counts);
+		compat_forget_reading(lookup->scan->irel, &lookup->index_counts);
+	compat_forget_reading(lookup->relation, &lookup->table_counts);
 	systable_endscan(lookup->scan);
+	pgBufferUsage = lookup->buffers;
 	relation_close(lookup->relation, AccessShareLock);
 }
 
@@ -155,29 +164,47 @@ digest_at(const Datum *values, AttrNumber attribute, uint8 digest[APITOKEN_DIGES
 	memcpy(digest, VARDATA_ANY(stored), APITOKEN_DIGEST_LENGTH);
 }
 
+/* Is this value stored outside of the row? */
+static bool
+is_outside(const Datum *values, const bool *nulls, AttrNumber attribute)
+{
+	return !nulls[attribute - 1] && VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(values[attribute - 1]));
+}
+
+/*
+ * Without `whole`, long values are left out that may be stored outside of the row,
+ * if one of them is.
+ */
 static void
-record_from_values(const Datum *values, const bool *nulls, ApitokenRecord *record)
+record_from_values(const Datum *values, const bool *nulls, bool whole, ApitokenRecord *record)
 {
 	char	   *access;
 
 	memset(record, 0, sizeof(*record));
+	record->whole = whole || !(is_outside(values, nulls, Anum_token_records_label) ||
+							   is_outside(values, nulls, Anum_token_records_permissions) ||
+							   is_outside(values, nulls, Anum_token_records_allowed_networks) ||
+							   is_outside(values, nulls, Anum_token_records_metadata));
 	if (!nulls[Anum_token_records_id - 1])
 		record->id = *DatumGetUUIDP(values[Anum_token_records_id - 1]);
 	record->organization_id = text_at(values, nulls, Anum_token_records_organization_id);
 	record->user_id = text_at(values, nulls, Anum_token_records_user_id);
 	record->kind = record->organization_id != NULL ? APITOKEN_ORGANIZATION : APITOKEN_USER;
-	record->label = text_at(values, nulls, Anum_token_records_label);
 	record->role = text_at(values, nulls, Anum_token_records_role);
 	access = text_at(values, nulls, Anum_token_records_access);
 	record->access = access != NULL ? apitoken_access_from_text(access) : APITOKEN_FULL;
-	if (!nulls[Anum_token_records_permissions - 1])
-		record->permissions = apitoken_strings_from_array(DatumGetArrayTypeP(values[Anum_token_records_permissions - 1]));
-	if (!nulls[Anum_token_records_allowed_networks - 1])
-		record->allowed_networks = DatumGetArrayTypePCopy(values[Anum_token_records_allowed_networks - 1]);
+	if (record->whole)
+	{
+		record->label = text_at(values, nulls, Anum_token_records_label);
+		if (!nulls[Anum_token_records_permissions - 1])
+			record->permissions = apitoken_strings_from_array(DatumGetArrayTypeP(values[Anum_token_records_permissions - 1]));
+		if (!nulls[Anum_token_records_allowed_networks - 1])
+			record->allowed_networks = DatumGetArrayTypePCopy(values[Anum_token_records_allowed_networks - 1]);
+		if (!nulls[Anum_token_records_metadata - 1])
+			record->metadata = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[Anum_token_records_metadata - 1]));
+	}
 	if (!nulls[Anum_token_records_rate_limit_per_minute - 1])
 		record->rate_limit = DatumGetInt32(values[Anum_token_records_rate_limit_per_minute - 1]);
-	if (!nulls[Anum_token_records_metadata - 1])
-		record->metadata = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[Anum_token_records_metadata - 1]));
 	record->masked = text_at(values, nulls, Anum_token_records_masked);
 	record->created_at = timestamp_at(values, nulls, Anum_token_records_created_at, DT_NOBEGIN);
 	record->expires_at = timestamp_at(values, nulls, Anum_token_records_expires_at, DT_NOEND);
@@ -204,7 +231,7 @@ apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord
 	bool	   *nulls = palloc(descriptor->natts * sizeof(bool));
 
 	heap_deform_tuple(tuple, descriptor, values, nulls);
-	record_from_values(values, nulls, record);
+	record_from_values(values, nulls, true, record);
 	pfree(values);
 	pfree(nulls);
 }
@@ -223,23 +250,41 @@ begin_token_lookup(Lookup *lookup, StrategyNumber strategy, RegProcedure operato
 }
 
 static bool
-finish_token_lookup(Lookup *lookup, ApitokenRecord *record)
+fetch_record(Snapshot snapshot, const pg_uuid_t *id, bool whole, ApitokenRecord *record)
 {
-	bool		found = next_row(lookup, RECORD_COLUMNS);
+	Lookup		lookup;
+	bool		found;
 
+	begin_token_lookup(&lookup, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
+	found = next_row(&lookup, RECORD_COLUMNS);
 	if (found)
-		record_from_values(lookup->values, lookup->nulls, record);
-	end_lookup(lookup);
+		record_from_values(lookup.values, lookup.nulls, whole, record);
+	end_lookup(&lookup);
 	return found;
 }
 
+/*
+ * Fetch a token.  Call apitoken_complete_token() as soon as it is known that the
+ * caller may see it: long values are read from another table, and everybody sees
+ * that in the statistics of their transaction.
+ */
 bool
 apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record)
 {
-	Lookup		lookup;
+	return fetch_record(snapshot, id, false, record);
+}
 
-	begin_token_lookup(&lookup, BTEqualStrategyNumber, F_UUID_EQ, snapshot, id);
-	return finish_token_lookup(&lookup, record);
+/* The same snapshot shows the same row. */
+void
+apitoken_complete_token(Snapshot snapshot, ApitokenRecord *record)
+{
+	pg_uuid_t	id = record->id;
+
+	if (!record->whole && !fetch_record(snapshot, &id, true, record))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("token cannot be read a second time"),
+				 errhint("Run REINDEX TABLE apitoken_internal.token_records.")));
 }
 
 /* Read the owner from these columns.  Returns false if both are null. */
@@ -314,24 +359,28 @@ apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *i
 
 /*
  * Do decoy work, so that the response time does not reveal whether a token with
- * this id exists.  Every refused verification finds the next id in the index.  If
+ * this id exists.  Every refused verification finds another id in the index: the
+ * greatest that is not greater, because there is none above the newest token.  If
  * the verification has not read a row (read_row), this also reads the row found.
  */
 void
 apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row)
 {
 	Lookup		lookup;
+	TupleTableSlot *slot;
 	ApitokenRecord decoy;
 
-	begin_token_lookup(&lookup, BTGreaterEqualStrategyNumber, F_UUID_GE, snapshot, id);
-	if (read_row)
-		(void) finish_token_lookup(&lookup, &decoy);
-	else
+	begin_token_lookup(&lookup, BTLessEqualStrategyNumber, F_UUID_LE, snapshot, id);
+	slot = lookup.scan->slot;
+	/* without the index, each lookup reads the whole table anyway */
+	if (lookup.scan->iscan != NULL && !read_row)
+		(void) index_getnext_tid(lookup.scan->iscan, BackwardScanDirection);
+	else if (lookup.scan->iscan != NULL && index_getnext_slot(lookup.scan->iscan, BackwardScanDirection, slot))
 	{
-		if (lookup.scan->iscan != NULL)
-			(void) index_getnext_tid(lookup.scan->iscan, ForwardScanDirection);
-		end_lookup(&lookup);
+		slot_getsomeattrs(slot, RECORD_COLUMNS);
+		record_from_values(slot->tts_values, slot->tts_isnull, false, &decoy);
 	}
+	end_lookup(&lookup);
 }
 
 /* Fetch the token that has the same owner and label as "like", and is not revoked. */
@@ -355,7 +404,7 @@ apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenReco
 	{
 		found = next_row(&lookup, RECORD_COLUMNS);
 		if (found)
-			record_from_values(lookup.values, lookup.nulls, record);
+			record_from_values(lookup.values, lookup.nulls, true, record);
 	} while (found && record->revoked);
 	end_lookup(&lookup);
 	return found;

@@ -65,6 +65,8 @@ typedef struct ApitokenRecord
 	TimestampTz previous_expires_at;	/* DT_NOBEGIN if there is no previous digest */
 	int16		previous_digest_scheme;
 	uint8		previous_digest[APITOKEN_DIGEST_LENGTH];
+	/* If false, label, permissions, allowed_networks and metadata are not read yet. */
+	bool		whole;
 } ApitokenRecord;
 
 typedef struct ApitokenUserRow
@@ -99,6 +101,7 @@ typedef struct ApitokenOwner
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
+extern void apitoken_complete_token(Snapshot snapshot, ApitokenRecord *record);
 extern bool apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, ApitokenOwner *owner);
 extern bool apitoken_fetch_owner_of_events(Snapshot snapshot, const pg_uuid_t *token_id, ApitokenOwner *owner);
 extern int	apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max);

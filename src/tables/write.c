@@ -109,8 +109,9 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	/*
 	 * $6 is true if the caller bypasses the policies.  Otherwise the caller may
-	 * revoke the tokens of organizations $7 and of user $8.  The rows are locked
-	 * in the order of their ids, so that two such statements do not deadlock.
+	 * revoke the tokens of organizations $7 and of user $8, and by an index only
+	 * those are read.  The rows are locked in the order of their ids, so that two
+	 * such statements do not deadlock.
 	 */
 	[APITOKEN_REVOKE_MATCHING] = {
 		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $1, revoke_reason = $2"
@@ -119,7 +120,9 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND ($3 IS NULL OR organization_id OPERATOR(pg_catalog.=) $3)"
 		" AND ($4 IS NULL OR user_id OPERATOR(pg_catalog.=) $4)"
 		" AND ($5 IS NULL OR created_by OPERATOR(pg_catalog.=) $5)"
-		" AND ($6 OR organization_id OPERATOR(pg_catalog.=) ANY ($7) OR user_id OPERATOR(pg_catalog.=) $8)"
+		" AND ($6 OR id OPERATOR(pg_catalog.=) ANY (pg_catalog.array_cat("
+		"ARRAY(SELECT id FROM apitoken_internal.token_records WHERE revoked_at IS NULL AND organization_id OPERATOR(pg_catalog.=) ANY ($7)),"
+		" ARRAY(SELECT id FROM apitoken_internal.token_records WHERE revoked_at IS NULL AND user_id OPERATOR(pg_catalog.=) $8))))"
 		" ORDER BY id FOR NO KEY UPDATE))",
 		8, {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, TEXTARRAYOID, TEXTOID}
 	},

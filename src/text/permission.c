@@ -442,6 +442,19 @@ apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal, const
 }
 
 /* Convert a text[] to a list of C strings.  Null elements are skipped; a NULL array gives NIL. */
+bool
+apitoken_strings_contain(List *strings, const char *string)
+{
+	ListCell   *lc;
+
+	foreach(lc, strings)
+	{
+		if (strcmp(lfirst(lc), string) == 0)
+			return true;
+	}
+	return false;
+}
+
 List *
 apitoken_strings_from_array(ArrayType *array)
 {

@@ -97,6 +97,7 @@ extern List *apitoken_patterns_narrow(List *patterns, ApitokenAccess access, Lis
 									  bool personal);
 extern bool apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal,
 									  const char *permission);
+extern bool apitoken_strings_contain(List *strings, const char *string);
 extern List *apitoken_strings_from_array(ArrayType *array);
 extern ArrayType *apitoken_strings_to_array(List *strings);
 extern void apitoken_check_count(ArrayType *array, const char *hint);
