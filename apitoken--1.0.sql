@@ -284,12 +284,12 @@ ALTER TABLE apitoken.events
 
 -- For apitoken.allow() and apitoken.disallow(): see src/manage/grant.c.
 CREATE TABLE apitoken_internal.own_privileges (
-	database_role regrole,
+	database_role text COLLATE "C",
 	privilege     text COLLATE "C",
 	PRIMARY KEY (database_role, privilege)
 );
 COMMENT ON TABLE apitoken_internal.own_privileges IS 'Privileges that a database role had before apitoken.allow() granted a capability with them; apitoken.disallow() leaves them';
-COMMENT ON COLUMN apitoken_internal.own_privileges.database_role IS 'The role; a dump contains its name';
+COMMENT ON COLUMN apitoken_internal.own_privileges.database_role IS 'Name of the role; the role need not exist, so that a dump can be restored without it';
 COMMENT ON COLUMN apitoken_internal.own_privileges.privilege IS 'The privilege, for example SELECT on apitoken.users';
 
 CREATE VIEW apitoken_internal.capabilities AS

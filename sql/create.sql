@@ -215,6 +215,9 @@ COMMIT;
 --
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
+CREATE TEMP VIEW regress_view WITH (security_invoker = true) AS SELECT id, organization_id, label, description FROM apitoken.tokens;
+CREATE TEMP TABLE regress_ruled (label text);
+CREATE RULE regress_rule AS ON INSERT TO regress_ruled DO INSTEAD INSERT INTO apitoken.tokens (label, organization_id) VALUES (new.label, 'acme') ON CONFLICT DO NOTHING;
 -- it is refused: the caller gets a token or the reason why not
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('deploy', 'acme') ON CONFLICT DO NOTHING$$);
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) VALUES ('twice', 'acme'), ('twice', 'acme')$$);
@@ -226,6 +229,11 @@ SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id)
 	public.regress_try($$WITH made AS (INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING RETURNING id) SELECT * FROM made$$) AS common,
 	public.regress_try($$EXPLAIN INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING$$) AS explained,
 	public.regress_try($$PREPARE regress_upsert AS INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING$$) AS prepared,
+	public.regress_try($$EXECUTE regress_upsert$$) AS executed,
+	public.regress_try($$CREATE TEMP TABLE made AS WITH made AS (INSERT INTO apitoken.tokens (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING RETURNING id) SELECT * FROM made$$) AS stored,
+	public.regress_try($$INSERT INTO pg_temp.regress_view (label, organization_id) VALUES ('new', 'acme') ON CONFLICT DO NOTHING$$) AS viewed,
+	public.regress_try($$INSERT INTO pg_temp.regress_view (label, organization_id) VALUES ('new', 'acme') ON CONFLICT (id) DO UPDATE SET description = 'x'$$) AS viewed_id,
+	public.regress_try($$INSERT INTO pg_temp.regress_ruled (label) VALUES ('new')$$) AS ruled,
 	public.regress_try($$DO 'BEGIN INSERT INTO apitoken.tokens (label, organization_id) VALUES (''new'', ''acme'') ON CONFLICT DO NOTHING; END'$$) AS nested;
 SELECT label, count(*) FROM apitoken.tokens WHERE label IN ('deploy', 'twice', 'new') GROUP BY label ORDER BY label COLLATE "C";
 ROLLBACK;
@@ -328,7 +336,7 @@ CREATE TEMP TABLE hidden (n int GENERATED ALWAYS AS IDENTITY, what text, label t
 INSERT INTO hidden (what, label) VALUES
 	('no-break space', E'\u00a0'), ('ideographic space', E'\u3000'), ('zero width space', E'\u200b'), ('byte order mark', E'\ufeff'), ('vertical tab', E'\x0b'), ('all blanks', E' \t\n\u0085\u1680\u2028\u202f\u205f\u2060'),
 	('soft hyphen', E'\u00ad'), ('zero width joiners', E'\u200c\u200d'), ('left-to-right mark', E'\u200e'), ('Hangul filler', E'\u3164'), ('empty Braille pattern', E'\u2800\u2800'), ('variation selector', E' \ufe0f '),
-	('tag characters', E'\U000e0041\U000e007f'), ('invisible times', E'\u2062'), ('combining grapheme joiner', E'\u034f'), ('interlinear', E'\ufff0'),
+	('tag characters', E'\U000e0041\U000e007f'), ('invisible times', E'\u2062'), ('combining grapheme joiner', E'\u034f'), ('interlinear', E'\ufff0'), ('annotation', E'\ufff9\ufffb'), ('null notehead', E'\U0001d159'), ('Khitan filler', E'\U00016fe4'), ('noncharacters', E'\uffff\ufdd0'),
 	('escape sequence', E'\x1b[31mred'), ('line break', E'a\nb'), ('tab', E'a\tb'), ('bell', E'a\x07'), ('delete', E'a\x7f'), ('next line', E'a\u0085b'), ('control sequence introducer', E'a\u009b31m'),
 	('line separator', E'a\u2028b'), ('paragraph separator', E'a\u2029b'), ('right-to-left override', E'\u202edliuB'), ('embedding', E'a\u202bb'), ('pop', E'a\u202c'), ('isolate', E'a\u2066b\u2069'), ('override alone', E'\u202e');
 SELECT what, public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%L, ''acme'')', label)) AS created,

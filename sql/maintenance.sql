@@ -371,7 +371,30 @@ DELETE FROM public.regress_request_log WHERE token_id = (SELECT id FROM apitoken
 SELECT tokens_removed, events_removed FROM apitoken.run_maintenance();
 TRUNCATE public.regress_request_log;
 SELECT tokens_removed, events_removed, problems FROM apitoken.run_maintenance();
+-- more rows that cannot be removed than rows that can; the youngest can
+DELETE FROM apitoken_internal.token_records WHERE label LIKE 'old%';
+SELECT count(apitoken.create_token('old ' || i, 'acme')) FROM pg_catalog.generate_series(1, 1101) i;
+SELECT apitoken.revoke_tokens('acme') > 1100 AS revoked;
+SET session_replication_role = replica;
+UPDATE apitoken_internal.token_records SET created_at = now() - '2 years'::interval, revoked_at = now() - '1 year'::interval WHERE label LIKE 'old%';
+RESET session_replication_role;
+INSERT INTO public.regress_request_log (token_id) SELECT id FROM apitoken.tokens WHERE label LIKE 'old%' AND label <> 'old 1101';
+SELECT tokens_removed FROM apitoken.run_maintenance();
+SELECT count(*) FROM apitoken.tokens WHERE label LIKE 'old%';
+DELETE FROM public.regress_request_log WHERE token_id IN (SELECT id FROM apitoken.tokens WHERE label NOT LIKE 'old 10%');
+SELECT tokens_removed FROM apitoken.run_maintenance();
 DROP TABLE public.regress_request_log;
+-- a trigger that skips rows, or fails for one with a state of the server's own
+CREATE FUNCTION public.regress_skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER regress_skip BEFORE DELETE ON apitoken_internal.token_records FOR EACH ROW WHEN (old.label LIKE 'old 100%') EXECUTE FUNCTION public.regress_skip();
+CREATE FUNCTION public.regress_fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'this row is kept' USING ERRCODE = '55000'; END $$;
+CREATE TRIGGER regress_fail BEFORE DELETE ON apitoken_internal.token_records FOR EACH ROW WHEN (old.label = 'old 1050') EXECUTE FUNCTION public.regress_fail();
+SELECT tokens_removed, problems FROM apitoken.run_maintenance();
+SELECT label FROM apitoken.tokens WHERE label LIKE 'old%' ORDER BY label;
+DROP TRIGGER regress_fail ON apitoken_internal.token_records;
+SELECT tokens_removed, problems FROM apitoken.run_maintenance();
+DROP FUNCTION public.regress_skip(), public.regress_fail() CASCADE;
+SELECT tokens_removed, problems FROM apitoken.run_maintenance();
 -- a trigger of the user's keeps idle tokens from being revoked, and nothing else;
 -- what must end the transaction does
 SELECT id AS idle_id FROM apitoken.create_token('idle too', 'acme') \gset

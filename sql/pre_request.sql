@@ -56,6 +56,10 @@ INSERT INTO pre.token SELECT 'wrong', regexp_replace(token, '.$', CASE WHEN toke
 INSERT INTO pre.token
 	SELECT 'as_name', translate(encode(convert_to(token || ':', 'UTF8'), 'base64'), E'\n', '') FROM pre.token WHERE name = 'org'
 	UNION ALL SELECT 'as_password', translate(encode(convert_to('user:' || token, 'UTF8'), 'base64'), E'\n', '') FROM pre.token WHERE name = 'org';
+INSERT INTO pre.token
+	SELECT 'unpadded', rtrim(token, '=') FROM pre.token WHERE name IN ('as_name', 'as_password') AND token LIKE '%='
+	UNION ALL SELECT 'as_url', translate(encode(convert_to('?>?>?>' || token, 'UTF8'), 'base64'), E'+/=\n', '-_') FROM pre.token WHERE name = 'org'
+	UNION ALL SELECT 'as_long', translate(encode(convert_to(repeat('long', 3000) || ':' || token, 'UTF8'), 'base64'), E'\n', '') FROM pre.token WHERE name = 'org';
 GRANT SELECT ON pre.token TO PUBLIC;
 CREATE TABLE pre.work (n int);
 GRANT ALL ON pre.work TO PUBLIC;
@@ -151,6 +155,9 @@ INSERT INTO pre.header (headers) VALUES
 	('{"authorization": "Basic <org>:"}'),
 	('{"authorization": "Basic <as_name>"}'),
 	('{"authorization": "basic   <as_password>"}'),
+	('{"authorization": "Basic <unpadded>"}'),
+	('{"authorization": "Basic <as_url>"}'),
+	('{"authorization": "Basic <as_long>"}'),
 	('{"authorization": "Basic dXNlcjpwYXNz, Bearer <org>"}'),
 	('{"authorization": "Digest username=\"<org>\", realm=\"y\""}'),
 	('{"authorization": "x <org><org>"}'),

@@ -442,7 +442,8 @@ SELECT apitoken.allow('regress_apitoken_some', 'verify');
 SELECT * FROM apitoken_internal.own_privileges;
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
 SELECT public.regress_has();
--- the role is renamed, or dropped and created again; privileges are revoked by hand
+-- The role is renamed: what it had of its own is not known by the new name, and is taken.
+-- Dropped and created again; privileges are revoked by hand.
 SELECT apitoken.allow('regress_apitoken_some', 'verify', 'directory');
 ALTER ROLE regress_apitoken_some RENAME TO regress_apitoken_renamed;
 SELECT apitoken.disallow('regress_apitoken_renamed', 'verify', 'directory');
@@ -468,7 +469,7 @@ CREATE ROLE regress_apitoken_some LOGIN;
 SELECT apitoken.allow('regress_apitoken_some', 'directory');
 SELECT apitoken.disallow('regress_apitoken_some', 'directory');
 SELECT public.regress_has();
-DELETE FROM apitoken_internal.own_privileges WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = database_role);
+DELETE FROM apitoken_internal.own_privileges WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = database_role);
 SELECT * FROM apitoken_internal.own_privileges;
 
 -- another role has granted all or a part of a capability

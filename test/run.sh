@@ -291,9 +291,9 @@ if asked tap; then
 	export PG_REGRESS=$pgxs/src/test/regress/pg_regress top_builddir=$WORK PGPORT=65432
 	run_tap() {
 		local n=$1
-		export TESTDIR=$WORK/tap/$1 TESTDATADIR=$WORK/tap/$1 TESTLOGDIR=$WORK/tap/$1/log
+		export TESTDIR=$WORK/tap/$1 TESTDATADIR=$WORK/tap/$1/tmp_check TESTLOGDIR=$WORK/tap/$1/tmp_check/log
 		passed=0 failed=0 skipped=0
-		if ! tap_file "tap $n" "$TESTDIR/log/$n.log" \
+		if ! tap_file "tap $n" "$TESTDIR/log" \
 			prove -v -I "$pgxs/src/test/perl" -I "$src/test/t" "test/t/$n.pl"; then
 			echo "--- the end of its log"
 			tail -n 60 "$TESTLOGDIR/regress_log_$n" 2>/dev/null || true
@@ -305,7 +305,7 @@ if asked tap; then
 	}
 	for n in "${names[@]}"; do
 		rm -rf "$WORK/tap/$n"
-		mkdir -p "$WORK/tap/$n/log"
+		mkdir -p "$WORK/tap/$n/tmp_check/log"
 		while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n || true; done
 		{
 			run_tap "$n" >"$WORK/tap/$n/out" 2>&1

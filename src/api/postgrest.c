@@ -99,9 +99,6 @@ refuse_token(const ApitokenVerification *verification)
 	}
 }
 
-/* Longer credentials of another scheme are not decoded. */
-#define DECODED_MAX 8192
-
 /*
  * Is this a JWT?  PostgREST has verified it.  A JWT has three parts in base64url,
  * separated by dots (RFC 7519, section 3, and RFC 7515, section 3.1); without a
@@ -125,24 +122,40 @@ is_jwt(const char *text)
 }
 
 /*
+ * Do these credentials contain a token in base64, as Basic encodes a user's name
+ * and password?  Clients also leave out the padding, or use the alphabet of
+ * base64url.
+ */
+static bool
+encodes_token(const char *credentials, size_t length)
+{
+	char	   *encoded = palloc(length + 4);
+	char	   *decoded;
+	int			decoded_length;
+
+	while (length > 0 && credentials[length - 1] == '=')
+		length--;
+	for (size_t i = 0; i < length; i++)
+		encoded[i] = credentials[i] == '-' ? '+' : credentials[i] == '_' ? '/' : credentials[i];
+	while (length % 4 != 0)
+		encoded[length++] = '=';
+	decoded = palloc(pg_b64_dec_len(length));
+	decoded_length = pg_b64_decode(encoded, length, (void *) decoded, pg_b64_dec_len(length));
+	return decoded_length >= 0 && apitoken_holds_secret(decoded, decoded_length);
+}
+
+/*
  * Are these credentials of another scheme (RFC 9110, section 11.4), such as
- * Basic or Digest?  Not if they contain a token, as text or as Basic encodes a
- * user's name and password.
+ * Basic or Digest?  Not if they contain a token.
  */
 static bool
 is_another_scheme(const char *text, size_t scheme_length)
 {
 	const char *credentials = text + scheme_length + strspn(text + scheme_length, " \t");
 	size_t		length = strlen(credentials);
-	char		decoded[DECODED_MAX];
-	int			decoded_length = -1;
 
-	if (*credentials == '\0' || !apitoken_is_http_token(text, scheme_length) ||
-		apitoken_holds_secret(credentials, length))
-		return false;
-	if (length <= sizeof(decoded))
-		decoded_length = pg_b64_decode(credentials, length, (void *) decoded, sizeof(decoded));
-	return decoded_length < 0 || !apitoken_holds_secret(decoded, decoded_length);
+	return length > 0 && apitoken_is_http_token(text, scheme_length) &&
+		!apitoken_holds_secret(credentials, length) && !encodes_token(credentials, length);
 }
 
 /*

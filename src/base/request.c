@@ -77,6 +77,32 @@ escapes_fit(const char *json)
 	return true;
 }
 
+/* The lexer cannot be interrupted within a string.  Servers accept much shorter headers. */
+#define STRING_MAX (4 * 1024 * 1024)
+
+/* Does no string of this JSON text exceed the limit? */
+static bool
+strings_fit(const char *json)
+{
+	const char *start = NULL;	/* of the string that is open */
+
+	if (strlen(json) <= STRING_MAX)
+		return true;
+	for (const char *next = json; (next = strpbrk(next, start != NULL ? "\"\\" : "\"")) != NULL; next++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (*next == '"')
+		{
+			if (start != NULL && next - start > STRING_MAX)
+				return false;
+			start = start != NULL ? NULL : next;
+		}
+		else if (*++next == '\0')
+			break;				/* after a backslash, any character is part of the string */
+	}
+	return start == NULL;
+}
+
 /*
  * Parse a JSON object into a list of ApitokenField, in the order of the text.
  * Values that are arrays or objects are checked, but not kept.  Returns false if
@@ -91,7 +117,7 @@ parse_object(const char *json, List **fields)
 	ApitokenField *field = NULL;	/* the last one */
 
 	*fields = NIL;
-	if (!escapes_fit(json))
+	if (!strings_fit(json) || !escapes_fit(json))
 		return false;
 	initStringInfo(&open);
 	do

@@ -6,21 +6,34 @@
  * token which has it, before the server looks for a conflict.  So ON CONFLICT
  * could not do what it says.  It could not return the text of the existing token
  * either.  This hook sees the clause, which a trigger does not.  The planner gets
- * the statement after views and rules have been applied, so the view tokens is the
- * target even if the statement names another view of it.
+ * a statement after views and rules have been applied: its target is the table, but
+ * the view is still in the range table, whatever view or rule led to it.
  */
 #include "postgres.h"
 
 #include "catalog/namespace.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/planner.h"
-#include "parser/parsetree.h"
 #include "utils/lsyscache.h"
 
 #include "base/compat.h"
 #include "hooks/hooks.h"
 
 static planner_hook_type previous_planner = NULL;
+
+static bool
+inserts_into_tokens(const Query *query)
+{
+	Oid			tokens = get_relname_relid("tokens", get_namespace_oid("apitoken", true));
+	ListCell   *lc;
+
+	foreach(lc, query->rtable)
+	{
+		if (((RangeTblEntry *) lfirst(lc))->relid == tokens)
+			return OidIsValid(tokens) && apitoken_installed();
+	}
+	return false;
+}
 
 static void
 refuse_upsert(const Query *query)
@@ -34,10 +47,8 @@ refuse_upsert(const Query *query)
 		if (IsA(common, Query))
 			refuse_upsert((Query *) common);
 	}
-	if (query->onConflict != NULL &&
-		rt_fetch(query->resultRelation, query->rtable)->relid ==
-		get_relname_relid("tokens", get_namespace_oid("apitoken", true)) &&
-		apitoken_installed())
+	/* what an INSERT reads is in a range table of its own */
+	if (query->onConflict != NULL && inserts_into_tokens(query))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("INSERT with ON CONFLICT is not supported for tokens"),

@@ -158,7 +158,7 @@ make_comparison(const PolicyArgument *argument, Node *column, Node *required, No
 												 list_length(arguments), types),
 						  array ? get_array_type(argument->type) : argument->type, arguments,
 						  argument->type == TEXTOID ? collation : InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
-	values->funcvariadic = argument->permissions;
+	values->funcvariadic = OidIsValid(get_func_variadictype(values->funcid));
 	if (!array)
 	{
 		OpExpr	   *equal_to = (OpExpr *) make_opclause(operator, BOOLOID, false, (Expr *) copyObject(column),

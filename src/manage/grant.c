@@ -351,7 +351,9 @@ is_covered(const Privilege *privilege, Oid role, const Capability *except)
 static bool
 change_own(ApitokenStatement statement, Oid role, const Privilege *privilege, Node *part)
 {
-	Datum		values[2] = {ObjectIdGetDatum(role), CStringGetTextDatum(describe(privilege, part))};
+	Datum		values[2] = {
+		CStringGetTextDatum(GetUserNameFromId(role, false)), CStringGetTextDatum(describe(privilege, part))
+	};
 
 	return apitoken_execute(statement, values, NULL) > 0;
 }

@@ -140,7 +140,10 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 			user_id = NULL;
 	}
 	if (!bypasses && organizations == NIL && user_id == NULL)
+	{
+		PreventCommandIfReadOnly("UPDATE");
 		PG_RETURN_INT64(0);
+	}
 	values[0] = acting_user(&nulls[0]);
 	values[1] = reason_argument(fcinfo, 3, &nulls[1]);
 	for (int i = 0; i < 3; i++)

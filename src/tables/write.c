@@ -70,7 +70,7 @@ typedef struct
 	" AND u.token_id OPERATOR(pg_catalog.>) $3 AND r.id OPERATOR(pg_catalog.>) $3" \
 	" AND ($4 IS NULL OR (u.token_id OPERATOR(pg_catalog.<=) $4 AND r.id OPERATOR(pg_catalog.<=) $4))"
 
-#define AND_NOT_KEPT " AND id OPERATOR(pg_catalog.<>) ALL ($3)"
+#define AND_NEXT " AND id OPERATOR(pg_catalog.>) $3 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED"
 
 static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_LOCK_ORGANIZATION] = {
@@ -264,12 +264,12 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	[APITOKEN_ADD_OWN_PRIVILEGE] = {
 		"INSERT INTO apitoken_internal.own_privileges (database_role, privilege) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-		2, {REGROLEOID, TEXTOID}
+		2, {TEXTOID, TEXTOID}
 	},
 	[APITOKEN_REMOVE_OWN_PRIVILEGE] = {
 		"DELETE FROM apitoken_internal.own_privileges"
 		" WHERE database_role OPERATOR(pg_catalog.=) $1 AND privilege OPERATOR(pg_catalog.=) $2",
-		2, {REGROLEOID, TEXTOID}
+		2, {TEXTOID, TEXTOID}
 	},
 
 	/*
@@ -302,25 +302,24 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
 	/*
-	 * Find and lock rows to be removed, at most $2, which are older than $1 and not
-	 * in $3.  $4 is an upper bound on the ids of events that old, so that this can
+	 * Find and lock the next rows to be removed, at most $2, which are older than $1
+	 * and have ids greater than $3.  $4 is an upper bound on the ids of events that old, so that this can
 	 * use the primary key.
 	 */
 	[APITOKEN_FIND_EVENTS] = {
 		"SELECT pg_catalog.array_agg(f.id) FROM (SELECT id FROM apitoken.events"
-		" WHERE id OPERATOR(pg_catalog.<) $4 AND at OPERATOR(pg_catalog.<) $1" AND_NOT_KEPT
-		" ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) f",
-		4, {TIMESTAMPTZOID, INT8OID, UUIDARRAYOID, UUIDOID}
+		" WHERE id OPERATOR(pg_catalog.<) $4 AND at OPERATOR(pg_catalog.<) $1" AND_NEXT ") f",
+		4, {TIMESTAMPTZOID, INT8OID, UUIDOID, UUIDOID}
 	},
 	[APITOKEN_FIND_REVOKED] = {
 		"SELECT pg_catalog.array_agg(f.id) FROM (SELECT id FROM apitoken_internal.token_records"
-		" WHERE revoked_at OPERATOR(pg_catalog.<) $1" AND_NOT_KEPT " LIMIT $2 FOR UPDATE SKIP LOCKED) f",
-		3, {TIMESTAMPTZOID, INT8OID, UUIDARRAYOID}
+		" WHERE revoked_at OPERATOR(pg_catalog.<) $1" AND_NEXT ") f",
+		3, {TIMESTAMPTZOID, INT8OID, UUIDOID}
 	},
 	[APITOKEN_FIND_EXPIRED] = {
 		"SELECT pg_catalog.array_agg(f.id) FROM (SELECT id FROM apitoken_internal.token_records"
-		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL" AND_NOT_KEPT " LIMIT $2 FOR UPDATE SKIP LOCKED) f",
-		3, {TIMESTAMPTZOID, INT8OID, UUIDARRAYOID}
+		" WHERE expires_at OPERATOR(pg_catalog.<) $1 AND revoked_at IS NULL" AND_NEXT ") f",
+		3, {TIMESTAMPTZOID, INT8OID, UUIDOID}
 	},
 	[APITOKEN_REMOVE_EVENTS] = {
 		"DELETE FROM apitoken.events WHERE id OPERATOR(pg_catalog.=) ANY ($1)",

@@ -13,8 +13,7 @@
  *	- A server that was promoted, or recovered from a backup, does not know the use
  *	  on other servers.  The history file of its timeline was made at that time.
  *
- * The times of the first three are in shared memory, and survive a restart in the
- * usage file.  Without shared memory, a use is part of the caller's transaction, so
+ * These times are in shared memory, and survive a restart in the usage file.  Without shared memory, a use is part of the caller's transaction, so
  * neither a crash nor want of room loses it, and only those standbys count that are
  * connected now.
  */
@@ -66,14 +65,6 @@ standby_connected(void)
 	return false;
 }
 
-/* The launcher calls this regularly. */
-void
-apitoken_watch_standbys(void)
-{
-	if (!RecoveryInProgress() && standby_connected())
-		apitoken_note_loss(APITOKEN_LOST_ON_STANDBY);
-}
-
 /* The time of the last promotion or recovery from a backup; 0 if there was none. */
 static TimestampTz
 promoted_at(void)
@@ -89,6 +80,21 @@ promoted_at(void)
 	return stat(path, &file) == 0 ? time_t_to_timestamptz(file.st_mtime) : GetCurrentTimestamp();
 }
 
+/* The launcher calls this regularly.  The time of a promotion survives pg_upgrade in the usage file only. */
+void
+apitoken_watch_losses(void)
+{
+	TimestampTz promoted;
+
+	if (RecoveryInProgress())
+		return;
+	if (standby_connected())
+		apitoken_note_loss(APITOKEN_LOST_ON_STANDBY);
+	promoted = promoted_at();
+	if (promoted > (TimestampTz) pg_atomic_read_u64(&apitoken_shared->lost_at[APITOKEN_LOST_BEFORE_PROMOTION]))
+		pg_atomic_write_u64(&apitoken_shared->lost_at[APITOKEN_LOST_BEFORE_PROMOTION], promoted);
+}
+
 /*
  * Since when has this server recorded all use?  Returns 0 if there is no known
  * loss; otherwise sets `reason` to what happened last.  Not during recovery.
@@ -100,10 +106,11 @@ apitoken_complete_since(const char **reason)
 		[APITOKEN_LOST_IN_CRASH] = "use was lost in a crash or at a restart",
 		[APITOKEN_LOST_FOR_ROOM] = "use was dropped because memory was full",
 		[APITOKEN_LOST_ON_STANDBY] = "a standby was connected",
+		[APITOKEN_LOST_BEFORE_PROMOTION] = "the server was promoted or recovered from a backup",
 	};
-	TimestampTz since = promoted_at();
+	TimestampTz since = 0;
 
-	*reason = since == 0 ? NULL : "the server was promoted or recovered from a backup";
+	*reason = NULL;
 	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
 	{
 		TimestampTz at = apitoken_shared == NULL ? 0 : pg_atomic_read_u64(&apitoken_shared->lost_at[loss]);
@@ -118,6 +125,8 @@ apitoken_complete_since(const char **reason)
 				at = GetCurrentTimestamp();
 			}
 		}
+		if (loss == APITOKEN_LOST_BEFORE_PROMOTION)
+			at = Max(at, promoted_at());
 		if (at > since)
 		{
 			since = at;

@@ -111,7 +111,7 @@ apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome, cons
  * is finished.  It is 0 if the next worker must continue at the given position.
  */
 void
-apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *usage_seen)
+apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *position)
 {
 	ApitokenFlushState *entry;
 
@@ -122,7 +122,7 @@ apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uui
 		if (at != 0)
 			entry->maintained_at = at;
 		entry->task = task;
-		entry->usage_seen = *usage_seen;
+		entry->position = *position;
 	}
 	LWLockRelease(apitoken_flush_states_lock);
 }

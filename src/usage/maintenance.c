@@ -93,11 +93,13 @@ must_be_raised(int sqlerrcode)
 static bool
 is_general(int sqlerrcode)
 {
+	/* each row would wait for the lock */
+	if (sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+		return true;
 	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
 	{
 		case ERRCODE_INSUFFICIENT_RESOURCES:
 		case ERRCODE_PROGRAM_LIMIT_EXCEEDED:
-		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
 		case ERRCODE_SYSTEM_ERROR:
 		case ERRCODE_INTERNAL_ERROR:
 			return true;
@@ -166,7 +168,7 @@ clear_previous(Batch *batch)
 static Datum
 uuid_array(const pg_uuid_t *ids, int count)
 {
-	Datum	   *values = palloc((count + 1) * sizeof(Datum));
+	Datum	   *values = palloc(count * sizeof(Datum));
 
 	for (int i = 0; i < count; i++)
 		values[i] = UUIDPGetDatum(&ids[i]);
@@ -184,18 +186,24 @@ typedef struct Removal
 } Removal;
 
 static void
+problem_of_rows(ApitokenMaintenance *run, const char *problem)
+{
+	copy_problem(run->problems[run->task], "some rows could not be removed: %s", problem);
+}
+
+static void
 remove_ids(void *arg)
 {
 	Removal    *removal = arg;
 	Datum		ids = uuid_array(removal->ids, removal->count);
+	uint64		removed = apitoken_execute(removal->statement, &ids, NULL);
 
-	*removal->counter += apitoken_execute(removal->statement, &ids, NULL);
+	*removal->counter += removed;
+	if (removed < removal->count)
+		problem_of_rows(removal->run, "a trigger or rule prevented it");
 }
 
-/*
- * Remove rows.  If that fails, remove those that can be removed, by halves, and
- * leave out the others from here on.
- */
+/* Remove rows.  If that fails, remove those that can be removed, by halves. */
 static void
 remove_rows(Removal removal)
 {
@@ -203,18 +211,13 @@ remove_rows(Removal removal)
 	Removal		half = removal;
 
 	CHECK_FOR_INTERRUPTS();
-	if (removal.count == 0 || removal.run->kept_count == APITOKEN_KEPT_MAX)
-		return;
 	error = try_in_subtransaction(remove_ids, &removal);
 	if (error == NULL)
 		return;
 	if (is_general(error->sqlerrcode))
 		ReThrowError(error);
 	if (removal.count == 1)
-	{
-		removal.run->kept[removal.run->kept_count++] = removal.ids[0];
-		copy_problem(removal.run->problems[removal.run->task], "some rows could not be removed: %s", error->message);
-	}
+		problem_of_rows(removal.run, error->message);
 	FreeErrorData(error);
 	if (removal.count == 1)
 		return;
@@ -225,7 +228,10 @@ remove_rows(Removal removal)
 	remove_rows(half);
 }
 
-/* Find rows that are past their retention, and remove them. */
+/*
+ * Find rows that are past their retention, and remove them.  A task visits each row
+ * once, in the order of ids, whatever becomes of it.
+ */
 static void
 remove_old(Batch *batch, ApitokenStatement find, ApitokenStatement statement, uint64 *counter)
 {
@@ -242,7 +248,7 @@ remove_old(Batch *batch, ApitokenStatement find, ApitokenStatement statement, ui
 	apitoken_min_id(cutoff + EVENT_SLACK, &bound);
 	values[0] = TimestampTzGetDatum(cutoff);
 	values[1] = Int64GetDatum(batch->size);
-	values[2] = uuid_array(run->kept, run->kept_count);
+	values[2] = UUIDPGetDatum(&run->position);
 	values[3] = UUIDPGetDatum(&bound);
 	(void) apitoken_execute_value(find, values, NULL, &found);
 	if (found == (Datum) 0)
@@ -251,7 +257,8 @@ remove_old(Batch *batch, ApitokenStatement find, ApitokenStatement statement, ui
 	/* The elements of an array of a type of fixed length, without nulls, follow each other. */
 	removal.ids = DatumGetUUIDP(ids[0]);
 	remove_rows(removal);
-	batch->more = removal.count >= batch->size && run->kept_count < APITOKEN_KEPT_MAX;
+	run->position = removal.ids[removal.count - 1];
+	batch->more = removal.count >= batch->size;
 }
 
 static void
@@ -287,15 +294,15 @@ remove_days(Batch *batch)
 }
 
 /*
- * The range of token_usage that a batch checks.  A task checks each row once, so the
- * duration of a batch does not depend on the number of tokens.
+ * The range of token_usage that a batch checks, so that its duration does not depend
+ * on the number of tokens.
  */
 static void
 next_usage(Batch *batch, Datum *first, Datum *last, char *last_is_null)
 {
 	Datum		values[2];
 
-	*first = values[0] = UUIDPGetDatum(&batch->run->usage_seen);
+	*first = values[0] = UUIDPGetDatum(&batch->run->position);
 	values[1] = Int64GetDatum((int64) batch->size * USAGE_FACTOR);
 	batch->more = apitoken_execute_value(APITOKEN_NEXT_USAGE, values, NULL, last);
 	*last_is_null = batch->more ? ' ' : 'n';
@@ -305,7 +312,7 @@ static void
 usage_checked(Batch *batch, Datum last)
 {
 	if (batch->more)
-		batch->run->usage_seen = *DatumGetUUIDP(last);
+		batch->run->position = *DatumGetUUIDP(last);
 }
 
 /* Revoke idle tokens, except those of whose use this server may not know. */
@@ -370,8 +377,7 @@ apitoken_end_task(ApitokenMaintenance *run, const char *problem)
 	if (problem != NULL)
 		copy_problem(run->problems[run->task], "%s", problem);
 	run->task++;
-	run->kept_count = 0;
-	memset(&run->usage_seen, 0, sizeof(run->usage_seen));
+	memset(&run->position, 0, sizeof(run->position));
 }
 
 /*

@@ -45,6 +45,7 @@ typedef enum ApitokenLoss
 	APITOKEN_LOST_IN_CRASH,
 	APITOKEN_LOST_FOR_ROOM,
 	APITOKEN_LOST_ON_STANDBY,
+	APITOKEN_LOST_BEFORE_PROMOTION,
 	APITOKEN_LOSSES
 } ApitokenLoss;
 
@@ -117,7 +118,7 @@ typedef struct ApitokenFlushState
 	TimestampTz retry_at;		/* do not try again before this time, unless 0 */
 	TimestampTz maintained_at;	/* end of the last maintenance, or 0 */
 	int			task;			/* position of an unfinished maintenance */
-	pg_uuid_t	usage_seen;		/* position within the task */
+	pg_uuid_t	position;		/* position within the task */
 	uint64		done_ticket;	/* highest ticket of a flush that wrote everything */
 	uint64		last_ticket;	/* highest ticket of a flush that ended */
 	ApitokenOutcome outcome;	/* outcome of the flush with last_ticket */
@@ -149,7 +150,7 @@ extern bool apitoken_launcher_runs(void);
 /* ----- complete.c: since when has all use been recorded? ----- */
 
 extern void apitoken_note_loss(ApitokenLoss loss);
-extern void apitoken_watch_standbys(void);
+extern void apitoken_watch_losses(void);
 extern TimestampTz apitoken_complete_since(const char **reason);
 
 /* ----- usage.c: records the usage of tokens ----- */
@@ -184,7 +185,7 @@ extern bool apitoken_flush_state(Oid database, ApitokenFlushState *state);
 extern int	apitoken_flush_state_databases(Oid *databases, int max);
 extern bool apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome,
 									const char *problem);
-extern void apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *usage_seen);
+extern void apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *position);
 extern bool apitoken_record_maintenance_problem(Oid database, const char *problem);
 extern void apitoken_remove_flush_state(Oid database);
 
@@ -213,8 +214,6 @@ extern void apitoken_flush_now(void);
 
 #define APITOKEN_TASKS 7
 
-/* At most this many rows of a task that cannot be removed are left out in a run. */
-#define APITOKEN_KEPT_MAX 1000
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
@@ -226,9 +225,7 @@ typedef struct ApitokenMaintenance
 	uint64		usage_removed;
 	uint64		tokens_spared;	/* idle tokens that were not revoked */
 	int			task;			/* the current task, APITOKEN_TASKS at the end */
-	pg_uuid_t	usage_seen;		/* the task has checked token_usage up to this token id */
-	int			kept_count;
-	pg_uuid_t	kept[APITOKEN_KEPT_MAX];	/* rows that the task could not remove */
+	pg_uuid_t	position;		/* the task has visited the rows up to this id */
 	char		unwritten[APITOKEN_PROBLEM_MAX];	/* why use was not written before; empty if it was */
 	char		problems[APITOKEN_TASKS][APITOKEN_PROBLEM_MAX]; /* empty if none */
 } ApitokenMaintenance;

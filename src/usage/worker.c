@@ -134,7 +134,7 @@ maintain(TimestampTz until, const char *unwritten)
 	if (apitoken_flush_state(MyDatabaseId, &state))
 	{
 		run.task = state.task;
-		run.usage_seen = state.usage_seen;
+		run.position = state.position;
 	}
 	do
 	{
@@ -149,7 +149,7 @@ maintain(TimestampTz until, const char *unwritten)
 	apitoken_report_maintenance(&run);
 	if (!more)
 		run.task = 0;
-	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), run.task, &run.usage_seen);
+	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), run.task, &run.position);
 }
 
 static void
@@ -501,7 +501,7 @@ apitoken_launcher_main(Datum arg)
 			stop = wait_until(Min(started_at + pause,
 								  GetCurrentTimestamp() + (running_count > 0 ? USECS_PER_SEC : WATCH_INTERVAL)));
 			check_workers();
-			apitoken_watch_standbys();
+			apitoken_watch_losses();
 		}
 	}
 

@@ -28,9 +28,11 @@ my $acme = 'ac3e0000-0000-4000-8000-000000000001';
 my $alice = 'a11ce000-0000-4000-8000-000000000003';
 my $bob = 'b0b00000-0000-4000-8000-000000000004';
 
-$node->safe_psql('postgres', "CREATE DATABASE source; CREATE ROLE apitoken_sync NOLOGIN; CREATE ROLE regress_apitoken_backend LOGIN");
+$node->safe_psql('postgres', "CREATE DATABASE source; CREATE ROLE apitoken_sync NOLOGIN; CREATE ROLE regress_apitoken_backend LOGIN; CREATE ROLE regress_apitoken_gone");
 $node->safe_psql('source', qq{
 	CREATE EXTENSION apitoken;
+	GRANT SELECT ON apitoken.users TO regress_apitoken_gone;
+	SELECT apitoken.allow('regress_apitoken_gone', 'directory');
 	SELECT apitoken.allow('apitoken_sync', 'directory'), apitoken.allow('regress_apitoken_backend', 'act', 'verify', 'manage');
 	$application
 	UPDATE apitoken.roles SET permissions = '{article:*,token:*}' WHERE name = 'admin';
@@ -194,6 +196,21 @@ is(run(qq{
 		DELETE FROM app.users WHERE name = 'Alice';
 	}, database => $db) . ' ' . run(verdict($token{alice}), database => $db),
 	'f {article:*,token:*} admin|mine 3 revoked', 'the directory follows the application');
+
+# ----- without privileges, where a role is missing --------------------------------------
+
+$node->safe_psql($_, 'DROP OWNED BY regress_apitoken_gone') foreach 'source', map { "d$_" } 1 .. $databases;
+$node->safe_psql('source', 'DROP ROLE regress_apitoken_gone');
+restore($db = database(), 'pg_restore --no-privileges', '--single-transaction', '--no-privileges', '--no-owner', "$place/dump");
+same($db, 'without privileges');
+# another role of this name does not keep what that one had
+is(run(q{
+		CREATE ROLE regress_apitoken_gone;
+		SELECT apitoken.allow('regress_apitoken_gone', 'directory');
+		SELECT apitoken.disallow('regress_apitoken_gone', 'directory');
+		SELECT has_table_privilege('regress_apitoken_gone', 'apitoken.users', 'SELECT');
+		DROP ROLE regress_apitoken_gone;
+	}, database => $db), 'f', 'a new role of the same name');
 
 # ----- an unused built-in role is shown, and can be changed -----------------------------
 

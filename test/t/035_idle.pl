@@ -8,8 +8,10 @@ use strict;
 use warnings;
 
 use ApitokenTest;
+use File::Copy qw(copy);
 use IPC::Run ();
 use POSIX ();
+use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -149,6 +151,18 @@ is($standby->safe_psql('postgres', $maintain) =~ s/\|\{.*//sr, '0|1', 'promoted:
 $looked_at{ $standby->name } = log_mark($standby);
 $standby->restart;
 spared('the server was promoted or recovered from a backup', 'promoted, and restarted', $standby);
+# a new cluster that got the usage file, as after pg_upgrade, which has no history of promotions
+$standby->stop;
+my $upgraded = PostgreSQL::Test::Cluster->new('upgraded');
+$upgraded->init;
+$upgraded->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'");
+copy($standby->data_dir . '/pg_stat/apitoken.usage', $upgraded->data_dir . '/pg_stat/apitoken.usage') or die;
+$upgraded->start;
+$upgraded->safe_psql('postgres', 'CREATE EXTENSION apitoken');
+is($upgraded->safe_psql('postgres', q{SELECT incomplete_because, complete_since > now() - interval '1 hour' FROM apitoken.stats}),
+	'the server was promoted or recovered from a backup|t', 'a promotion before pg_upgrade');
+$upgraded->stop;
+$standby->start;
 # without the library preloaded, too
 $standby->append_conf('postgresql.conf', "shared_preload_libraries = ''");
 $standby->restart;
