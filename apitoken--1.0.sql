@@ -723,6 +723,370 @@ CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_
 COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention and daily use older than apitoken.usage_retention. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
 
 ------------------------------------------------------------------------------
+-- Check of the set-up.  Each subject is a part of the query below, which begins
+-- with a comment of its name.  A part has a row for each finding; a subject without
+-- rows is in order.  Everything is read with the caller's privileges.
+------------------------------------------------------------------------------
+
+CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT peppers smallint[],
+											 OUT pepper_problem text, OUT pepper_hint text) RETURNS record
+	AS 'MODULE_PATHNAME', 'apitoken_read_setup' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, numbers of the peppers, and why tokens cannot be made with the pepper file';
+
+CREATE FUNCTION apitoken_internal.count_tokens() RETURNS jsonb
+	LANGUAGE sql VOLATILE PARALLEL RESTRICTED
+BEGIN ATOMIC
+	WITH token AS (
+		SELECT * FROM apitoken_internal.token_records
+		WHERE revoked_at IS NULL AND (expires_at > pg_catalog.now()) IS NOT FALSE
+	)
+	SELECT pg_catalog.jsonb_build_object(
+		'endless', (SELECT pg_catalog.count(*) FROM token WHERE expires_at IS NULL),
+		'limited', (SELECT pg_catalog.count(*) FROM token WHERE rate_limit_per_minute IS NOT NULL),
+		'current', (SELECT pg_catalog.jsonb_object_agg(s.digest_scheme, s.count) FROM (
+			SELECT digest_scheme, pg_catalog.count(*) FROM token GROUP BY 1) s),
+		'previous', (SELECT pg_catalog.jsonb_object_agg(s.previous_digest_scheme, s.count) FROM (
+			SELECT previous_digest_scheme, pg_catalog.count(*) FROM token
+			WHERE previous_expires_at > pg_catalog.now() GROUP BY 1) s));
+END;
+COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit (limited), and by digest scheme of the current and of the previous secret';
+
+CREATE FUNCTION apitoken.check_setup() RETURNS TABLE (level text, subject text, message text, hint text)
+	LANGUAGE sql VOLATILE PARALLEL RESTRICTED ROWS 20
+	SET search_path = pg_catalog, pg_temp	-- names in messages and hints are then qualified
+BEGIN ATOMIC
+	WITH RECURSIVE
+	-- What several parts read
+	setup AS MATERIALIZED (
+		SELECT s.*, e.extversion AS version, e.extowner, c.relowner AS owner, a.default_version AS installed_version
+		FROM apitoken_internal.read_setup() s
+			JOIN pg_catalog.pg_class c ON c.oid = 'apitoken_internal.token_records'::pg_catalog.regclass
+			JOIN pg_catalog.pg_extension e ON e.extname = 'apitoken'
+			LEFT JOIN pg_catalog.pg_available_extensions a ON a.name = e.extname
+	),
+	stats AS MATERIALIZED (SELECT s.* FROM apitoken.stats s),
+	-- without the settings that the caller may not see
+	setting AS MATERIALIZED (SELECT s.name, s.setting AS value, s.source FROM pg_catalog.pg_settings s),
+	-- null for a caller who does not see all tokens
+	tokens AS MATERIALIZED (
+		SELECT CASE WHEN pg_catalog.has_table_privilege('apitoken_internal.token_records'::pg_catalog.regclass, 'SELECT')
+				AND NOT pg_catalog.row_security_active('apitoken_internal.token_records'::pg_catalog.regclass)
+			THEN apitoken_internal.count_tokens() END AS numbers
+	),
+	-- tokens whose current or previous secret needs this pepper (0: none)
+	scheme AS (
+		SELECT k.kind, s.key::integer AS scheme, s.value::bigint AS tokens
+		FROM tokens t, (VALUES ('current'), ('previous')) k (kind), pg_catalog.jsonb_each_text(t.numbers -> k.kind) s
+		WHERE pg_catalog.jsonb_typeof(t.numbers -> k.kind) = 'object'
+	),
+	-- shared_preload_libraries, in order; no rows for a caller who may not see it
+	library AS (
+		SELECT l.n, pg_catalog.btrim(l.name, ' "') AS name, l.name ~ '(^|[ "/])apitoken(\.so)?[ "]*$' AS is_ours
+		FROM setting s, pg_catalog.unnest(pg_catalog.string_to_array(s.value, ',')) WITH ORDINALITY l (name, n)
+		WHERE s.name = 'shared_preload_libraries' AND l.name <> ''
+	),
+	preload (hint) AS (
+		SELECT CASE WHEN EXISTS (SELECT FROM setting s WHERE s.name = 'shared_preload_libraries')
+			THEN pg_catalog.format('ALTER SYSTEM SET shared_preload_libraries = %s''apitoken'';  -- then restart the server',
+				(SELECT pg_catalog.string_agg(pg_catalog.quote_literal(l.name) || ', ', '' ORDER BY l.n) FROM library l WHERE NOT l.is_ours))
+			ELSE 'shared_preload_libraries = ''..., apitoken''  # in postgresql.conf, as the last of the list; then restart the server' END
+	),
+	-- A capability that a role was granted, or may use as if, and the statement that
+	-- takes it away: see src/manage/grant.c and src/base/function.c.
+	granted AS (
+		SELECT g.grantee AS role, a.attname::text AS capability,
+			pg_catalog.format('SELECT apitoken.disallow(%L, %L);', g.grantee::pg_catalog.regrole, a.attname) AS remedy
+		FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) g
+		WHERE a.attrelid = 'apitoken_internal.capabilities'::pg_catalog.regclass AND g.grantee <> 0
+	),
+	held AS (
+		SELECT g.* FROM granted g
+		UNION
+		SELECT g.grantee, f.capability, pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM %s;', f.function, g.grantee::pg_catalog.regrole)
+		FROM (VALUES ('act', 'apitoken.act_as(text)'::pg_catalog.regprocedure),
+					 ('use', 'apitoken.authenticate(text)'),
+					 ('verify', 'apitoken.verify(text, text, text, inet)')) f (capability, function)
+			JOIN pg_catalog.pg_proc p ON p.oid = f.function, pg_catalog.aclexplode(p.proacl) g
+		WHERE g.grantee NOT IN (0, p.proowner)
+			AND NOT EXISTS (SELECT FROM granted m WHERE m.role = g.grantee
+				AND (m.capability = f.capability OR (m.capability = 'manage' AND f.capability = 'use')))
+		UNION
+		SELECT m.member, h.capability,
+			pg_catalog.format('REVOKE %s FROM %s;', m.roleid::pg_catalog.regrole, m.member::pg_catalog.regrole)
+		FROM held h JOIN pg_catalog.pg_auth_members m ON m.roleid = h.role
+		WHERE pg_catalog.pg_has_role(m.member, m.roleid, 'USAGE')
+	),
+	holder AS (
+		SELECT r.*, r.oid::pg_catalog.regrole::text AS name, h.capabilities, h.remedy
+		FROM (SELECT h.role, pg_catalog.string_agg(DISTINCT h.capability, ', ') AS capabilities,
+				pg_catalog.string_agg(DISTINCT h.remedy, ' ') AS remedy FROM held h GROUP BY h.role) h
+			JOIN pg_catalog.pg_roles r ON r.oid = h.role
+	),
+	-- the extension's objects, and their privileges
+	object AS (
+		SELECT 'pg_catalog.pg_namespace'::pg_catalog.regclass AS classoid, n.oid, 0 AS subid, 'ON SCHEMA' AS kind,
+			n.oid::pg_catalog.regnamespace::text AS name, n.nspacl AS acl
+		FROM pg_catalog.pg_namespace n WHERE n.oid IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		UNION ALL
+		SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0, 'ON FUNCTION', p.oid::pg_catalog.regprocedure::text,
+			COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner))
+		FROM pg_catalog.pg_proc p WHERE p.pronamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		UNION ALL
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, 0, 'ON TABLE', c.oid::pg_catalog.regclass::text, c.relacl
+		FROM pg_catalog.pg_class c WHERE c.relnamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		UNION ALL
+		SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0, 'ON TYPE', t.oid::pg_catalog.regtype::text,
+			COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
+		FROM pg_catalog.pg_type t WHERE t.oid IN ('apitoken.verification'::pg_catalog.regtype, 'apitoken.issued_token'::pg_catalog.regtype)
+		UNION ALL
+		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, a.attnum, pg_catalog.format('(%I) ON TABLE', a.attname), c.oid::pg_catalog.regclass::text, a.attacl
+		FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+		WHERE c.relnamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+	),
+	-- what PUBLIC has, and what it had after the installation
+	public_now AS (
+		SELECT o.kind, o.name, g.privilege_type AS privilege FROM object o, pg_catalog.aclexplode(o.acl) g WHERE g.grantee = 0
+	),
+	public_initially AS (
+		SELECT o.kind, o.name, g.privilege_type AS privilege
+		FROM object o JOIN pg_catalog.pg_init_privs i ON i.classoid = o.classoid AND i.objoid = o.oid AND i.objsubid = o.subid,
+			pg_catalog.aclexplode(i.initprivs) g
+		WHERE g.grantee = 0
+	),
+
+	finding (subject, level, message, hint) AS (
+		-- version
+		SELECT 'version', 'error',
+			pg_catalog.format('the extension has version %s in this database, but its library has version %s', s.version, s.library_version),
+			CASE WHEN s.installed_version IS DISTINCT FROM s.library_version
+				THEN 'pg_ctl restart  # sessions that are still connected use the old library'
+				ELSE 'ALTER EXTENSION apitoken UPDATE;' END
+		FROM setup s WHERE s.version <> s.library_version
+		UNION ALL
+		SELECT 'version', 'warning',
+			pg_catalog.format('version %s is installed on this server, but sessions use version %s', s.installed_version, s.version),
+			'ALTER EXTENSION apitoken UPDATE;  -- then restart the server'
+		FROM setup s WHERE s.version = s.library_version AND s.installed_version <> s.version
+
+		-- preload
+		UNION ALL
+		SELECT 'preload', 'warning',
+			'apitoken is not in shared_preload_libraries: tokens with a rate limit are refused, refused use is not counted, and accepted use is recorded at most once a minute and only in transactions that can write',
+			p.hint
+		FROM preload p, stats s WHERE NOT s.preloaded
+		UNION ALL
+		SELECT 'preload', 'warning',
+			pg_catalog.format('%s comes after apitoken in shared_preload_libraries, and may see the texts of tokens before they are masked',
+				pg_catalog.string_agg(l.name, ', ' ORDER BY l.n)), p.hint
+		FROM preload p, library l
+		WHERE NOT l.is_ours AND l.n > (SELECT pg_catalog.max(o.n) FROM library o WHERE o.is_ours)
+		GROUP BY p.hint
+		UNION ALL
+		SELECT 'preload', 'notice', 'this role may not see the order of shared_preload_libraries',
+			pg_catalog.format('GRANT pg_read_all_settings TO %s;', CURRENT_USER::pg_catalog.regrole)
+		FROM stats s WHERE s.preloaded AND NOT EXISTS (SELECT FROM setting WHERE setting.name = 'shared_preload_libraries')
+
+		-- usage
+		UNION ALL
+		SELECT 'usage', 'error', 'the launcher does not run: recorded use is not written, and there is no housekeeping',
+			pg_catalog.format('ALTER SYSTEM SET max_worker_processes = %s;  -- then restart the server', pg_catalog.current_setting('max_worker_processes')::integer + 4)
+		FROM stats s WHERE NOT s.launcher_runs
+		UNION ALL
+		SELECT 'usage', 'warning',
+			pg_catalog.format('%s uses were dropped, or tokens with a rate limit refused, because memory was full', s.dropped),
+			pg_catalog.format('ALTER SYSTEM SET apitoken.usage_slots = %s;  -- then restart the server', 2 * s.slots::bigint)
+		FROM stats s WHERE s.dropped > 0
+		UNION ALL
+		SELECT 'usage', 'warning',
+			pg_catalog.format('there are %s slots, and %s tokens with recorded use and %s with a rate limit in them: half of the slots should be free', s.slots, s.entries, s.limits),
+			pg_catalog.format('ALTER SYSTEM SET apitoken.usage_slots = %s;  -- then restart the server', 2 * GREATEST(s.entries, s.limits, s.slots))
+		FROM stats s WHERE 2 * GREATEST(s.entries, s.limits) > s.slots
+		UNION ALL
+		SELECT 'usage', 'warning', pg_catalog.format('the last flush of recorded use failed: %s', s.last_flush_error),
+			'SELECT apitoken.flush_usage();  -- when the cause is removed'
+		FROM stats s WHERE s.last_flush_error IS NOT NULL
+		UNION ALL
+		SELECT 'usage', 'warning', pg_catalog.format('the last housekeeping could not do everything: %s', s.maintenance_problem),
+			'SELECT * FROM apitoken.run_maintenance();  -- when the cause is removed'
+		FROM stats s WHERE s.maintenance_problem IS NOT NULL
+
+		-- standby
+		UNION ALL
+		SELECT 'standby', 'notice', 'this server is a standby: it writes recorded use only after a promotion, so a token that is used only here looks unused on the primary',
+			'ALTER SYSTEM SET apitoken.standbys_verify = on;  -- on the primary, so that no token is revoked as idle'
+		WHERE pg_catalog.pg_is_in_recovery()
+		UNION ALL
+		SELECT 'standby', 'notice', 'a long query on this standby delays the replay, and with it revocations',
+			'ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();'
+		WHERE pg_catalog.pg_is_in_recovery() AND pg_catalog.current_setting('hot_standby_feedback') = 'off'
+		UNION ALL
+		SELECT 'standby', 'notice', 'a standby may use tokens without the knowledge of this server: no token is revoked as idle while it is connected',
+			'ALTER SYSTEM SET apitoken.standbys_verify = off; SELECT pg_reload_conf();  -- if standbys verify no tokens'
+		WHERE pg_catalog.current_setting('apitoken.standbys_verify') = 'on' AND NOT pg_catalog.pg_is_in_recovery()
+			AND (SELECT s.incomplete_because FROM stats s) = 'a standby was connected'
+
+		-- peppers
+		UNION ALL
+		SELECT 'peppers', 'error', s.pepper_problem || COALESCE(' (' || NULLIF(f.value, '') || ')', ''), s.pepper_hint
+		FROM setup s LEFT JOIN setting f ON f.name = 'apitoken.pepper_file' WHERE s.pepper_problem IS NOT NULL
+		UNION ALL
+		SELECT 'peppers', 'notice', 'there is no pepper file: whoever can write the table of tokens can make a token',
+			'ALTER SYSTEM SET apitoken.pepper_file = ''/etc/postgresql/apitoken.peppers''; SELECT pg_reload_conf();  -- a file with a line 1:KEY, with the output of "openssl rand -hex 32" as the key'
+		FROM setup s WHERE s.pepper_problem IS NULL AND s.peppers = '{}'
+		UNION ALL
+		SELECT 'peppers', 'error', pg_catalog.format('%s tokens need pepper %s, which the server does not have', pg_catalog.sum(c.tokens), c.scheme),
+			pg_catalog.format('%s:KEY  # restore this line of the pepper file', c.scheme)
+		FROM setup s, scheme c WHERE s.pepper_problem IS NULL AND c.scheme > 0 AND c.scheme <> ALL (s.peppers)
+		GROUP BY c.scheme
+		UNION ALL
+		SELECT 'peppers', 'warning', pg_catalog.format(CASE WHEN pg_catalog.current_setting('apitoken.require_pepper') = 'on'
+				THEN '%s tokens have no pepper, and are refused' ELSE '%s tokens have no pepper' END, c.tokens),
+			'SELECT t.id, r.token FROM apitoken_internal.token_records t, apitoken.regenerate_token(t.id, overlap => ''7 days'') r WHERE t.digest_scheme = 0 AND t.revoked_at IS NULL AND (t.expires_at > now()) IS NOT FALSE;'
+		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'current'
+		UNION ALL
+		SELECT 'peppers', 'notice', pg_catalog.format('the previous secrets of %s tokens have no pepper, and are accepted until their overlap ends', c.tokens),
+			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();  -- then'
+		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'previous'
+			AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
+		UNION ALL
+		SELECT 'peppers', 'notice', 'tokens without a pepper are accepted: whoever can write the table of tokens can make one',
+			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();'
+		FROM setup s WHERE s.peppers <> '{}' AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
+			AND NOT EXISTS (SELECT FROM scheme c WHERE c.scheme = 0)
+
+		-- logs
+		UNION ALL
+		SELECT 'logs', 'warning', 'apitoken.mask_logs is off: the texts of tokens in statements are readable in the log and in pg_stat_activity',
+			'ALTER SYSTEM SET apitoken.mask_logs = on; SELECT pg_reload_conf();'
+		WHERE pg_catalog.current_setting('apitoken.mask_logs') = 'off'
+		UNION ALL
+		SELECT 'logs', CASE WHEN s.preloaded AND pg_catalog.current_setting('apitoken.mask_logs') = 'on' THEN 'notice' ELSE 'warning' END,
+			pg_catalog.format('%s is not 0 for login %s: the log may have bind parameters with tokens', p.name, h.name),
+			pg_catalog.format('ALTER ROLE %s SET %s = 0;', h.name, p.name)
+		FROM stats s, holder h, (VALUES ('log_parameter_max_length'), ('log_parameter_max_length_on_error')) p (name)
+		WHERE h.rolcanlogin AND h.capabilities ~ '(use|manage|verify)'
+			AND COALESCE(
+				(SELECT pg_catalog.split_part(c.assignment, '=', 2)
+				 FROM pg_catalog.pg_db_role_setting d, pg_catalog.unnest(d.setconfig) c (assignment)
+				 WHERE d.setrole IN (0, h.oid) AND pg_catalog.split_part(c.assignment, '=', 1) = p.name
+					AND d.setdatabase IN (0, (SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname = pg_catalog.current_database()))
+				 ORDER BY d.setrole = 0, d.setdatabase = 0 LIMIT 1),
+				-- the value for all roles, unless this session has another one
+				(SELECT v.value FROM setting v WHERE v.name = p.name AND v.source IN ('default', 'environment variable', 'configuration file', 'command line')),
+				'-1') !~ '^0+ *[kMGT]?B?$'
+
+		-- capabilities
+		UNION ALL
+		SELECT 'capabilities', 'ok', pg_catalog.format('role %s holds %s', h.name, h.capabilities), NULL FROM holder h
+		UNION ALL
+		SELECT 'capabilities', 'notice', 'no role holds a capability: only superusers and the owner of the tables can use tokens',
+			'CREATE ROLE backend LOGIN; SELECT apitoken.allow(''backend'', ''act'', ''verify'', ''manage'');'
+		WHERE NOT EXISTS (SELECT FROM holder)
+		UNION ALL
+		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, is a superuser: nothing limits what it sees and does', h.name, h.capabilities),
+			-- the role that initdb made cannot be anything else
+			CASE WHEN h.oid = 10 THEN h.remedy ELSE pg_catalog.format('ALTER ROLE %s NOSUPERUSER;', h.name) END
+		FROM holder h WHERE h.rolsuper
+		UNION ALL
+		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, has BYPASSRLS: no policy applies to it', h.name, h.capabilities),
+			pg_catalog.format('ALTER ROLE %s NOBYPASSRLS;', h.name)
+		FROM holder h WHERE h.rolbypassrls AND NOT h.rolsuper
+		UNION ALL
+		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, owns the tables of the extension: no policy of theirs applies to it', h.name, h.capabilities),
+			CASE WHEN h.oid = s.owner THEN h.remedy
+				ELSE (SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('REVOKE %s FROM %s;', m.roleid::pg_catalog.regrole, h.name), ' ')
+					FROM pg_catalog.pg_auth_members m WHERE m.member = h.oid AND pg_catalog.pg_has_role(m.roleid, s.owner, 'USAGE')) END
+		FROM setup s, holder h WHERE NOT h.rolsuper AND pg_catalog.pg_has_role(h.oid, s.owner, 'USAGE')
+		UNION ALL
+		SELECT 'capabilities', 'warning', pg_catalog.format('role %s holds act, and runs the SQL of clients as the database_role of %s', h.name, d.roles),
+			(SELECT pg_catalog.string_agg(a.remedy, ' ') FROM held a WHERE a.role = h.oid AND a.capability = 'act')
+		FROM holder h JOIN (SELECT r.database_role, pg_catalog.string_agg(r.name, ', ' ORDER BY r.name) AS roles FROM apitoken.roles r GROUP BY 1) d
+				ON d.database_role = h.rolname
+		WHERE EXISTS (SELECT FROM held a WHERE a.role = h.oid AND a.capability = 'act')
+
+		-- privileges
+		UNION ALL
+		SELECT 'privileges', 'error', pg_catalog.format('PUBLIC does not have %s %s %s: policies and views that need it fail', p.privilege, p.kind, p.name),
+			pg_catalog.format('GRANT %s %s %s TO PUBLIC;', p.privilege, p.kind, p.name)
+		FROM (TABLE public_initially EXCEPT TABLE public_now) p
+		UNION ALL
+		SELECT 'privileges', CASE p.kind WHEN 'ON FUNCTION' THEN 'error' ELSE 'warning' END,
+			pg_catalog.format('PUBLIC has %s %s %s: so has every role, whatever its capabilities', p.privilege, p.kind, p.name),
+			pg_catalog.format('REVOKE %s %s %s FROM PUBLIC;', p.privilege, p.kind, p.name)
+		FROM (TABLE public_now EXCEPT TABLE public_initially) p
+
+		-- default privileges
+		UNION ALL
+		SELECT 'default privileges', 'warning',
+			pg_catalog.format('%s that role %s creates, such as those of an update of the extension, are granted to %s', k.name, d.defaclrole::pg_catalog.regrole, g.name),
+			pg_catalog.format('ALTER DEFAULT PRIVILEGES FOR ROLE %s%s REVOKE ALL ON %s FROM %s;', d.defaclrole::pg_catalog.regrole,
+				' IN SCHEMA ' || NULLIF(d.defaclnamespace, 0)::pg_catalog.regnamespace, k.name, g.name)
+		FROM setup s, pg_catalog.pg_default_acl d JOIN pg_catalog.pg_roles r ON r.oid = d.defaclrole
+			JOIN (VALUES ('r', 'TABLES'), ('f', 'FUNCTIONS'), ('T', 'TYPES'), ('n', 'SCHEMAS')) k (letter, name) ON k.letter = d.defaclobjtype::text,
+			LATERAL (
+				SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END
+				FROM pg_catalog.aclexplode(d.defaclacl) a
+				WHERE a.grantee <> d.defaclrole
+					-- what PostgreSQL itself grants by default
+					AND NOT (d.defaclnamespace = 0 AND a.grantee = 0 AND k.letter IN ('f', 'T'))
+			) g (name)
+		-- roles that may update the extension
+		WHERE (r.rolsuper OR d.defaclrole IN (s.extowner, s.owner))
+			AND d.defaclnamespace IN (0, 'apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+
+		-- tables
+		UNION ALL
+		SELECT 'tables', CASE WHEN t.relrowsecurity THEN 'warning' ELSE 'error' END,
+			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'login %2$s owns table %1$s: its policies do not apply to it'
+				ELSE 'row-level security of table %1$s is off: its policies have no effect' END, t.name, o.logins),
+			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'ALTER TABLE %s FORCE ROW LEVEL SECURITY;' ELSE 'ALTER TABLE %s ENABLE ROW LEVEL SECURITY;' END, t.name)
+		FROM (
+			-- tables with a policy that calls a function of the extension
+			SELECT DISTINCT c.oid::pg_catalog.regclass::text AS name, c.relowner, c.relrowsecurity, c.relforcerowsecurity
+			FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_policy y ON y.oid = d.objid JOIN pg_catalog.pg_class c ON c.oid = y.polrelid
+				JOIN pg_catalog.pg_proc f ON f.oid = d.refobjid
+			WHERE d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+				AND f.pronamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+				AND c.relnamespace NOT IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		) t, LATERAL (
+			-- logins with the privileges of the owner, without those that no policy ever applies to
+			SELECT pg_catalog.string_agg(r.oid::pg_catalog.regrole::text, ', ' ORDER BY r.rolname) FROM pg_catalog.pg_roles r
+			WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND pg_catalog.pg_has_role(r.oid, t.relowner, 'USAGE')
+		) o (logins)
+		WHERE NOT t.relrowsecurity OR (NOT t.relforcerowsecurity AND o.logins IS NOT NULL)
+
+		-- tokens
+		UNION ALL
+		SELECT s.name, 'notice', 'this role may not count the tokens' || s.what,
+			pg_catalog.format('SELECT * FROM apitoken.check_setup();  -- as role %s', u.owner::pg_catalog.regrole)
+		FROM tokens t, setup u, (VALUES ('tokens', ''), ('peppers', ' that need each pepper')) s (name, what) WHERE t.numbers IS NULL
+		UNION ALL
+		SELECT 'tokens', 'notice', pg_catalog.format('%s tokens never expire', t.numbers ->> 'endless'),
+			'UPDATE apitoken.tokens SET expires_at = now() + interval ''90 days'' WHERE expires_at IS NULL AND revoked_at IS NULL;'
+		FROM tokens t WHERE (t.numbers ->> 'endless')::bigint > 0
+		UNION ALL
+		SELECT 'tokens', 'error', pg_catalog.format('%s tokens have a rate limit, and are refused, because apitoken is not in shared_preload_libraries', t.numbers ->> 'limited'), p.hint
+		FROM tokens t, preload p, stats s WHERE (t.numbers ->> 'limited')::bigint > 0 AND NOT s.preloaded
+	)
+	SELECT COALESCE(f.level, 'ok'), s.name, COALESCE(f.message, s.in_order), f.hint
+	FROM (VALUES
+			(1, 'version', 'the library has the version of the extension'),
+			(2, 'preload', 'apitoken is in shared_preload_libraries, and last'),
+			(3, 'usage', 'no recorded use is lost, as far as this server knows'),
+			(4, 'standby', 'this server is not a standby, and no standby keeps idle tokens from being revoked'),
+			(5, 'peppers', 'a pepper is required, and all tokens have one that the server has'),
+			(6, 'logs', 'texts of tokens are masked, and no login that handles tokens has its parameters logged'),
+			(7, 'capabilities', NULL),
+			(8, 'privileges', 'PUBLIC has the privileges that the extension gave it'),
+			(9, 'default privileges', 'no default privileges give away objects of the extension'),
+			(10, 'tables', 'each table with a policy that calls the extension has row-level security, and no login owns it'),
+			(11, 'tokens', 'each token expires')
+		) s (n, name, in_order) LEFT JOIN finding f ON f.subject = s.name
+	ORDER BY s.n, pg_catalog.array_position('{error,warning,notice}'::text[], f.level), f.message;
+END;
+COMMENT ON FUNCTION apitoken.check_setup() IS 'Check the set-up of this server and database. Rows for each subject: level error, warning or notice with what is wrong in message and the statement or configuration line that mends it in hint, or level ok. What the caller may not see is a notice.';
+
+------------------------------------------------------------------------------
 -- Triggers.  Nobody is granted their functions.  Each function checks which table
 -- fired it.
 ------------------------------------------------------------------------------

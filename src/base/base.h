@@ -101,6 +101,7 @@ typedef struct ApitokenPepper
 extern const ApitokenPepper *apitoken_signing_pepper(void);
 extern const ApitokenPepper *apitoken_pepper(int16 scheme);
 extern const ApitokenPepper *apitoken_decoy_pepper(void);
+extern List *apitoken_pepper_schemes(void);
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
 

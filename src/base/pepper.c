@@ -499,3 +499,19 @@ apitoken_decoy_pepper(void)
 
 	return file == NULL ? NULL : file->highest;
 }
+
+/*
+ * Returns the numbers of all peppers, or NIL if no file is set.  Raises the same
+ * errors as apitoken_signing_pepper().
+ */
+List *
+apitoken_pepper_schemes(void)
+{
+	List	   *schemes = NIL;
+
+	if (apitoken_signing_pepper() == NULL)
+		return NIL;
+	for (int i = 0; i < loaded->count; i++)
+		schemes = lappend_int(schemes, loaded->peppers[i].scheme);
+	return schemes;
+}

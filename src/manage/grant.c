@@ -132,6 +132,10 @@ static const Privilege directory_privileges[] = {
 static const Privilege monitor_privileges[] = {
 	INTERNAL("read_stats"),
 	TABLE(select, "stats"),
+	FUNCTION("check_setup"),
+	INTERNAL("read_setup"),
+	/* has the caller's privileges, and so refuses a role that has nothing else */
+	INTERNAL("count_tokens"),
 };
 
 /* A named set of privileges. */

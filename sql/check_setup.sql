@@ -1,0 +1,1 @@
+CREATE EXTENSION apitoken; SELECT * FROM apitoken.check_setup();

@@ -1,0 +1,84 @@
+/*
+ * check.c
+ *		What check_setup() needs to know and SQL cannot see: the version of the
+ *		library, and whether the pepper file can be used.
+ *
+ * The checks themselves are in apitoken--1.0.sql.  They are SQL, and read the
+ * catalogs with the caller's privileges.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+#include "manage/manage.h"
+
+/* Column numbers. */
+enum
+{
+	LIBRARY_VERSION,
+	PEPPERS,
+	PEPPER_PROBLEM,
+	PEPPER_HINT,
+	COLUMNS
+};
+
+/*
+ * The numbers of the peppers, or NIL.  If tokens cannot be made because of a
+ * setting or the pepper file, sets `error` to the reason.  Its message names no
+ * path, because anybody may see it: see pepper.c.  Nothing has to be cleaned up
+ * after these errors.  Others, such as a cancel, are raised.
+ */
+static List *
+pepper_schemes(ErrorData **error)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *volatile schemes = NIL;
+
+	*error = NULL;
+	PG_TRY();
+	{
+		schemes = apitoken_pepper_schemes();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		*error = CopyErrorData();
+		if ((*error)->sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
+			ERRCODE_TO_CATEGORY((*error)->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return schemes;
+}
+
+PG_FUNCTION_INFO_V1(apitoken_read_setup);
+Datum
+apitoken_read_setup(PG_FUNCTION_ARGS)
+{
+	TupleDesc	descriptor = apitoken_result_type(fcinfo, COLUMNS);
+	Datum		values[COLUMNS] = {0};
+	bool		nulls[COLUMNS] = {0};
+	ErrorData  *error;
+	List	   *schemes = pepper_schemes(&error);
+	Datum	   *numbers = palloc((list_length(schemes) + 1) * sizeof(Datum));
+	ListCell   *lc;
+
+	foreach(lc, schemes)
+		numbers[foreach_current_index(lc)] = Int16GetDatum(lfirst_int(lc));
+	values[LIBRARY_VERSION] = CStringGetTextDatum(APITOKEN_VERSION);
+	values[PEPPERS] = PointerGetDatum(construct_array(numbers, list_length(schemes), INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
+	if (error == NULL)
+		nulls[PEPPER_PROBLEM] = true;
+	else
+		values[PEPPER_PROBLEM] = CStringGetTextDatum(error->message);
+	if (error == NULL || error->hint == NULL)
+		nulls[PEPPER_HINT] = true;
+	else
+		values[PEPPER_HINT] = CStringGetTextDatum(error->hint);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
+}
