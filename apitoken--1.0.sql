@@ -817,7 +817,8 @@ BEGIN ATOMIC
 		WHERE pg_catalog.pg_has_role(m.member, m.roleid, 'USAGE')
 	),
 	holder AS (
-		SELECT r.*, r.oid::pg_catalog.regrole::text AS name, h.capabilities, h.remedy
+		SELECT r.*, r.oid::pg_catalog.regrole::text AS name, h.capabilities, h.remedy,
+			h.capabilities <> 'monitor' AS uses_tokens
 		FROM (SELECT h.role, pg_catalog.string_agg(DISTINCT h.capability, ', ') AS capabilities,
 				pg_catalog.string_agg(DISTINCT h.remedy, ' ') AS remedy FROM held h GROUP BY h.role) h
 			JOIN pg_catalog.pg_roles r ON r.oid = h.role
@@ -871,7 +872,7 @@ BEGIN ATOMIC
 		-- preload
 		UNION ALL
 		SELECT 'preload', 'warning',
-			'apitoken is not in shared_preload_libraries: tokens with a rate limit are refused, refused use is not counted, and accepted use is recorded at most once a minute and only in transactions that can write',
+			'apitoken is not in shared_preload_libraries: tokens with a rate limit are refused, refused use is not counted, and accepted use is recorded at most once a minute and only in transactions that can write, and the log is masked only in sessions that have loaded the library',
 			p.hint
 		FROM preload p, stats s WHERE NOT s.preloaded
 		UNION ALL
@@ -888,12 +889,15 @@ BEGIN ATOMIC
 
 		-- usage
 		UNION ALL
+		SELECT 'usage', 'notice', 'without shared preload the server does not know which use is not recorded', p.hint
+		FROM preload p, stats s WHERE NOT s.preloaded
+		UNION ALL
 		SELECT 'usage', 'error', 'the launcher does not run: recorded use is not written, and there is no housekeeping',
 			pg_catalog.format('ALTER SYSTEM SET max_worker_processes = %s;  -- then restart the server', pg_catalog.current_setting('max_worker_processes')::integer + 4)
 		FROM stats s WHERE NOT s.launcher_runs
 		UNION ALL
 		SELECT 'usage', 'warning',
-			pg_catalog.format('%s uses were dropped, or tokens with a rate limit refused, because memory was full', s.dropped),
+			pg_catalog.format('uses that were dropped, or tokens with a rate limit refused, because memory was full: %s', s.dropped),
 			pg_catalog.format('ALTER SYSTEM SET apitoken.usage_slots = %s;  -- then restart the server', 2 * s.slots::bigint)
 		FROM stats s WHERE s.dropped > 0
 		UNION ALL
@@ -913,7 +917,7 @@ BEGIN ATOMIC
 		-- standby
 		UNION ALL
 		SELECT 'standby', 'notice', 'this server is a standby: it writes recorded use only after a promotion, so a token that is used only here looks unused on the primary',
-			'ALTER SYSTEM SET apitoken.standbys_verify = on;  -- on the primary, so that no token is revoked as idle'
+			'ALTER SYSTEM SET apitoken.standbys_verify = on; SELECT pg_reload_conf();  -- on the primary, so that no token is revoked as idle'
 		WHERE pg_catalog.pg_is_in_recovery()
 		UNION ALL
 		SELECT 'standby', 'notice', 'a long query on this standby delays the replay, and with it revocations',
@@ -934,25 +938,26 @@ BEGIN ATOMIC
 			'ALTER SYSTEM SET apitoken.pepper_file = ''/etc/postgresql/apitoken.peppers''; SELECT pg_reload_conf();  -- a file with a line 1:KEY, with the output of "openssl rand -hex 32" as the key'
 		FROM setup s WHERE s.pepper_problem IS NULL AND s.peppers = '{}'
 		UNION ALL
-		SELECT 'peppers', 'error', pg_catalog.format('%s tokens need pepper %s, which the server does not have', pg_catalog.sum(c.tokens), c.scheme),
+		SELECT 'peppers', 'error', pg_catalog.format('tokens that need pepper %s, which the server does not have: %s', c.scheme, pg_catalog.sum(c.tokens)),
 			pg_catalog.format('%s:KEY  # restore this line of the pepper file', c.scheme)
 		FROM setup s, scheme c WHERE s.pepper_problem IS NULL AND c.scheme > 0 AND c.scheme <> ALL (s.peppers)
 		GROUP BY c.scheme
 		UNION ALL
 		SELECT 'peppers', 'warning', pg_catalog.format(CASE WHEN pg_catalog.current_setting('apitoken.require_pepper') = 'on'
-				THEN '%s tokens have no pepper, and are refused' ELSE '%s tokens have no pepper' END, c.tokens),
+				THEN 'tokens without a pepper, which are refused: %s' ELSE 'tokens without a pepper: %s' END, c.tokens),
 			'SELECT t.id, r.token FROM apitoken_internal.token_records t, apitoken.regenerate_token(t.id, overlap => ''7 days'') r WHERE t.digest_scheme = 0 AND t.revoked_at IS NULL AND (t.expires_at > now()) IS NOT FALSE;'
 		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'current'
 		UNION ALL
-		SELECT 'peppers', 'notice', pg_catalog.format('the previous secrets of %s tokens have no pepper, and are accepted until their overlap ends', c.tokens),
+		SELECT 'peppers', 'notice', pg_catalog.format('tokens whose previous secret has no pepper, and is accepted until its overlap ends: %s', c.tokens),
 			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();  -- then'
 		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'previous'
 			AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
 		UNION ALL
 		SELECT 'peppers', 'notice', 'tokens without a pepper are accepted: whoever can write the table of tokens can make one',
 			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();'
-		FROM setup s WHERE s.peppers <> '{}' AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
-			AND NOT EXISTS (SELECT FROM scheme c WHERE c.scheme = 0)
+		FROM setup s, tokens t WHERE s.peppers <> '{}' AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
+			-- the hint is for those who know that no token is refused then
+			AND t.numbers IS NOT NULL AND NOT EXISTS (SELECT FROM scheme c WHERE c.scheme = 0)
 
 		-- logs
 		UNION ALL
@@ -986,17 +991,17 @@ BEGIN ATOMIC
 		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, is a superuser: nothing limits what it sees and does', h.name, h.capabilities),
 			-- the role that initdb made cannot be anything else
 			CASE WHEN h.oid = 10 THEN h.remedy ELSE pg_catalog.format('ALTER ROLE %s NOSUPERUSER;', h.name) END
-		FROM holder h WHERE h.rolsuper
+		FROM holder h WHERE h.rolsuper AND h.uses_tokens
 		UNION ALL
 		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, has BYPASSRLS: no policy applies to it', h.name, h.capabilities),
 			pg_catalog.format('ALTER ROLE %s NOBYPASSRLS;', h.name)
-		FROM holder h WHERE h.rolbypassrls AND NOT h.rolsuper
+		FROM holder h WHERE h.rolbypassrls AND NOT h.rolsuper AND h.uses_tokens
 		UNION ALL
 		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, owns the tables of the extension: no policy of theirs applies to it', h.name, h.capabilities),
 			CASE WHEN h.oid = s.owner THEN h.remedy
 				ELSE (SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('REVOKE %s FROM %s;', m.roleid::pg_catalog.regrole, h.name), ' ')
 					FROM pg_catalog.pg_auth_members m WHERE m.member = h.oid AND pg_catalog.pg_has_role(m.roleid, s.owner, 'USAGE')) END
-		FROM setup s, holder h WHERE NOT h.rolsuper AND pg_catalog.pg_has_role(h.oid, s.owner, 'USAGE')
+		FROM setup s, holder h WHERE NOT h.rolsuper AND h.uses_tokens AND pg_catalog.pg_has_role(h.oid, s.owner, 'USAGE')
 		UNION ALL
 		SELECT 'capabilities', 'warning', pg_catalog.format('role %s holds act, and runs the SQL of clients as the database_role of %s', h.name, d.roles),
 			(SELECT pg_catalog.string_agg(a.remedy, ' ') FROM held a WHERE a.role = h.oid AND a.capability = 'act')
@@ -1037,7 +1042,7 @@ BEGIN ATOMIC
 		-- tables
 		UNION ALL
 		SELECT 'tables', CASE WHEN t.relrowsecurity THEN 'warning' ELSE 'error' END,
-			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'login %2$s owns table %1$s: its policies do not apply to it'
+			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'login %2$s is the owner of table %1$s, or inherits from it: no policy of the table applies to that login'
 				ELSE 'row-level security of table %1$s is off: its policies have no effect' END, t.name, o.logins),
 			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'ALTER TABLE %s FORCE ROW LEVEL SECURITY;' ELSE 'ALTER TABLE %s ENABLE ROW LEVEL SECURITY;' END, t.name)
 		FROM (
@@ -1061,11 +1066,11 @@ BEGIN ATOMIC
 			pg_catalog.format('SELECT * FROM apitoken.check_setup();  -- as role %s', u.owner::pg_catalog.regrole)
 		FROM tokens t, setup u, (VALUES ('tokens', ''), ('peppers', ' that need each pepper')) s (name, what) WHERE t.numbers IS NULL
 		UNION ALL
-		SELECT 'tokens', 'notice', pg_catalog.format('%s tokens never expire', t.numbers ->> 'endless'),
+		SELECT 'tokens', 'notice', pg_catalog.format('tokens that never expire: %s', t.numbers ->> 'endless'),
 			'UPDATE apitoken.tokens SET expires_at = now() + interval ''90 days'' WHERE expires_at IS NULL AND revoked_at IS NULL;'
 		FROM tokens t WHERE (t.numbers ->> 'endless')::bigint > 0
 		UNION ALL
-		SELECT 'tokens', 'error', pg_catalog.format('%s tokens have a rate limit, and are refused, because apitoken is not in shared_preload_libraries', t.numbers ->> 'limited'), p.hint
+		SELECT 'tokens', 'error', pg_catalog.format('tokens with a rate limit, which are refused because apitoken is not in shared_preload_libraries: %s', t.numbers ->> 'limited'), p.hint
 		FROM tokens t, preload p, stats s WHERE (t.numbers ->> 'limited')::bigint > 0 AND NOT s.preloaded
 	)
 	SELECT COALESCE(f.level, 'ok'), s.name, COALESCE(f.message, s.in_order), f.hint
@@ -1075,14 +1080,14 @@ BEGIN ATOMIC
 			(3, 'usage', 'no recorded use is lost, as far as this server knows'),
 			(4, 'standby', 'this server is not a standby, and no standby keeps idle tokens from being revoked'),
 			(5, 'peppers', 'a pepper is required, and all tokens have one that the server has'),
-			(6, 'logs', 'texts of tokens are masked, and no login that handles tokens has its parameters logged'),
+			(6, 'logs', 'masking is on, and no login that handles tokens has its parameters logged'),
 			(7, 'capabilities', NULL),
 			(8, 'privileges', 'PUBLIC has the privileges that the extension gave it'),
 			(9, 'default privileges', 'no default privileges give away objects of the extension'),
 			(10, 'tables', 'each table with a policy that calls the extension has row-level security, and no login owns it'),
 			(11, 'tokens', 'each token expires')
 		) s (n, name, in_order) LEFT JOIN finding f ON f.subject = s.name
-	ORDER BY s.n, pg_catalog.array_position('{error,warning,notice}'::text[], f.level), f.message;
+	ORDER BY s.n, pg_catalog.array_position('{error,warning,notice}'::text[], f.level), f.message COLLATE "C";
 END;
 COMMENT ON FUNCTION apitoken.check_setup() IS 'Check the set-up of this server and database. Rows for each subject: level error, warning or notice with what is wrong in message and the statement or configuration line that mends it in hint, or level ok. What the caller may not see is a notice.';
 
