@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $place = PostgreSQL::Test::Utils::tempdir();
-my $node = start_node('check_setup', init => [ allows_streaming => 1 ], conf => "shared_preload_libraries = 'auto_explain'\nhot_standby_feedback = off");
+my $node = start_node('check_setup', init => [ allows_streaming => 1 ], conf => "shared_preload_libraries = 'auto_explain'\nhot_standby_feedback = off\njit = off");
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 my $missing = 'apitoken is not in shared_preload_libraries';
 
@@ -49,13 +49,13 @@ sub apply
 {
 	my ($hint, %how) = @_;
 	my $on = $how{on} // $node;
+	my $loaded = $on->safe_psql('postgres', 'SELECT pg_conf_load_time()');
 	my ($rc, $out, $err) = $on->psql('postgres', "LOAD 'apitoken';\n$hint", on_error_stop => 1);
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	is($rc, 0, "applied: $hint") or diag($err);
 	$on->restart if $hint =~ /restart the server/;
-	# a reload takes effect a moment later
-	sleep 1 if $hint =~ /pg_reload_conf/;
+	$on->poll_query_until('postgres', "SELECT pg_conf_load_time() > '$loaded'") if $hint =~ /pg_reload_conf/;
 	return;
 }
 
