@@ -32,7 +32,7 @@ SELECT apitoken.allow('demo_backend', 'act', 'verify', 'manage');
 \set ECHO none
 \echo
 \echo 'Two organizations and their members.  (Triggers can keep them in step with the'
-\echo 'tables of the application; the README shows such triggers.)'
+\echo 'tables of the application; docs/organizations.md shows such triggers.)'
 \echo
 INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex');
 INSERT INTO apitoken.users (id, name) VALUES ('alice', 'Alice'), ('bob', 'Bob'), ('carol', 'Carol');

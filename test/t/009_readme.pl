@@ -6,6 +6,9 @@
 # printed for it: first the results, then errors.  A block without such a text
 # may print results, but no errors and no warnings.  An error is expected only
 # where the text shows a line "ERROR:".
+#
+# The ```python block of a file runs after them, with psycopg.  ```sh blocks are
+# only parsed here, because they act on the machine.  All links lead somewhere.
 use strict;
 use warnings;
 
@@ -18,7 +21,8 @@ my @files = ('README.md', glob('docs/*.md'));
 # blocks: [line number, sql, expected text or undef]
 sub blocks
 {
-	my ($file) = @_;
+	my ($file, $language) = @_;
+	$language //= 'sql';
 	my (@blocks, $fence, $content, $start, $last);
 	my $number = 0;
 
@@ -42,7 +46,7 @@ sub blocks
 			$content .= "$line\n";
 			next;
 		}
-		if ($fence eq 'sql')
+		if ($fence eq $language)
 		{
 			$last = [ $start, $content, undef ];
 			push @blocks, $last;
@@ -77,12 +81,110 @@ sub plain
 
 my $node = start_node('readme', conf => "timezone = 'UTC'\nlc_messages = 'C'");
 
-# run_file(FILE, CONFIGURATION): run its blocks, and compare
+# What else must be true when the blocks of a file have run.
+my %afterwards = (
+	'docs/operations.md' => sub {
+		is($node->safe_psql('app', 'SHOW session_preload_libraries'), 'apitoken', 'the library is preloaded from now on');
+	},
+	'docs/organizations.md' => \&try_triggers);
+
+# the triggers that keep the directory up to date, and the query that finds drift
+sub try_triggers
+{
+	# only its owner can attach its functions to a table
+	$node->safe_psql('app', 'CREATE ROLE regress_apitoken_stranger LOGIN; GRANT USAGE ON SCHEMA app TO regress_apitoken_stranger');
+	foreach my $function (qw(sync_organization sync_user sync_member))
+	{
+		my ($rc, $out, $err) = $node->psql('app', "SET SESSION AUTHORIZATION regress_apitoken_stranger;
+			CREATE TEMP TABLE mine (id text, name text, email text, organization_id text, user_id text, role text);
+			CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION app.$function()",
+			on_error_stop => 1);
+		like($err, qr/permission denied for function app\.$function/, "a stranger cannot use $function");
+	}
+
+	# an UPDATE that sets no copied column writes nothing into the directory
+	my $versions = q{SELECT string_agg(version, ' ' ORDER BY version) FROM (
+		SELECT 'o ' || ctid || xmin FROM apitoken.organizations UNION ALL SELECT 'u ' || ctid || xmin FROM apitoken.users
+		UNION ALL SELECT 'm ' || ctid || xmin FROM apitoken.memberships) v (version)};
+	my $before = $node->safe_psql('app', $versions);
+	$node->safe_psql('app', join('', map {
+		"ALTER TABLE app.$_ ADD COLUMN seen_at timestamptz; UPDATE app.$_ SET seen_at = now();" } qw(organizations users members)));
+	is($node->safe_psql('app', $versions), $before, 'an UPDATE of another column writes nothing into the directory');
+
+	# drift: app.teams is in the directory, too, and the query does not ask for it
+	my ($drift) = map { $_->[1] } grep { $_->[1] =~ /^WITH application/ } blocks('docs/organizations.md');
+	my $teams = 'organizations|42||("Night shift")';
+	my ($acme, $alice, $bob) = qw(ac3e0000-0000-4000-8000-000000000001 a11ce000-0000-4000-8000-000000000003 b0b00000-0000-4000-8000-000000000004);
+	my ($new, $dan) = qw(0e100000-0000-4000-8000-000000000006 da000000-0000-4000-8000-000000000007);
+	is($node->safe_psql('app', $drift), $teams, 'no drift');
+	$node->safe_psql('app', qq{
+		SET session_replication_role = replica;
+		INSERT INTO app.organizations VALUES ('$new', 'New');
+		UPDATE app.organizations SET name = 'Acme, Inc.' WHERE id = '$acme';
+		INSERT INTO app.users VALUES ('$dan', 'Dan', NULL);
+		UPDATE app.users SET email = NULL WHERE id = '$alice';
+		INSERT INTO app.members VALUES ('$new', '$dan', 'admin');
+		UPDATE app.members SET role = 'admin' WHERE user_id = '$bob';
+		DELETE FROM app.members WHERE user_id = '$alice'});
+	is($node->safe_psql('app', $drift), join("\n",
+		"memberships|($new,$dan)|admin|", "memberships|($acme,$alice)||admin", "memberships|($acme,$bob)|admin|developer",
+		qq{organizations|$new|(New)|}, $teams, qq{organizations|$acme|("Acme, Inc.")|(Acme)},
+		"users|$alice|(Alice,)|(Alice,alice\@example.com)", "users|$dan|(Dan,)|"), 'each drift is found');
+	$node->safe_psql('app', qq{
+		UPDATE app.organizations SET name = name; UPDATE app.users SET name = name; UPDATE app.members SET role = role;
+		DELETE FROM apitoken.memberships WHERE user_id = '$alice'});
+	is($node->safe_psql('app', $drift), $teams, 'and mended');
+	$node->safe_psql('app', qq{
+		INSERT INTO app.members VALUES ('$acme', '$alice', 'admin');
+		UPDATE app.members SET role = 'developer' WHERE user_id = '$bob';
+		DELETE FROM app.organizations WHERE id = '$new'});
+
+	# a changed key, a removed member, TRUNCATE
+	$node->safe_psql('app', q{
+		UPDATE app.users SET id = 'ca201000-0000-4000-8000-000000000099' WHERE name = 'Carol';
+		DELETE FROM app.members WHERE role = 'developer'});
+	is($node->safe_psql('app', "SELECT id FROM apitoken.users WHERE name = 'Carol'"),
+		'ca201000-0000-4000-8000-000000000099', 'a changed key is followed');
+	is($node->safe_psql('app', 'SELECT count(*) FROM apitoken.memberships'), '1', 'a removed member is followed');
+	$node->safe_psql('app', q{SELECT apitoken.create_token('last', user_id => id::text) FROM app.users WHERE name = 'Bob';
+		TRUNCATE app.users CASCADE});
+	is($node->safe_psql('app', 'SELECT (SELECT count(*) FROM apitoken.users), (SELECT count(*) FROM apitoken.memberships)'),
+		'0|0', 'TRUNCATE is followed');
+	is($node->safe_psql('app', "SELECT status, revoke_reason FROM apitoken.tokens WHERE label = 'last'"),
+		'revoked|owner_deleted', 'and revokes');
+}
+
+# The library's own driver for Debian's python, as in 023_backends.
+my $has_psycopg = -x '/usr/bin/python3' && run_log([ '/usr/bin/python3', '-c', 'import psycopg' ]);
+
+# run_python(FILE, CONFIGURATION, TOKEN): run its ```python blocks as the backend,
+# with the token that its last \gset has left.
+sub run_python
+{
+	my ($file, $configuration, $token) = @_;
+	foreach my $block (blocks($file, 'python'))
+	{
+		my ($line, $python) = @$block;
+	  SKIP: {
+			skip 'psycopg is not installed', 1 unless $has_psycopg;
+			local $ENV{APITOKEN_CONNECTION} = $node->connstr('app') . ' user=backend';
+			local $ENV{APITOKEN_TOKEN} = $token // '';
+			my ($stdout, $stderr);
+			IPC::Run::run([ '/usr/bin/python3', '-c', "import os, psycopg\n"
+				. "connection = psycopg.connect(os.environ['APITOKEN_CONNECTION'], autocommit=True)\n"
+				. "token = os.environ['APITOKEN_TOKEN']\n" . $python . "print(rows)\n" ],
+				'>', \$stdout, '2>', \$stderr);
+			is($stdout . $stderr, "[('Anvils',)]\n", "$configuration, $file, line $line: sees the token's articles");
+		}
+	}
+}
+
+# run_file(FILE, CONFIGURATION): run its blocks, compare, and return their number
 sub run_file
 {
 	my ($file, $configuration) = @_;
 	my @blocks = blocks($file);
-	return unless @blocks;
+	return 0 unless @blocks;
 
 	# what an earlier file left: its database, then its roles
 	$node->safe_psql('postgres', 'DROP DATABASE IF EXISTS app');
@@ -97,7 +199,7 @@ sub run_file
 		$script .= "\\set ON_ERROR_STOP " . ($error_shown ? 'off' : 'on') . "\n";
 		$script .= "\\echo \@\@$i\n\\warn \@\@$i\n$sql";
 	}
-	$script .= "\\echo \@\@" . @blocks . "\n\\warn \@\@" . @blocks . "\n";
+	$script .= "\\echo \@\@" . @blocks . "\n\\warn \@\@" . @blocks . "\n\\echo :token\n";
 
 	local $ENV{PGOPTIONS} = '-c client_min_messages=warning';
 	local $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -129,66 +231,69 @@ sub run_file
 		}
 	}
 	ok($ran && exists $results->{ scalar @blocks }, "$configuration, $file: runs to its end");
-	cmp_ok(scalar(@blocks), '>', 20, 'blocks were found') if $file eq 'README.md';
-
-	return unless $file eq 'README.md';
-
-	# what a new session of that database has
-	is($node->safe_psql('app', 'SHOW session_preload_libraries'), 'apitoken', 'the library is preloaded from now on');
-
-	# the recipe: only its owner can attach its functions to a table
-	$node->safe_psql('app', 'CREATE ROLE regress_apitoken_stranger LOGIN; GRANT USAGE ON SCHEMA app TO regress_apitoken_stranger');
-	foreach my $function (qw(sync_organization sync_user sync_member))
-	{
-		my ($rc, $out, $err) = $node->psql('app', "SET SESSION AUTHORIZATION regress_apitoken_stranger;
-			CREATE TEMP TABLE mine (id text, name text, email text, organization_id text, user_id text, role text);
-			CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION app.$function()",
-			on_error_stop => 1);
-		like($err, qr/permission denied for function app\.$function/, "a stranger cannot use $function");
-	}
-
-	# the recipe: a changed key, a removed member, TRUNCATE
-	$node->safe_psql('app', q{
-		UPDATE app.users SET id = 'ca201000-0000-4000-8000-000000000099' WHERE name = 'Carol';
-		DELETE FROM app.members WHERE role = 'developer'});
-	is($node->safe_psql('app', "SELECT id FROM apitoken.users WHERE name = 'Carol'"),
-		'ca201000-0000-4000-8000-000000000099', 'a changed key is followed');
-	is($node->safe_psql('app', 'SELECT count(*) FROM apitoken.memberships'), '1', 'a removed member is followed');
-	$node->safe_psql('app', q{SELECT apitoken.create_token('last', user_id => id::text) FROM app.users WHERE name = 'Bob';
-		TRUNCATE app.users CASCADE});
-	is($node->safe_psql('app', 'SELECT (SELECT count(*) FROM apitoken.users), (SELECT count(*) FROM apitoken.memberships)'),
-		'0|0', 'TRUNCATE is followed');
-	is($node->safe_psql('app', "SELECT status, revoke_reason FROM apitoken.tokens WHERE label = 'last'"),
-		'revoked|owner_deleted', 'and revokes');
+	my ($token) = ($results->{ scalar @blocks } // '') =~ /^(apt_\S+)$/m;
+	run_python($file, $configuration, $token);
+	$afterwards{$file}->() if $afterwards{$file};
+	return scalar @blocks;
 }
 
-run_file($_, 'plain') foreach @files;
+my $blocks = 0;
+$blocks += run_file($_, 'plain') foreach @files;
+cmp_ok($blocks, '>', 70, 'blocks were found');
 $node->append_conf('postgresql.conf', "session_preload_libraries = 'apitoken'\n");
 $node->restart;
 run_file($_, 'session') foreach @files;
 
-# Links within the project lead somewhere.
+# The blocks that act on the machine, and are not run here, are at least shell.
 foreach my $file (@files)
 {
-	my $text = slurp_file($file);
-	my ($directory) = $file =~ m{^(.*/)};
-	my @broken;
-	foreach my $link ($text =~ /\]\(([^)\s]+)\)/g)
+	foreach my $block (blocks($file, 'sh'))
 	{
-		next if $link =~ m{^https?://};
-		my ($path, $anchor) = split /#/, $link, 2;
-		my $target = $path eq '' ? $file : ($directory // '') . $path;
-		while ($target =~ s{[^/]+/\.\./}{}) { }
-		if (!-f $target)
-		{
-			push @broken, $link;
-			next;
-		}
-		next unless defined $anchor;
-		my %anchors = map { my $a = lc; $a =~ s/[^\w\s-]//g; $a =~ s/ /-/g; $a => 1 } slurp_file($target) =~ /^#+ +(.*?)\s*$/mg;
-		push @broken, $link unless $anchors{$anchor};
+		my ($line, $script) = @$block;
+		my $said = '';
+		IPC::Run::run([ 'bash', '-n' ], '<', \$script, '2>', \$said);
+		is($said, '', "$file, line $line: is a shell's");
 	}
-	is("@broken", '', "$file: links");
+}
+
+# What a reader meets first is short.
+cmp_ok(scalar(my @lines = split /\n/, slurp_file('README.md')), '<=', 250, 'README.md is short');
+
+# Links within the project lead somewhere, and README.md leads to each page.  A
+# heading's anchor is as GitHub makes it.
+{
+	my %prose;
+	my $prose = sub {
+		my ($file) = @_;
+		return $prose{$file} //= slurp_file($file) =~ s/^```.*?^```$//gmsr;
+	};
+	my $anchors = sub {
+		my ($file) = @_;
+		my (%seen, %anchors);
+		foreach my $heading ($prose->($file) =~ /^#+ +(.*?)\s*$/mg)
+		{
+			my $anchor = lc($heading =~ s/\[([^\]]*)\]\([^)]*\)/$1/gr) =~ s/[^\w\s-]//gr =~ s/ /-/gr;
+			$anchors{ $seen{$anchor}++ ? "$anchor-" . ($seen{$anchor} - 1) : $anchor } = 1;
+		}
+		return \%anchors;
+	};
+	my %linked;
+	foreach my $file (glob('*.md docs/*.md src/*.md test/*.md test/*/*.md examples/*/*.md'))
+	{
+		my ($directory) = $file =~ m{^(.*/)};
+		my @broken;
+		foreach my $link ($prose->($file) =~ /\]\(([^)\s]+)\)/g)
+		{
+			next if $link =~ m{^https?://};
+			my ($path, $anchor) = split /#/, $link, 2;
+			my $target = $path eq '' ? $file : ($directory // '') . $path;
+			while ($target =~ s{[^/]+/\.\./}{}) { }
+			$linked{$target} = 1 if $file eq 'README.md';
+			push @broken, $link unless defined $anchor ? -f $target && $anchors->($target)->{$anchor} : -e $target;
+		}
+		is("@broken", '', "$file: links");
+	}
+	is(join(' ', grep { !$linked{$_} } glob('docs/*.md')), '', 'README.md leads to each page');
 }
 
 # Each function and setting that users have stands under its own heading.

@@ -14,9 +14,9 @@ my $node = start_node('restore');
 my $to = sub { return $node->connstr($_[0]) };
 run_on($node);
 
-# ----- a database with the README's triggers, and with roles that were cut down ---
+# ----- a database with the triggers of docs/organizations.md, and with roles that were cut down ---
 
-my ($triggers) = slurp_file('README.md') =~ /^(CREATE FUNCTION app\.sync_organization.*?)^```/ms;
+my ($triggers) = slurp_file('docs/organizations.md') =~ /^(CREATE FUNCTION app\.sync_organization.*?)^```/ms;
 my $application = q{
 	CREATE SCHEMA app;
 	-- without foreign keys, whose order --data-only does not keep
