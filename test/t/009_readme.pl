@@ -126,10 +126,13 @@ sub try_triggers
 		INSERT INTO app.members VALUES ('$new', '$dan', 'admin');
 		UPDATE app.members SET role = 'admin' WHERE user_id = '$bob';
 		DELETE FROM app.members WHERE user_id = '$alice'});
-	is($node->safe_psql('app', $drift), join("\n",
+	my $found = join("\n",
 		"memberships|($new,$dan)|admin|", "memberships|($acme,$alice)||admin", "memberships|($acme,$bob)|admin|developer",
 		qq{organizations|$new|(New)|}, $teams, qq{organizations|$acme|("Acme, Inc.")|(Acme)},
-		"users|$alice|(Alice,)|(Alice,alice\@example.com)", "users|$dan|(Dan,)|"), 'each drift is found');
+		"users|$alice|(Alice,)|(Alice,alice\@example.com)", "users|$dan|(Dan,)|");
+	is($node->safe_psql('app', $drift), $found, 'each drift is found');
+	$node->safe_psql('app', 'GRANT USAGE ON SCHEMA app TO apitoken_sync; GRANT SELECT ON ALL TABLES IN SCHEMA app TO apitoken_sync');
+	is($node->safe_psql('app', "SET ROLE apitoken_sync; $drift"), $found, 'also by a role with the capability directory');
 	$node->safe_psql('app', qq{
 		UPDATE app.organizations SET name = name; UPDATE app.users SET name = name; UPDATE app.members SET role = role;
 		DELETE FROM apitoken.memberships WHERE user_id = '$alice'});
