@@ -17,6 +17,7 @@ OBJS = \
 	src/text/permission.o \
 	src/text/visible.o \
 	src/base/guc.o \
+	src/base/extension.o \
 	src/base/function.o \
 	src/base/encoding.o \
 	src/base/request.o \

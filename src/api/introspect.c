@@ -90,7 +90,7 @@ describe_token(ApitokenJson *state, const ApitokenVerification *verification)
  * then, so the call is recorded as a use, but does not count against the rate
  * limit.
  */
-PG_FUNCTION_INFO_V1(apitoken_introspect);
+APITOKEN_FUNCTION_INFO_V1(apitoken_introspect);
 Datum
 apitoken_introspect(PG_FUNCTION_ARGS)
 {

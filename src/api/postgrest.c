@@ -241,7 +241,7 @@ find_token(void)
 	return token;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_pre_request);
+APITOKEN_FUNCTION_INFO_V1(apitoken_pre_request);
 Datum
 apitoken_pre_request(PG_FUNCTION_ARGS)
 {

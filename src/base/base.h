@@ -9,6 +9,7 @@
 #include "text/text.h"
 
 #include "access/xact.h"
+#include "fmgr.h"
 #include "lib/ilist.h"
 #include "utils/inet.h"
 #include "utils/jsonb.h"
@@ -113,6 +114,19 @@ extern void apitoken_digest(const char *text, size_t length, int16 scheme,
 extern void apitoken_decoy_digest(const char *text, size_t length);
 extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 									const uint8 b[APITOKEN_DIGEST_LENGTH]);
+
+/* ----- extension.c: the installed version must be the library's ----- */
+
+extern bool apitoken_in_script(Oid extension);
+extern void apitoken_require_version(Oid extension);
+extern const Pg_finfo_record *apitoken_function_info(void);
+
+/* In place of PG_FUNCTION_INFO_V1: the server calls pg_finfo_...() when it looks up the function. */
+#define APITOKEN_FUNCTION_INFO_V1(name) \
+	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+	extern PGDLLEXPORT const Pg_finfo_record *CppConcat(pg_finfo_,name)(void); \
+	const Pg_finfo_record *CppConcat(pg_finfo_,name)(void) { return apitoken_function_info(); } \
+	extern int no_such_variable
 
 /* ----- function.c: functions of the extension, capabilities of roles ----- */
 

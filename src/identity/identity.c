@@ -365,7 +365,7 @@ apitoken_act_by(const ApitokenVerification *verification)
 		enter_database_role(verification->standing.database_role);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_authenticate);
+APITOKEN_FUNCTION_INFO_V1(apitoken_authenticate);
 Datum
 apitoken_authenticate(PG_FUNCTION_ARGS)
 {
@@ -380,7 +380,7 @@ apitoken_authenticate(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_current_user_id);
+APITOKEN_FUNCTION_INFO_V1(apitoken_current_user_id);
 Datum
 apitoken_current_user_id(PG_FUNCTION_ARGS)
 {
@@ -391,7 +391,7 @@ apitoken_current_user_id(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(principal->user_id));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_current_organization_id);
+APITOKEN_FUNCTION_INFO_V1(apitoken_current_organization_id);
 Datum
 apitoken_current_organization_id(PG_FUNCTION_ARGS)
 {
@@ -402,7 +402,7 @@ apitoken_current_organization_id(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(principal->organization_id));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_current_token_id);
+APITOKEN_FUNCTION_INFO_V1(apitoken_current_token_id);
 Datum
 apitoken_current_token_id(PG_FUNCTION_ARGS)
 {
@@ -426,7 +426,7 @@ own_standing(const ApitokenPrincipal *principal, ApitokenStanding *standing)
 	UnregisterSnapshot(snapshot);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_current_role_name);
+APITOKEN_FUNCTION_INFO_V1(apitoken_current_role_name);
 Datum
 apitoken_current_role_name(PG_FUNCTION_ARGS)
 {
@@ -449,7 +449,7 @@ groups_of(const ApitokenStanding *standing)
 	return standing->groups;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_current_groups);
+APITOKEN_FUNCTION_INFO_V1(apitoken_current_groups);
 Datum
 apitoken_current_groups(PG_FUNCTION_ARGS)
 {
@@ -461,7 +461,7 @@ apitoken_current_groups(PG_FUNCTION_ARGS)
 	PG_RETURN_ARRAYTYPE_P(groups_of(&standing));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_whoami);
+APITOKEN_FUNCTION_INFO_V1(apitoken_whoami);
 Datum
 apitoken_whoami(PG_FUNCTION_ARGS)
 {
@@ -497,7 +497,7 @@ apitoken_whoami(PG_FUNCTION_ARGS)
 	PG_RETURN_JSONB_P(JsonbValueToJsonb(state.result));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_act_as);
+APITOKEN_FUNCTION_INFO_V1(apitoken_act_as);
 Datum
 apitoken_act_as(PG_FUNCTION_ARGS)
 {
@@ -531,7 +531,7 @@ organization_argument(FunctionCallInfo fcinfo, int argument)
 	return OidOutputFunctionCall(output, PG_GETARG_DATUM(argument));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_can);
+APITOKEN_FUNCTION_INFO_V1(apitoken_can);
 Datum
 apitoken_can(PG_FUNCTION_ARGS)
 {
@@ -548,7 +548,7 @@ apitoken_can(PG_FUNCTION_ARGS)
 								PG_ARGISNULL(1) ? NULL : organization_argument(fcinfo, 1)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_organizations_allowed);
+APITOKEN_FUNCTION_INFO_V1(apitoken_organizations_allowed);
 Datum
 apitoken_organizations_allowed(PG_FUNCTION_ARGS)
 {

@@ -284,7 +284,7 @@ index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *ind
 	return (Node *) make_comparison(argument, owner, required, llast(call->args), collation);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_policy_support);
+APITOKEN_FUNCTION_INFO_V1(apitoken_policy_support);
 Datum
 apitoken_policy_support(PG_FUNCTION_ARGS)
 {

@@ -192,14 +192,14 @@ manages_user(const Managed *managed, text *id)
 	return managed->user_id != NULL && compare_texts(&key, &user, NULL) == 0;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_manages_organization);
+APITOKEN_FUNCTION_INFO_V1(apitoken_manages_organization);
 Datum
 apitoken_manages_organization(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(manages_organization(get_managed(PG_GETARG_ARRAYTYPE_P(1)), PG_GETARG_TEXT_PP(0)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_manages_user);
+APITOKEN_FUNCTION_INFO_V1(apitoken_manages_user);
 Datum
 apitoken_manages_user(PG_FUNCTION_ARGS)
 {
@@ -222,7 +222,7 @@ manages_owner(FunctionCallInfo fcinfo, int organization_id, int user_id, int per
  * The policies of token_records and of events.  The id of the token, the first
  * argument, is for the planner: see plan.c.
  */
-PG_FUNCTION_INFO_V1(apitoken_manages_record);
+APITOKEN_FUNCTION_INFO_V1(apitoken_manages_record);
 Datum
 apitoken_manages_record(PG_FUNCTION_ARGS)
 {
@@ -292,7 +292,7 @@ manages_token(Managed *managed, const pg_uuid_t *id)
 	return managed->manages_token;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_manages_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_manages_token);
 Datum
 apitoken_manages_token(PG_FUNCTION_ARGS)
 {
@@ -300,7 +300,7 @@ apitoken_manages_token(PG_FUNCTION_ARGS)
 }
 
 /* Returns the id of a token if the caller manages its owner, otherwise null. */
-PG_FUNCTION_INFO_V1(apitoken_managed_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_managed_token);
 Datum
 apitoken_managed_token(PG_FUNCTION_ARGS)
 {
@@ -310,7 +310,7 @@ apitoken_managed_token(PG_FUNCTION_ARGS)
 }
 
 /* The same for a token that has events.  It may be removed already. */
-PG_FUNCTION_INFO_V1(apitoken_managed_token_of_events);
+APITOKEN_FUNCTION_INFO_V1(apitoken_managed_token_of_events);
 Datum
 apitoken_managed_token_of_events(PG_FUNCTION_ARGS)
 {
@@ -337,7 +337,7 @@ copy_organizations(const Managed *managed)
 	return PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(managed->organizations)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_managed_organizations);
+APITOKEN_FUNCTION_INFO_V1(apitoken_managed_organizations);
 Datum
 apitoken_managed_organizations(PG_FUNCTION_ARGS)
 {
@@ -346,7 +346,7 @@ apitoken_managed_organizations(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(copy_organizations(get_managed(PG_GETARG_ARRAYTYPE_P(0))));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_managed_user);
+APITOKEN_FUNCTION_INFO_V1(apitoken_managed_user);
 Datum
 apitoken_managed_user(PG_FUNCTION_ARGS)
 {
@@ -361,7 +361,7 @@ apitoken_managed_user(PG_FUNCTION_ARGS)
 }
 
 /* Is this the token that is acting? */
-PG_FUNCTION_INFO_V1(apitoken_is_current_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_is_current_token);
 Datum
 apitoken_is_current_token(PG_FUNCTION_ARGS)
 {
@@ -387,7 +387,7 @@ apitoken_sees_all(ApitokenTable table)
  * For the policies of the directory: was the privilege that the statement needs
  * granted to the caller?
  */
-PG_FUNCTION_INFO_V1(apitoken_was_granted_sql);
+APITOKEN_FUNCTION_INFO_V1(apitoken_was_granted_sql);
 Datum
 apitoken_was_granted_sql(PG_FUNCTION_ARGS)
 {
@@ -399,7 +399,7 @@ apitoken_was_granted_sql(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(apitoken_was_granted(PG_GETARG_OID(0), mode));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_sees_organization);
+APITOKEN_FUNCTION_INFO_V1(apitoken_sees_organization);
 Datum
 apitoken_sees_organization(PG_FUNCTION_ARGS)
 {
@@ -407,7 +407,7 @@ apitoken_sees_organization(PG_FUNCTION_ARGS)
 				   manages_organization(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_sees_members);
+APITOKEN_FUNCTION_INFO_V1(apitoken_sees_members);
 Datum
 apitoken_sees_members(PG_FUNCTION_ARGS)
 {
@@ -415,7 +415,7 @@ apitoken_sees_members(PG_FUNCTION_ARGS)
 				   manages_organization(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_sees_user);
+APITOKEN_FUNCTION_INFO_V1(apitoken_sees_user);
 Datum
 apitoken_sees_user(PG_FUNCTION_ARGS)
 {
@@ -427,7 +427,7 @@ apitoken_sees_user(PG_FUNCTION_ARGS)
  * Ids of the organizations that the caller sees.  A role that sees all gets here
  * only with a plan that was made before it was granted the capability.
  */
-PG_FUNCTION_INFO_V1(apitoken_seen_organizations);
+APITOKEN_FUNCTION_INFO_V1(apitoken_seen_organizations);
 Datum
 apitoken_seen_organizations(PG_FUNCTION_ARGS)
 {
@@ -437,7 +437,7 @@ apitoken_seen_organizations(PG_FUNCTION_ARGS)
 }
 
 /* The same for users. */
-PG_FUNCTION_INFO_V1(apitoken_seen_users);
+APITOKEN_FUNCTION_INFO_V1(apitoken_seen_users);
 Datum
 apitoken_seen_users(PG_FUNCTION_ARGS)
 {
@@ -452,7 +452,7 @@ apitoken_seen_users(PG_FUNCTION_ARGS)
 }
 
 /* The rows of the view members. */
-PG_FUNCTION_INFO_V1(apitoken_read_members);
+APITOKEN_FUNCTION_INFO_V1(apitoken_read_members);
 Datum
 apitoken_read_members(PG_FUNCTION_ARGS)
 {

@@ -256,7 +256,7 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 	return apitoken_form_row(APITOKEN_VERIFICATION_ROW, values, nulls);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_verify_sql);
+APITOKEN_FUNCTION_INFO_V1(apitoken_verify_sql);
 Datum
 apitoken_verify_sql(PG_FUNCTION_ARGS)
 {

@@ -144,7 +144,7 @@ restoring(void)
  * A restore is not checked, because it may insert these rows later.  A membership
  * without its organization or its role allows nothing.
  */
-PG_FUNCTION_INFO_V1(apitoken_membership_before_change);
+APITOKEN_FUNCTION_INFO_V1(apitoken_membership_before_change);
 Datum
 apitoken_membership_before_change(PG_FUNCTION_ARGS)
 {
@@ -186,7 +186,7 @@ expect_role_trigger(FunctionCallInfo fcinfo)
 	return false;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_role_before_change);
+APITOKEN_FUNCTION_INFO_V1(apitoken_role_before_change);
 Datum
 apitoken_role_before_change(PG_FUNCTION_ARGS)
 {
@@ -237,7 +237,7 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
  * built-in role needs this.  Rows of built_in_roles come from the install script
  * alone; replication must not insert those of another database.
  */
-PG_FUNCTION_INFO_V1(apitoken_role_before_insert);
+APITOKEN_FUNCTION_INFO_V1(apitoken_role_before_insert);
 Datum
 apitoken_role_before_insert(PG_FUNCTION_ARGS)
 {
@@ -266,7 +266,7 @@ apitoken_role_before_insert(PG_FUNCTION_ARGS)
  * The first change of a built-in role: it becomes a row of role_records, and the
  * view does not show the row of built_in_roles any more.
  */
-PG_FUNCTION_INFO_V1(apitoken_built_in_role_after_update);
+APITOKEN_FUNCTION_INFO_V1(apitoken_built_in_role_after_update);
 Datum
 apitoken_built_in_role_after_update(PG_FUNCTION_ARGS)
 {
@@ -341,7 +341,7 @@ store_roles_of_owner(bool of_user, HeapTuple tuple, TupleDesc descriptor)
  * Ids of organizations and users cannot change.  TRUNCATE is refused, because it
  * would not revoke the tokens.
  */
-PG_FUNCTION_INFO_V1(apitoken_owner_before_change);
+APITOKEN_FUNCTION_INFO_V1(apitoken_owner_before_change);
 Datum
 apitoken_owner_before_change(PG_FUNCTION_ARGS)
 {
@@ -386,7 +386,7 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
  * triggers.  It raises an error itself, because that of a violated constraint has
  * no hint.
  */
-PG_FUNCTION_INFO_V1(apitoken_check_id_sql);
+APITOKEN_FUNCTION_INFO_V1(apitoken_check_id_sql);
 Datum
 apitoken_check_id_sql(PG_FUNCTION_ARGS)
 {

@@ -143,7 +143,7 @@ reconcile_access(TriggerData *trigger)
 													 1, &attribute, &value, &isnull);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_token_before_update);
+APITOKEN_FUNCTION_INFO_V1(apitoken_token_before_update);
 Datum
 apitoken_token_before_update(PG_FUNCTION_ARGS)
 {
@@ -212,7 +212,7 @@ new_expiry(const ApitokenRecord *record, Interval *expires_in)
 	return record->expires_at;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_regenerate_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_regenerate_token);
 Datum
 apitoken_regenerate_token(PG_FUNCTION_ARGS)
 {

@@ -93,7 +93,7 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	apitoken_execute(APITOKEN_CHANGED, values, nulls);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_token_after_change);
+APITOKEN_FUNCTION_INFO_V1(apitoken_token_after_change);
 Datum
 apitoken_token_after_change(PG_FUNCTION_ARGS)
 {
@@ -126,7 +126,7 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_event_refuse_change);
+APITOKEN_FUNCTION_INFO_V1(apitoken_event_refuse_change);
 Datum
 apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 {
@@ -146,7 +146,7 @@ apitoken_event_refuse_change(PG_FUNCTION_ARGS)
  * Of the view tokens, and of the table beneath it.  Whoever could delete a row
  * could insert it again without revoked_at.
  */
-PG_FUNCTION_INFO_V1(apitoken_token_refuse_delete);
+APITOKEN_FUNCTION_INFO_V1(apitoken_token_refuse_delete);
 Datum
 apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 {
@@ -168,7 +168,7 @@ apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
  * servers may record the use of a token.  If this server has a row already, the
  * row of the publisher is left out; it must not stop the replication.
  */
-PG_FUNCTION_INFO_V1(apitoken_usage_before_insert);
+APITOKEN_FUNCTION_INFO_V1(apitoken_usage_before_insert);
 Datum
 apitoken_usage_before_insert(PG_FUNCTION_ARGS)
 {

@@ -609,7 +609,7 @@ change_capabilities(FunctionCallInfo fcinfo, bool grant)
 	}
 }
 
-PG_FUNCTION_INFO_V1(apitoken_allow);
+APITOKEN_FUNCTION_INFO_V1(apitoken_allow);
 Datum
 apitoken_allow(PG_FUNCTION_ARGS)
 {
@@ -617,7 +617,7 @@ apitoken_allow(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-PG_FUNCTION_INFO_V1(apitoken_disallow);
+APITOKEN_FUNCTION_INFO_V1(apitoken_disallow);
 Datum
 apitoken_disallow(PG_FUNCTION_ARGS)
 {

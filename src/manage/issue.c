@@ -270,7 +270,7 @@ set_creator(Columns *columns, Snapshot snapshot)
 		set_null(columns, Anum_token_records_created_by_name);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_token_before_insert);
+APITOKEN_FUNCTION_INFO_V1(apitoken_token_before_insert);
 Datum
 apitoken_token_before_insert(PG_FUNCTION_ARGS)
 {
@@ -335,7 +335,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 													 columns.attributes, columns.values, columns.nulls));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_take_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_take_token);
 Datum
 apitoken_take_token(PG_FUNCTION_ARGS)
 {
@@ -427,7 +427,7 @@ prepare_insert(void)
  * trigger and the policies are those of a plain INSERT.  The token text comes
  * from secret.c and not from RETURNING, which would need the right to read.
  */
-PG_FUNCTION_INFO_V1(apitoken_create_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_create_token);
 Datum
 apitoken_create_token(PG_FUNCTION_ARGS)
 {

@@ -14,7 +14,7 @@
 #define PAGE_MAX 1000
 
 /* How long ago a time was, in words. */
-PG_FUNCTION_INFO_V1(apitoken_in_words);
+APITOKEN_FUNCTION_INFO_V1(apitoken_in_words);
 Datum
 apitoken_in_words(PG_FUNCTION_ARGS)
 {
@@ -53,7 +53,7 @@ apitoken_in_words(PG_FUNCTION_ARGS)
  * An ILIKE pattern for a label.  A text with % is a pattern already.  Any other
  * text means "contains", and its characters stand for themselves.
  */
-PG_FUNCTION_INFO_V1(apitoken_list_pattern);
+APITOKEN_FUNCTION_INFO_V1(apitoken_list_pattern);
 Datum
 apitoken_list_pattern(PG_FUNCTION_ARGS)
 {
@@ -110,7 +110,7 @@ check_status(const char *status)
  * The number of rows of a page.  The status is checked here too, because this
  * function is called once, even if there are no rows to compare it with.
  */
-PG_FUNCTION_INFO_V1(apitoken_list_limit);
+APITOKEN_FUNCTION_INFO_V1(apitoken_list_limit);
 Datum
 apitoken_list_limit(PG_FUNCTION_ARGS)
 {

@@ -57,7 +57,7 @@ revoke_one(const pg_uuid_t *id, Datum reason, char reason_null)
 	return apitoken_execute(APITOKEN_REVOKE, values, nulls) > 0;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_revoke_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_revoke_token);
 Datum
 apitoken_revoke_token(PG_FUNCTION_ARGS)
 {
@@ -80,7 +80,7 @@ apitoken_revoke_token(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(revoke_one(&record.id, reason, reason_null));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_revoke_by_token);
+APITOKEN_FUNCTION_INFO_V1(apitoken_revoke_by_token);
 Datum
 apitoken_revoke_by_token(PG_FUNCTION_ARGS)
 {
@@ -92,7 +92,7 @@ apitoken_revoke_by_token(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(revoke_one(&verification.record.id, CStringGetTextDatum("revoked_by_token"), ' '));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_revoke_tokens);
+APITOKEN_FUNCTION_INFO_V1(apitoken_revoke_tokens);
 Datum
 apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 {
@@ -165,7 +165,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
  * If the id is used again, the new owner has none of them.  A deleted user is
  * remembered, because acting as a user would otherwise create the row again.
  */
-PG_FUNCTION_INFO_V1(apitoken_owner_after_delete);
+APITOKEN_FUNCTION_INFO_V1(apitoken_owner_after_delete);
 Datum
 apitoken_owner_after_delete(PG_FUNCTION_ARGS)
 {

@@ -13,7 +13,7 @@
 
 #include "manage/manage.h"
 
-PG_FUNCTION_INFO_V1(apitoken_generate_sql);
+APITOKEN_FUNCTION_INFO_V1(apitoken_generate_sql);
 Datum
 apitoken_generate_sql(PG_FUNCTION_ARGS)
 {
@@ -39,7 +39,7 @@ apitoken_generate_sql(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(result);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_hash);
+APITOKEN_FUNCTION_INFO_V1(apitoken_hash);
 Datum
 apitoken_hash(PG_FUNCTION_ARGS)
 {
@@ -64,7 +64,7 @@ parse_argument(Datum token, ApitokenParts *parts)
 	return apitoken_parse_text(VARDATA_ANY(argument), VARSIZE_ANY_EXHDR(argument), parts);
 }
 
-PG_FUNCTION_INFO_V1(apitoken_parse_sql);
+APITOKEN_FUNCTION_INFO_V1(apitoken_parse_sql);
 Datum
 apitoken_parse_sql(PG_FUNCTION_ARGS)
 {
@@ -82,7 +82,7 @@ apitoken_parse_sql(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_mask);
+APITOKEN_FUNCTION_INFO_V1(apitoken_mask);
 Datum
 apitoken_mask(PG_FUNCTION_ARGS)
 {

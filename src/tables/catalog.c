@@ -6,12 +6,10 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "catalog/dependency.h"
-#include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
@@ -21,7 +19,6 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -166,7 +163,9 @@ apitoken_columns_granted(ApitokenTable table, char privilege)
 /*
  * Is the extension installed in this database?  With a preload, this is called in
  * every database.  It checks that the tables belong to the extension, because
- * anybody may have created tables of the same names.
+ * anybody may have created tables of the same names.  It raises an error if the
+ * extension's version is not the library's.  A script that updates the extension
+ * changes token_records, so that open sessions look again.
  *
  * The lookups may raise an error (for example on a cancel while waiting for a
  * lock) and may process invalidations.  Therefore the cache is filled after all
@@ -184,6 +183,7 @@ apitoken_installed(void)
 	extension = get_extension_oid("apitoken", true);
 	if (!OidIsValid(extension))
 		return false;
+	apitoken_require_version(extension);
 	for (int i = 0; i < APITOKEN_TABLES; i++)
 	{
 		Oid			schema = get_namespace_oid(table_info[i].schema, true);
@@ -197,7 +197,7 @@ apitoken_installed(void)
 	}
 	memcpy(tables, found, sizeof(tables));
 	memset(columns_checked, false, sizeof(columns_checked));
-	tables_valid = before == invalidations;
+	tables_valid = before == invalidations && !apitoken_in_script(extension);
 	return true;
 }
 
@@ -248,52 +248,6 @@ apitoken_table(ApitokenTable table)
 	if (!columns_checked[table])
 		relation_close(apitoken_open_table(table), AccessShareLock);
 	return tables[table];
-}
-
-/* Returns the installed version of the extension, or NULL. */
-static char *
-installed_version(Oid extension)
-{
-	Relation	relation = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	char	   *version = NULL;
-
-	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(extension));
-	scan = systable_beginscan(relation, ExtensionOidIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		bool		isnull;
-		Datum		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
-										 RelationGetDescr(relation), &isnull);
-
-		if (!isnull)
-			version = TextDatumGetCString(datum);
-	}
-	systable_endscan(scan);
-	table_close(relation, AccessShareLock);
-	return version;
-}
-
-/* Returns false if the extension is not installed, and raises an error if its version is not the library's. */
-bool
-apitoken_usable(void)
-{
-	Oid			extension = get_extension_oid("apitoken", true);
-	char	   *version;
-
-	if (!OidIsValid(extension))
-		return false;
-	version = installed_version(extension);
-	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
-						version == NULL ? "none" : version, APITOKEN_VERSION),
-				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is older, restart the server.")));
-	return apitoken_installed();
 }
 
 /* Lock a part of the extension until the end of the transaction.  Returns false if it must not wait, but would. */
@@ -378,7 +332,8 @@ apitoken_lock_usage(void)
 	kept = lock_part(extension, 0, AccessShareLock, false);
 	if (get_extension_oid("apitoken", true) != extension)
 		return false;
-	if (!apitoken_usable())
+	apitoken_require_version(extension);
+	if (!apitoken_installed())
 		return false;
 	for (int i = 0; i < lengthof(used) && !kept; i++)
 	{

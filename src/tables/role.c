@@ -125,7 +125,7 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 	return true;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_role_after_change);
+APITOKEN_FUNCTION_INFO_V1(apitoken_role_after_change);
 Datum
 apitoken_role_after_change(PG_FUNCTION_ARGS)
 {

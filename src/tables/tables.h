@@ -28,7 +28,6 @@ extern Oid	apitoken_column_type(ApitokenTable table, AttrNumber attribute);
 extern bool apitoken_column_granted(ApitokenTable table, AttrNumber attribute, char privilege);
 extern List *apitoken_columns_granted(ApitokenTable table, char privilege);
 extern Relation apitoken_open_table(ApitokenTable table);
-extern bool apitoken_usable(void);
 extern bool apitoken_try_lock_table(ApitokenTable table, LOCKMODE mode);
 extern void apitoken_unlock_table(ApitokenTable table, LOCKMODE mode);
 extern bool apitoken_lock_usage(void);

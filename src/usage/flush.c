@@ -479,7 +479,7 @@ apitoken_flush_now(void)
 	}
 }
 
-PG_FUNCTION_INFO_V1(apitoken_flush_usage);
+APITOKEN_FUNCTION_INFO_V1(apitoken_flush_usage);
 Datum
 apitoken_flush_usage(PG_FUNCTION_ARGS)
 {

@@ -457,7 +457,7 @@ problem_array(const ApitokenMaintenance *run)
 	return PointerGetDatum(construct_array(problems, count, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_run_maintenance);
+APITOKEN_FUNCTION_INFO_V1(apitoken_run_maintenance);
 Datum
 apitoken_run_maintenance(PG_FUNCTION_ARGS)
 {

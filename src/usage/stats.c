@@ -72,7 +72,7 @@ describe_completeness(Datum *values, bool *nulls)
 	set_column(values, nulls, INCOMPLETE_BECAUSE, CStringGetTextDatum(reason));
 }
 
-PG_FUNCTION_INFO_V1(apitoken_read_stats);
+APITOKEN_FUNCTION_INFO_V1(apitoken_read_stats);
 Datum
 apitoken_read_stats(PG_FUNCTION_ARGS)
 {

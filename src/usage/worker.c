@@ -114,7 +114,7 @@ maintain_batch(void *arg)
 static bool
 is_usable(void *arg)
 {
-	return apitoken_usable();
+	return apitoken_installed();
 }
 
 /* Run maintenance.  `unwritten` tells why the usage could not be written; it is empty if it was. */
