@@ -416,14 +416,14 @@ DROP TABLE public.regress_attempt;
 -- and only in a READ COMMITTED transaction that can write.  With shared preload,
 -- each use and refusal is counted, even if the transaction is rolled back.
 -- used() compares with the expected values, first without and then with shared
--- preload: accepted, refused, last used, from.
+-- preload: accepted, refused, last used, and from where, if not from this session's own address.
 --
 CREATE FUNCTION pg_temp.used(of_label text, plain text, shared text, OUT without text, OUT with_shared_preload text) LANGUAGE plpgsql AS $$
 DECLARE
 	found text;
 BEGIN
 	PERFORM apitoken.flush_usage();
-	found := (SELECT concat_ws(' ', u.accepted, u.refused, t.last_used, t.last_used_from)
+	found := (SELECT concat_ws(' ', u.accepted, u.refused, t.last_used, nullif(t.last_used_from, inet_client_addr()))
 		FROM apitoken.tokens t JOIN apitoken.token_usage u ON u.token_id = t.id WHERE t.label = of_label);
 	IF (SELECT preloaded FROM apitoken.stats) THEN
 		without := plain;
