@@ -50,7 +50,7 @@ run_cppcheck() {
 	cppcheck -q --std=c11 --language=c --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 		--suppress=missingInclude --suppress=missingIncludeSystem --suppress=preprocessorErrorDirective \
 		-DPG_VERSION_NUM=150000 -DINT64_FORMAT='"%ld"' -DUINT64_FORMAT='"%lu"' \
-		'-DPG_FUNCTION_INFO_V1(f)=' -DPG_MODULE_MAGIC= -DPGDLLEXPORT= '-DPG_MODULE_MAGIC_EXT(...)=' \
+		'-DCppConcat(a,b)=a##b' -DPG_MODULE_MAGIC= -DPGDLLEXPORT= '-DPG_MODULE_MAGIC_EXT(...)=' \
 		'-DPG_TRY(...)=do{' '-DPG_CATCH(...)=}while(0);{' '-DPG_FINALLY(...)=}while(0);{' '-DPG_END_TRY(...)=}' \
 		'-DPG_FUNCTION_ARGS=FunctionCallInfo fcinfo' '-DFLEXIBLE_ARRAY_MEMBER=1' \
 		'-Dpg_attribute_noreturn()=' -Dpg_noreturn= -Dpg_attribute_unused= -DPG_USED_FOR_ASSERTS_ONLY= \
@@ -59,11 +59,19 @@ run_cppcheck() {
 		"${defines[@]}" "${units[@]}"
 }
 
-# The control file defines the version; META.json must repeat it.
-versions() {
-	[ -n "$version" ] && [ -f "apitoken--$version.sql" ] &&
-		[ "$(grep -cE "^(.{3}|.{9})\"version\": \"$version\.[0-9]+\"" META.json)" = 2 ]
+# A script that was released is never changed, and each one is listed; the version
+# to come is not released.
+released() {
+	local f
+	sed '/^#/d' test/released.sha256 >"$tmp/released"
+	[ ! -s "$tmp/released" ] || sha256sum --strict --check "$tmp/released" || return
+	for f in apitoken--*.sql; do
+		[[ $f == *"--$version.sql" ]] || grep -qE " \*?$f\$" "$tmp/released" || { echo "$f is not in test/released.sha256"; return 1; }
+	done
 }
+
+# The server asks for the version of the extension when it looks up a function.
+functions() { ! grep -rn '^ *PG_FUNCTION_INFO_V1' src apitoken.c; }
 
 # OBJS names each source, and nothing else.
 objects() {
@@ -114,7 +122,14 @@ check gcc compile gcc
 check clang compile clang -Wno-ignored-attributes
 check cppcheck run_cppcheck
 check shellcheck shellcheck -x test/*.sh .ci/run
-check versions versions
+check META.json perl test/meta.pl
+check released released
+check functions functions
+if command -v rpmspec >/dev/null; then
+	check "RPM's spec file" rpmspec --parse packaging/apitoken.spec
+else
+	echo "  lint RPM's spec file          skipped: rpmspec is not installed"
+fi
 check objects objects
 check floors floors
 
