@@ -117,8 +117,8 @@ if [ -z "${APITOKEN_TOTALS:-}" ]; then
 fi
 mine=$(wc -l <"$APITOKEN_TOTALS")
 
-# the tests of the other majors upgrade from the lowest one
-lowest=$installed
+# the tests of the other majors upgrade from the lowest one, 005_dump from the one before as well
+lowest=$installed previous=
 for v in "${majors[@]}"; do
 	if ! find_installed "$v" && [ -z "$(suites "$v")" ]; then
 		echo "PostgreSQL $v skipped: no Debian release has it, and it is not installed"
@@ -139,6 +139,11 @@ for v in "${majors[@]}"; do
 	[ "$(pg_major "$from")" -lt "$v" ] || from=
 	before=$(wc -l <"$APITOKEN_TOTALS")
 	part "PostgreSQL $v" env PG_CONFIG="$SERVER" APITOKEN_FROM="$from" "$ROOT/test/run.sh" "$@"
+	# and from the major before, if that is not the lowest
+	if [ -n "$from" ] && [ -n "$previous" ] && [ "$previous" != "$from" ] && [[ $# = 0 || " $* " == *" tap"* ]]; then
+		part "PostgreSQL $v from $(pg_major "$previous")" env PG_CONFIG="$SERVER" APITOKEN_FROM="$previous" "$ROOT/test/run.sh" tap:005_dump
+	fi
+	previous=$SERVER
 	unreleased "$SERVER" || continue
 	uncounted=$(tail -n +$((before + 1)) "$APITOKEN_TOTALS" | awk '{ f += $2 } END { print f + 0 }')
 	[ "$uncounted" = 0 ] ||
