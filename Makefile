@@ -97,7 +97,7 @@ endif
 UNIT_TESTS = $(patsubst test/unit/%.c,test/unit/bin/%,$(wildcard test/unit/*_test.c))
 UNIT_CFLAGS = -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-ffunction-sections -fdata-sections -Wl,--gc-sections
-EXTRA_CLEAN = test/unit/bin
+EXTRA_CLEAN = test/unit/bin dist
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -168,6 +168,10 @@ unit:
 test-fresh:
 	@test/fresh.sh
 
+test-deb:
+	@test/deps.sh fresh
+	@test/fresh.sh bookworm+-b:deb trixie+-b:deb
+
 test-cassert:
 	@test/deps.sh build test cassert
 	@test/cassert.sh
@@ -175,6 +179,17 @@ test-cassert:
 lint:
 	@test/deps.sh build lint
 	@test/lint.sh
+
+# Packages are put into dist/.
+deb:
+	@test/deps.sh package
+	@test/deb.sh
+
+# PGXN's zip, of what is committed
+DISTVERSION = $(shell sed -n 's/^   "version": "\(.*\)",$$/\1/p' META.json)
+dist:
+	@mkdir -p dist
+	git archive --format=zip --prefix=apitoken-$(DISTVERSION)/ -o dist/apitoken-$(DISTVERSION).zip HEAD
 
 demo:
 	@test/deps.sh build
@@ -188,4 +203,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint demo bench
+.PHONY: unit-programs test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo bench

@@ -13,6 +13,8 @@
 #            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
 #   matrix   patchelf, to unpack servers of other Debian releases
+#   package  Debian's tools to build packages, with the development files of all majors
+#            that this release has; lintian
 #   fresh    debootstrap, to make fresh Debian machines
 #   cassert  the libraries that PostgreSQL is built with
 #
@@ -81,6 +83,13 @@ for kind in "$@"; do
 			;;
 		matrix)
 			have patchelf || need patchelf
+			;;
+		package)
+			dpkg-query -W -f '${db:Status-Status}' build-essential 2>/dev/null | grep -qx installed || need build-essential
+			have dh || need debhelper
+			dpkg-query -W -f '${db:Status-Status}' postgresql-server-dev-all 2>/dev/null | grep -qx installed ||
+				need postgresql-server-dev-all
+			have lintian || need lintian
 			;;
 		fresh)
 			have debootstrap || need debootstrap

@@ -25,6 +25,7 @@ all=(
 	bookworm-a:user bookworm+-b:user trixie+-a:user trixie+-c:user
 	bookworm-d:places trixie+-d:places
 	bookworm-b:untouched trixie+-b:untouched
+	bookworm+-b:deb trixie+-b:deb
 )
 ci=(bookworm+-a:demo bookworm-b:demo trixie+-a:demo trixie+-b:demo trixie+-b:test bookworm-b:untouched)
 case "$*" in
@@ -178,6 +179,16 @@ case_untouched() {
 		cd ..
 		see >after
 		diff before after && [ -f /usr/include/postgresql/$v/server/postgres.h ] && cd apitoken && make demo >/dev/null'
+}
+
+# The packages are built on one machine, and tried on one that has never built any.
+case_deb() {
+	clone /root/apitoken && as_root 'cd apitoken && test/deps.sh package && test/deb.sh 0.9.9-1 && mv dist old && test/deb.sh' || return 1
+	rm -rf "$machine/debs"
+	mkdir "$machine/debs"
+	mv "$machine/root/root/apitoken/old" "$machine"/root/root/apitoken/dist/*.deb "$machine/debs/"
+	make_machine "${name%-*}" "${name##*-}" && clone /root/apitoken && mv "$machine/debs" "$machine/root/root/" || return 1
+	as_root 'cd apitoken && APITOKEN_THROWN_AWAY=1 test/package.sh /root/debs'
 }
 
 passed=0 failed=0
