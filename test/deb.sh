@@ -1,8 +1,7 @@
 #!/bin/bash
 #
-# deb.sh [VERSION]: build Debian packages, one for each major whose development
-# files are installed, by Debian's own tools.  They are put into dist/.  VERSION is
-# that of the packages, if not the one in debian/changelog.
+# deb.sh: build Debian packages, one for each major whose development files are
+# installed, by Debian's own tools.  They are put into dist/.
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -12,7 +11,6 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/apitoken-deb.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 copy_project "$work/apitoken"
 cd "$work/apitoken"
-[ $# = 0 ] || sed -i "1s/([^)]*)/($1)/" debian/changelog
 
 export PG_SUPPORTED_VERSIONS=installed
 pg_buildext updatecontrol

@@ -183,11 +183,10 @@ case_untouched() {
 
 # The packages are built on one machine, and tried on one that has never built any.
 case_deb() {
-	clone /root/apitoken && as_root 'cd apitoken && test/deps.sh package && test/deb.sh 0.9.9-1 && mv dist old && test/deb.sh' || return 1
+	clone /root/apitoken && as_root 'cd apitoken && test/deps.sh package && test/deb.sh' || return 1
 	rm -rf "$machine/debs"
-	mkdir "$machine/debs"
-	mv "$machine/root/root/apitoken/old" "$machine"/root/root/apitoken/dist/*.deb "$machine/debs/"
-	make_machine "${name%-*}" "${name##*-}" && clone /root/apitoken && mv "$machine/debs" "$machine/root/root/" || return 1
+	mv "$machine/root/root/apitoken/dist" "$machine/debs" && make_machine "${name%-*}" "${name##*-}" &&
+		clone /root/apitoken && mv "$machine/debs" "$machine/root/root/" || return 1
 	as_root 'cd apitoken && APITOKEN_THROWN_AWAY=1 test/package.sh /root/debs'
 }
 

@@ -2,7 +2,7 @@
 #
 # package.sh DIR: try the Debian packages of DIR on this machine, which is thrown
 # away afterwards: fresh.sh calls it on a machine with a server and no development
-# files.  DIR has an older version in DIR/old.
+# files.
 #
 # Installed, used in a cluster with the distribution's own settings, upgraded, tested
 # by `make installcheck` and removed: nothing is left.
@@ -16,7 +16,7 @@ debs=$(cd "$1" && pwd)
 v=$(ls /usr/lib/postgresql)
 package=postgresql-$v-apitoken
 export PG_CONFIG=/usr/lib/postgresql/$v/bin/pg_config
-sql() { su postgres -c "psql -XAtq -v ON_ERROR_STOP=1 -d ${2:-app}" <<<"$1"; }
+sql() { (cd / && su postgres -c "psql -XAtq -v ON_ERROR_STOP=1 -d ${2:-app}" <<<"$1"); }
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -y -qq "$@" >/dev/null; }
 # what a package could leave: files, and what dpkg knows
 files() {
@@ -27,8 +27,13 @@ files() {
 }
 expect() { [ "$2" = "$3" ] || die "$1: expected '$2', found '$3'"; echo "$1: $3"; }
 
+# the same package as an older version
+dpkg-deb -R "$debs/${package}"_*.deb /tmp/older
+sed -i 's/^Version: .*/Version: 0.9.9-1/' /tmp/older/DEBIAN/control
+dpkg-deb -b /tmp/older /tmp/older.deb >/dev/null
+
 files >/tmp/before
-apt install "$debs/old/${package}"_*.deb
+apt install /tmp/older.deb
 pg_ctlcluster "$v" main start
 sql 'CREATE DATABASE app' postgres
 sql 'CREATE EXTENSION apitoken'
@@ -47,7 +52,7 @@ echo 'purged without a trace'
 
 # installcheck needs the development files
 apt install "$debs/${package}"_*.deb
-test/deps.sh build test
+env -u PG_CONFIG test/deps.sh build test
 copy_project /tmp/apitoken
 chown -R postgres: /tmp/apitoken
 for target in install uninstall; do
@@ -58,7 +63,7 @@ expect 'installed by make install' 3 "$(wc -l </tmp/install)"
 expect 'left by make uninstall' '' "$(cat /tmp/uninstall)"
 expect 'prepared transactions' 0 "$(sql 'SHOW max_prepared_transactions')"
 expect 'preloaded' '' "$(sql 'SHOW shared_preload_libraries')"
-su postgres -c "make -s -C /tmp/apitoken PG_CONFIG=$PG_CONFIG installcheck PROVE_TESTS='$(make -s print-TAP_CORE | sed 's|[^ ]*|test/t/&.pl|g')'" >/tmp/log 2>&1 ||
+su postgres -c "make -s -C /tmp/apitoken PG_CONFIG=$PG_CONFIG installcheck PROVE_TESTS='test/t/001_pepper.pl test/t/002_preload.pl test/t/040_upgrade.pl'" >/tmp/log 2>&1 ||
 	{ cat /tmp/apitoken/regression.diffs /tmp/apitoken/output_iso/regression.diffs 2>/dev/null; tail -n 150 /tmp/log; die 'make installcheck failed'; }
 grep -E '^(test |ok |All |# All |Files=|Result|.* skipped: )' /tmp/log
 expect 'databases that it leaves' "$(printf 'contrib_regression\nisolation_regression')" "$(sql "SELECT datname FROM pg_database WHERE datname ~ 'regression' ORDER BY 1")"
