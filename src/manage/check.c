@@ -56,7 +56,7 @@ pepper_schemes(ErrorData **error)
 	return schemes;
 }
 
-PG_FUNCTION_INFO_V1(apitoken_read_setup);
+APITOKEN_FUNCTION_INFO_V1(apitoken_read_setup);
 Datum
 apitoken_read_setup(PG_FUNCTION_ARGS)
 {
