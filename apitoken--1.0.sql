@@ -23,6 +23,39 @@ CREATE FUNCTION apitoken_internal.check_id(owner text, id text) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_check_id_sql' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.check_id(text, text) IS 'For CHECK constraints: true if the text can be the id of an owner (user or organization); null for null; 22023 otherwise';
 
+-- Ids in function arguments.  The casts accept the application's keys as drivers send
+-- them: a number, a uuid, a text, or a parameter without a type.  Overloaded functions
+-- would do this as well, but PostgREST cannot choose between functions with the same
+-- argument names.
+CREATE TYPE apitoken.id;
+CREATE FUNCTION apitoken_internal.id_in(cstring) RETURNS apitoken.id
+	AS 'textin' LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.id_in(cstring) IS 'Input of the type apitoken.id';
+CREATE FUNCTION apitoken_internal.id_out(apitoken.id) RETURNS cstring
+	AS 'textout' LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.id_out(apitoken.id) IS 'Output of the type apitoken.id';
+CREATE FUNCTION apitoken_internal.id_recv(internal) RETURNS apitoken.id
+	AS 'textrecv' LANGUAGE internal STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.id_recv(internal) IS 'Binary input of the type apitoken.id';
+CREATE FUNCTION apitoken_internal.id_send(apitoken.id) RETURNS bytea
+	AS 'textsend' LANGUAGE internal STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.id_send(apitoken.id) IS 'Binary output of the type apitoken.id';
+CREATE TYPE apitoken.id (
+	INPUT = apitoken_internal.id_in, OUTPUT = apitoken_internal.id_out,
+	RECEIVE = apitoken_internal.id_recv, SEND = apitoken_internal.id_send,
+	LIKE = pg_catalog.text
+);
+COMMENT ON TYPE apitoken.id IS 'Id of an organization or user in the arguments of functions: the application''s own key, of type text, uuid, bigint, integer or smallint';
+CREATE CAST (pg_catalog.text AS apitoken.id) WITHOUT FUNCTION AS IMPLICIT;
+CREATE CAST (pg_catalog.varchar AS apitoken.id) WITHOUT FUNCTION AS IMPLICIT;
+CREATE CAST (pg_catalog.bpchar AS apitoken.id) WITH FUNCTION pg_catalog.text(pg_catalog.bpchar) AS IMPLICIT;
+CREATE CAST (pg_catalog.name AS apitoken.id) WITH INOUT AS IMPLICIT;
+CREATE CAST (pg_catalog.uuid AS apitoken.id) WITH INOUT AS IMPLICIT;
+CREATE CAST (pg_catalog.int8 AS apitoken.id) WITH INOUT AS IMPLICIT;
+CREATE CAST (pg_catalog.int4 AS apitoken.id) WITH INOUT AS IMPLICIT;
+CREATE CAST (pg_catalog.int2 AS apitoken.id) WITH INOUT AS IMPLICIT;
+CREATE CAST (apitoken.id AS pg_catalog.text) WITHOUT FUNCTION AS ASSIGNMENT;
+
 ------------------------------------------------------------------------------
 -- Tables
 --
@@ -386,9 +419,9 @@ CREATE FUNCTION apitoken.whoami() RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'apitoken_whoami' LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.whoami() IS 'Current identity: source (token, user, jwt or none), user_id, organization_id, token_id, role, groups, access, suspended, read_only, database_user (current_user), bypasses_rls';
 
-CREATE FUNCTION apitoken.can(permission text, organization_id "any" DEFAULT NULL) RETURNS boolean
+CREATE FUNCTION apitoken.can(permission text, organization_id apitoken.id DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_can' LANGUAGE C STABLE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.can(text, "any") IS 'May the current identity do this (resource:action) in this organization? Without an organization, the question is about the own organization of an organization''s token, or about the user''s own things. False for a null permission and for an anonymous caller. 22023 if the permission is malformed.';
+COMMENT ON FUNCTION apitoken.can(text, apitoken.id) IS 'May the current identity do this (resource:action) in this organization? Without an organization, the question is about the own organization of an organization''s token, or about the user''s own things. False for a null permission and for an anonymous caller. 22023 if the permission is malformed.';
 
 CREATE FUNCTION apitoken.organizations_allowed(permission text) RETURNS SETOF text
 	AS 'MODULE_PATHNAME', 'apitoken_organizations_allowed' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 10;
@@ -559,18 +592,18 @@ COMMENT ON COLUMN apitoken.members.role IS 'Name of the member''s role in the or
 -- Using tokens
 ------------------------------------------------------------------------------
 
-CREATE FUNCTION apitoken.verify(token text, permission text DEFAULT NULL, organization_id text DEFAULT NULL,
+CREATE FUNCTION apitoken.verify(token text, permission text DEFAULT NULL, organization_id apitoken.id DEFAULT NULL,
 								client_address inet DEFAULT NULL) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_verify_sql' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.verify(text, text, text, inet) IS 'Verify a token, and whether it may do this (resource:action) in this organization from this client address. Returns one row. A bad token is a verdict and not an error. 22023 if the permission is malformed; F0000 or a file error if the token needs a pepper that is not available.';
+COMMENT ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) IS 'Verify a token, and whether it may do this (resource:action) in this organization from this client address. Returns one row. A bad token is a verdict and not an error. 22023 if the permission is malformed; F0000 or a file error if the token needs a pepper that is not available.';
 
 CREATE FUNCTION apitoken.authenticate(token text) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_authenticate' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act by it until the transaction ends. 28000 if the token is refused; 25001 if the transaction already has another identity; 42501 if the session user may not enter the database_role of the role. Warns (25P01) outside a transaction block.';
 
-CREATE FUNCTION apitoken.act_as(user_id text) RETURNS text
+CREATE FUNCTION apitoken.act_as(user_id apitoken.id) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_act_as' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.act_as(text) IS 'Act as this user until the transaction ends, and return the id. The session user needs the capability act. 42501 without the capability; 25001 if the transaction already has another identity; 22023 if the id is null, empty or longer than 255 bytes. Warns (25P01) outside a transaction block.';
+COMMENT ON FUNCTION apitoken.act_as(apitoken.id) IS 'Act as this user until the transaction ends, and return the id. The session user needs the capability act. 42501 without the capability; 25001 if the transaction already has another identity; 22023 if the id is null, empty or longer than 255 bytes. Warns (25P01) outside a transaction block.';
 
 CREATE FUNCTION apitoken.pre_request() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_pre_request' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -600,13 +633,13 @@ COMMENT ON FUNCTION apitoken.mask(text) IS 'Token text without its secret; null 
 -- Managing tokens
 ------------------------------------------------------------------------------
 
-CREATE FUNCTION apitoken.create_token(label text, organization_id text DEFAULT NULL, user_id text DEFAULT NULL,
+CREATE FUNCTION apitoken.create_token(label text, organization_id apitoken.id DEFAULT NULL, user_id apitoken.id DEFAULT NULL,
 									  description text DEFAULT NULL, role text DEFAULT NULL, access text DEFAULT NULL,
 									  permissions text[] DEFAULT NULL, expires_in interval DEFAULT NULL,
 									  allowed_networks cidr[] DEFAULT NULL, rate_limit_per_minute integer DEFAULT NULL,
 									  metadata jsonb DEFAULT '{}') RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_create_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.create_token(text, text, text, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values; 23503 for an unknown role or organization; 23505 if the label is in use.';
+COMMENT ON FUNCTION apitoken.create_token(text, apitoken.id, apitoken.id, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values; 23503 for an unknown role or organization; 23505 if the label is in use.';
 
 CREATE FUNCTION apitoken.take_token(id uuid) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_take_token' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -625,10 +658,10 @@ CREATE FUNCTION apitoken.revoke_by_token(token text, token_type_hint text DEFAUL
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_by_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.revoke_by_token(text, text) IS 'Revoke the token with this text (RFC 7009); the text is the only authorization needed. Returns true if this call revoked the token, false if there was nothing to revoke. token_type_hint is ignored.';
 
-CREATE FUNCTION apitoken.revoke_tokens(organization_id text DEFAULT NULL, user_id text DEFAULT NULL,
-									   created_by text DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
+CREATE FUNCTION apitoken.revoke_tokens(organization_id apitoken.id DEFAULT NULL, user_id apitoken.id DEFAULT NULL,
+									   created_by apitoken.id DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_tokens' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.revoke_tokens(text, text, text, text) IS 'Revoke all tokens that match every given id and that the caller may revoke, and return their number; 22023 if no id is given';
+COMMENT ON FUNCTION apitoken.revoke_tokens(apitoken.id, apitoken.id, apitoken.id, text) IS 'Revoke all tokens that match every given id and that the caller may revoke, and return their number; 22023 if no id is given';
 
 CREATE FUNCTION apitoken_internal.list_pattern(label text) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_list_pattern' LANGUAGE C IMMUTABLE PARALLEL SAFE;
@@ -638,13 +671,13 @@ CREATE FUNCTION apitoken_internal.list_limit(page_size integer, status text) RET
 	AS 'MODULE_PATHNAME', 'apitoken_list_limit' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.list_limit(integer, text) IS 'For list_tokens(): check the page size (1 to 1000) and the status, and return the page size; 22023 if one of them is not valid';
 
-CREATE FUNCTION apitoken.list_tokens(label text DEFAULT NULL, organization_id text DEFAULT NULL, status text DEFAULT NULL,
+CREATE FUNCTION apitoken.list_tokens(label text DEFAULT NULL, organization_id apitoken.id DEFAULT NULL, status text DEFAULT NULL,
 									 before_id uuid DEFAULT NULL, page_size integer DEFAULT 50) RETURNS SETOF apitoken.tokens
 	LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 50
 BEGIN ATOMIC
 	SELECT t.*
 	FROM apitoken.tokens t
-	WHERE (list_tokens.organization_id IS NULL OR t.organization_id = list_tokens.organization_id)
+	WHERE (list_tokens.organization_id IS NULL OR t.organization_id = list_tokens.organization_id::text)
 		AND (list_tokens.label IS NULL OR t.label ILIKE apitoken_internal.list_pattern(list_tokens.label))
 		AND (list_tokens.status IS NULL OR t.status = list_tokens.status)
 		AND (list_tokens.before_id IS NULL
@@ -652,7 +685,7 @@ BEGIN ATOMIC
 	ORDER BY t.created_at DESC, t.id DESC
 	LIMIT apitoken_internal.list_limit(list_tokens.page_size, list_tokens.status);
 END;
-COMMENT ON FUNCTION apitoken.list_tokens(text, text, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern with %, or plain text that means contains; status: active, expiring, expired, suspended or revoked; before_id: id of the last row of the page before; page_size: 1 to 1000. A null means all; page_size cannot be null. 22023 for an unknown status or a page size out of range.';
+COMMENT ON FUNCTION apitoken.list_tokens(text, apitoken.id, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern with %, or plain text that means contains; status: active, expiring, expired, suspended or revoked; before_id: id of the last row of the page before; page_size: 1 to 1000. A null means all; page_size cannot be null. 22023 for an unknown status or a page size out of range.';
 
 ------------------------------------------------------------------------------
 -- Capabilities
@@ -1304,17 +1337,17 @@ BEGIN
 		EXECUTE 'REVOKE ALL ON SCHEMA apitoken, apitoken_internal FROM ' || role_name;
 		EXECUTE 'REVOKE ALL ON ALL TABLES IN SCHEMA apitoken, apitoken_internal FROM ' || role_name;
 		EXECUTE 'REVOKE ALL ON ALL FUNCTIONS IN SCHEMA apitoken, apitoken_internal FROM ' || role_name;
-		EXECUTE 'REVOKE ALL ON TYPE apitoken.verification, apitoken.issued_token FROM ' || role_name;
+		EXECUTE 'REVOKE ALL ON TYPE apitoken.id, apitoken.verification, apitoken.issued_token FROM ' || role_name;
 	END LOOP;
 END
 $$;
 GRANT ALL ON SCHEMA apitoken, apitoken_internal TO CURRENT_USER;
 GRANT ALL ON ALL TABLES IN SCHEMA apitoken, apitoken_internal TO CURRENT_USER;
 GRANT ALL ON ALL FUNCTIONS IN SCHEMA apitoken, apitoken_internal TO CURRENT_USER;
-GRANT ALL ON TYPE apitoken.verification, apitoken.issued_token TO CURRENT_USER;
+GRANT ALL ON TYPE apitoken.id, apitoken.verification, apitoken.issued_token TO CURRENT_USER;
 
 GRANT USAGE ON SCHEMA apitoken TO PUBLIC;
-GRANT USAGE ON TYPE apitoken.verification, apitoken.issued_token TO PUBLIC;
+GRANT USAGE ON TYPE apitoken.id, apitoken.verification, apitoken.issued_token TO PUBLIC;
 GRANT SELECT ON apitoken.roles TO PUBLIC;
 -- These functions tell only about the caller, or nothing about anybody.  Policies,
 -- also the application's own, and views call them.
@@ -1325,7 +1358,7 @@ GRANT EXECUTE ON FUNCTION
 	apitoken.current_role_name(),
 	apitoken.current_groups(),
 	apitoken.whoami(),
-	apitoken.can(text, "any"),
+	apitoken.can(text, apitoken.id),
 	apitoken.organizations_allowed(text),
 	apitoken_internal.managed_organizations(text[]),
 	apitoken_internal.managed_user(text[]),
@@ -1344,5 +1377,10 @@ GRANT EXECUTE ON FUNCTION
 	apitoken_internal.sees_user(text),
 	apitoken_internal.was_granted(oid, text),
 	apitoken_internal.check_id(text, text),
-	apitoken_internal.in_words(timestamptz)
+	apitoken_internal.in_words(timestamptz),
+	-- the planner calls these to cast a constant
+	apitoken_internal.id_in(cstring),
+	apitoken_internal.id_out(apitoken.id),
+	apitoken_internal.id_recv(internal),
+	apitoken_internal.id_send(apitoken.id)
 TO PUBLIC;

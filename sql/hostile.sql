@@ -391,7 +391,7 @@ INSERT INTO attack.command (command) VALUES
 	('CREATE RULE r AS ON INSERT TO apitoken.tokens DO INSTEAD NOTHING'),
 	('CREATE TABLE apitoken.mine ()'),
 	('CREATE FUNCTION apitoken.verify(text) RETURNS int LANGUAGE sql RETURN 1'),
-	('ALTER FUNCTION apitoken.verify(text, text, text, inet) SET search_path = attack'),
+	('ALTER FUNCTION apitoken.verify(text, text, apitoken.id, inet) SET search_path = attack'),
 	('CREATE TABLE attack.child () INHERITS (apitoken_internal.token_records)'),
 	('CREATE TABLE attack.refers (id text REFERENCES apitoken.organizations)'),
 	('CREATE TABLE attack.fires (id uuid); CREATE TRIGGER t BEFORE INSERT ON attack.fires FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_insert()'),
@@ -586,18 +586,19 @@ INSERT INTO attack.value VALUES
 	('inet', '''::/0'''), ('integer', '2147483647'), ('integer', '-2147483648'), ('bigint', '-1'),
 	('jsonb', '''null'''), ('jsonb', '''[]'''), ('jsonb', '(repeat(''{"a":'', 1000) || ''1'' || repeat(''}'', 1000))::jsonb'), ('jsonb', 'jsonb_build_object(''a'', repeat(''x'', 1000000))'),
 	('timestamptz', '''infinity'''), ('timestamptz', '''-infinity'''), ('timestamptz', '''4713-01-01 BC'''), ('regrole', '0'), ('regrole', '4294967295'),
-	('"any"', 'ROW(1, NULL, ''x'')'), ('"any"', '''{1,2}''::int[]'), ('"any"', 'NULL'), ('"any"', '''x'''), ('"any"', '''(1,2)''::point'), ('"any"', 'repeat(''x'', 1000000)');
+	('apitoken.id', ''''''), ('apitoken.id', '''x'''), ('apitoken.id', 'repeat(''x'', 1000000)'), ('apitoken.id', 'E''\x01'''), ('apitoken.id', 'repeat(''ä'', 300)'), ('apitoken.id', '''-9223372036854775808''::bigint'),
+	('apitoken.id', '''ffffffff-ffff-ffff-ffff-ffffffffffff''::uuid');
 CREATE VIEW attack.call AS
 	WITH f AS (
 		SELECT p.oid, proname, a.type::regtype AS type, a.n, CASE WHEN provariadic <> 0 AND a.n = pronargs THEN 'VARIADIC ' ELSE '' END AS spread
 		FROM pg_proc p, unnest(proargtypes::oid[]) WITH ORDINALITY AS a (type, n)
 		WHERE pronamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace) AND prorettype <> 'trigger'::regtype)
 	-- all null, then one odd value at each place
-	SELECT proname, format('SELECT %s(%s)', oid::regproc, string_agg(spread || CASE type WHEN '"any"'::regtype THEN 'NULL' ELSE 'NULL::' || type END, ', ' ORDER BY n)) AS command
+	SELECT proname, format('SELECT %s(%s)', oid::regproc, string_agg(spread || 'NULL::' || type, ', ' ORDER BY n)) AS command
 	FROM f GROUP BY oid, proname
 	UNION ALL
-	SELECT f.proname, format('SELECT %s(%s)', f.oid::regproc, (SELECT string_agg(g.spread || CASE WHEN g.n = f.n THEN v.value || CASE WHEN f.type <> '"any"'::regtype THEN '::' || f.type ELSE '' END
-			WHEN g.type = 'text'::regtype THEN '''x''' WHEN g.type = '"any"'::regtype THEN 'NULL' ELSE 'NULL::' || g.type END, ', ' ORDER BY g.n) FROM f g WHERE g.oid = f.oid))
+	SELECT f.proname, format('SELECT %s(%s)', f.oid::regproc, (SELECT string_agg(g.spread || CASE WHEN g.n = f.n THEN v.value || '::' || f.type
+			WHEN g.type = 'text'::regtype THEN '''x''' ELSE 'NULL::' || g.type END, ', ' ORDER BY g.n) FROM f g WHERE g.oid = f.oid))
 	FROM f JOIN attack.value v ON v.type = f.type;
 GRANT SELECT ON attack.call TO PUBLIC;
 SET client_min_messages = error;

@@ -420,7 +420,9 @@ SELECT apitoken.can(NULL), apitoken.can(NULL, 'acme');
 SELECT id, apitoken.can('article:read', id) FROM (VALUES (42), (43)) v (id);
 PREPARE can_int (int) AS SELECT apitoken.can('article:read', $1);
 PREPARE can_text AS SELECT apitoken.can('article:read', $1::text);
+PREPARE can_untyped AS SELECT apitoken.can('article:read', $1);
 EXECUTE can_int (42); EXECUTE can_int (43); EXECUTE can_int (NULL); EXECUTE can_text ('acme'); EXECUTE can_text ('nowhere');
+EXECUTE can_untyped ('acme'); EXECUTE can_untyped ('nowhere'); EXECUTE can_untyped (42);
 DEALLOCATE ALL;
 -- an organization in another spelling is no organization: can() and verify() find nothing there
 SELECT apitoken.can('article:read', '042'), apitoken.can('article:read', '+42'), apitoken.can('article:read', ' 42'), apitoken.can('article:read', '{5f0e7d4c-2a57-4d3a-9d8e-0123456789ab}');
@@ -434,6 +436,67 @@ SELECT apitoken.can('article'); ROLLBACK TO s;
 SELECT apitoken.can('article:*', 'acme'); ROLLBACK TO s;
 SELECT apitoken.organizations_allowed('article:*'); ROLLBACK TO s;
 COMMIT;
+
+--
+-- Every function takes ids as drivers send them: as a number, a uuid, one of the
+-- types of text, or without a type; also by name.
+--
+RESET SESSION AUTHORIZATION;
+INSERT INTO apitoken.organizations (id) VALUES ('5');
+INSERT INTO apitoken.memberships SELECT o, u, 'admin'
+	FROM unnest('{5,42,5000000000,5f0e7d4c-2a57-4d3a-9d8e-0123456789ab}'::text[]) o, unnest('{7,70000,7000000000,5f0e7d4c-2a57-4d3a-9d8e-0123456789ac,ann}'::text[]) u;
+CREATE TYPE ident.color AS ENUM ('red');
+CREATE DOMAIN ident.key AS uuid;
+CREATE FUNCTION ident.send(statement text, type text, VARIADIC ids text[]) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	answer text;
+BEGIN
+	EXECUTE 'PREPARE sent' || CASE WHEN type = '' THEN '' ELSE '(' || concat_ws(', ', VARIADIC array_fill(type, ARRAY[cardinality(ids)])) || ')' END || ' AS ' || statement;
+	EXECUTE 'EXECUTE sent (' || (SELECT string_agg(quote_nullable(id), ', ') FROM unnest(ids) id) || ')' INTO answer;
+	DEALLOCATE sent;
+	RETURN answer;
+EXCEPTION WHEN OTHERS THEN
+	IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'sent') THEN DEALLOCATE sent; END IF;
+	RETURN SQLSTATE || ' ' || SQLERRM;
+END $$;
+CREATE TABLE ident.sent (n int GENERATED ALWAYS AS IDENTITY, type text, user_id text, organization_id text);
+INSERT INTO ident.sent (type, user_id, organization_id) VALUES ('smallint', '7', '5'), ('integer', '70000', '42'), ('bigint', '7000000000', '5000000000'),
+	('uuid', '5F0E7D4C2A574D3A9D8E0123456789AC', '5F0E7D4C2A574D3A9D8E0123456789AB'), ('ident.key', '5F0E7D4C2A574D3A9D8E0123456789AC', '5F0E7D4C2A574D3A9D8E0123456789AB'),
+	('text', 'ann', '42'), ('varchar', 'ann', '42'), ('char(9)', 'ann', '42'), ('name', 'ann', '42'), ('', 'ann', '42'), ('', '7', '5'),
+	-- refused as text of the same spelling is
+	('text', '007', '5'), ('text', '5F0E7D4C2A574D3A9D8E0123456789AC', '5'), ('', '+7', '5'), ('', '', '5'), ('bigint', NULL, '5'), ('uuid', NULL, '5');
+GRANT USAGE ON SCHEMA ident TO regress_apitoken_backend;
+GRANT SELECT ON ident.sent TO regress_apitoken_backend;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+CREATE FUNCTION pg_temp.each(statement text) RETURNS TABLE (type text, user_id text, organization_id text, acted text, answer text) LANGUAGE plpgsql AS $$
+BEGIN
+	FOR type, user_id, organization_id IN SELECT s.type, s.user_id, s.organization_id FROM ident.sent s ORDER BY n LOOP
+		BEGIN
+			acted := ident.send('SELECT apitoken.act_as($1)', type, user_id);
+			PERFORM ident.send('SELECT apitoken.create_token(''made'', organization_id => $1)', type, organization_id);
+			answer := ident.send(statement, type, VARIADIC CASE WHEN statement ~ '\$2' THEN ARRAY[organization_id, user_id] ELSE ARRAY[organization_id] END);
+			RETURN NEXT;
+			RAISE EXCEPTION SQLSTATE 'ZZ001';
+		EXCEPTION WHEN SQLSTATE 'ZZ001' THEN
+		END;
+	END LOOP;
+END $$;
+SELECT * FROM pg_temp.each('SELECT masked IS NOT NULL FROM apitoken.create_token(''sent'', organization_id => $1)');
+SELECT type, organization_id, answer FROM pg_temp.each('SELECT masked IS NOT NULL FROM apitoken.create_token(''sent'', $1, role => ''developer'')') WHERE acted !~ ' ';
+SELECT type, user_id, answer FROM pg_temp.each('SELECT masked IS NOT NULL FROM apitoken.create_token(''sent'', organization_id => NULLIF($1, $1), user_id => $2)') WHERE acted !~ ' ';
+SELECT type, organization_id, answer FROM pg_temp.each('SELECT apitoken.can(''article:read'', organization_id => $1)') WHERE acted !~ ' ';
+SELECT type, organization_id, answer FROM pg_temp.each('SELECT count(*) FROM apitoken.list_tokens(organization_id => $1)') WHERE acted !~ ' ';
+SELECT type, organization_id, answer FROM pg_temp.each('SELECT apitoken.revoke_tokens(organization_id => $1, created_by => $2)') WHERE acted !~ ' ';
+SELECT type, organization_id, answer FROM pg_temp.each('SELECT verdict FROM apitoken.verify(''x'', ''article:read'', organization_id => $1)') WHERE acted !~ ' ';
+-- by name
+BEGIN; SELECT apitoken.act_as(user_id => 7::smallint), apitoken.current_user_id(); COMMIT;
+-- not what is no key
+SELECT ident.send('SELECT apitoken.act_as($1)', t, v) FROM (VALUES ('numeric', '7.0'), ('ident.color', 'red'), ('json', '7'), ('double precision', '7'), ('text[]', '{7}'), ('boolean', 't')) s (t, v);
+RESET SESSION AUTHORIZATION;
+DELETE FROM apitoken.organizations WHERE id = '5';
+DELETE FROM apitoken.memberships WHERE role = 'admin' AND user_id IN ('7', '70000', '7000000000', '5f0e7d4c-2a57-4d3a-9d8e-0123456789ac', 'ann');
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+
 -- a user's role limits them only outside organizations
 BEGIN; SELECT apitoken.act_as('dora') IS NOT NULL; SELECT apitoken.can('article:read'), apitoken.can('article:write'), apitoken.can('article:read', 'acme'); COMMIT;
 -- an organization's token: only its own organization; null means the same

@@ -20,7 +20,8 @@ CREATE VIEW public.regress_objects AS
 		(SELECT count(*) FROM pg_catalog.pg_policy) AS policies,
 		(SELECT count(*) FROM pg_catalog.pg_constraint) AS constraints,
 		(SELECT count(*) FROM pg_catalog.pg_extension) AS extensions,
-		(SELECT count(*) FROM pg_catalog.pg_default_acl) AS default_acls;
+		(SELECT count(*) FROM pg_catalog.pg_default_acl) AS default_acls,
+		(SELECT count(*) FROM pg_catalog.pg_cast) AS casts;
 SELECT o::text AS before FROM public.regress_objects o \gset
 
 -- it needs nothing else
@@ -101,7 +102,13 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extensio
 SELECT count(*) AS elsewhere
 FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass,
 	pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
-WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND (i.schema IN ('apitoken', 'apitoken_internal')) IS NOT TRUE AND i.identity NOT IN ('apitoken', 'apitoken_internal');
+WHERE e.extname = 'apitoken' AND d.deptype = 'e' AND (i.schema IN ('apitoken', 'apitoken_internal')) IS NOT TRUE AND i.identity NOT IN ('apitoken', 'apitoken_internal')
+	AND d.classid <> 'pg_cast'::regclass;
+-- casts, which have no schema, are from and to a type of ours only
+SELECT c.castsource::regtype AS source, c.casttarget::regtype AS target, c.castcontext, c.castmethod, CASE WHEN c.castfunc <> 0 THEN c.castfunc::regprocedure END AS function
+FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+	JOIN pg_catalog.pg_cast c ON d.classid = 'pg_cast'::regclass AND c.oid = d.objid
+WHERE e.extname = 'apitoken' AND d.deptype = 'e' ORDER BY c.castsource::regtype::text COLLATE "C";
 
 -- visible objects have a comment: schemas, relations, functions, types, and the columns in apitoken
 SELECT oid::regnamespace::text AS uncommented FROM pg_catalog.pg_namespace WHERE oid IN :schemas AND pg_catalog.obj_description(oid, 'pg_namespace') IS NULL
@@ -437,7 +444,7 @@ SELECT count(*) FROM apitoken_internal.own_privileges;
 SELECT c.capability, pg_catalog.array_agg(item) FILTER (WHERE item ~ 'apitoken_internal.capabilities') AS mark FROM public.regress_capability c GROUP BY 1 ORDER BY 1;
 
 -- it is told what the role keeps
-GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, text, inet) TO regress_apitoken_some;
+GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_some;
 SELECT apitoken.allow('regress_apitoken_some', 'verify');
 SELECT * FROM apitoken_internal.own_privileges;
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
@@ -450,7 +457,7 @@ SELECT apitoken.disallow('regress_apitoken_renamed', 'verify', 'directory');
 ALTER ROLE regress_apitoken_renamed RENAME TO regress_apitoken_some;
 SELECT public.regress_has();
 SELECT apitoken.allow('regress_apitoken_some', 'verify');
-REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, text, inet), apitoken.introspect(text, text) FROM regress_apitoken_some;
+REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet), apitoken.introspect(text, text) FROM regress_apitoken_some;
 SELECT apitoken.allow('regress_apitoken_some', 'verify');
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
 SELECT public.regress_has();
@@ -473,26 +480,26 @@ DELETE FROM apitoken_internal.own_privileges WHERE NOT EXISTS (SELECT FROM pg_ca
 SELECT * FROM apitoken_internal.own_privileges;
 
 -- another role has granted all or a part of a capability
-GRANT EXECUTE ON FUNCTION apitoken.act_as(text), apitoken.verify(text, text, text, inet) TO regress_apitoken_nobody WITH GRANT OPTION;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_nobody WITH GRANT OPTION;
 SET ROLE regress_apitoken_nobody;
-GRANT EXECUTE ON FUNCTION apitoken.act_as(text), apitoken.verify(text, text, text, inet) TO regress_apitoken_some;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_some;
 RESET ROLE;
 SELECT apitoken.allow('regress_apitoken_some', 'act', 'verify');
 SELECT apitoken.disallow('regress_apitoken_some', 'act');
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
 SELECT public.regress_has();
-REVOKE ALL ON FUNCTION apitoken.act_as(text), apitoken.verify(text, text, text, inet) FROM regress_apitoken_nobody CASCADE;
+REVOKE ALL ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet) FROM regress_apitoken_nobody CASCADE;
 SELECT apitoken.disallow('regress_apitoken_some', 'act');
 SELECT public.regress_has();
 -- the role has granted a privilege on
 SELECT apitoken.allow('regress_apitoken_some', 'act');
-GRANT EXECUTE ON FUNCTION apitoken.act_as(text) TO regress_apitoken_some WITH GRANT OPTION;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id) TO regress_apitoken_some WITH GRANT OPTION;
 SET ROLE regress_apitoken_some;
-GRANT EXECUTE ON FUNCTION apitoken.act_as(text) TO regress_apitoken_nobody;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id) TO regress_apitoken_nobody;
 RESET ROLE;
 SELECT public.regress_try($$SELECT apitoken.disallow('regress_apitoken_some', 'act')$$);
 SELECT public.regress_has();
-REVOKE GRANT OPTION FOR EXECUTE ON FUNCTION apitoken.act_as(text) FROM regress_apitoken_some CASCADE;
+REVOKE GRANT OPTION FOR EXECUTE ON FUNCTION apitoken.act_as(apitoken.id) FROM regress_apitoken_some CASCADE;
 SELECT apitoken.disallow('regress_apitoken_some', 'act');
 SELECT public.regress_has();
 

@@ -74,10 +74,3 @@ CREATE POLICY articles_update ON api.articles FOR UPDATE
 	USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:update'))));
 CREATE POLICY articles_delete ON api.articles FOR DELETE
 	USING (organization_id = ANY (ARRAY(SELECT apitoken.organizations_allowed('article:delete'))));
-
--- apitoken.can() takes an organization id of any type ("any"), which PostgREST
--- cannot pass.
-CREATE FUNCTION api.can(permission text, organization_id text DEFAULT NULL) RETURNS boolean
-	LANGUAGE sql STABLE
-	RETURN apitoken.can(can.permission, can.organization_id);
-COMMENT ON FUNCTION api.can(text, text) IS 'Whether the caller has this permission (resource:action) in this organization';

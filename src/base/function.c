@@ -53,11 +53,22 @@ apitoken_find_function(const char *schema, const char *name, int nargs, const Oi
 	return function;
 }
 
+/* In the argument types of a function: the type apitoken.id. */
+#define ID_TYPE InvalidOid
+
 static bool
 role_may_execute(Oid role, Oid *function, const char *name, int nargs, const Oid *args)
 {
 	if (!OidIsValid(*function))
-		*function = apitoken_find_function("apitoken", name, nargs, args);
+	{
+		Oid			types[FUNC_MAX_ARGS];
+
+		for (int i = 0; i < nargs; i++)
+			types[i] = args[i] != ID_TYPE ? args[i] :
+				GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("id"),
+								ObjectIdGetDatum(get_namespace_oid("apitoken", true)));
+		*function = apitoken_find_function("apitoken", name, nargs, types);
+	}
 	return OidIsValid(*function) && compat_may_execute(*function, role);
 }
 
@@ -65,7 +76,7 @@ role_may_execute(Oid role, Oid *function, const char *name, int nargs, const Oid
 bool
 apitoken_role_may_act(Oid role)
 {
-	static const Oid args[] = {TEXTOID};
+	static const Oid args[] = {ID_TYPE};
 
 	return role_may_execute(role, &act_as_function, "act_as", lengthof(args), args);
 }
@@ -83,7 +94,7 @@ apitoken_role_may_use(Oid role)
 bool
 apitoken_role_is_trusted(Oid role)
 {
-	static const Oid args[] = {TEXTOID, TEXTOID, TEXTOID, INETOID};
+	static const Oid args[] = {TEXTOID, TEXTOID, ID_TYPE, INETOID};
 
 	return apitoken_role_may_act(role) ||
 		role_may_execute(role, &verify_function, "verify", lengthof(args), args);

@@ -37,7 +37,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
@@ -510,27 +509,6 @@ apitoken_act_as(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(PG_GETARG_DATUM(0));
 }
 
-/* The id of an organization, from an argument of any type. */
-static char *
-organization_argument(FunctionCallInfo fcinfo, int argument)
-{
-	Oid			type = get_fn_expr_argtype(fcinfo->flinfo, argument);
-	Oid			output;
-	bool		is_varlena;
-
-	if (!OidIsValid(type))
-		ereport(ERROR,
-				(errcode(ERRCODE_INDETERMINATE_DATATYPE),
-				 errmsg("could not determine data type of the organization id"),
-				 errhint("Cast the argument to text.")));
-	if (type == UNKNOWNOID)
-		return DatumGetCString(PG_GETARG_DATUM(argument));
-	if (type == TEXTOID)
-		return text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	getTypeOutputInfo(type, &output, &is_varlena);
-	return OidOutputFunctionCall(output, PG_GETARG_DATUM(argument));
-}
-
 APITOKEN_FUNCTION_INFO_V1(apitoken_can);
 Datum
 apitoken_can(PG_FUNCTION_ARGS)
@@ -545,7 +523,7 @@ apitoken_can(PG_FUNCTION_ARGS)
 	if (principal == NULL)
 		PG_RETURN_BOOL(false);
 	PG_RETURN_BOOL(apitoken_may(principal, permission,
-								PG_ARGISNULL(1) ? NULL : organization_argument(fcinfo, 1)));
+								PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1))));
 }
 
 APITOKEN_FUNCTION_INFO_V1(apitoken_organizations_allowed);
