@@ -78,7 +78,7 @@ function createServer({ pool, signedInUser = () => undefined }) {
 	function caller(request) {
 		const token = tokens.bearer(request.headers.authorization);
 		if (token !== undefined) return tokens.byToken(token, address(request));
-		return tokens.asUser(required(signedInUser(request)));
+		return tokens.asUser(required(signedInUser(request)), address(request));
 	}
 
 	const routes = {

@@ -61,11 +61,15 @@ async function verify(pool, token, { permission = null, organizationId = null, c
 	return row;
 }
 
+// Only we know the client: the connection's address is ours, or the pooler's.
+function comeFrom(client, clientAddress) {
+	return ask(client, 'address', "SELECT set_config('apitoken.client_address', $1, true)", [clientAddress || '']);
+}
+
 // Identify who acts in a transaction: a token, or a user whom we have signed in.
 function byToken(token, clientAddress) {
 	return async (client) => {
-		// only we know the client: the connection's address is ours, or the pooler's
-		await ask(client, 'address', "SELECT set_config('apitoken.client_address', $1, true)", [clientAddress || '']);
+		await comeFrom(client, clientAddress);
 		try {
 			await ask(client, 'authenticate', 'SELECT FROM apitoken.authenticate($1)', [token]);
 		} catch (error) {
@@ -77,8 +81,11 @@ function byToken(token, clientAddress) {
 	};
 }
 
-function asUser(userId) {
-	return (client) => ask(client, 'act_as', 'SELECT FROM apitoken.act_as($1)', [userId]);
+function asUser(userId, clientAddress) {
+	return async (client) => {
+		await comeFrom(client, clientAddress);
+		await ask(client, 'act_as', 'SELECT FROM apitoken.act_as($1)', [userId]);
+	};
 }
 
 // Run work in a transaction with an identity: await acting(pool, byToken(...), work).

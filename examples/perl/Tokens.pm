@@ -111,6 +111,13 @@ sub verify
 	return $row;
 }
 
+# Only we know the client: the connection's address is ours, or the pooler's.
+sub come_from
+{
+	my ($dbh, $address) = @_;
+	return ask($dbh, q{SELECT set_config('apitoken.client_address', ?, true)}, $address // '');
+}
+
 # Identify who acts in a transaction: a token, or a user whom we have signed in.
 sub by_token
 {
@@ -119,8 +126,7 @@ sub by_token
 	return sub {
 		my ($dbh) = @_;
 
-		# only we know the client: the connection's address is ours, or the pooler's
-		ask($dbh, q{SELECT set_config('apitoken.client_address', ?, true)}, $address // '');
+		come_from($dbh, $address);
 		return if eval { ask($dbh, 'SELECT valid FROM apitoken.authenticate(?)', $token) };
 		die $@ if $dbh->state ne '28000';
 		my ($verdict) = ($dbh->pg_error_field('detail') // '') =~ /Verdict: (\w+)/;
@@ -131,8 +137,14 @@ sub by_token
 
 sub as_user
 {
-	my ($user_id) = @_;
-	return sub { ask($_[0], 'SELECT apitoken.act_as(?)', $user_id) };
+	my ($user_id, $address) = @_;
+
+	return sub {
+		my ($dbh) = @_;
+
+		come_from($dbh, $address);
+		ask($dbh, 'SELECT apitoken.act_as(?)', $user_id);
+	};
 }
 
 # Run work in a transaction with an identity: acting(DBH, by_token(...), sub { work }).

@@ -34,7 +34,7 @@ sub caller_of
 	my $token = Tokens::bearer($env->{HTTP_AUTHORIZATION});
 
 	return Tokens::by_token($token, $env->{REMOTE_ADDR}) if defined $token;
-	return Tokens::as_user(required($env->{REMOTE_USER}));
+	return Tokens::as_user(required($env->{REMOTE_USER}), $env->{REMOTE_ADDR});
 }
 
 sub body

@@ -38,10 +38,18 @@ def acting(connection, environ):
     """A transaction of the caller.  With a bad token it never acts as the signed-in user."""
     token = tokens.bearer(environ.get("HTTP_AUTHORIZATION"))
     if token is not None:
-        # REMOTE_ADDR is the client's address as this server sees it.  Behind your own
-        # proxy, use the address that the proxy sends.
-        return tokens.by_token(connection, token, environ.get("REMOTE_ADDR"))
-    return tokens.as_user(connection, required(environ.get("REMOTE_USER")))
+        return tokens.by_token(connection, token, address(environ))
+    return signed_in(connection, environ)
+
+
+def signed_in(connection, environ):
+    """A transaction of the signed-in user."""
+    return tokens.as_user(connection, required(environ.get("REMOTE_USER")), address(environ))
+
+
+def address(environ):
+    """The client's address as this server sees it.  Behind your own proxy, use the address that the proxy sends."""
+    return environ.get("REMOTE_ADDR")
 
 
 def required(credentials):
@@ -89,7 +97,7 @@ def feed(connection, environ, organization_id):
 
 def create_token(connection, environ):
     wanted = body(environ)
-    with tokens.as_user(connection, required(environ.get("REMOTE_USER"))):
+    with signed_in(connection, environ):
         return 201, connection.execute(
             """SELECT id::text, token, masked FROM apitoken.create_token(%s, organization_id => %s, access => %s,
                                                                          expires_in => %s::interval)""",

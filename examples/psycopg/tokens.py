@@ -69,8 +69,7 @@ def by_token(connection, token, client_address=None):
     with connection.transaction():
         try:
             with _setup():
-                # Only we know the client: the connection's address is ours, or the pooler's.
-                connection.execute("SELECT set_config('apitoken.client_address', %s, true)", [client_address or ""])
+                _come_from(connection, client_address)
                 connection.execute("SELECT FROM apitoken.authenticate(%s)", [token])
         except psycopg.errors.InvalidAuthorizationSpecification as error:
             verdict = re.search(r"Verdict: (\w+)", error.diag.message_detail or "")
@@ -80,11 +79,12 @@ def by_token(connection, token, client_address=None):
 
 
 @contextlib.contextmanager
-def as_user(connection, user_id):
+def as_user(connection, user_id, client_address=None):
     """A transaction that acts as a user whom we have signed in."""
     _require_idle(connection)
     with connection.transaction():
         with _setup():
+            _come_from(connection, client_address)
             connection.execute("SELECT FROM apitoken.act_as(%s)", [user_id])
         yield connection
 
@@ -103,6 +103,11 @@ def status_of(error):
     }
     classes = {"22": 400, "23": 400, "08": 503, "53": 503, "57": 503}
     return known.get(state) or classes.get(state[:2]) or 500
+
+
+def _come_from(connection, client_address):
+    # Only we know the client: the connection's address is ours, or the pooler's.
+    connection.execute("SELECT set_config('apitoken.client_address', %s, true)", [client_address or ""])
 
 
 @contextlib.contextmanager

@@ -84,6 +84,16 @@ my $node = start_node('backends', preload => 'shared', conf => q{
 	apitoken.mask_logs = off
 });
 $node->safe_psql('postgres', slurp_file('examples/articles.sql'));
+# Which address the database is told with each article.
+$node->safe_psql('postgres', q{
+	CREATE TABLE told (title text, user_id text, address text);
+	CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+	BEGIN
+		INSERT INTO told VALUES (NEW.title, apitoken.current_user_id(), current_setting('apitoken.client_address', true));
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER tell AFTER INSERT ON article FOR EACH ROW EXECUTE FUNCTION tell();
+});
 
 # Tokens, by name.
 my %token = create_each($node, {
@@ -247,6 +257,8 @@ sub check_backend
 	my $title = q{x'); DROP TABLE article; -- $1 %s ?};
 	$is->(http_answer('POST', '/articles', user => 'alice', json => { organization_id => 'acme', title => $title }), "201 $title", 'create what looks like SQL');
 	is(articles(), "$articles,acme:$name $way,acme:$title", "$name, $way: that is what is there now");
+	is(ask($superuser, q{WITH t AS (DELETE FROM told RETURNING *) SELECT string_agg(concat_ws(' ', coalesce(user_id, 'token'), address), ', ' ORDER BY user_id) FROM t}),
+		'alice 127.0.0.1, token 127.0.0.1', "$name, $way: with the client's address, for the user as for the token");
 	ask($superuser, q{DELETE FROM article WHERE title NOT IN ('Anvils', 'Doomsday devices')});
 
 	# rates
@@ -264,6 +276,8 @@ sub check_backend
 		like(http_answer('POST', '/tokens', user => 'alice', json => \%wanted), qr/^201 /, "$name, $way: a token for who is signed in");
 		my $made = eval { $json->decode($response->{content})->{token} };
 		$is->(http_answer('GET', '/feed/acme', token => $made), "200 made $way", 'it works');
+		is(ask($superuser, qq{SELECT e.actor, e.client_address FROM apitoken.events e JOIN apitoken.tokens t ON t.id = e.token_id WHERE t.label = 'made $way' AND e.action = 'create'}),
+			'alice|127.0.0.1', "$name, $way: the event has the client's address");
 		$is->(http_answer('POST', '/tokens', user => 'alice', json => \%wanted), '409 refused', 'its label is taken');
 		$is->(http_answer('POST', '/tokens', user => 'bob', json => { %wanted, label => 'x' }), '403 refused', "not in another's organization");
 		$is->(http_answer('POST', '/tokens', token => $token{alice}, json => { %wanted, label => 'x' }), $unauthorized, 'a token is no session');
