@@ -48,7 +48,6 @@ CREATE TYPE apitoken.id (
 COMMENT ON TYPE apitoken.id IS 'Id of an organization or user in the arguments of functions: the application''s own key, of type text, uuid, bigint, integer or smallint';
 CREATE CAST (pg_catalog.text AS apitoken.id) WITHOUT FUNCTION AS IMPLICIT;
 CREATE CAST (pg_catalog.varchar AS apitoken.id) WITHOUT FUNCTION AS IMPLICIT;
-CREATE CAST (pg_catalog.bpchar AS apitoken.id) WITH FUNCTION pg_catalog.text(pg_catalog.bpchar) AS IMPLICIT;
 CREATE CAST (pg_catalog.name AS apitoken.id) WITH INOUT AS IMPLICIT;
 CREATE CAST (pg_catalog.uuid AS apitoken.id) WITH INOUT AS IMPLICIT;
 CREATE CAST (pg_catalog.int8 AS apitoken.id) WITH INOUT AS IMPLICIT;
