@@ -835,9 +835,9 @@ BEGIN ATOMIC
 		SELECT g.* FROM granted g
 		UNION
 		SELECT g.grantee, f.capability, pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM %s;', f.function, g.grantee::pg_catalog.regrole)
-		FROM (VALUES ('act', 'apitoken.act_as(text)'::pg_catalog.regprocedure),
+		FROM (VALUES ('act', 'apitoken.act_as(apitoken.id)'::pg_catalog.regprocedure),
 					 ('use', 'apitoken.authenticate(text)'),
-					 ('verify', 'apitoken.verify(text, text, text, inet)')) f (capability, function)
+					 ('verify', 'apitoken.verify(text, text, apitoken.id, inet)')) f (capability, function)
 			JOIN pg_catalog.pg_proc p ON p.oid = f.function, pg_catalog.aclexplode(p.proacl) g
 		WHERE g.grantee NOT IN (0, p.proowner)
 			AND NOT EXISTS (SELECT FROM granted m WHERE m.role = g.grantee

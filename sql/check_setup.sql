@@ -137,7 +137,7 @@ UPDATE apitoken.roles SET database_role = 'regress_apitoken_web' WHERE name = 'a
 UPDATE apitoken.roles SET database_role = 'regress_apitoken Web 2' WHERE name = 'developer';
 INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('reader', '{*:read}', 'regress_apitoken_web3'), ('writer', '{*:*}', 'regress_apitoken_web3');
 SELECT apitoken.allow('regress_apitoken_web', 'act');
-GRANT EXECUTE ON FUNCTION apitoken.act_as(text) TO "regress_apitoken Web 2";
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id) TO "regress_apitoken Web 2";
 GRANT regress_apitoken_all TO regress_apitoken_web3;
 SELECT c.* FROM public.regress_check('capabilities') c;
 SELECT public.regress_hints('capabilities') \gexec
@@ -173,7 +173,7 @@ REVOKE EXECUTE ON FUNCTION apitoken_internal.sees_user(text) FROM PUBLIC;
 REVOKE USAGE ON SCHEMA apitoken FROM PUBLIC;
 REVOKE SELECT ON apitoken.roles FROM PUBLIC;
 REVOKE USAGE ON TYPE apitoken.verification FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION apitoken.act_as(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id) TO PUBLIC;
 GRANT SELECT, DELETE ON apitoken.events TO PUBLIC;
 GRANT SELECT (digest) ON apitoken_internal.token_records TO PUBLIC;
 GRANT CREATE ON SCHEMA apitoken_internal TO PUBLIC;
