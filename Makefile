@@ -21,6 +21,7 @@ OBJS = \
 	src/base/function.o \
 	src/base/encoding.o \
 	src/base/request.o \
+	src/base/http_error.o \
 	src/base/address.o \
 	src/base/pepper.o \
 	src/base/digest.o \
@@ -49,6 +50,7 @@ OBJS = \
 	src/hooks/redact.o \
 	src/hooks/guard.o \
 	src/hooks/upsert.o \
+	src/hooks/status.o \
 	src/manage/subtransaction.o \
 	src/manage/locked.o \
 	src/manage/secret.o \

@@ -34,6 +34,9 @@ _PG_init(void)
 	apitoken_guard_init();
 	apitoken_upsert_init();
 
+	/* after guard.c, whose errors it sees */
+	apitoken_status_init();
+
 	/* This must follow the other hooks: of hooks on the same event, the last one installed runs first. */
 	apitoken_redact_init();
 

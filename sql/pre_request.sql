@@ -640,6 +640,135 @@ INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('mine', '{
 \set VERBOSITY default
 RESET SESSION AUTHORIZATION;
 
+--
+-- Errors within a request that PostgREST describes: the status is in the detail,
+-- the body in the message.  Anywhere else an error is as always.
+--
+SELECT id AS revoked_id FROM apitoken.tokens WHERE label = 'revoked' \gset
+CREATE FUNCTION pre.describe(method text, headers text DEFAULT '{}', claims text DEFAULT '{"sub": "ada"}', role text DEFAULT 'regress_apitoken_web')
+	RETURNS void LANGUAGE sql AS $$
+	SELECT set_config('role', role, true), set_config('request.jwt.claims', claims, true),
+		set_config('request.method', method, true), set_config('request.headers', pre.fill(headers), true) $$;
+CREATE FUNCTION pre.describe_definer() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ SELECT set_config('request.method', 'POST', true) $$;
+ALTER FUNCTION pre.describe_definer() OWNER TO regress_apitoken_plain;
+UPDATE apitoken.users SET role = NULL WHERE id = 'ada';
+SET SESSION AUTHORIZATION regress_apitoken_authenticator;
+-- of a request
+BEGIN; SELECT pre.describe('POST') \g /dev/null
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- of none: not described, described for the session or with no method, no longer, or by a role that has not use
+BEGIN; SELECT apitoken.act_as('ada') \g /dev/null
+SET LOCAL ROLE regress_apitoken_web;
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+SET request.method = 'POST';
+BEGIN; SELECT apitoken.act_as('ada') \g /dev/null
+SET LOCAL ROLE regress_apitoken_web;
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+RESET request.method;
+BEGIN; SELECT pre.describe('') \g /dev/null
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+BEGIN; SELECT apitoken.act_as('ada') \g /dev/null
+SAVEPOINT s; SELECT pre.describe('POST') \g /dev/null
+ROLLBACK TO s; SET LOCAL ROLE regress_apitoken_web;
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+BEGIN; SELECT apitoken.act_as('ada') \g /dev/null
+SELECT pre.describe_definer() \g /dev/null
+SET LOCAL ROLE regress_apitoken_web;
+SELECT current_setting('request.method');
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- in the transaction after one
+BEGIN; SELECT pre.describe('POST') \g /dev/null
+COMMIT;
+BEGIN; SELECT apitoken.act_as('ada') \g /dev/null
+SET LOCAL ROLE regress_apitoken_web;
+SELECT apitoken.regenerate_token(:'revoked_id');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- functions within the request catch the error itself, however deep, and also after one that was replaced
+BEGIN; SELECT pre.describe('POST') \g /dev/null
+SAVEPOINT s;
+SELECT apitoken.regenerate_token(:'revoked_id');
+ROLLBACK TO s;
+SELECT public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L)', :'revoked_id'));
+SELECT public.regress_try(pg_catalog.format('DO $do$ BEGIN PERFORM apitoken.regenerate_token(%L); END $do$', :'revoked_id'));
+SELECT public.regress_try(pg_catalog.format('SELECT public.regress_try(%L), apitoken.regenerate_token(%L)', 'SELECT 1', :'revoked_id'));
+ROLLBACK;
+-- whatever statement it leaves
+BEGIN; SELECT pre.describe('POST') \g /dev/null
+SAVEPOINT s;
+DO $$ BEGIN PERFORM apitoken.regenerate_token((SELECT id FROM apitoken.tokens WHERE label = 'revoked')); END $$;
+ROLLBACK TO s;
+PREPARE pre_again AS SELECT apitoken.regenerate_token($1);
+EXECUTE pre_again(:'revoked_id');
+ROLLBACK TO s;
+EXPLAIN (ANALYZE, COSTS OFF) SELECT apitoken.regenerate_token(:'revoked_id');
+ROLLBACK TO s;
+DECLARE pre_cursor CURSOR FOR SELECT apitoken.regenerate_token(:'revoked_id');
+FETCH pre_cursor;
+ROLLBACK TO s;
+WITH again AS (UPDATE apitoken.tokens SET metadata = '[]' WHERE label = 'org' RETURNING 1) SELECT count(*) FROM again;
+ROLLBACK;
+DEALLOCATE ALL;
+-- a missing privilege: 403 with an identity; else PostgREST decides by its role
+BEGIN; SELECT pre.describe('POST', '{"x-api-key": "<org>"}', role => 'regress_apitoken_anon') \g /dev/null
+SELECT apitoken.pre_request() \g /dev/null
+SELECT count(*) FROM apitoken.tokens;
+ROLLBACK;
+BEGIN; SELECT pre.describe('POST', claims => '{}', role => 'regress_apitoken_anon') \g /dev/null
+SELECT apitoken.pre_request() \g /dev/null
+SELECT count(*) FROM apitoken.tokens;
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- a read-only token writes, in a statement of any kind; with GET it is the method that is wrong
+BEGIN; SELECT pre.describe('POST', '{"x-api-key": "<read_only>"}') \g /dev/null
+SELECT apitoken.pre_request() \g /dev/null
+SAVEPOINT s;
+INSERT INTO pre.work VALUES (1);
+ROLLBACK TO s;
+SELECT n FROM pre.work FOR UPDATE;
+ROLLBACK TO s;
+WITH w AS (DELETE FROM pre.work RETURNING 1) SELECT count(*) FROM w;
+ROLLBACK TO s;
+CREATE TEMP TABLE pre_temporary (n int);
+ROLLBACK TO s;
+SELECT public.regress_try('INSERT INTO pre.work VALUES (1)');
+ROLLBACK;
+BEGIN; SELECT pre.describe('GET', '{"x-api-key": "<read_only>"}') \g /dev/null
+SELECT apitoken.pre_request() \g /dev/null
+INSERT INTO pre.work VALUES (1);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+BEGIN READ ONLY; SELECT pre.describe('POST', '{"x-api-key": "<org>"}') \g /dev/null
+SELECT apitoken.pre_request() \g /dev/null
+INSERT INTO pre.work VALUES (1);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- a fault of the server tells the client nothing
+BEGIN; SELECT pre.describe('GET', '{"x-api-key": "<gone>"}') \g /dev/null
+SELECT apitoken.pre_request();
+ROLLBACK;
+BEGIN; SELECT pre.describe('GET', '{"x-api-key": "<other>"}') \g /dev/null
+SELECT apitoken.pre_request();
+ROLLBACK;
+-- what PostgREST translates well is as it was
+BEGIN; SELECT pre.describe('POST') \g /dev/null
+SELECT apitoken.create_token('x', role => 'admin');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+
 RESET max_stack_depth;
 DROP SCHEMA pre CASCADE;
 \i :srcdir/test/regress_teardown.sql

@@ -12,24 +12,11 @@
 
 #include "common/base64.h"
 #include "common/string.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/json.h"
 #include "utils/varlena.h"
 
 #include "identity/identity.h"
-
-#define ERRCODE_POSTGREST MAKE_SQLSTATE('P', 'G', 'R', 'S', 'T')
-
-static void
-append_field(StringInfo json, const char *name, const char *value)
-{
-	appendStringInfoString(json, json->len == 0 ? "{" : ", ");
-	escape_json(json, name);
-	appendStringInfoString(json, ": ");
-	escape_json(json, value);
-}
 
 static pg_noreturn void refuse(int status, const char *code, const char *message, const char *details,
 							   const char *hint, const char *header, const char *value);
@@ -39,23 +26,12 @@ static void
 refuse(int status, const char *code, const char *message, const char *details,
 	   const char *hint, const char *header, const char *value)
 {
-	StringInfoData body;
-	StringInfoData headers;
+	const ApitokenHttpError error = {
+		.status = status, .code = code, .message = message, .details = details, .hint = hint,
+		.header = header, .value = value
+	};
 
-	initStringInfo(&body);
-	append_field(&body, "code", code);
-	append_field(&body, "message", message);
-	append_field(&body, "details", details);
-	append_field(&body, "hint", hint);
-	initStringInfo(&headers);
-	if (header != NULL)
-		append_field(&headers, header, value);
-	else
-		appendStringInfoChar(&headers, '{');
-	ereport(ERROR,
-			(errcode(ERRCODE_POSTGREST),
-			 errmsg_internal("%s}", body.data),
-			 errdetail_internal("{\"status\": %d, \"headers\": %s}}", status, headers.data)));
+	apitoken_raise_http(&error);
 }
 
 /* Refuse a malformed request (RFC 6750, section 3.1). */

@@ -84,9 +84,30 @@ typedef struct ApitokenField
 } ApitokenField;
 
 extern bool apitoken_is_http_token(const char *text, size_t length);
+extern const char *apitoken_request_method(void);
 extern ApitokenRequest apitoken_request_headers(List **headers);
 extern List *apitoken_header_values(List *headers, const char *name);
 extern char *apitoken_request_claim(const char *name, Oid *setter);
+
+/* ----- http_error.c: errors for clients of HTTP ----- */
+
+#define APITOKEN_ERRCODE_POSTGREST MAKE_SQLSTATE('P', 'G', 'R', 'S', 'T')
+
+typedef struct ApitokenHttpError
+{
+	int			status;
+	const char *code;			/* in the body of the response, as are the next three */
+	const char *message;
+	const char *details;		/* NULL: none, as with all that follow */
+	const char *hint;
+	const char *header;			/* of the response */
+	const char *value;			/* of the header */
+	const char *log;			/* detail for the server log only */
+	const char *context;
+} ApitokenHttpError;
+
+extern pg_noreturn void apitoken_raise_http(const ApitokenHttpError *error);
+extern int	apitoken_errhint(const char *sql, const char *http);
 
 /* ----- pepper.c: the pepper file ----- */
 

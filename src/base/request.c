@@ -1,7 +1,8 @@
 /*
  * request.c
  *		The HTTP request, as PostgREST passes it in the settings
- *		request.headers and request.jwt.claims, each a JSON object.
+ *		request.headers and request.jwt.claims, each a JSON object, and
+ *		request.method.
  *
  * A setting counts only if it was set in the current transaction, which is what
  * PostgREST does.  An empty value that a finished transaction left behind, and a
@@ -193,6 +194,19 @@ parse_object(const char *json, List **fields)
 		}
 	} while (open.len > 0);
 	return json_lex(lex) == JSON_SUCCESS && lex->token_type == JSON_TOKEN_END;
+}
+
+/*
+ * The method of the request that PostgREST describes, or NULL if the transaction
+ * is not one of PostgREST's.
+ */
+const char *
+apitoken_request_method(void)
+{
+	Oid			setter = InvalidOid;
+	const char *method = apitoken_request_setting("request.method", &setter);
+
+	return method != NULL && apitoken_setter_counts(setter, apitoken_role_may_use) ? method : NULL;
 }
 
 /* Get the request's headers, as a list of ApitokenField.  PostgREST folds their names to lower case. */

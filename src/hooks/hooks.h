@@ -22,4 +22,8 @@ extern void apitoken_guard_init(void);
 
 extern void apitoken_upsert_init(void);
 
+/* ----- status.c: the HTTP status of an error ----- */
+
+extern void apitoken_status_init(void);
+
 #endif							/* APITOKEN_HOOKS_H */

@@ -52,7 +52,8 @@ refuse_upsert(const Query *query)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("INSERT with ON CONFLICT is not supported for tokens"),
-				 errhint("Use INSERT or create_token().  If the label is in use (23505), use UPDATE or regenerate_token() on the token that has it.")));
+				 apitoken_errhint("Use INSERT or create_token().  If the label is in use (23505), use UPDATE or regenerate_token() on the token that has it.",
+								  "Use POST without \"on_conflict\" and \"Prefer: resolution\".  If the label is in use (23505), use PATCH or /rpc/regenerate_token on the token that has it.")));
 }
 
 static PlannedStmt *

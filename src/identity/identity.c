@@ -122,6 +122,12 @@ apitoken_principal_read_only(void)
 		fixed.principal.access == APITOKEN_READ_ONLY;
 }
 
+bool
+apitoken_identity_is_fixed(void)
+{
+	return fixed.set;
+}
+
 void
 apitoken_enforce_read_only(void)
 {
@@ -150,7 +156,7 @@ fix_principal(const ApitokenPrincipal *principal)
 					(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 					 errmsg("cannot change the identity of a transaction"),
 					 errdetail("The transaction already has another identity."),
-					 errhint("Set the other identity in a new transaction.")));
+					 apitoken_errhint("Set the other identity in a new transaction.", "Send another request for the other identity.")));
 		return;
 	}
 
@@ -191,8 +197,9 @@ fix_user(const char *user_id)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 				 errmsg("user \"%s\" does not exist", apitoken_clip(user_id)),
-				 errhint("If this is a user of the application, run INSERT INTO apitoken.users (id) VALUES (%s).",
-						 quote_literal_cstr(apitoken_clip(user_id)))));
+				 apitoken_errhint(psprintf("If this is a user of the application, run INSERT INTO apitoken.users (id) VALUES (%s).",
+										   quote_literal_cstr(apitoken_clip(user_id))),
+								  "Sign in as another user.")));
 	UnregisterSnapshot(snapshot);
 	principal.source = APITOKEN_SOURCE_USER;
 	principal.kind = APITOKEN_USER;
@@ -215,7 +222,7 @@ act_as_user(const char *user_id, Oid setter)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to act as a user"),
 				 errdetail("Session user \"%s\" does not have the capability \"act\".", login),
-				 errhint("Run SELECT apitoken.allow(%s, 'act').", quote_literal_cstr(login))));
+				 apitoken_errhint(psprintf("Run SELECT apitoken.allow(%s, 'act').", quote_literal_cstr(login)), NULL)));
 	if (!apitoken_setter_counts(setter, apitoken_role_may_act))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -343,8 +350,8 @@ enter_database_role(const char *name)
 	char	   *login = GetUserNameFromId(GetSessionUserId(), false);
 
 	if (!OidIsValid(role) || !compat_may_set_role(GetSessionUserId(), role))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+		ereport_server(
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot set database role \"%s\"", name),
 				 OidIsValid(role) ?
 				 errdetail("Session user \"%s\" may not set this role.", login) :

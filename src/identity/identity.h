@@ -100,6 +100,7 @@ extern void apitoken_sync_identity(void);
 extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
+extern bool apitoken_identity_is_fixed(void);
 extern void apitoken_act_by(const ApitokenVerification *verification);
 
 /* ----- authorize.c: which tokens the caller may manage ----- */

@@ -70,8 +70,9 @@ refuse_role_in_use(const char *name)
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 				 errmsg("token role \"%s\" is in use", name),
 				 errdetail("Members of organizations have this token role."),
-				 errhint("Run UPDATE apitoken.memberships SET role = '...' WHERE role = %s first.",
-						 quote_literal_cstr(name))));
+				 apitoken_errhint(psprintf("Run UPDATE apitoken.memberships SET role = '...' WHERE role = %s first.",
+										   quote_literal_cstr(name)),
+								  "Give the members another token role first, by PATCH /memberships.")));
 }
 
 /*

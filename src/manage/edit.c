@@ -67,7 +67,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("organization token must have a token role, and personal token must not"),
-					 errhint("Run SELECT name FROM apitoken.roles to list the token roles.")));
+					 apitoken_errhint("Run SELECT name FROM apitoken.roles to list the token roles.", "GET /roles lists the token roles.")));
 		apitoken_check_role(record->role);
 	}
 	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
@@ -78,7 +78,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("time of the suspension must be finite"),
-				 errhint("Specify now(), or null for a token that is not suspended.")));
+				 apitoken_errhint("Specify now(), or null for a token that is not suspended.", "Specify \"now\", or null for a token that is not suspended.")));
 	if (apitoken_column_changed(trigger, Anum_token_records_allowed_networks))
 		apitoken_check_networks(record->allowed_networks);
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
@@ -89,7 +89,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("metadata must be a JSON object"),
-				 errhint("Specify '{}' for no metadata.")));
+				 apitoken_errhint("Specify '{}' for no metadata.", "Specify {} for no metadata.")));
 	if (apitoken_column_changed(trigger, Anum_token_records_metadata))
 		apitoken_check_metadata(value);
 }
@@ -174,7 +174,7 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token is revoked"),
-				 errdetail("A revoked token cannot be changed."),
+				 errdetail("Token \"%s\" cannot be changed.", old_record.masked),
 				 errhint("Create another token.")));
 	check_protected_columns(trigger);
 	trigger->tg_newtuple = apitoken_canonical_row(trigger->tg_newtuple, descriptor);
@@ -208,7 +208,8 @@ new_expiry(const ApitokenRecord *record, Interval *expires_in)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token is expired"),
-				 errhint("Use regenerate_token(id, expires_in => '30 days') to set a new expiration time.")));
+				 apitoken_errhint("Use regenerate_token(id, expires_in => '30 days') to set a new expiration time.",
+								  "Send \"expires_in\", such as \"30 days\", to set a new expiration time.")));
 	return record->expires_at;
 }
 

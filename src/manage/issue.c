@@ -73,7 +73,8 @@ authorize_creation(ApitokenRecord *record)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("token must have an owner"),
-					 errhint("Specify \"organization_id\" or \"user_id\", or act as a user first.")));
+					 apitoken_errhint("Specify \"organization_id\" or \"user_id\", or act as a user first.",
+									  "Specify \"organization_id\", or sign in as a user.")));
 		else
 			refuse_creation();
 	}
@@ -116,8 +117,9 @@ lock_user(const char *user_id)
 			ereport(ERROR,
 					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 					 errmsg("user \"%s\" does not exist", apitoken_clip(user_id)),
-					 errhint("Run INSERT INTO apitoken.users (id) VALUES (%s) first.",
-							 quote_literal_cstr(apitoken_clip(user_id)))));
+					 apitoken_errhint(psprintf("Run INSERT INTO apitoken.users (id) VALUES (%s) first.",
+											   quote_literal_cstr(apitoken_clip(user_id))),
+									  "Use the id of a user who exists.")));
 	}
 	apitoken_remember_locked(APITOKEN_USERS, user_id);
 }
@@ -346,7 +348,8 @@ apitoken_take_token(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token text is not available"),
 				 errdetail("The text can be taken once, by the role that inserted the token, in the same transaction."),
-				 errhint("Use apitoken.regenerate_token() to give the token a new text.")));
+				 apitoken_errhint("Use apitoken.regenerate_token() to give the token a new text.",
+								  "POST /rpc/regenerate_token gives the token a new text.")));
 	PG_RETURN_TEXT_P(token);
 }
 
@@ -473,8 +476,8 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	token = inserted == 1 ? apitoken_take_text(&id) : NULL;
 	if (token == NULL ||
 		!apitoken_parse_text(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), &parts))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token was not inserted"),
 				 errdetail("A rule or trigger on \"apitoken.tokens\" or \"apitoken_internal.token_records\" prevented it.")));
 	PG_RETURN_DATUM(apitoken_issued_datum(&id, token, parts.masked, expires_at));

@@ -76,7 +76,8 @@ apitoken_revoke_token(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"confirm_label\" does not match the label of the token"),
-				 errhint("Use revoke_token(id, confirm_label => '...') with the label of the token.")));
+				 apitoken_errhint("Use revoke_token(id, confirm_label => '...') with the label of the token.",
+								  "Send the label of the token as \"confirm_label\".")));
 	PG_RETURN_BOOL(revoke_one(&record.id, reason, reason_null));
 }
 

@@ -27,14 +27,22 @@
 #define DURATION_MAX_YEARS 100
 
 static pg_noreturn void invalid(const char *message, const char *hint);
+static pg_noreturn void invalid_as(const char *message, const char *sql, const char *http);
 
 static void
 invalid(const char *message, const char *hint)
 {
+	invalid_as(message, hint, hint);
+}
+
+/* The same if the value is written in another way over HTTP. */
+static void
+invalid_as(const char *message, const char *sql, const char *http)
+{
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg_internal("%s", message),
-			 errhint("%s", hint)));
+			 apitoken_errhint(sql, http)));
 }
 
 /* Refuse a text that shows nothing, or that has control characters. */
@@ -224,8 +232,9 @@ apitoken_lock_organization(const char *id)
 		ereport(ERROR,
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 				 errmsg("organization \"%s\" does not exist", apitoken_clip(id)),
-				 errhint("Run INSERT INTO apitoken.organizations (id) VALUES (%s) first.",
-						 quote_literal_cstr(apitoken_clip(id)))));
+				 apitoken_errhint(psprintf("Run INSERT INTO apitoken.organizations (id) VALUES (%s) first.",
+										   quote_literal_cstr(apitoken_clip(id))),
+								  "Use the id of an organization that exists.")));
 	apitoken_remember_locked(APITOKEN_ORGANIZATIONS, id);
 }
 
@@ -246,9 +255,10 @@ apitoken_lock_role(const char *role)
 	ereport(ERROR,
 			(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 			 errmsg("token role \"%s\" does not exist", apitoken_clip(role)),
-			 errhint("Use a token role in apitoken.roles, or add one, for example with "
-					 "INSERT INTO apitoken.roles (name, permissions) VALUES (%s, '{article:read}').",
-					 quote_literal_cstr(apitoken_clip(role)))));
+			 apitoken_errhint(psprintf("Use a token role in apitoken.roles, or add one, for example with "
+									   "INSERT INTO apitoken.roles (name, permissions) VALUES (%s, '{article:read}').",
+									   quote_literal_cstr(apitoken_clip(role))),
+							  "GET /roles lists the token roles.")));
 }
 
 void
@@ -266,7 +276,8 @@ apitoken_check_access(const char *access, ArrayType *permissions)
 	ApitokenAccess value = apitoken_access_from_text(access);
 
 	if (value == APITOKEN_CUSTOM && permissions == NULL)
-		invalid("access \"custom\" requires permissions", "Specify permissions such as '{article:read}', or use access \"read_only\" or \"full\".");
+		invalid_as("access \"custom\" requires permissions", "Specify permissions such as '{article:read}', or use access \"read_only\" or \"full\".",
+				   "Specify permissions such as [\"article:read\"], or use access \"read_only\" or \"full\".");
 	if (value != APITOKEN_CUSTOM && permissions != NULL)
 		invalid("permissions require access \"custom\"", "Omit access or set it to \"custom\", or omit the permissions.");
 	if (permissions != NULL)
@@ -300,7 +311,8 @@ apitoken_check_metadata(Datum metadata)
 	Jsonb	   *json = DatumGetJsonbP(metadata);
 
 	if (!JB_ROOT_IS_OBJECT(json))
-		invalid("metadata must be a JSON object", "Specify an object such as '{\"key\": \"value\"}'.");
+		invalid_as("metadata must be a JSON object", "Specify an object such as '{\"key\": \"value\"}'.",
+				   "Specify an object such as {\"key\": \"value\"}.");
 	if (VARSIZE(json) > METADATA_MAX)
 		invalid("metadata is too large", "Use at most 64 kB.");
 }

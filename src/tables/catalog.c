@@ -120,8 +120,8 @@ check_columns(ApitokenTable table, Relation relation)
 			(column->attnotnull || !info->columns[i].not_null);
 	}
 	if (!expected)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s.%s\" does not have the expected columns", info->schema, info->name),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE.  The columns of the extension's tables must not be altered.")));
 	columns_checked[table] = true;
@@ -428,8 +428,8 @@ apitoken_result_type(FunctionCallInfo fcinfo, int columns)
 	TupleDesc	descriptor;
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != columns)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("function \"%s\" does not have the expected result type",
 						get_func_name(fcinfo->flinfo->fn_oid)),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
@@ -471,8 +471,8 @@ apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls)
 		row_nulls[i] = known ? nulls[i] : true;
 	}
 	if (!expected)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("type \"%s.%s\" does not have the expected columns", info->schema, info->name),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
 	tuple = heap_form_tuple(descriptor, row_values, row_nulls);

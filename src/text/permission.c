@@ -539,7 +539,7 @@ apitoken_check_patterns(ArrayType *array)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("permissions must be a one-dimensional array"),
-				 errhint("Write the permissions like '{article:read,article:write}'.")));
+				 errhint("Write one list of permissions, not a list of lists.")));
 
 	apitoken_check_count(array, "Use a pattern such as 'article:*' for several permissions.");
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);

@@ -15,6 +15,17 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+/*
+ * The domain of an error says whose it is: ereport() gives it to each error of this
+ * extension.  There are no translations.  With ereport_server(), the error is about
+ * the server, whatever its SQLSTATE, and not about what a client has done.
+ */
+#define APITOKEN_DOMAIN "apitoken"
+#define APITOKEN_SERVER_DOMAIN "apitoken-server"
+#undef TEXTDOMAIN
+#define TEXTDOMAIN APITOKEN_DOMAIN
+#define ereport_server(...) ereport_domain(ERROR, APITOKEN_SERVER_DOMAIN, __VA_ARGS__)
+
 /* ----- token.c: the text of a token; no catalog, no palloc, no ereport ----- */
 
 #define APITOKEN_PREFIX_MIN 2

@@ -450,8 +450,8 @@ apitoken_flush_now(void)
 	if (apitoken_shared == NULL)
 		return;
 	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot write token usage during recovery"),
 				 errhint("Token usage recorded on this server will be written when it is promoted.")));
 	for (;;)
@@ -467,13 +467,13 @@ apitoken_flush_now(void)
 			if (state.last_ticket >= ticket && state.outcome == APITOKEN_FLUSH_UNFINISHED)
 				continue;
 			if (state.last_ticket >= ticket)
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				ereport_server(
+							(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("could not write token usage: %s", state.problem),
 						 errdetail("The usage is kept in memory, and writing it will be retried.")));
 		}
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("background worker exited before writing token usage"),
 				 errhint("See the server log for details.")));
 	}
