@@ -122,7 +122,7 @@ ROLLBACK;
 RESET SESSION AUTHORIZATION;
 
 --
--- DELETE is refused, with a hint
+-- DELETE is refused: with a hint for those who have the privilege, which no capability grants
 --
 SELECT public.regress_try('DELETE FROM apitoken.tokens') AS superuser, public.regress_try('TRUNCATE apitoken_internal.token_records') AS truncate;
 SET SESSION AUTHORIZATION regress_apitoken_bypass;
