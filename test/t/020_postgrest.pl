@@ -17,6 +17,7 @@ my $secret = 'a secret that only this test knows, 32 bytes or more';
 my $conf = 'examples/postgrest/postgrest.conf';
 my %profile = ('Accept-Profile' => 'apitoken', 'Content-Profile' => 'apitoken');
 my $api;
+my @hints;						# what the client was told to do, over HTTP
 
 sub signed_in { my ($user) = @_; return (Authorization => 'Bearer ' . ApitokenPostgREST::jwt($secret, role => 'web_user', sub => $user)); }
 sub ask_api { my ($method, $target, $body, %headers) = @_; return $api->request($method, $target, headers => \%headers, body => $body); }
@@ -39,6 +40,17 @@ sub refused_with
 	my ($answer, $status, $code, $what) = @_;
 
 	is("$answer->{status} " . (ref $answer->{body} eq 'HASH' ? $answer->{body}{code} : '?'), "$status $code", $what);
+	push @hints, $answer->{body}{hint} if ref $answer->{body} eq 'HASH' && defined $answer->{body}{hint};
+}
+
+# What the client must not learn is in none of the fields.
+sub fault_of_server
+{
+	my ($node, $mark, $answer, $log, $what) = @_;
+
+	refused_with($answer, 500, 'server_error', $what);
+	is_deeply($answer->{body}, { code => 'server_error', message => 'internal server error', details => undef, hint => undef }, '... and says no more');
+	like(log_since($node, $mark), $log, '... the log does');
 }
 sub lines { my ($key, $rows) = @_; return join ' ', map { $_->{$key} } @$rows; }
 
@@ -56,7 +68,27 @@ sub set_up
 		INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex');
 		INSERT INTO apitoken.users (id, name) VALUES ('ada', 'Ada'), ('bob', 'Bob'), ('gina', 'Gina');
 		INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'bob', 'developer'), ('globex', 'gina', 'admin');
-		INSERT INTO api.articles (organization_id, title) VALUES ('acme', 'One'), ('acme', 'Two'), ('globex', 'Three')});
+		INSERT INTO api.articles (organization_id, title) VALUES ('acme', 'One'), ('acme', 'Two'), ('globex', 'Three');
+		-- a role of tokens whose database_role the authenticator may not enter, and one without
+		CREATE ROLE stray NOLOGIN;
+		INSERT INTO apitoken.roles (name, permissions, database_role) VALUES ('stray', '{article:read}', 'stray'), ('lost', '{article:read}', 'no_such_role');
+		-- functions of the application that catch our errors, or let them pass
+		CREATE FUNCTION api.regenerate(id uuid) RETURNS text LANGUAGE plpgsql AS $$
+		BEGIN
+			RETURN (apitoken.regenerate_token(id)).masked;
+		EXCEPTION WHEN object_not_in_prerequisite_state THEN
+			RETURN SQLERRM;
+		END $$;
+		CREATE FUNCTION api.write() RETURNS text LANGUAGE plpgsql AS $$
+		BEGIN
+			INSERT INTO api.articles (organization_id, title) VALUES ('acme', 'By a function');
+			RETURN 'written';
+		EXCEPTION WHEN read_only_sql_transaction THEN
+			RETURN 'read-only';
+		END $$;
+		CREATE FUNCTION api.identify(token text) RETURNS text LANGUAGE sql AS 'SELECT apitoken.authenticate(token)::text';
+		CREATE FUNCTION api.deny() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'not you' USING ERRCODE = '42501', DETAIL = 'why', HINT = 'what'; END $$;
+		CREATE FUNCTION api.fail(sqlstate text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'mine' USING ERRCODE = sqlstate; END $$});
 }
 
 # A token made over HTTP by a signed-in user.
@@ -143,13 +175,27 @@ sub api_tests
 	$answer = manage('PATCH', "/tokens?id=eq.$mine->{id}", { label => 'his' }, @bob, Prefer => 'return=representation');
 	is($answer->{status} . ' ' . @{ $answer->{body} }, '200 0', 'Bob changes nothing');
 	refused_with(manage('PATCH', "/tokens?id=eq.$mine->{id}", { masked => 'x' }, @ada), 403, '42501', 'a column that cannot change');
-	refused_with(manage('DELETE', "/tokens?id=eq.$mine->{id}", undef, @ada), 400, '0A000', 'DELETE is refused');
+	refused_with(manage('DELETE', "/tokens?id=eq.$mine->{id}", undef, @ada), 403, '42501', 'DELETE is not granted');
+	is($node->safe_psql('app', q{SELECT string_agg(c, ' ') FROM unnest('{organizations,users,memberships,members,roles,token_usage,events,tokens}'::text[]) c
+		WHERE has_table_privilege('web_user', 'apitoken.' || c, 'INSERT, UPDATE, DELETE, TRUNCATE') OR has_any_column_privilege('web_user', 'apitoken.' || c, 'INSERT, UPDATE') AND c <> 'tokens'}),
+		'', 'nor anything else that the policies would refuse');
 
 	my $again = manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @ada);
 	is($again->{status}, 200, 'regenerated');
 	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $mine->{token}), 401, 'invalid_token', 'the old text is refused');
 	is(request_is('X-API-Key' => $again->{body}{token}), 'token ada - web_user', 'the new one is good');
 	refused_with(manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @bob), 403, '42501', 'not by Bob');
+
+	# ---- embedding
+
+	is_deeply(manage('GET', '/tokens?select=label,organizations(name)&label=eq.deploy', undef, @ada)->{body},
+		[ { label => 'deploy', organizations => { name => 'Acme' } } ], 'a token with its organization');
+	is_deeply(manage('GET', '/tokens?select=label,organizations(name)&label=eq.notebook', undef, @ada)->{body},
+		[ { label => 'notebook', organizations => undef } ], 'a personal token has none');
+	is_deeply(manage('GET', '/organizations?select=id,members(name,role)', undef, @ada)->{body},
+		[ { id => 'acme', members => [ { name => 'Ada', role => 'admin' }, { name => 'Bob', role => 'developer' } ] } ], 'an organization with its members, and no other one');
+	is_deeply(manage('GET', '/organizations?select=id,members(user_id)', undef, signed_in('nobody'))->{body}, [], 'a stranger sees none');
+	refused_with(manage('GET', '/rpc/organizations', undef, @ada), 404, 'PGRST202', 'and there is no /rpc/ of it');
 
 	# ---- tokens of all kinds
 
@@ -187,9 +233,9 @@ sub api_tests
 		$answer = ask_api('PATCH', "/articles?id=eq.$id", { title => 'Newer' }, @key, Prefer => 'return=representation');
 		is($answer->{status} . ' ' . lines('title', $answer->{body}), '200 Newer', 'updates');
 		is(ask_api('DELETE', "/articles?id=eq.$id", undef, @key)->{status}, 204, 'deletes');
-		refused_with(ask_api('POST', '/articles', { organization_id => 'globex', title => 'New' }, @key), 401, '42501', 'not elsewhere');
+		refused_with(ask_api('POST', '/articles', { organization_id => 'globex', title => 'New' }, @key), 403, '42501', 'not elsewhere');
 		is(lines('label', manage('GET', '/tokens', undef, @key)->{body}), '', 'and manages no tokens');
-		refused_with(manage('POST', '/rpc/create_token', { label => 'successor' }, @key), 401, '42501', 'and makes itself no successor');
+		refused_with(manage('POST', '/rpc/create_token', { label => 'successor' }, @key), 403, '42501', 'and makes itself no successor');
 	}
 	foreach my $kind ([ 'read-only', $read_only ], [ 'personal read-only', $own_read_only ])
 	{
@@ -197,15 +243,19 @@ sub api_tests
 		my @key = ('X-API-Key' => $token->{token});
 		is(whoami(@key)->{read_only}, 1, "a $what token");
 		is(ask_api('GET', '/articles', undef, @key)->{status}, 200, 'reads');
-		refused_with(ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key), 405, '25006', 'POST is 405');
-		refused_with(ask_api('PATCH', '/articles?title=eq.One', { title => 'New' }, @key), 405, '25006', 'PATCH is 405');
-		refused_with(ask_api('DELETE', '/articles?title=eq.One', undef, @key), 405, '25006', 'DELETE is 405');
-		refused_with(manage('POST', '/rpc/revoke_token', { id => $mine->{id} }, @key), 401, '42501', 'and ends no token');
+		$answer = ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key);
+		refused_with($answer, 403, 'insufficient_scope', 'POST is 403');
+		is("$answer->{body}{message}, $answer->{headers}{'www-authenticate'}", 'the token is read-only, Bearer error="insufficient_scope"', 'and says why');
+		refused_with(ask_api('PATCH', '/articles?title=eq.One', { title => 'New' }, @key), 403, 'insufficient_scope', 'PATCH is 403');
+		refused_with(ask_api('DELETE', '/articles?title=eq.One', undef, @key), 403, 'insufficient_scope', 'DELETE is 403');
+		is(ask_api('POST', '/rpc/write', {}, @key)->{body}, 'read-only', 'a function catches that by its SQLSTATE');
+		refused_with(ask_api('GET', '/rpc/identify?token=x', undef, @key), 403, '28000', 'another error is as it was');
+		refused_with(manage('POST', '/rpc/revoke_token', { id => $mine->{id} }, @key), 403, '42501', 'and ends no token');
 	}
 	{
 		my @key = ('X-API-Key' => $reader->{token});
 		is(@{ ask_api('GET', '/articles', undef, @key)->{body} }, 2, 'a token with permissions of its own reads');
-		refused_with(ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key), 401, '42501', 'and does not write: 401, as PostgREST says it of its anonymous role');
+		refused_with(ask_api('POST', '/articles', { organization_id => 'acme', title => 'New' }, @key), 403, '42501', 'and does not write: 403, although PostgREST takes the request for anonymous');
 		is(@{ ask_api('PATCH', '/articles?title=eq.One', { title => 'New' }, @key, Prefer => 'return=representation')->{body} }, 0, 'nor change');
 	}
 	{
@@ -233,8 +283,8 @@ sub api_tests
 		is(manage('POST', '/rpc/revoke_by_token', "token=$victim->{token}", @key)->{body}, 1, 'revoke_by_token');
 		is(manage('POST', '/rpc/revoke_by_token', "token=$victim->{token}&token_type_hint=access_token", @key)->{body}, 0, 'once');
 		is_deeply(manage('POST', '/rpc/introspect', "token=$victim->{token}", @key)->{body}, { active => JSON::PP::false() }, 'it is ended');
-		refused_with(manage('GET', '/tokens', undef, 'X-API-Key' => $gateway->{token}), 401, '42501', 'a gateway manages no tokens');
-		refused_with(manage('POST', '/rpc/introspect', "token=$victim->{token}", 'X-API-Key' => $own->{token}, 'Content-Type' => 'application/x-www-form-urlencoded'), 401, '42501', 'and others are no gateway');
+		refused_with(manage('GET', '/tokens', undef, 'X-API-Key' => $gateway->{token}), 403, '42501', 'a gateway manages no tokens');
+		refused_with(manage('POST', '/rpc/introspect', "token=$victim->{token}", 'X-API-Key' => $own->{token}, 'Content-Type' => 'application/x-www-form-urlencoded'), 403, '42501', 'and others are no gateway');
 	}
 
 	# ---- refusals
@@ -264,7 +314,88 @@ sub api_tests
 	refused_with(manage('POST', '/rpc/revoke_token', { id => '00000000-0000-7000-8000-000000000000' }, @ada), 403, '42501', 'one that is not there');
 	is(manage('POST', '/rpc/revoke_token', { id => $ended->{id}, confirm_label => 'ended', reason => 'test' }, @ada)->{body}, 1, 'revoked');
 	refused_with(manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $ended->{token}), 401, 'invalid_token', 'is refused at the next request');
-	refused_with(manage('POST', '/rpc/regenerate_token', { id => $ended->{id} }, @ada), 500, '55000', 'and is regenerated no more: PostgREST makes 500 of that');
+	refused_with(manage('POST', '/rpc/regenerate_token', { id => $ended->{id} }, @ada), 409, '55000', 'and is regenerated no more');
+	is(manage('POST', '/rpc/revoke_token', { id => $ended->{id}, confirm_label => 'ended' }, @ada)->{body}, 0, 'nor revoked twice');
+
+	# ---- what a client does wrong is 4xx, with the code and the words of the error
+
+	$answer = manage('PATCH', '/tokens?organization_id=eq.acme&role=eq.developer', { description => 'all' }, @ada);
+	refused_with($answer, 409, '55000', 'PATCH of a set with a revoked token');
+	my ($masked) = grep { ($answer->{body}{details} // '') =~ /\Q$_\E/ } map { $_->{masked} } @{ manage('GET', "/tokens?status=eq.revoked", undef, @ada)->{body} };
+	$masked //= '?';
+	is("$answer->{body}{message}: $answer->{body}{details} $answer->{body}{hint}", "token is revoked: Token \"$masked\" cannot be changed. Create another token.", 'says which');
+	is(@{ manage('GET', '/tokens?description=eq.all', undef, @ada)->{body} }, 0, 'and nothing has changed');
+	my $old = create_by_api('ada', label => 'old');
+	$node->safe_psql('app', "UPDATE apitoken.tokens SET expires_at = now() - interval '1 day' WHERE id = '$old->{id}'");
+	$answer = manage('POST', '/rpc/regenerate_token', { id => $old->{id} }, @ada);
+	refused_with($answer, 409, '55000', 'an expired token needs a new time');
+	is($answer->{body}{hint}, 'Send "expires_in", such as "30 days", to set a new expiration time.', 'which is said in the words of HTTP');
+	is(manage('POST', '/rpc/regenerate_token', { id => $old->{id}, expires_in => '30 days' }, @ada)->{status}, 200, 'and works');
+	refused_with(manage('POST', '/rpc/take_token', { id => $old->{id} }, @ada), 409, '55000', 'a text that cannot be taken');
+	refused_with(manage('POST', '/rpc/authenticate', { token => $own->{token} }, 'X-API-Key' => $org->{token}), 400, '25001', 'a second identity');
+	refused_with(ask_api('POST', '/rpc/identify', { token => $own->{token} }, @ada), 400, '25001', 'beside a JWT, within a function');
+	refused_with(manage('PATCH', "/tokens?id=eq.$old->{id}", { created_at => '2020-01-01' }, @ada), 403, '42501', 'a column that cannot change');
+	refused_with(manage('PATCH', "/tokens?id=eq.$old->{id}", { metadata => undef }, @ada), 400, '23502', 'a null that cannot be');
+	refused_with(manage('PATCH', "/tokens?id=eq.$old->{id}", { metadata => [] }, @ada), 400, '22023', 'a list that must be an object');
+	refused_with(manage('PATCH', "/tokens?id=eq.$old->{id}", { role => 'admin' }, @ada), 400, '22023', 'a role that a personal token has not');
+	refused_with(manage('PATCH', "/tokens?id=eq.$deploy->{id}", { role => 'nosuch' }, @ada), 409, '23503', 'a role that is not there');
+	refused_with(manage('PATCH', "/tokens?id=eq.$deploy->{id}", { role => undef }, @ada), 400, '22023', 'or none');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'y', permissions => [ [ 'a:b' ], [ 'c:d' ] ] }, @ada), 400, '22023', 'a list of lists');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'y', access => 'custom' }, @ada), 400, '22023', 'custom, and no permissions');
+	refused_with(manage('POST', '/rpc/create_token', { label => 'y' }, Authorization => 'Bearer ' . ApitokenPostgREST::jwt($secret, role => 'web_user')), 403, '42501', 'nobody\'s token');
+	my ($kept) = map { $_->{description} } @{ manage('GET', "/tokens?id=eq.$old->{id}", undef, @ada)->{body} };
+	foreach my $column (qw(id label))
+	{
+		$answer = manage('POST', "/tokens?on_conflict=$column", { label => 'old', description => 'upserted' }, @ada, Prefer => 'resolution=merge-duplicates');
+		is($answer->{status} =~ s/\d\d$/xx/r, '4xx', "an upsert on $column ($answer->{body}{code})");
+		push @hints, $answer->{body}{hint} // ();
+	}
+	is(manage('GET', "/tokens?id=eq.$old->{id}", undef, @ada)->{body}[0]{description}, $kept, 'changes nothing');
+	is(ask_api('POST', '/rpc/regenerate', { id => $ended->{id} }, @ada)->{body}, 'token is revoked', 'a function catches ours by its SQLSTATE');
+
+	# ---- errors of others are theirs
+
+	refused_with(ask_api('POST', '/rpc/fail', { sqlstate => '55000' }, @ada), 500, '55000', 'an error of a function of the application');
+	refused_with(ask_api('POST', '/rpc/fail', { sqlstate => 'F0000' }, 'X-API-Key' => $org->{token}), 500, 'F0000', 'with a token too');
+	refused_with(ask_api('POST', '/rpc/fail', { sqlstate => 'PT418' }, 'X-API-Key' => $org->{token}), 418, 'PT418', 'or one that names its status');
+	refused_with(ask_api('POST', '/rpc/deny'), 401, '42501', 'anonymous is asked to say who it is');
+	$answer = ask_api('POST', '/rpc/deny', undef, 'X-API-Key' => $org->{token});
+	refused_with($answer, 403, '42501', 'who has done so is not');
+	is("$answer->{body}{message}, $answer->{body}{details}, $answer->{body}{hint}", 'not you, why, what', 'and gets the function\'s words');
+
+	# ---- faults of the server
+
+	foreach my $role (qw(stray lost))
+	{
+		my $token = create($node, $role, "organization_id => 'acme', role => '$role'", database => 'app');
+		my $mark = log_mark($node);
+		fault_of_server($node, $mark, ask_api('GET', '/articles', undef, 'X-API-Key' => $token),
+			$role eq 'stray' ? qr/42501: cannot set database role "stray".*\n.*\n.*GRANT stray TO authenticator/ : qr/42501: cannot set database role "no_such_role"/, "a token with a database_role ($role)");
+	}
+	my $directory = PostgreSQL::Test::Utils::tempdir();
+	append_to_file("$directory/pepper", '1:' . '5a' x 32 . "\n");
+	chmod 0600, "$directory/pepper";
+	$node->append_conf('postgresql.conf', "apitoken.pepper_file = '$directory/pepper'");
+	$node->reload;
+	# the connection reads its settings before a request
+	$node->poll_query_until('app', "SELECT count(*) > 0 FROM pg_file_settings WHERE name = 'apitoken.pepper_file' AND applied IS NOT NULL");
+	my $peppered = create_by_api('ada', label => 'peppered');
+	foreach my $problem ([ 'cannot be read', sub { chmod 0, "$directory/pepper" }, qr/42501: could not read pepper file\s.*"\Q$directory\E/ ],
+		[ 'has a bad line', sub { chmod 0600, "$directory/pepper"; append_to_file("$directory/pepper", "x\n") }, qr/F0000: invalid line 2 in pepper file\s.*"\Q$directory\E/ ],
+		[ 'is not there', sub { unlink "$directory/pepper" }, qr/58P01: could not read pepper file\s.*"\Q$directory\E/ ])
+	{
+		my ($what, $break, $log) = @$problem;
+		$break->();
+		my $mark = log_mark($node);
+		fault_of_server($node, $mark, manage('POST', '/rpc/create_token', { label => "pepper $what" }, @ada), $log, "a pepper file that $what, for a new token");
+		$mark = log_mark($node);
+		fault_of_server($node, $mark, manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $peppered->{token}), $log, 'for one that exists');
+	}
+	$node->append_conf('postgresql.conf', "apitoken.pepper_file = ''");
+	$node->reload;
+
+	is(join("\n", grep { /\b(Run|SELECT|INSERT INTO|UPDATE|GRANT)\b|=>|apitoken\.|'\{/ } @hints), '', 'hints speak of HTTP, not of SQL');
+	cmp_ok(scalar(@hints), '>', 15, 'there were some');
 
 	# Prefer: tx=rollback rolls back the request and everything that it created
 	is(manage('POST', '/rpc/create_token', { label => 'trial' }, @ada, Prefer => 'tx=rollback')->{status}, 200, 'a trial');
@@ -347,7 +478,10 @@ sub function_tests
 
 	is_deeply(\%found, \%volatility, 'functions meant for HTTP have the volatility that their method needs');
 	is($node->safe_psql('app', "SELECT string_agg(DISTINCT proname, ' ') FROM ($functions) f WHERE prokind <> 'f' OR cardinality(proargnames) < pronargs OR proargnames IS NULL AND pronargs > 0 OR '' = ANY (proargnames)"),
-		'', 'all arguments have names');
+		'members organizations', 'all arguments have names, but for the two computed relationships, which are not called by /rpc/');
+	is($node->safe_psql('app', "SELECT string_agg(proname, ' ' ORDER BY proname) FROM ($functions) f WHERE has_function_privilege('anon', f.oid, 'EXECUTE')"),
+		'authenticate can current_groups current_organization_id current_role_name current_token_id current_user_id organizations_allowed pre_request whoami',
+		'anonymous may call what tells about the caller, and what identifies it; no helper');
 	is($node->safe_psql('app', "SELECT string_agg(proname, ' ') FROM (SELECT proname FROM ($functions) f GROUP BY 1 HAVING count(*) > 1) f"), '', 'no function has two forms');
 	is($node->safe_psql('app', "SELECT string_agg(DISTINCT proname || '.' || a, ' ') FROM ($functions) f, unnest(proargnames) a WHERE a IN ('select', 'order', 'limit', 'offset', 'and', 'or', 'not', 'columns', 'on_conflict')"),
 		'', 'no argument has the name of a parameter of PostgREST');
@@ -363,11 +497,13 @@ sub function_tests
 # The documentation's table gives PostgREST's status for each SQLSTATE.
 sub errors_tests
 {
-	my @rows = slurp_file('docs/errors.md') =~ /^\| `(\w{5})` \|[^|]*\|[^|]*\| ([\d, or]+) \|/mg;
+	my @rows = slurp_file('docs/errors.md') =~ /^\| `(\w{5})` \|[^|]*\|[^|]*\| ([\d, or]+)(?: \(([\d or]+)\))? \|/mg;
 	my @wrong;
 
-	while (my ($sqlstate, $statuses) = splice @rows, 0, 2)
+	# in parentheses: what PostgREST would choose without the extension
+	while (my ($sqlstate, $status, $own) = splice @rows, 0, 3)
 	{
+		my $statuses = $own // $status;
 		my %said = map { $_ => 1 } $statuses =~ /\d+/g;
 		next if $sqlstate eq 'PGRST';
 		my %is = map { ApitokenPostgREST::http_status($sqlstate, '', undef, $_) => 1 } 0, 1;
@@ -375,6 +511,79 @@ sub errors_tests
 	}
 	is("@wrong", '', 'docs/errors.md has PostgREST\'s statuses');
 	cmp_ok(scalar(() = slurp_file('docs/errors.md') =~ /^\| `\w{5}` \|/mg), '>', 12, 'of many');
+}
+
+# The shell commands of the documentation, in order, in one shell; a ```json block
+# after one is what it prints, except that the order of fields does not matter.
+sub documentation_tests
+{
+	my ($node) = @_;
+	my @blocks = slurp_file('docs/postgrest.md') =~ /^```(sh|json)\n(.*?)^```$/msg;
+	my $port = PostgreSQL::Test::Cluster::get_free_port();
+	my (@scripts, @expected);
+	my $key = PostgreSQL::Test::Utils::tempdir() . '/jwt-secret';
+	local @ENV{qw(PGHOST PGPORT)} = ($node->host, $node->port);
+
+	append_to_file($key, $secret);
+	drop_roles($node);
+	while (my ($kind, $text) = splice @blocks, 0, 2)
+	{
+		if ($kind eq 'json') { $expected[$#scripts] = $text }
+		# the server and the secret of this test
+		else { push @scripts, $text =~ s{http://localhost:3000}{http://127.0.0.1:$port}r =~ s{/etc/postgrest/jwt-secret}{$key}r }
+	}
+	my $lines = sub { return [ map { my $line = $_; eval { JSON::PP->new->decode($line) } // $line } split /\n/, $_[0] // '' ] };
+	my $shell = sub {
+		my ($out, $err) = ('', '');
+		my $script = join '', map { "echo '\@\@'\n$_" } @_;
+		my $ok = IPC::Run::run([ 'bash', '-eu' ], '<', \$script, '>', \$out, '2>', \$err);
+		ok($ok && $err eq '', 'commands run') or diag($err);
+		return (split /^\@\@\n/m, $out)[ 1 .. @_ ];
+	};
+
+	# those before the requests are the set-up
+	my ($first) = grep { $scripts[$_] =~ /^api=/m } 0 .. $#scripts;
+	$shell->(@scripts[ 0 .. $first - 1 ]);
+	my $served = ApitokenPostgREST->replay($node, database => 'app', conf => $conf, secret => $secret);
+	$served->serve($port);
+	my @printed = $shell->(@scripts[ $first .. $#scripts ]);
+	my $compared = 0;
+	foreach my $i ($first .. $#scripts)
+	{
+		my ($command) = $scripts[$i] =~ /\A(.{1,60})/;
+		next if !defined $expected[$i];
+		$compared++;
+		is_deeply($lines->($printed[ $i - $first ]), $lines->($expected[$i]), "prints what is shown: $command") or diag($printed[ $i - $first ]);
+	}
+	cmp_ok($compared, '>=', 5, 'blocks were compared');
+	$served->quit;
+	$node->safe_psql('postgres', 'DROP DATABASE app');
+}
+
+# ApitokenPostgREST->real waits until PostgREST has loaded the schema.
+sub waiting_tests
+{
+	my ($node) = @_;
+	my $directory = PostgreSQL::Test::Utils::tempdir();
+
+	# a postgrest that is asked four times until it answers
+	append_to_file("$directory/postgrest", <<'FAKE');
+#!/usr/bin/perl
+use IO::Socket::INET;
+my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ENV{PGRST_SERVER_PORT}, Listen => 5, ReuseAddr => 1) or die $!;
+foreach my $status (503, 401, 404, 200, 200)
+{
+	my $client = $listen->accept;
+	while (<$client> =~ /\S/) {}
+	print $client "HTTP/1.1 $status -\r\nContent-Length: 4\r\nConnection: close\r\n\r\n$status ";
+	close $client;
+}
+FAKE
+	chmod 0755, "$directory/postgrest";
+	local $ENV{PATH} = "$directory:$ENV{PATH}";
+	my $real = ApitokenPostgREST->real($node, database => 'postgres', conf => $conf, secret => $secret);
+	is($real->request('GET', '/')->{body}, 200, 'a postgrest that is loading, or knows no function yet, is waited for');
+	$real->quit;
 }
 
 foreach my $preload (undef, 'shared')
@@ -402,6 +611,9 @@ foreach my $preload (undef, 'shared')
 			api_tests($node, $preload);
 			$api->quit;
 		}
+		$node->safe_psql('postgres', 'DROP DATABASE app');
+		documentation_tests($node);
+		waiting_tests($node);
 	}
 	no_crash($node);
 	$node->stop;

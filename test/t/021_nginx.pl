@@ -1,5 +1,6 @@
 # examples/nginx: a token in "Authorization: Bearer" arrives as X-API-Key, JWTs
-# arrive as they are, and the client's address is what nginx says.
+# arrive as they are, and the client's address is what nginx says.  Browsers may
+# read the headers of refusals.
 #
 # Debian's nginx, with the example's files, is in front of a server that answers
 # with the request that it got.
@@ -24,6 +25,20 @@ my $examples = getcwd() . "/examples/nginx";
 my $backend = PostgreSQL::Test::Cluster::get_free_port();
 start_echo('behind', $backend);
 
+# one that refuses as PostgREST does, or tells where a new row is
+my $refusing = PostgreSQL::Test::Cluster::get_free_port();
+start_program('refusing', [ 'perl', '-e', q{
+	use IO::Socket::INET;
+	my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ARGV[0], Listen => 50, ReuseAddr => 1) or die $!;
+	while (my $client = $listen->accept)
+	{
+		my ($status) = (<$client> // '') =~ m{/(\d+)};
+		while (<$client> =~ /\S/) {}
+		print $client "HTTP/1.1 $status -\r\nLocation: /articles?id=eq.3\r\nRetry-After: 7\r\nWWW-Authenticate: Bearer\r\nAccess-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: Content-Range, Location\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" if $status;
+		close $client;
+	}
+}, $refusing ], port => $refusing);
+
 # ---- nginx, run by a user other than root
 
 mkdir $directory or die "$directory: $!";
@@ -44,6 +59,11 @@ $temporary
 		listen 127.0.0.1:$port;
 		location / {
 			proxy_pass http://127.0.0.1:$backend;
+			include $examples/apitoken-headers.conf;
+		}
+		location /api/ {
+			proxy_pass http://127.0.0.1:$refusing/;
+			proxy_redirect / /api/;
 			include $examples/apitoken-headers.conf;
 		}
 		location /own/ {
@@ -140,6 +160,21 @@ foreach my $location ('/', '/own/')
 	is(join(' ', @{ $arrived->{'x-api-key'} }), $token, "$location: the token does");
 }
 is((send_request('/own/'))[1]{'x-own'}[0], 'yes', 'a location has its own headers beside');
+
+# ---- what a browser may read in an answer to another origin
+
+foreach my $status (200, 201, 401, 403, 429, 500)
+{
+	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) or die $!;
+	my %headers;
+	print $socket "GET /api/$status HTTP/1.1\r\nHost: api\r\nOrigin: https://example.com\r\nConnection: close\r\n\r\n";
+	my $answer = join '', <$socket>;
+	push @{ $headers{lc $1} }, $2 while $answer =~ /^([\w-]+): *(.*?)\r?$/mg;
+	like($answer, qr{^HTTP/1\.1 $status }, "$status arrives");
+	is(join(', ', @{ $headers{'access-control-expose-headers'} }), 'Content-Range, Location, Retry-After, WWW-Authenticate', 'with what PostgREST lets it read, and our two');
+	is("@{ $headers{'retry-after'} } @{ $headers{'www-authenticate'} }", '7 Bearer', 'once each');
+	like($headers{location}[0], qr{^(http://api(:\d+)?)?/api/articles\?id=eq\.3$}, 'and where a new row is, as the client sees it');
+}
 
 # ---- nginx writes no token into its logs, as long as there is no error
 

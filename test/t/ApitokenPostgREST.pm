@@ -10,24 +10,29 @@
 #   COMMIT; after an error ABORT
 #
 # This module does that for the parts of PostgREST's language that the tests use:
-# select, filters with eq, order, Prefer, profiles, JSON and form bodies.  Errors
-# become HTTP statuses by PostgREST's rules.  If a real postgrest is on the PATH,
+# select with computed relationships, filters with eq, order, on_conflict, Prefer,
+# profiles, JSON and form bodies.  Errors become HTTP statuses by PostgREST's rules.  If a real postgrest is on the PATH,
 # ApitokenPostgREST->real sends it the requests, and answers in the same form.
 #
 #   my $api = ApitokenPostgREST->replay($node, database => 'app', conf => FILE, secret => KEY);
 #   my $answer = $api->request('GET', '/articles?id=eq.1', headers => { 'X-API-Key' => $token });
 #   $answer->{status}, $answer->{headers}{'www-authenticate'}, $answer->{body}
+#
+# For programs, a process can serve the replay over HTTP: see serve().
 
 package ApitokenPostgREST;
 
 use strict;
 use warnings;
 
+use ApitokenTest;
 use Digest::SHA qw(hmac_sha256);
 use Encode qw(decode_utf8 encode_utf8);
 use HTTP::Tiny;
+use IO::Socket::INET;
 use JSON::PP;
 use MIME::Base64 qw(decode_base64url encode_base64url);
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 
@@ -75,31 +80,53 @@ sub real
 {
 	my ($class, $node, %how) = @_;
 	my $port = PostgreSQL::Test::Cluster::get_free_port();
-	my $log = "$PostgreSQL::Test::Utils::log_path/postgrest.log";
+	my $self = bless { program => 'postgrest', url => "http://127.0.0.1:$port", http => HTTP::Tiny->new(timeout => 60) }, $class;
 
 	local $ENV{PGRST_DB_URI} = 'postgresql:///' . $how{database} . '?user=authenticator&host=' . $node->host . '&port=' . $node->port;
 	local $ENV{PGRST_JWT_SECRET} = $how{secret};
 	local $ENV{PGRST_SERVER_PORT} = $port;
 	local $ENV{PGRST_SERVER_HOST} = '127.0.0.1';
 	local $ENV{PGRST_DB_TX_END} = 'commit-allow-override';
-	my $server = IPC::Run::start([ 'postgrest', $how{conf} ], '<', \undef, '>', $log, '2>&1');
-	my $self = bless { server => $server, url => "http://127.0.0.1:$port", http => HTTP::Tiny->new(timeout => 60) }, $class;
-
-	for (1 .. 600)
-	{
-		# 599: no answer; 503: it is loading the schema
-		return $self if $self->{http}->get($self->{url} . '/rpc/can')->{status} < 500;
-		select(undef, undef, undef, 0.1);
-	}
-	die 'postgrest does not answer: ' . slurp_file($log);
+	# anonymous may ask this; while the schema is not loaded, the answer is another one
+	start_program('postgrest', [ 'postgrest', $how{conf} ], ready => sub { return $self->{http}->get("$self->{url}/rpc/can?permission=article:read")->{success}; });
+	return $self;
 }
 
 sub quit
 {
 	my ($self) = @_;
 
-	$self->{server}->kill_kill if $self->{server};
+	stop_program($self->{program}) if $self->{program};
 	close $self->{socket} if $self->{socket};
+	kill 'KILL', $self->{child} and waitpid $self->{child}, 0 if $self->{child};
+}
+
+# serve PORT: answer HTTP requests on this port, in a process that quit() ends
+sub serve
+{
+	my ($self, $port) = @_;
+	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 10, ReuseAddr => 1) or die $!;
+
+	return if $self->{child} = fork // die $!;
+	# it ends without the test's END, and with the time that the test may take
+	$SIG{ALRM} = sub { POSIX::_exit(1) };
+	alarm 600;
+	eval { $self->answer_client($listener->accept) } || warn $@ while 1;
+}
+
+sub answer_client
+{
+	my ($self, $client) = @_;
+	my ($method, $target) = split / /, <$client>;
+	my (%headers, $body);
+
+	while (<$client> =~ /^([\w-]+): *(.*?)\r\n/) { $headers{$1} = $2 }
+	read $client, $body, $headers{'Content-Length'} if $headers{'Content-Length'};
+	my $answer = $self->request($method, $target, headers => \%headers, body => $body);
+	my $content = defined $answer->{body} ? encode_utf8($json->encode($answer->{body})) : '';
+	print $client join "\r\n", "HTTP/1.1 $answer->{status} -", 'Content-Length: ' . length $content, 'Connection: close',
+	  (map { "$_: $answer->{headers}{$_}" } sort keys %{ $answer->{headers} }), '', $content;
+	return close $client;
 }
 
 # request METHOD, TARGET, headers => {}, body => text, or a structure for JSON
@@ -114,7 +141,7 @@ sub request
 		$body = encode_utf8($json->encode($body));
 		$headers{'Content-Type'} //= 'application/json';
 	}
-	return $self->replay_request($method, $target, \%headers, $body) unless $self->{server};
+	return $self->replay_request($method, $target, \%headers, $body) unless $self->{program};
 
 	my $answer = $self->{http}->request($method, $self->{url} . $target, { headers => \%headers, content => $body });
 	return { status => $answer->{status}, headers => $answer->{headers},
@@ -220,7 +247,10 @@ sub replay
 					'arguments', (SELECT coalesce(json_agg(json_build_array(p.proargnames[i], format_type(p.proargtypes[i - 1], NULL)) ORDER BY i), '[]')
 						FROM generate_series(1, p.pronargs) i)))
 				FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_type t ON t.oid = p.prorettype
-				WHERE n.nspname IN ($in) AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype),
+				WHERE n.nspname IN ($in) AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype AND (p.pronargs = 0 OR p.proargnames IS NOT NULL)),
+			'computed', (SELECT json_object_agg(a.typrelid::regclass::text || '.' || p.proname, json_build_object('schema', n.nspname, 'one', p.prorows = 1))
+				FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_type a ON a.oid = p.proargtypes[0] JOIN pg_type t ON t.oid = p.prorettype
+				WHERE n.nspname IN ($in) AND p.pronargs = 1 AND a.typtype = 'c' AND t.typtype = 'c' AND p.proretset),
 			'tables', (SELECT json_object_agg(n.nspname || '.' || c.relname, (SELECT json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod))
 					FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
 				FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -269,20 +299,47 @@ sub body_columns
 	  . ')' . ($limit ? ' LIMIT 1' : ' ') . ') pgrst_body ';
 }
 
+# What select asks for: columns, and rows embedded by computed relationships, as the
+# list of the SELECT and its joins.  Nothing if there is no such relationship.
+sub selected
+{
+	my ($self, $schema, $name, $select) = @_;
+	my $table = quoted($schema) . '.' . quoted($name);
+	my (@list, @joins);
+
+	while ($select =~ /\G,?([\w*]+)(?:\(([\w,*]*)\))?/g)
+	{
+		my ($item, $columns) = ($1, $2);
+		if (!defined $columns)
+		{
+			push @list, "$table." . ($item eq '*' ? '*' : quoted($item));
+			next;
+		}
+		my $related = $self->{cache}{computed}{"$schema.$name.$item"} or return;
+		my ($alias, $as) = (quoted("${name}_${item}_1"), quoted("${item}_1"));
+		my $rows = 'SELECT ' . join(', ', map { "$as." . ($_ eq '*' ? '*' : quoted($_)) } split /,/, $columns)
+		  . ' FROM ' . quoted($related->{schema}) . '.' . quoted($item) . '(' . quoted($name) . "::$table) AS $as  ";
+		push @list, $related->{one} ? "row_to_json($alias.*)::jsonb AS " . quoted($item) : "COALESCE( $alias.$alias, '[]') AS " . quoted($item);
+		push @joins, ' LEFT JOIN LATERAL ( ' . ($related->{one} ? $rows : "SELECT json_agg($alias)::jsonb AS $alias FROM ($rows ) AS $alias") . " ) AS $alias ON TRUE";
+	}
+	return (join(', ', @list), join('', @joins));
+}
+
 # The main query for a table or a view.
 sub table_query
 {
 	my ($self, $method, $schema, $name, $query, $headers, $body) = @_;
 	my $columns = $self->{cache}{tables}{"$schema.$name"} or return refused(404, 'PGRST205');
 	my $table = quoted($schema) . '.' . quoted($name);
-	my ($select, @where, $order, @parameters) = ("$table.*");
+	my ($select, $joins, @where, $order, $conflict, @parameters) = ("$table.*", '');
 	my $full = ($headers->{prefer} // '') =~ /return=representation/;
 
 	@parameters = ([ $JSON, $body ]) if defined $body;
 	foreach my $pair (@$query)
 	{
 		my ($key, $value) = @$pair;
-		if ($key eq 'select') { $select = join ', ', map { "$table." . quoted($_) } split /,/, $value }
+		if ($key eq 'select') { ($select, $joins) = $self->selected($schema, $name, $value) or return refused(400, 'PGRST200') }
+		elsif ($key eq 'on_conflict') { $conflict = join ', ', map { quoted($_) } split /,/, $value }
 		elsif ($key eq 'order') { $order = join ', ', map { my ($c, $d) = split /\./; "$table." . quoted($c) . ' ' . uc($d // 'asc') } split /,/, $value }
 		elsif (exists $columns->{$key} && $value =~ s/^eq\.//)
 		{
@@ -295,7 +352,7 @@ sub table_query
 
 	if ($method eq 'GET')
 	{
-		return ("WITH pgrst_source AS ( SELECT $select FROM $table$where" . (defined $order ? "  ORDER BY $order" : '') . '  ) '
+		return ("WITH pgrst_source AS ( SELECT $select FROM $table$joins$where" . (defined $order ? "  ORDER BY $order" : '') . '  ) '
 			  . "SELECT null::bigint AS total_result_set, pg_catalog.count(_postgrest_t) AS page_total, coalesce(json_agg(_postgrest_t), '[]') AS body, $response FROM ( SELECT * FROM pgrst_source ) _postgrest_t",
 			\@parameters, 200, 2);
 	}
@@ -309,7 +366,8 @@ sub table_query
 		return refused(400, 'PGRST204') if grep { !exists $columns->{$_} } @names;
 		my $from = body_columns([ map { [ $_, $columns->{$_} ] } @names ], ref $content eq 'ARRAY', 0);
 		my @body = map { '"pgrst_body".' . quoted($_) } @names;
-		if ($method eq 'POST') { $mutation = "INSERT INTO $table(" . join(', ', map { quoted($_) } @names) . ') SELECT ' . join(', ', @body) . " FROM $from$returning" }
+		if ($method eq 'POST') { $mutation = "INSERT INTO $table(" . join(', ', map { quoted($_) } @names) . ') SELECT ' . join(', ', @body) . " FROM $from"
+			  . (defined $conflict ? " ON CONFLICT($conflict) DO UPDATE SET " . join(', ', map { quoted($_) . ' = EXCLUDED.' . quoted($_) } @names) : '') . $returning }
 		else { $mutation = "UPDATE $table SET " . join(', ', map { quoted($names[$_]) . " = $body[$_]" } 0 .. $#names) . " FROM $from$where$returning" }
 	}
 	return ("WITH pgrst_source AS ($mutation) SELECT '' AS total_result_set, pg_catalog.count(_postgrest_t) AS page_total, array[]::text[] AS header, "
