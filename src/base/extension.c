@@ -69,8 +69,8 @@ apitoken_require_version(Oid extension)
 		return;
 	version = installed_version(extension);
 	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		ereport_server(
+					   (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
 						version == NULL ? "none" : version, APITOKEN_VERSION),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is the older one, connect again; "
