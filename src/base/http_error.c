@@ -47,7 +47,8 @@ apitoken_raise_http(const ApitokenHttpError *error)
 			 errmsg_internal("%s}", body.data),
 			 errdetail_internal("{\"status\": %d, \"headers\": %s}}", error->status, headers.data),
 			 error->log == NULL ? 0 : errdetail_log("%s", error->log),
-			 error->context == NULL ? 0 : errcontext("%s", error->context)));
+			 /* errcontext() is two expressions */
+			 error->context == NULL ? 0 : errcontext_msg("%s", error->context)));
 }
 
 /*
