@@ -70,7 +70,7 @@ apitoken_require_version(Oid extension)
 	version = installed_version(extension);
 	if (version == NULL || strcmp(version, APITOKEN_VERSION) != 0)
 		ereport_server(
-					   (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"apitoken\" has version %s, but its library has version %s",
 						version == NULL ? "none" : version, APITOKEN_VERSION),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE.  If the library is the older one, connect again; "

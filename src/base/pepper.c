@@ -366,7 +366,7 @@ report_problem(const PepperProblem *problem)
 		case FAULT_ACCESS:
 			errno = problem->error_number;
 			ereport_server(
-						(errcode_for_file_access(),
+					(errcode_for_file_access(),
 					 errmsg("could not read pepper file"),
 					 errdetail_log("Could not read file \"%s\": %m", apitoken_pepper_file),
 					 errhint("Set \"apitoken.pepper_file\" to a file that the server can read.")));

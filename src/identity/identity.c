@@ -351,7 +351,7 @@ enter_database_role(const char *name)
 
 	if (!OidIsValid(role) || !compat_may_set_role(GetSessionUserId(), role))
 		ereport_server(
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot set database role \"%s\"", name),
 				 OidIsValid(role) ?
 				 errdetail("Session user \"%s\" may not set this role.", login) :

@@ -477,7 +477,7 @@ apitoken_create_token(PG_FUNCTION_ARGS)
 	if (token == NULL ||
 		!apitoken_parse_text(VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token), &parts))
 		ereport_server(
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token was not inserted"),
 				 errdetail("A rule or trigger on \"apitoken.tokens\" or \"apitoken_internal.token_records\" prevented it.")));
 	PG_RETURN_DATUM(apitoken_issued_datum(&id, token, parts.masked, expires_at));

@@ -121,7 +121,7 @@ check_columns(ApitokenTable table, Relation relation)
 	}
 	if (!expected)
 		ereport_server(
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s.%s\" does not have the expected columns", info->schema, info->name),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE.  The columns of the extension's tables must not be altered.")));
 	columns_checked[table] = true;
@@ -429,7 +429,7 @@ apitoken_result_type(FunctionCallInfo fcinfo, int columns)
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE || descriptor->natts != columns)
 		ereport_server(
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("function \"%s\" does not have the expected result type",
 						get_func_name(fcinfo->flinfo->fn_oid)),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
@@ -472,7 +472,7 @@ apitoken_form_row(ApitokenRow row, const Datum *values, const bool *nulls)
 	}
 	if (!expected)
 		ereport_server(
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("type \"%s.%s\" does not have the expected columns", info->schema, info->name),
 				 errhint("Run ALTER EXTENSION apitoken UPDATE, or install the library of the extension's version.")));
 	tuple = heap_form_tuple(descriptor, row_values, row_nulls);

@@ -451,7 +451,7 @@ apitoken_flush_now(void)
 		return;
 	if (RecoveryInProgress())
 		ereport_server(
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot write token usage during recovery"),
 				 errhint("Token usage recorded on this server will be written when it is promoted.")));
 	for (;;)
@@ -468,12 +468,12 @@ apitoken_flush_now(void)
 				continue;
 			if (state.last_ticket >= ticket)
 				ereport_server(
-							(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("could not write token usage: %s", state.problem),
 						 errdetail("The usage is kept in memory, and writing it will be retried.")));
 		}
 		ereport_server(
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("background worker exited before writing token usage"),
 				 errhint("See the server log for details.")));
 	}
