@@ -23,11 +23,13 @@ all=(
 	bookworm-b:test bookworm+-a:test trixie+-a:test trixie+-b:test
 	bookworm-c:demo trixie+-c:demo trixie+-d:demo trixie+-d:examples
 	bookworm-a:user bookworm+-b:user trixie+-a:user trixie+-c:user
+	bookworm+-a:readme trixie+-a:readme
 	bookworm-d:places trixie+-d:places
 	bookworm-b:untouched trixie+-b:untouched
 	bookworm+-b:deb trixie+-b:deb
 )
-ci=(bookworm+-a:demo bookworm-b:demo trixie+-a:demo trixie+-b:demo trixie+-b:test bookworm-b:untouched)
+# readme begins with make demo
+ci=(bookworm+-a:demo bookworm-b:demo trixie+-a:readme trixie+-b:demo trixie+-b:test bookworm-b:untouched)
 case "$*" in
 	'') cases=("${all[@]}") ;;
 	ci) cases=("${ci[@]}") ;;
@@ -113,6 +115,23 @@ clone() { copy_project "$machine/root$1" && inside "$machine/root" chown -R "${2
 case_demo() { clone /root/apitoken && as_root 'cd apitoken && make demo'; }
 case_test() { clone /root/apitoken && as_root 'cd apitoken && make test'; }
 case_examples() { clone /root/apitoken && as_root 'cd apitoken && make test-examples'; }
+
+# README.md's own commands after make demo, which creates no cluster.
+# shellcheck disable=SC2016  # for the inner shell
+case_readme() {
+	clone /root/apitoken && as_root '
+		echo "APT::Get::Assume-Yes \"true\";" >/etc/apt/apt.conf.d/99yes
+		export DEBIAN_FRONTEND=noninteractive
+		apt-get install -qq --no-install-recommends sudo >/dev/null && cd apitoken && make demo >/dev/null || exit
+		release=$(sed -n "s/^VERSION_ID=\"\(.*\)\"/\1/p" /etc/os-release)
+		blocks() { sed -n "/^\`\`\`$1\$/,/^\`\`\`\$/p" | grep -v "^\`\`\`"; }
+		commands=$(sed -n "/^## Installation/,/^## A token/p" README.md | blocks sh | grep -E "# Debian $release\$|^[^#]*\$|PG_CONFIG")
+		step() { bash -ec "$(grep -E "$1" <<<"$commands")"; }
+		step apt-get >/dev/null && step "^make|make install" >/dev/null && ! step createdb && step createcluster && step createdb || exit
+		blocks sql <README.md | sudo -u postgres psql -X app >out 2>&1
+		cat out
+		grep -q " t  *| valid  *| first | user" out && grep -q "^ Anvils" out && [ "$(grep -c "^ERROR" out)" = 1 ]'
+}
 
 # A user who may install nothing gets a list that can be pasted behind apt-get install.
 case_user() {
