@@ -71,7 +71,7 @@ released() {
 }
 
 # The server asks for the version of the extension when it looks up a function.
-functions() { ! grep -rn '^ *PG_FUNCTION_INFO_V1' src apitoken.c | grep -v '(apitoken_read_setup);'; }
+functions() { ! grep -rn '^ *PG_FUNCTION_INFO_V1' src apitoken.c | grep -vE '\(apitoken_read_(setup|stats)\);'; }
 
 # OBJS names each source, and nothing else.
 objects() {

@@ -56,7 +56,7 @@ pepper_schemes(ErrorData **error)
 	return schemes;
 }
 
-/* Without APITOKEN_FUNCTION_INFO_V1: it tells the library's version, and has no arguments. */
+/* Without APITOKEN_FUNCTION_INFO_V1, because it tells the library's version.  It has no arguments. */
 PG_FUNCTION_INFO_V1(apitoken_read_setup);
 Datum
 apitoken_read_setup(PG_FUNCTION_ARGS)

@@ -72,7 +72,8 @@ describe_completeness(Datum *values, bool *nulls)
 	set_column(values, nulls, INCOMPLETE_BECAUSE, CStringGetTextDatum(reason));
 }
 
-APITOKEN_FUNCTION_INFO_V1(apitoken_read_stats);
+/* Without APITOKEN_FUNCTION_INFO_V1, because check_setup() reads it to tell of another version.  It has no arguments. */
+PG_FUNCTION_INFO_V1(apitoken_read_stats);
 Datum
 apitoken_read_stats(PG_FUNCTION_ARGS)
 {

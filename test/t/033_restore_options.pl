@@ -210,7 +210,7 @@ is(run(q{
 		SELECT apitoken.disallow('regress_apitoken_gone', 'directory');
 		SELECT has_table_privilege('regress_apitoken_gone', 'apitoken.users', 'SELECT');
 		DROP ROLE regress_apitoken_gone;
-	}, database => $db), 'f', 'a new role of the same name');
+	}, database => $db), ' f', 'a new role of the same name');
 
 # ----- an unused built-in role is shown, and can be changed -----------------------------
 
