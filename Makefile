@@ -83,6 +83,9 @@ TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 
+# These look at how long something takes, so no other test runs beside them.
+TAP_ALONE = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle
+
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 
 # The version is written in the control file only.
@@ -148,12 +151,12 @@ test:
 
 test-examples:
 	@test/deps.sh build test examples
-	@test/run.sh $(TAP_EXAMPLES:%=tap:%)
+	@test/run.sh -j 2 $(TAP_EXAMPLES:%=tap:%)
 
 # what the two above leave out, on the same server
 test-more:
 	@test/deps.sh build test
-	@test/run.sh -c session -c shared regress isolation $(TAP_MORE:%=tap:%)
+	@test/run.sh -c session -c shared -j 2 regress isolation $(TAP_MORE:%=tap:%)
 
 test-matrix:
 	@test/deps.sh build test matrix

@@ -303,16 +303,22 @@ if asked tap; then
 		fi
 		echo "$passed $failed $skipped" >"$TESTDIR/totals"
 	}
+	start_tap() {
+		rm -rf "$WORK/tap/$1"
+		mkdir -p "$WORK/tap/$1/tmp_check/log"
+		run_tap "$1" >"$WORK/tap/$1/out" 2>&1
+		flock "$WORK/tap" cat "$WORK/tap/$1/out"
+	}
+	alone=" $(variable TAP_ALONE) "
 	for n in "${names[@]}"; do
-		rm -rf "$WORK/tap/$n"
-		mkdir -p "$WORK/tap/$n/tmp_check/log"
+		[[ "$alone" != *" $n "* ]] || continue
 		while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n || true; done
-		{
-			run_tap "$n" >"$WORK/tap/$n/out" 2>&1
-			flock "$WORK/tap" cat "$WORK/tap/$n/out"
-		} &
+		start_tap "$n" &
 	done
 	wait
+	for n in "${names[@]}"; do
+		[[ "$alone" != *" $n "* ]] || (start_tap "$n")
+	done
 	for n in "${names[@]}"; do
 		read -r p f s <"$WORK/tap/$n/totals" || p=0 f=1 s=0
 		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
