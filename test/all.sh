@@ -17,12 +17,12 @@ fi
 test/deps.sh build test examples matrix || exit
 mapfile -t others < <(make -s print-TAP_CORE print-TAP_MORE | xargs printf 'tap:%s\n')
 
+# a release candidate
+part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared regress isolation
 part "make test" make --no-print-directory test
 part "the examples" make --no-print-directory test-examples
 part "the rest" make --no-print-directory test-more
 part "other majors" test/matrix.sh 16 17 18 -- -c plain -c shared -j 2 unit regress isolation "${others[@]}"
-# a release candidate
-part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared regress isolation
 
 [ -z "$outermost" ] || totals_line "$APITOKEN_TOTALS"
 totals_good "$APITOKEN_TOTALS"
