@@ -68,17 +68,6 @@
 #define APITOKEN_JUMBLE JumbleState
 #endif
 
-/* planner_hook knows in 19 whether it plans for EXPLAIN. */
-#if PG_VERSION_NUM >= 190000
-#define COMPAT_PLANNER_PARAMETERS \
-	Query *parse, const char *query_string, int cursor_options, ParamListInfo parameters, struct ExplainState *es
-#define COMPAT_PLANNER_ARGUMENTS parse, query_string, cursor_options, parameters, es
-#else
-#define COMPAT_PLANNER_PARAMETERS \
-	Query *parse, const char *query_string, int cursor_options, ParamListInfo parameters
-#define COMPAT_PLANNER_ARGUMENTS parse, query_string, cursor_options, parameters
-#endif
-
 /* CLUSTER is a kind of REPACK in 19. */
 #if PG_VERSION_NUM >= 190000
 #define APITOKEN_CLUSTER_STATEMENT T_RepackStmt

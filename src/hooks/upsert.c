@@ -57,10 +57,10 @@ refuse_upsert(const Query *query)
 }
 
 static PlannedStmt *
-plan_without_upsert(COMPAT_PLANNER_PARAMETERS)
+plan_without_upsert(APITOKEN_PLAN_PARAMETERS)
 {
-	refuse_upsert(parse);
-	return (previous_planner ? previous_planner : standard_planner) (COMPAT_PLANNER_ARGUMENTS);
+	refuse_upsert(query);
+	return (previous_planner ? previous_planner : standard_planner) (APITOKEN_PLAN_ARGUMENTS);
 }
 
 void
