@@ -208,7 +208,8 @@ compat_counts(Relation relation)
 {
 	CompatCounts none = {0};
 
-	return relation->pgstat_info != NULL ? *COMPAT_COUNTS(relation) : none;
+	/* This looks up the counters that the transaction may have already. */
+	return pgstat_should_count_relation(relation) ? *COMPAT_COUNTS(relation) : none;
 }
 
 /* Reset what was read to what it was, but not the number of scans. */
