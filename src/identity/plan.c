@@ -24,6 +24,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type.h"
@@ -437,6 +438,15 @@ replace_paths(PlannerInfo *root, RelOptInfo *rel, List *policies, List *usable)
 	}
 }
 
+/* Is this one of the extension's tables?  Users' tables with policies must not become slower. */
+static bool
+is_in_extension(Oid relation)
+{
+	Oid			schema = get_rel_namespace(relation);
+
+	return schema == get_namespace_oid("apitoken", true) || schema == get_namespace_oid("apitoken_internal", true);
+}
+
 static void
 plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 {
@@ -449,7 +459,7 @@ plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	if (previous_pathlist)
 		previous_pathlist(root, rel, rti, rte);
 	if (rte->rtekind != RTE_RELATION || rte->relkind != RELKIND_RELATION || rte->securityQuals == NIL ||
-		IS_DUMMY_REL(rel))
+		IS_DUMMY_REL(rel) || !is_in_extension(rte->relid))
 		return;
 	support = apitoken_find_function("apitoken_internal", "policy_support", 1, support_arguments);
 	if (!OidIsValid(support))
