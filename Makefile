@@ -76,7 +76,7 @@ TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
 # What `make test` runs of the TAP tests.  They need no program but the server.
-TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 012_usage 015_stats 020_postgrest \
+TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 015_stats 020_postgrest \
 	025_policy_plans 030_grants 031_known_users
 # These run the examples, and the extension beside other programs.
 TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting
