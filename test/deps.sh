@@ -141,12 +141,15 @@ if ! have apt-get; then
 		"${server:+PostgreSQL 15 or later, with client programs, contrib and development files}" >&2
 	exit 1
 fi
+# apt also upgrades the packages that were built with those to install: an installed
+# server, when its development files are installed
+not_the_server=(-o APT::Get::Upgrade-By-Source-Package=false)
 if [ "$(id -u)" != 0 ]; then
 	[ -z "$server" ] || name_server
 	cat >&2 <<-EOF
 		Packages are missing.  Root can install them:
 
-		    apt-get install ${packages[*]}
+		    apt-get install ${not_the_server[*]} ${packages[*]}
 	EOF
 	exit 1
 fi
@@ -154,7 +157,7 @@ fi
 apt-get update -qq || echo "apt-get update failed; going on with the lists there are" >&2
 [ -z "$server" ] || name_server
 
-upgraded=$(apt-get install -s --no-install-recommends "${packages[@]}" | sed -nE 's/^Inst (postgresql-[0-9]+) \[.*/\1/p')
+upgraded=$(apt-get install -s "${not_the_server[@]}" --no-install-recommends "${packages[@]}" | sed -nE 's/^Inst (postgresql-[0-9]+) \[.*/\1/p')
 [ -z "$upgraded" ] ||
 	die "apt would upgrade ${upgraded//$'\n'/ }, which may be in use; upgrade it, or install ${packages[*]} by hand"
 
@@ -208,7 +211,7 @@ chmod 755 $policy
 
 echo "Installing ${packages[*]}"
 log=$(mktemp)
-if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$log" 2>&1 7>&-; then
+if ! DEBIAN_FRONTEND=noninteractive apt-get install -y "${not_the_server[@]}" --no-install-recommends "${packages[@]}" >"$log" 2>&1 7>&-; then
 	cat "$log"
 	die "the packages could not be installed"
 fi

@@ -190,7 +190,7 @@ case_untouched() {
 			ls /etc/postgresql/* /var/lib/postgresql/* /etc/rc[2-5S].d/S* /etc/systemd/system/*.wants
 			pg_lsclusters
 			head -n 3 /var/lib/postgresql/$v/main/postmaster.pid
-			ps -eo comm | grep -E "nginx|apache|pgbouncer|postgres" | sort | uniq -c | grep -v autovacuum
+			cat /proc/[0-9]*/comm | grep -E "nginx|apache|pgbouncer|postgres" | sort | uniq -c
 		}
 		see >before
 		cd apitoken

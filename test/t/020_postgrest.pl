@@ -612,7 +612,11 @@ foreach my $preload (undef, 'shared')
 			$api->quit;
 		}
 		$node->safe_psql('postgres', 'DROP DATABASE app');
-		documentation_tests($node);
+		SKIP:
+		{
+			skip 'curl is not installed', 1 if system('command -v curl >/dev/null 2>&1') != 0;
+			documentation_tests($node);
+		}
 		waiting_tests($node);
 	}
 	no_crash($node);
