@@ -850,10 +850,10 @@ BEGIN ATOMIC
 		SELECT g.* FROM granted g
 		UNION
 		SELECT g.grantee, f.capability, pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM %s;', f.function, g.grantee::pg_catalog.regrole)
-		FROM (VALUES ('act', 'apitoken.act_as(apitoken.id)'::pg_catalog.regprocedure),
+		FROM (VALUES ('act', 'apitoken.act_as(apitoken.id)'),
 					 ('use', 'apitoken.authenticate(text)'),
 					 ('verify', 'apitoken.verify(text, text, apitoken.id, inet)')) f (capability, function)
-			JOIN pg_catalog.pg_proc p ON p.oid = f.function, pg_catalog.aclexplode(p.proacl) g
+			JOIN pg_catalog.pg_proc p ON p.oid = pg_catalog.to_regprocedure(f.function), pg_catalog.aclexplode(p.proacl) g
 		WHERE g.grantee NOT IN (0, p.proowner)
 			AND NOT EXISTS (SELECT FROM granted m WHERE m.role = g.grantee
 				AND (m.capability = f.capability OR (m.capability = 'manage' AND f.capability = 'use')))
@@ -885,7 +885,7 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0, 'ON TYPE', t.oid::pg_catalog.regtype::text,
 			COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
-		FROM pg_catalog.pg_type t WHERE t.oid IN ('apitoken.verification'::pg_catalog.regtype, 'apitoken.issued_token'::pg_catalog.regtype)
+		FROM pg_catalog.pg_type t WHERE t.oid IN (pg_catalog.to_regtype('apitoken.verification'), pg_catalog.to_regtype('apitoken.issued_token'))
 		UNION ALL
 		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, a.attnum, pg_catalog.format('(%I) ON TABLE', a.attname), c.oid::pg_catalog.regclass::text, a.attacl
 		FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid

@@ -228,9 +228,19 @@ $node->safe_psql('app', 'DROP OWNED BY regress_apitoken_anybody; DROP ROLE regre
 
 # ----- another version ---------------------------------------------------------
 
-mark();
-$node->safe_psql('app', q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'apitoken'});
-use_app(2);
+# A session that has called the function before goes on with it.
+{
+	my $earlier = connection($node, database => 'app');
+	my $use = "SELECT 1 / v.valid::int FROM apitoken.verify('$token{app}') v";
+
+	$earlier->query($use);
+	comes_to('app', ++$count{app}, 'before another version');
+	mark();
+	$node->safe_psql('app', q{UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'apitoken'});
+	$earlier->query($use) foreach 1, 2;
+	$count{app} += 2;
+	$earlier->quit;
+}
 told(qr/could not write token usage in database "app": extension "apitoken" has version 0\.0, but its library/);
 tries('app', 3, 'another version');
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'another version: flush_usage() fails');
