@@ -7,7 +7,7 @@
 #            one) with its development files, and a C compiler
 #   test     perl and its IPC::Run
 #   examples what the examples run with: drivers, node and npm, curl, and pgbouncer,
-#            nginx and Apache with mod_auth_openidc (programs, not services);
+#            nginx, Caddy, HAProxy, and Apache with mod_auth_openidc (programs, not services);
 #            pgaudit and pg_repack, if Debian has them for the server
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
 #            framework, which some figures need
@@ -65,6 +65,8 @@ for kind in "$@"; do
 			have curl || need curl
 			have pgbouncer || need pgbouncer
 			have nginx || need nginx-light
+			have caddy || need caddy
+			have haproxy || need haproxy
 			have apache2 || need apache2-bin
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
@@ -221,5 +223,8 @@ for p in "${packages[@]}"; do
 	case $p in
 		nginx-light) update-rc.d nginx disable ;;
 		pgbouncer) update-rc.d pgbouncer disable ;;
+		haproxy) update-rc.d haproxy disable ;;
+		# it has no init script
+		caddy) DPKG_MAINTSCRIPT_PACKAGE=caddy deb-systemd-helper disable caddy.service ;;
 	esac >/dev/null 2>&1 || true
 done

@@ -5,10 +5,12 @@
 // GET, POST /articles       the articles that the caller may see
 // GET /feed/ORGANIZATION    for tokens with article:read there
 // POST /introspect          RFC 7662, for a gateway (INTROSPECTION_CLIENT=id:secret)
+// GET /verify[/PERMISSION[/ORGANIZATION]]   for a gateway's forward authentication
 'use strict';
 
 const crypto = require('node:crypto');
 const http = require('node:http');
+const { isIP } = require('node:net');
 const { Pool } = require('pg');
 const tokens = require('./tokens.js');
 const { Refused } = tokens;
@@ -65,9 +67,14 @@ function requireClient(request) {
 
 // signedInUser(request) returns the id of the session's user, if there is one.
 function createServer({ pool, signedInUser = () => undefined }) {
-	// The client's address as this server sees it.  Behind your own proxy, use the
-	// address that the proxy sends.
-	const address = (request) => request.socket.remoteAddress.replace(/%.*/, '');
+	// The client's address.  Set BEHIND_PROXY=1 only if all requests come through your
+	// own proxy, which appends the address: clients can send X-Forwarded-For, too.
+	function address(request) {
+		const from = process.env.BEHIND_PROXY === '1'
+			? (request.headers['x-forwarded-for'] || '').split(',').pop().trim()
+			: request.socket.remoteAddress;
+		return isIP(from) ? from.replace(/%.*/, '') : '::'; // unknown: no client has this one
+	}
 
 	function required(credentials) {
 		if (!credentials) throw new Refused(401, 'unauthorized', { 'WWW-Authenticate': 'Bearer' });
@@ -81,7 +88,27 @@ function createServer({ pool, signedInUser = () => undefined }) {
 		return tokens.asUser(required(signedInUser(request)), address(request));
 	}
 
+	// For a gateway that asks about each request.  It passes the headers on to its
+	// application.  They are percent-encoded, because an id may be any text.  All of
+	// them are sent: in place of a missing one, Caddy passes the name of a variable.
+	async function verified(request, permission, organizationId) {
+		// node would drop a second header
+		const sent = request.headersDistinct.authorization || [];
+		if (sent.length > 1) throw new Refused(401, 'invalid_token', { 'WWW-Authenticate': 'Bearer error="invalid_token"' });
+		const row = await tokens.verify(pool, required(tokens.bearer(sent[0])), {
+			permission, organizationId, clientAddress: address(request),
+		});
+		const text = (id) => encodeURIComponent(id ?? '');
+		return [200, { label: row.label }, {
+			'X-Apitoken-Id': row.token_id, 'X-Apitoken-User': text(row.user_id), 'X-Apitoken-Organization': text(row.organization_id),
+		}];
+	}
+
 	const routes = {
+		'GET /verify': verified,
+		'GET /verify/:id': verified,
+		'GET /verify/:id/:id': verified,
+
 		'GET /articles': async (request) => tokens.acting(pool, caller(request), async (client) => {
 			const { rows } = await client.query('SELECT id, organization_id, title FROM article ORDER BY id');
 			return [200, rows];
@@ -117,16 +144,17 @@ function createServer({ pool, signedInUser = () => undefined }) {
 	};
 
 	async function answer(request) {
-		const [, path, id] = /^(\/[a-z]+)(?:\/([^/?]+))?(?:\?|$)/.exec(request.url) || [];
-		const route = routes[`${request.method} ${path}${id === undefined ? '' : '/:id'}`];
+		const [, path, rest] = /^(\/[a-z]+)((?:\/[^/?]+)*)(?:\?|$)/.exec(request.url) || [, '', ''];
+		const ids = rest.split('/').slice(1).map(decodeURIComponent);
+		const route = routes[`${request.method} ${path}${'/:id'.repeat(ids.length)}`];
 		if (!route) throw new Refused(404, 'not found');
-		return route(request, id === undefined ? undefined : decodeURIComponent(id));
+		return route(request, ...ids);
 	}
 
 	return http.createServer(async (request, response) => {
 		let status, value, headers = {};
 		try {
-			[status, value] = await answer(request);
+			[status, value, headers = {}] = await answer(request);
 		} catch (error) {
 			if (error instanceof Refused) {
 				({ status, headers } = error);
