@@ -117,9 +117,15 @@ refuse_writes(QueryDesc *query)
 			refuse_target(statement, mark->rti);
 	}
 
-	/* under EXPLAIN ANALYZE, which itself is allowed */
+	/*
+	 * Under EXPLAIN ANALYZE, which itself is allowed, or in a session that loads
+	 * the library in this statement.  17 and later fill a materialized view as
+	 * REFRESH does.
+	 */
 	if (query->dest != NULL && query->dest->mydest == DestIntoRel)
 		PreventCommandIfReadOnly("CREATE TABLE AS");
+	if (query->dest != NULL && query->dest->mydest == DestTransientRel)
+		PreventCommandIfReadOnly("REFRESH MATERIALIZED VIEW");
 }
 
 static void
