@@ -196,17 +196,15 @@ compat_primary_key(Relation relation)
 #if PG_VERSION_NUM >= 160000
 #define COMPAT_COUNTS(relation) (&(relation)->pgstat_info->counts)
 #define COMPAT_COUNT(name) name
-typedef PgStat_TableCounts CompatCounts;
 #else
 #define COMPAT_COUNTS(relation) (&(relation)->pgstat_info->t_counts)
 #define COMPAT_COUNT(name) t_##name
-typedef PgStat_TableCounts CompatCounts;
 #endif
 
-static inline CompatCounts
+static inline PgStat_TableCounts
 compat_counts(Relation relation)
 {
-	CompatCounts none = {0};
+	PgStat_TableCounts none = {0};
 
 	/* This looks up the counters that the transaction may have already. */
 	return pgstat_should_count_relation(relation) ? *COMPAT_COUNTS(relation) : none;
@@ -214,7 +212,7 @@ compat_counts(Relation relation)
 
 /* Reset what was read to what it was, but not the number of scans. */
 static inline void
-compat_forget_reading(Relation relation, const CompatCounts *before)
+compat_forget_reading(Relation relation, const PgStat_TableCounts *before)
 {
 	if (relation->pgstat_info == NULL)
 		return;

@@ -340,29 +340,6 @@ calls_policy(Node *node, void *support)
 	return expression_tree_walker(node, calls_policy, support);
 }
 
-/*
- * The same conditions, policies first.  In a member of a UNION ALL, the planner has
- * the conditions of the outer query before the policies.
- */
-static List *
-policies_first(List *restrictions, Oid support)
-{
-	List	   *policies = NIL;
-	List	   *others = NIL;
-	ListCell   *lc;
-
-	foreach(lc, restrictions)
-	{
-		RestrictInfo *restriction = lfirst(lc);
-
-		if (calls_policy((Node *) restriction->clause, &support))
-			policies = lappend(policies, restriction);
-		else
-			others = lappend(others, restriction);
-	}
-	return list_concat(policies, others);
-}
-
 /* Does a policy give a condition on the first column of this index? */
 static bool
 is_limited(PlannerInfo *root, IndexOptInfo *index, List *policies)
@@ -438,6 +415,32 @@ replace_paths(PlannerInfo *root, RelOptInfo *rel, List *policies, List *usable)
 	}
 }
 
+/*
+ * Put the policies before the other conditions, for a table and for its indexes,
+ * whose lists may lack some.  In a member of a UNION ALL, the planner has the
+ * conditions of the outer query before the policies.
+ */
+static void
+put_first(RelOptInfo *rel, List *policies, List *others)
+{
+	ListCell   *lc;
+
+	rel->baserestrictinfo = list_concat_copy(policies, others);
+	foreach(lc, rel->indexlist)
+	{
+		IndexOptInfo *index = lfirst(lc);
+		List	   *ordered = NIL;
+		ListCell   *lr;
+
+		foreach(lr, rel->baserestrictinfo)
+		{
+			if (list_member_ptr(index->indrestrictinfo, lfirst(lr)))
+				ordered = lappend(ordered, lfirst(lr));
+		}
+		index->indrestrictinfo = ordered;
+	}
+}
+
 /* Is this one of the extension's tables?  Users' tables with policies must not become slower. */
 static bool
 is_in_extension(Oid relation)
@@ -452,7 +455,8 @@ plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 {
 	static const Oid support_arguments[] = {INTERNALOID};
 	List	   *policies = NIL;
-	List	   *usable = NIL;
+	List	   *others = NIL;
+	List	   *usable;
 	Oid			support;
 	ListCell   *lc;
 
@@ -464,30 +468,32 @@ plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	support = apitoken_find_function("apitoken_internal", "policy_support", 1, support_arguments);
 	if (!OidIsValid(support))
 		return;
-	rel->baserestrictinfo = policies_first(rel->baserestrictinfo, support);
-	foreach(lc, rel->indexlist)
-	{
-		IndexOptInfo *index = lfirst(lc);
-
-		index->indrestrictinfo = policies_first(index->indrestrictinfo, support);
-	}
-	if (rte->inh || rte->tablesample != NULL)
-		return;
 	foreach(lc, rel->baserestrictinfo)
 	{
 		RestrictInfo *restriction = lfirst(lc);
-		bool		policy = calls_policy((Node *) restriction->clause, &support);
+
+		if (calls_policy((Node *) restriction->clause, &support))
+			policies = lappend(policies, restriction);
+		else
+			others = lappend(others, restriction);
+	}
+	if (policies == NIL)
+		return;
+	put_first(rel, policies, others);
+	if (rte->inh || rte->tablesample != NULL)
+		return;
+	usable = list_copy(policies);
+	foreach(lc, others)
+	{
+		RestrictInfo *restriction = lfirst(lc);
 
 		/* UPDATE ... WHERE CURRENT OF changes a row that the caller has read */
 		if (IsA(restriction->clause, CurrentOfExpr))
 			return;
-		if (policy)
-			policies = lappend(policies, restriction);
-		if (policy || !restriction_is_or_clause(restriction))
+		if (!restriction_is_or_clause(restriction))
 			usable = lappend(usable, restriction);
 	}
-	if (policies != NIL)
-		replace_paths(root, rel, policies, usable);
+	replace_paths(root, rel, policies, usable);
 }
 
 void

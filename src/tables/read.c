@@ -64,8 +64,8 @@ typedef struct Lookup
 	const Datum *values;
 	const bool *nulls;
 	/* before the lookup */
-	CompatCounts table_counts;
-	CompatCounts index_counts;
+	PgStat_TableCounts table_counts;
+	PgStat_TableCounts index_counts;
 	BufferUsage buffers;
 } Lookup;
 
