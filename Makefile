@@ -159,9 +159,8 @@ test-more:
 	@test/run.sh -c session -c shared -j 2 regress isolation $(TAP_MORE:%=tap:%)
 
 test-matrix:
-	@test/deps.sh build test matrix
-	@test/matrix.sh 16 17 18 -- unit regress isolation $(TAP_CORE:%=tap:%) $(TAP_MORE:%=tap:%)
-	@test/matrix.sh 19 -- -c plain -c shared regress isolation
+	@test/deps.sh build test examples matrix
+	@test/matrix.sh
 
 test-all:
 	@test/all.sh

@@ -7,13 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=test/lib.sh
 . test/lib.sh
 
-outermost=
-if [ -z "${APITOKEN_TOTALS:-}" ]; then
-	outermost=1
-	APITOKEN_TOTALS=$(mktemp "${TMPDIR:-/tmp}/apitoken-totals.XXXXXX")
-	export APITOKEN_TOTALS
-	trap 'rm -f "$APITOKEN_TOTALS"' EXIT
-fi
+start_total
 test/deps.sh build test examples matrix || exit
 mapfile -t others < <(make -s print-TAP_CORE print-TAP_MORE | xargs printf 'tap:%s\n')
 
@@ -24,5 +18,5 @@ part "the examples" make --no-print-directory test-examples
 part "the rest" make --no-print-directory test-more
 part "other majors" test/matrix.sh 16 17 18 -- -c plain -c shared -j 2 unit regress isolation "${others[@]}"
 
-[ -z "$outermost" ] || totals_line "$APITOKEN_TOTALS"
+end_total
 totals_good "$APITOKEN_TOTALS"

@@ -48,12 +48,10 @@ mkdir -p "$cache"
 export PG_CONFIG=$cache/cassert/server/bin/pg_config
 server_complete "$PG_CONFIG" || die "$PG_CONFIG is not complete"
 
-APITOKEN_TOTALS=$(mktemp "${TMPDIR:-/tmp}/apitoken-totals.XXXXXX")
-export APITOKEN_TOTALS
-trap 'rm -f "$APITOKEN_TOTALS"' EXIT
+start_total
 part "with assertions" env APITOKEN_TIMEOUT="${APITOKEN_TIMEOUT:-3600}" "$ROOT/test/run.sh" "$@"
 [ $# -gt 0 ] ||
 	part "without caches" env APITOKEN_TIMEOUT="${APITOKEN_TIMEOUT:-3600}" APITOKEN_SETTINGS='debug_discard_caches = 1' \
 		"$ROOT/test/run.sh" "${discarding[@]}"
-totals_line "$APITOKEN_TOTALS"
+end_total
 totals_good "$APITOKEN_TOTALS"

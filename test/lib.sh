@@ -355,6 +355,19 @@ totals_line() {
 	awk '{ p += $1; f += $2; s += $3 }
 		END { printf "%d passed, %d failed%s\n", p, f, s ? ", " s " skipped" : "" }' "$1"
 }
+
+# start_total, end_total: around parts that make one total.  Unless our caller makes
+# a larger one, it is ours, and printed.
+OUTERMOST=
+start_total() {
+	[ -z "${APITOKEN_TOTALS:-}" ] || return 0
+	OUTERMOST=1
+	APITOKEN_TOTALS=$(mktemp "${TMPDIR:-/tmp}/apitoken-totals.XXXXXX")
+	export APITOKEN_TOTALS
+	trap 'rm -f "$APITOKEN_TOTALS"' EXIT
+}
+end_total() { [ -z "$OUTERMOST" ] || totals_line "$APITOKEN_TOTALS"; }
+
 totals_good() { awk '{ p += $1; f += $2 } END { exit !(p > 0 && f == 0) }' "$1"; }
 
 # part NAME COMMAND...: run a script that adds its own line.  If it ends without

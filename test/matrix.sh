@@ -108,13 +108,7 @@ done
 [ ${#majors[@]} -gt 0 ] || majors=(15 16 17 18 19)
 installed=$(find_pg_config || true)
 
-outermost=
-if [ -z "${APITOKEN_TOTALS:-}" ]; then
-	outermost=1
-	APITOKEN_TOTALS=$(mktemp "${TMPDIR:-/tmp}/apitoken-totals.XXXXXX")
-	export APITOKEN_TOTALS
-	trap 'rm -f "$APITOKEN_TOTALS"' EXIT
-fi
+start_total
 mine=$(wc -l <"$APITOKEN_TOTALS")
 
 # the tests of the other majors upgrade from the lowest one, 005_dump from the one before as well
@@ -151,5 +145,5 @@ for v in "${majors[@]}"; do
 	sed -i "$((before + 1))"',$s/^\([0-9]*\) [0-9]* /\1 0 /' "$APITOKEN_TOTALS"
 done
 
-[ -z "$outermost" ] || totals_line "$APITOKEN_TOTALS"
+end_total
 tail -n +$((mine + 1)) "$APITOKEN_TOTALS" | awk '{ p += $1; f += $2 } END { exit !(p > 0 && f == 0) }'
