@@ -294,13 +294,7 @@ SKIP: {
 	$upgraded->init(extra => ['--data-checksums']);
 	$before = contents($old, 'app');
 	$old->stop;
-	{
-		# pg_upgrade leaves its files in the current directory
-		chdir $place or die;
-		command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $upgraded->data_dir,
-				'-b', $old->config_data('--bindir'), '-B', $upgraded->config_data('--bindir'),
-				'-s', $place, '-p', $old->port, '-P', $upgraded->port, '-U', scalar(getpwuid($<)) ], 'pg_upgrade');
-	}
+	pg_upgrade($old, $upgraded, 'pg_upgrade');
 	$upgraded->start;
 	check_restored($upgraded, 'app', 'upgraded');
 	is($upgraded->safe_psql('app', 'SHOW session_preload_libraries; SHOW apitoken.prefix'), "apitoken\nacme", "upgraded: the database's settings");

@@ -6,7 +6,6 @@ use strict;
 use warnings;
 
 use Cwd qw(getcwd);
-use HTTP::Tiny;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -141,20 +140,10 @@ CONF
 
 # ---- asking ----
 
-my $http = HTTP::Tiny->new(timeout => 60);
 my $response;
 
-# get PATH, TOKEN, headers => {...}, method =>, content =>: the status
-sub get
-{
-	my ($path, $token, %with) = @_;
-	my %headers = %{ $with{headers} // {} };
-
-	$headers{Authorization} = "Bearer $token" if defined $token;
-	$response = $http->request($with{method} // 'GET', "http://127.0.0.1:$port{gateway}$path",
-		{ headers => \%headers, defined $with{content} ? (content => $with{content}) : () });
-	return $response->{status};
-}
+# get PATH, TOKEN, ...: the status; arguments as http_request() has them
+sub get { $response = http_request($port{gateway}, @_); return $response->{status}; }
 
 # What the application got: { lower-case name => value }
 sub got

@@ -254,12 +254,7 @@ $node->stop;
 my $new = PostgreSQL::Test::Cluster->new('new');
 $new->init;
 $new->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\napitoken.flush_interval = '1h'");
-{
-	my $place = PostgreSQL::Test::Utils::tempdir();
-	my $bindir = $node->config_data('--bindir');
-	chdir $place or die;
-	command_ok([ 'pg_upgrade', '-d', $node->data_dir, '-D', $new->data_dir, '-b', $bindir, '-B', $bindir, '-s', $new->host, '-p', $node->port, '-P', $new->port ], 'pg_upgrade');
-}
+pg_upgrade($node, $new, 'pg_upgrade');
 ok(!-e $new->data_dir . '/pg_stat/apitoken.usage', 'which does not copy recorded use');
 ok(system('cp', '-p', $saved, $new->data_dir . '/pg_stat/') == 0, 'copied by hand');
 $new->start;

@@ -264,14 +264,7 @@ $node->safe_psql('old', q{DROP EXTENSION apitoken; CREATE EXTENSION apitoken VER
 $node->stop;
 my $upgraded = PostgreSQL::Test::Cluster->new('upgraded');
 $upgraded->init;
-my $place = PostgreSQL::Test::Utils::tempdir_short();
-{
-	# pg_upgrade leaves its files in the current directory
-	chdir $place or die;
-	command_ok([ 'pg_upgrade', '--no-sync', '-d', $node->data_dir, '-D', $upgraded->data_dir,
-			'-b', $node->config_data('--bindir'), '-B', $upgraded->config_data('--bindir'),
-			'-s', $place, '-p', $node->port, '-P', $upgraded->port, '-U', scalar(getpwuid($<)) ], 'pg_upgrade with an old version of the extension');
-}
+pg_upgrade($node, $upgraded, 'pg_upgrade with an old version of the extension');
 $upgraded->start;
 is(answer($upgraded, q{SELECT apitoken.can('article:read')}, database => 'old'), '[ERROR: 55000]', 'which fails afterwards');
 is(answer($upgraded, q{ALTER EXTENSION apitoken UPDATE; SELECT apitoken.can('article:read')}, database => 'old'), 'f', 'until it is updated');

@@ -10,7 +10,6 @@ use strict;
 use warnings;
 
 use Cwd;
-use HTTP::Tiny;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -28,20 +27,10 @@ my %program = map {
 $ENV{XDG_DATA_HOME} = $ENV{XDG_CONFIG_HOME} = "$dir/caddy";
 
 my $port;
-my $http = HTTP::Tiny->new(timeout => 60);
 my $response;
 
-# get PATH, TOKEN, headers => {...}, method =>, content =>: the status
-sub get
-{
-	my ($path, $token, %with) = @_;
-	my %headers = %{ $with{headers} // {} };
-
-	$headers{Authorization} = "Bearer $token" if defined $token;
-	$response = $http->request($with{method} // 'GET', "http://127.0.0.1:$port$path",
-		{ headers => \%headers, defined $with{content} ? (content => $with{content}) : () });
-	return $response->{status};
-}
+# get PATH, TOKEN, ...: the status; arguments as http_request() has them
+sub get { $response = http_request($port, @_); return $response->{status}; }
 
 # what arrived in this header, if the program behind answered
 sub arrived

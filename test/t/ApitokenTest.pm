@@ -10,7 +10,9 @@ package ApitokenTest;
 use strict;
 use warnings;
 
+use Cwd qw(getcwd);
 use Exporter 'import';
+use HTTP::Tiny;
 use IO::Socket::INET;
 use IPC::Run ();
 use POSIX ();
@@ -21,8 +23,8 @@ use Test::More;
 our @EXPORT = qw(
   start_node start_standby answer run run_as run_on connection ask ask_raw
   create create_each verdict stat_of view_of_usage drop_roles set_up_articles pick
-  log_mark log_since in_log no_crash
-  listens start_program stop_program start_echo build_library);
+  log_mark log_since in_log no_crash pg_upgrade
+  listens http_request start_program stop_program start_echo build_library);
 
 # ---- servers
 
@@ -217,10 +219,40 @@ sub no_crash
 	return unlike(slurp_file($node->logfile), qr/$signal|PANIC|TRAP|XX000/, $node->name . ': no crash and no internal error in the log');
 }
 
+# pg_upgrade OLD, NEW, NAME: an assertion.  Both have stopped.
+sub pg_upgrade
+{
+	my ($old, $new, $name) = @_;
+	my $place = PostgreSQL::Test::Utils::tempdir_short();
+	my $here = getcwd();
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	# it leaves its files in the current directory
+	chdir $place or die;
+	command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir,
+			'-b', $old->config_data('--bindir'), '-B', $new->config_data('--bindir'),
+			'-s', $place, '-p', $old->port, '-P', $new->port, '-U', scalar(getpwuid($<)) ], $name);
+	chdir $here or die;
+	return;
+}
+
 # ---- other programs
 
 # listens PORT: does a program listen on this port of this machine?
 sub listens { my ($port) = @_; return defined IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port); }
+
+# http_request PORT, PATH, TOKEN, headers => {...}, method =>, content =>: the response
+# to a request with this token, if it is defined, as Bearer.
+my $http = HTTP::Tiny->new(timeout => 60);
+sub http_request
+{
+	my ($port, $path, $token, %with) = @_;
+	my %headers = %{ $with{headers} // {} };
+
+	$headers{Authorization} = "Bearer $token" if defined $token;
+	return $http->request($with{method} // 'GET', "http://127.0.0.1:$port$path",
+		{ headers => \%headers, defined $with{content} ? (content => $with{content}) : () });
+}
 
 # start_program NAME, [COMMAND], port => PORT or ready => CODE, log => FILE, in =>
 # DIRECTORY: runs it until stop_program NAME, or until the test ends for any reason.
