@@ -617,7 +617,7 @@ COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act by it
 
 CREATE FUNCTION apitoken.act_as(user_id apitoken.id) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_act_as' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.act_as(apitoken.id) IS 'Act as this user until the transaction ends, and return the id. The session user needs the capability act. 42501 without the capability; 25001 if the transaction already has another identity; 22023 if the id is null, empty or longer than 255 bytes. Warns (25P01) outside a transaction block.';
+COMMENT ON FUNCTION apitoken.act_as(apitoken.id) IS 'Act as this user until the transaction ends, and return the id. The session user needs the capability act. 42501 without the capability; 28000 if the user was deleted, or has no row in users and needs one; 25001 if the transaction already has another identity; 22023 if the id is null, empty, longer than 255 bytes or no canonical spelling of a uuid or bigint. Warns (25P01) outside a transaction block.';
 
 CREATE FUNCTION apitoken.pre_request() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_pre_request' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -981,7 +981,7 @@ BEGIN ATOMIC
 		SELECT 'peppers', 'error', s.pepper_problem || COALESCE(' (' || NULLIF(f.value, '') || ')', ''), s.pepper_hint
 		FROM setup s LEFT JOIN setting f ON f.name = 'apitoken.pepper_file' WHERE s.pepper_problem IS NOT NULL
 		UNION ALL
-		SELECT 'peppers', 'notice', 'there is no pepper file: whoever can write the table of tokens can make a token',
+		SELECT 'peppers', 'notice', 'there is no pepper file: every role that can write the table of tokens can make a token',
 			'ALTER SYSTEM SET apitoken.pepper_file = ''/etc/postgresql/apitoken.peppers''; SELECT pg_reload_conf();  -- a file with a line 1:KEY, with the output of "openssl rand -hex 32" as the key'
 		FROM setup s WHERE s.pepper_problem IS NULL AND s.peppers = '{}'
 		UNION ALL
@@ -1000,7 +1000,7 @@ BEGIN ATOMIC
 		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'previous'
 			AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
 		UNION ALL
-		SELECT 'peppers', 'notice', 'tokens without a pepper are accepted: whoever can write the table of tokens can make one',
+		SELECT 'peppers', 'notice', 'tokens without a pepper are accepted: every role that can write the table of tokens can make one',
 			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();'
 		FROM setup s, tokens t WHERE s.peppers <> '{}' AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
 			-- the hint is for those who know that no token is refused then

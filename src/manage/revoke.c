@@ -126,8 +126,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	}
 	/*
 	 * The statement runs as the tables' owner, and counts in the caller's
-	 * statistics.  So it must not look for owners of whom the caller may revoke
-	 * nothing.
+	 * statistics.  So it looks only for owners whose tokens the caller may revoke.
 	 */
 	if (wanted[0] != NULL)
 	{

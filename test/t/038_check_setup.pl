@@ -75,7 +75,7 @@ like(findings($node, 'preload', as => 'regress_apitoken_monitor'), qr/\Awarning:
 is(findings($node, 'tokens'), "error: tokens with a rate limit, which are refused because $missing: 1", 'a token with a rate limit');
 is($node->safe_psql('postgres', "SELECT verdict FROM apitoken.verify('$limited')"), 'rate_limited', 'which is refused indeed');
 is(hint('preload', $missing, as => 'regress_apitoken_monitor'), q{shared_preload_libraries = '..., apitoken'  # in postgresql.conf, as the last of the list; then restart the server},
-	'whoever may not see the list gets a line without it');
+	'a caller who may not see the list gets a line without it');
 is(hint('tokens', 'rate limit'), hint('preload', $missing), 'the same hint');
 apply(hint('preload', $missing));
 is($node->safe_psql('postgres', 'SHOW shared_preload_libraries'), 'auto_explain, apitoken', 'it keeps the others');
@@ -139,7 +139,7 @@ sub write_peppers
 	return;
 }
 my $key = 'aaaaaaaabbbbbbbbccccccccddddddddeeeeeeeeffffffff0000000011111111';
-is(findings($node, 'peppers'), 'notice: there is no pepper file: whoever can write the table of tokens can make a token', 'no pepper file');
+is(findings($node, 'peppers'), 'notice: there is no pepper file: every role that can write the table of tokens can make a token', 'no pepper file');
 apply(hint('peppers', 'no pepper file') =~ s{/etc/postgresql/apitoken.peppers}{$peppers}r);
 like(findings($node, 'peppers'), qr/^error: could not read pepper file \(\Q$peppers\E\)$/m, 'the file does not exist');
 my $told = findings($node, 'peppers', as => 'regress_apitoken_monitor');
@@ -163,7 +163,7 @@ like(hint('peppers', 'previous'), qr/^ALTER SYSTEM SET apitoken.require_pepper =
 $node->safe_psql('postgres', q{
 	SET session_replication_role = replica;
 	UPDATE apitoken_internal.token_records SET previous_expires_at = now() - interval '1 s'});
-is(findings($node, 'peppers'), 'notice: tokens without a pepper are accepted: whoever can write the table of tokens can make one', 'no token needs scheme 0');
+is(findings($node, 'peppers'), 'notice: tokens without a pepper are accepted: every role that can write the table of tokens can make one', 'no token needs scheme 0');
 is(findings($node, 'peppers', as => 'regress_apitoken_monitor'), 'notice: this role may not count the tokens that need each pepper', 'monitor cannot know that, and is not told to require a pepper');
 apply(hint('peppers', 'are accepted'));
 is(findings($node, 'peppers'), '', 'in order');

@@ -146,7 +146,7 @@ as('saas', "UPDATE team_members SET role = 'MEMBER' WHERE user_id = '$bob'");
 
 run_step(qr/^5\./);
 as_superuser("SELECT apitoken.allow('saas', 'act')");
-is(acting('saas', $bob, 'SELECT count(*) FROM documents'), '3', 'the owner sees the documents of all teams, whoever acts');
+is(acting('saas', $bob, 'SELECT count(*) FROM documents'), '3', 'the owner sees the documents of all teams, for each acting user');
 run_step(qr/^A second login/);
 is(acting('saas_app', $bob, 'SELECT title FROM documents ORDER BY id'), 'Anvils Rockets', 'a second login: Bob');
 is(acting('saas_app', $carol, 'SELECT title FROM documents ORDER BY id'), 'Doomsday devices', 'Carol');
