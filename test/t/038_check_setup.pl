@@ -1,7 +1,7 @@
 # check_setup(), where it depends on the server: preload and its order, the pepper
-# file, settings of the log, recorded use, a standby, an update of the extension's
-# files.  For each the situation, its row, and that the row is gone once the hint has
-# been run.  sql/check_setup.sql tests the rest.
+# file, settings of the log, recorded use, a standby.  For each the situation, its
+# row, and that the row is gone once the hint has been run.  sql/check_setup.sql tests
+# the rest, 040_upgrade the versions.
 
 use strict;
 use warnings;
@@ -95,36 +95,6 @@ apply(hint('preload', 'comes after'));
 gone('preload', '.');
 apply(hint('preload', 'may not see', as => 'regress_apitoken_monitor'));
 is(findings($node, 'preload', as => 'regress_apitoken_monitor'), '', 'nor does monitor find anything, now that it may see it');
-
-# ----- version ------------------------------------------------------------------
-
-my $control = $node->config_data('--sharedir') . '/extension/apitoken.control';
-my $original = slurp_file($control);
-my $current = $node->safe_psql('postgres', q{SELECT extversion FROM pg_extension WHERE extname = 'apitoken'});
-sub write_control
-{
-	my ($text) = @_;
-
-	open my $file, '>', $control or die "$control: $!";
-	print $file $text;
-	close $file;
-	return;
-}
-END { write_control($original) if defined $original && -w $control && slurp_file($control) ne $original; }
-SKIP: {
-	skip 'the installed files cannot be changed', 4 unless -w $control;
-	is(findings($node, 'version'), '', 'the same version everywhere');
-	write_control($original =~ s/^default_version = .*/default_version = '9.9'/mr);
-	is(findings($node, 'version'), "warning: version 9.9 is installed on this server, but sessions use version $current", 'newer files are installed');
-	is(hint('version', '9.9'), 'ALTER EXTENSION apitoken UPDATE;  -- then restart the server', 'the hint');
-	# as after the update that the hint names
-	$node->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '9.9' WHERE extname = 'apitoken'});
-	like(findings($node, 'version'), qr/^error: the extension has version 9\.9 in this database, but its library has version \Q$current\E$/, 'an old library is loaded');
-	like(hint('version', '9.9'), qr/^pg_ctl restart/, 'that needs a restart');
-	$node->safe_psql('postgres', qq{UPDATE pg_extension SET extversion = '$current' WHERE extname = 'apitoken'});
-	write_control($original);
-	is(findings($node, 'version'), '', 'the same version again');
-}
 
 # ----- peppers ------------------------------------------------------------------
 

@@ -13,9 +13,12 @@ use Test::More;
 
 my $node = start_node('upgrade', conf => 'log_statement = none');
 my $scripts = $node->config_data('--sharedir') . '/extension';
+my $control = "$scripts/apitoken.control";
+my $control_file = slurp_file($control);
 my @made;
 
-END { unlink @made; }
+sub write_control { my ($text) = @_; unlink $control; append_to_file($control, $text); return; }
+END { unlink @made; write_control($control_file) if -w $scripts && slurp_file($control) ne $control_file; }
 
 plan skip_all => "needs to write scripts into $scripts" unless -w $scripts;
 
@@ -76,6 +79,7 @@ my $everything = q{
 		UNION ALL
 		SELECT format('row of %s %s', r.name, t.x) FROM relation r, xmltable('/table/row' PASSING query_to_xml(format('SELECT t::text AS x FROM ONLY %s t', r.name), true, false, '') COLUMNS x text) t WHERE r.relkind = 'r'
 	) AS all_lines (line) ORDER BY line COLLATE "C"};
+sub checked { my ($db) = @_; return answer($node, q{SELECT concat_ws(' ', level || ': ' || message, hint) FROM apitoken.check_setup() WHERE subject = 'version'}, database => $db); }
 sub state_of { my ($db) = @_; return $node->safe_psql($db, $everything); }
 
 # The lines that only one of two states has: what was expected with '-', what was found with '+'.
@@ -174,8 +178,8 @@ my $calls = $node->safe_psql('old', q{
 my @calls = split /\n/, $calls;
 cmp_ok(scalar @calls, '>', 30, 'functions in C');
 is(join("\n", map { "$_ " . answer($node, $_, database => 'old') } @calls), join("\n", map { "$_ [ERROR: 55000]" } @calls), 'each of them fails');
-like(answer($node, q{SELECT message FROM apitoken.check_setup() WHERE subject = 'version'}, database => 'old'),
-	qr/^the extension has version 0\.8 in this database, but its library has version \Q$version\E$/, 'check_setup() says so');
+is(checked('old'), "error: the extension has version 0.8 in this database, but its library has version $version ALTER EXTENSION apitoken UPDATE;", 'check_setup() says so');
+is(checked('fresh'), "ok: the library has the version of the extension", 'and nothing in another database');
 like(answer($node, q{SELECT apitoken.generate('org')}, database => 'old', verbosity => 'verbose'), $problem, 'and says what to run');
 
 # triggers, views, policies, settings
@@ -220,10 +224,14 @@ is(ask($open, verdict($token)), 'valid', 'and works');
 # ----- the library is the older one ----------------------------------------------
 
 add("$version--9.9", $touch);
+write_control($control_file =~ s/^default_version = .*/default_version = '9.9'/mr);
+is(checked('old'), "warning: version 9.9 is installed on this server, but sessions use version $version ALTER EXTENSION apitoken UPDATE;  -- then restart the server", 'newer files are installed');
 is(ask($open, verdict($token)), 'valid', 'an open session with what it has looked up');
 $node->safe_psql('old', q{ALTER EXTENSION apitoken UPDATE TO '9.9'});
 is(ask($open, verdict($token)), '[ERROR: 55000]', 'which meets a newer version');
 like(answer($node, verdict($token), database => 'old', verbosity => 'verbose'), qr/has version 9\.9, but its library has version \Q$version\E HINT: .*connect again; if it is in shared_preload_libraries, restart the server/, 'the hint');
+like(checked('old'), qr/^error: the extension has version 9\.9 in this database, but its library has version \Q$version\E pg_ctl restart/, 'check_setup() says so');
+write_control($control_file);
 add("9.9--$version", $touch);
 $node->safe_psql('old', qq{ALTER EXTENSION apitoken UPDATE TO '$version'});
 is(ask($open, verdict($token)), 'valid', 'and goes on');
