@@ -16,7 +16,7 @@ part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared regress isolation
 part "make test" make --no-print-directory test
 part "the examples" make --no-print-directory test-examples
 part "the rest" make --no-print-directory test-more
-part "other majors" test/matrix.sh 16 17 18 -- -c plain -c shared -j 2 unit regress isolation "${others[@]}"
+part "other majors" test/matrix.sh 16 17 18 -- -c plain -c shared -j 3 unit regress isolation "${others[@]}"
 
 end_total
 totals_good "$APITOKEN_TOTALS"

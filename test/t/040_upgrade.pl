@@ -181,6 +181,10 @@ is(join("\n", map { "$_ " . answer($node, $_, database => 'old') } @calls), join
 is(checked('old'), "error: the extension has version 0.8 in this database, but its library has version $version ALTER EXTENSION apitoken UPDATE;", 'check_setup() says so');
 is(checked('fresh'), "ok: the library has the version of the extension", 'and nothing in another database');
 like(answer($node, q{SELECT apitoken.generate('org')}, database => 'old', verbosity => 'verbose'), $problem, 'and says what to run');
+my $request = q{LOAD 'apitoken'; BEGIN; SET LOCAL request.method = 'GET'; };
+my $refused = answer($node, $request . q{SELECT apitoken.can('article:read')}, database => 'old', verbosity => 'verbose');
+like($refused, qr/^\[ERROR: PGRST: \{.*DETAIL: \{"status": 500/, 'a client of HTTP');
+unlike($refused, qr/0\.8|ALTER EXTENSION|\Q$version\E/, 'is not told why');
 
 # triggers, views, policies, settings
 $node->safe_psql('old', q{CREATE ROLE regress_apitoken_backend; CREATE ROLE regress_apitoken_reader; GRANT SELECT ON apitoken.tokens, apitoken.events TO regress_apitoken_reader;
