@@ -194,12 +194,18 @@ fix_user(const char *user_id)
 	apitoken_check_id("user", user_id);
 	snapshot = apitoken_latest_snapshot();
 	if (!apitoken_fetch_user(snapshot, user_id, &user) && !apitoken_user_needs_no_row(snapshot, user_id))
+	{
+		bool		deleted = apitoken_user_was_deleted(snapshot, user_id);
+
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 deleted ? errmsg("user \"%s\" was deleted", apitoken_clip(user_id)) :
 				 errmsg("user \"%s\" does not exist", apitoken_clip(user_id)),
-				 apitoken_errhint(psprintf("If this is a user of the application, run INSERT INTO apitoken.users (id) VALUES (%s).",
+				 apitoken_errhint(psprintf("If %s, run INSERT INTO apitoken.users (id) VALUES (%s).",
+										   deleted ? "the user has come back" : "this is a user of the application",
 										   quote_literal_cstr(apitoken_clip(user_id))),
 								  "Sign in as another user.")));
+	}
 	UnregisterSnapshot(snapshot);
 	principal.source = APITOKEN_SOURCE_USER;
 	principal.kind = APITOKEN_USER;
