@@ -632,7 +632,7 @@ CREATE FUNCTION apitoken.generate(kind text) RETURNS text
 COMMENT ON FUNCTION apitoken.generate(text) IS 'New token text of kind organization or user, which is not stored; null for null; 22023 for another kind';
 
 CREATE FUNCTION apitoken.hash(token text) RETURNS bytea
-	AS 'MODULE_PATHNAME', 'apitoken_hash' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
+	AS 'MODULE_PATHNAME', 'apitoken_hash' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.hash(text) IS 'Digest under which a token text would be stored now: SHA-256 (FIPS 180-4), or HMAC-SHA-256 (RFC 2104) with the highest pepper; null for null; F0000 or a file error if the pepper file cannot be used';
 
 CREATE FUNCTION apitoken.parse(token text, OUT prefix text, OUT kind text, OUT id uuid) RETURNS record

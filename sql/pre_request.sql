@@ -769,6 +769,32 @@ SELECT apitoken.create_token('x', role => 'admin');
 ROLLBACK;
 RESET SESSION AUTHORIZATION;
 
+-- a function catches the error, although no statement is seen around it: in a
+-- trigger that is fired at COMMIT, and where the statement itself loads the library
+CREATE FUNCTION pre.catch() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN RAISE NOTICE '%', public.regress_try('SELECT apitoken.regenerate_token(id) FROM apitoken.tokens WHERE label = ''revoked'''); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER catch AFTER INSERT ON pre.work DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pre.catch();
+SET client_min_messages = notice;
+SET SESSION AUTHORIZATION regress_apitoken_authenticator;
+BEGIN; SELECT pre.describe('POST') \g /dev/null
+SELECT apitoken.pre_request() \g /dev/null
+INSERT INTO pre.work VALUES (1);
+SET CONSTRAINTS ALL IMMEDIATE;
+SET CONSTRAINTS ALL DEFERRED;
+INSERT INTO pre.work VALUES (1);
+COMMIT;
+\c -
+SET SESSION AUTHORIZATION regress_apitoken_authenticator;
+BEGIN; SELECT pre.describe('POST', claims => '{}', role => 'regress_apitoken_authenticator') \g /dev/null
+DO $$ BEGIN
+	PERFORM apitoken.act_as('ada');
+	RAISE NOTICE '%', public.regress_try('SELECT count(*) FROM apitoken.events');
+END $$;
+SELECT count(*) FROM apitoken.events;
+ROLLBACK;
+\c -
+SET client_min_messages = warning;
+
 RESET max_stack_depth;
 DROP SCHEMA pre CASCADE;
 \i :srcdir/test/regress_teardown.sql

@@ -115,6 +115,43 @@ if [ -n "$server" ] && [ "${PG_CONFIG:-pg_config}" != pg_config ]; then
 	die "$PG_CONFIG names no PostgreSQL that is complete (server, client programs, contrib, development files)"
 fi
 
+# When a server is installed, Debian creates and starts a database cluster, and it
+# starts services.  We need none of them, so tell Debian not to, and restore its
+# configuration afterwards: also after a run that was killed.  The lock is there
+# because two runs would restore each other's changes.
+conf=/etc/postgresql-common/createcluster.conf
+template=/usr/share/postgresql-common/createcluster.conf
+policy=/usr/sbin/policy-rc.d
+mark='apitoken: no service starts, and no cluster is made, while test/deps.sh installs packages'
+log=''
+# save_file FILE: move the user's file away; restore_file FILE: remove ours, and
+# return the user's.  It is false if ours was there and the user's was not.
+save_file() { [ ! -e "$1" ] || mv "$1" "$1.apitoken-saved"; }
+restore_file() {
+	local ours=''
+	if grep -qsF "$mark" "$1"; then
+		rm -f "$1"
+		ours=1
+	fi
+	if [ -e "$1.apitoken-saved" ]; then mv "$1.apitoken-saved" "$1"; else [ -z "$ours" ]; fi
+}
+restore() {
+	restore_file $policy || true
+	# it came with the packages
+	if ! restore_file $conf; then
+		if [ -f $conf.ucf-dist ]; then mv $conf.ucf-dist $conf; elif [ -f $template ]; then cp $template $conf; fi
+	fi
+	[ -z "$log" ] || rm -f "$log"
+}
+
+if [ "$(id -u)" = 0 ]; then
+	exec 7>/run/apitoken-deps.lock
+	flock 7
+	trap restore EXIT
+	trap 'exit 130' INT TERM HUP
+	restore
+fi
+
 if [ ${#packages[@]} = 0 ] && [ -z "$server" ]; then
 	exit 0
 fi
@@ -144,14 +181,14 @@ if ! have apt-get; then
 	exit 1
 fi
 # apt also upgrades the packages that were built with those to install: an installed
-# server, when its development files are installed
-not_the_server=(-o APT::Get::Upgrade-By-Source-Package=false)
+# server, when its development files are installed.  And it may remove packages.
+careful=(--no-remove -o APT::Get::Upgrade-By-Source-Package=false)
 if [ "$(id -u)" != 0 ]; then
 	[ -z "$server" ] || name_server
 	cat >&2 <<-EOF
 		Packages are missing.  Root can install them:
 
-		    apt-get install ${not_the_server[*]} ${packages[*]}
+		    apt-get install ${careful[*]} ${packages[*]}
 	EOF
 	exit 1
 fi
@@ -159,61 +196,24 @@ fi
 apt-get update -qq || echo "apt-get update failed; going on with the lists there are" >&2
 [ -z "$server" ] || name_server
 
-upgraded=$(apt-get install -s "${not_the_server[@]}" --no-install-recommends "${packages[@]}" | sed -nE 's/^Inst (postgresql-[0-9]+) \[.*/\1/p')
+upgraded=$(apt-get install -s "${careful[@]}" --no-install-recommends "${packages[@]}" | sed -nE 's/^Inst (postgresql-[0-9]+) \[.*/\1/p')
 [ -z "$upgraded" ] ||
 	die "apt would upgrade ${upgraded//$'\n'/ }, which may be in use; upgrade it, or install ${packages[*]} by hand"
 
-# When a server is installed, Debian creates and starts a database cluster, and it
-# starts services.  We need none of them, so tell Debian not to, and restore its
-# configuration afterwards.  The lock is there because two runs would restore each
-# other's changes.
-conf=/etc/postgresql-common/createcluster.conf
-template=/usr/share/postgresql-common/createcluster.conf
-policy=/usr/sbin/policy-rc.d
-mark='apitoken: no service starts while test/deps.sh installs packages'
-saved='' log=''
-restore_conf() {
-	if [ -n "$saved" ]; then
-		cat "$saved" >$conf
-		rm -f "$saved"
-	elif [ -f $conf.ucf-dist ]; then
-		mv $conf.ucf-dist $conf
-	elif [ -f $template ]; then
-		cp $template $conf
-	else
-		rm -f $conf
-	fi
-}
-restore_policy() {
-	! grep -qsF "$mark" $policy || rm -f $policy
-	[ ! -e $policy.apitoken-saved ] || mv $policy.apitoken-saved $policy
-}
-restore() {
-	[ -z "$server" ] || restore_conf
-	restore_policy
-	[ -z "$log" ] || rm -f "$log"
-}
-exec 7>/run/lock/apitoken-deps
-flock 7
-trap restore EXIT
-trap 'exit 130' INT TERM HUP
-restore_policy # what one of us left that was killed
-if [ -n "$server" ]; then
-	if [ -f $conf ]; then
-		saved=$(mktemp)
-		cat $conf >"$saved"
-	fi
-	mkdir -p ${conf%/*}
-	sed -i '/^ *create_main_cluster/d' $conf 2>/dev/null || true
-	echo 'create_main_cluster = false' >>$conf
-fi
-[ ! -e $policy ] || mv $policy $policy.apitoken-saved
+save_file $policy
 printf '#!/bin/sh\n# %s\nexit 101\n' "$mark" >$policy
 chmod 755 $policy
+if [ -n "$server" ]; then
+	mkdir -p ${conf%/*}
+	save_file $conf
+	{ echo "# $mark"; sed '/^ *create_main_cluster/d' $conf.apitoken-saved 2>/dev/null || true; echo 'create_main_cluster = false'; } >$conf
+fi
+openidc=/etc/apache2/mods-enabled/auth_openidc.load
+enabled=$([ ! -e $openidc ] || echo 1)
 
 echo "Installing ${packages[*]}"
 log=$(mktemp)
-if ! DEBIAN_FRONTEND=noninteractive apt-get install -y "${not_the_server[@]}" --no-install-recommends "${packages[@]}" >"$log" 2>&1 7>&-; then
+if ! DEBIAN_FRONTEND=noninteractive apt-get install -y "${careful[@]}" --no-install-recommends "${packages[@]}" >"$log" 2>&1 7>&-; then
 	cat "$log"
 	die "the packages could not be installed"
 fi
@@ -224,6 +224,8 @@ for p in "${packages[@]}"; do
 		nginx-light) update-rc.d nginx disable ;;
 		pgbouncer) update-rc.d pgbouncer disable ;;
 		haproxy) update-rc.d haproxy disable ;;
+		# an Apache that is there gets the module; one of ours is not configured
+		libapache2-mod-auth-openidc) [ -n "$enabled" ] || [ ! -e $openidc ] || a2dismod auth_openidc ;;
 		# it has no init script
 		caddy) DPKG_MAINTSCRIPT_PACKAGE=caddy deb-systemd-helper disable caddy.service ;;
 	esac >/dev/null 2>&1 || true

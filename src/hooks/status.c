@@ -19,7 +19,9 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "optimizer/planner.h"
+#include "tcop/pquery.h"
 #include "tcop/utility.h"
+#include "utils/fmgrprotos.h"
 
 #include "hooks/hooks.h"
 
@@ -36,6 +38,20 @@ static int	depth = 0;
 static bool in_request = false;
 static bool only_reads = false;
 
+/* start of the statement that loaded the library, which `depth` does not count */
+static TimestampTz loaded_by = 0;
+
+/*
+ * Can a function around this statement still catch its error?  No statement is
+ * around the triggers that are fired at COMMIT.
+ */
+static bool
+is_nested(void)
+{
+	return DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) > 0 ||
+		loaded_by == GetCurrentStatementStartTimestamp();
+}
+
 /* Before a statement is planned, which may run functions, and before it is run. */
 static void
 look_at_request(void)
@@ -46,7 +62,7 @@ look_at_request(void)
 		return;
 	if (IsTransactionState())
 		method = apitoken_request_method();
-	in_request = method != NULL;
+	in_request = method != NULL && !is_nested();
 	only_reads = in_request && (strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0);
 }
 
@@ -215,6 +231,8 @@ status_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 void
 apitoken_status_init(void)
 {
+	if (ActivePortal != NULL)
+		loaded_by = GetCurrentStatementStartTimestamp();
 	previous_planner = planner_hook;
 	planner_hook = status_plan;
 	previous_start = ExecutorStart_hook;

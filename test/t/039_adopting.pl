@@ -19,7 +19,7 @@ my $file = 'docs/adopting.md';
 my ($alice, $bob, $carol) = ('a11ce000-0000-4000-8000-000000000001', 'b0b00000-0000-4000-8000-000000000002', 'ca201000-0000-4000-8000-000000000003');
 
 my $node = start_node('adopting');
-$node->safe_psql('postgres', 'CREATE DATABASE app');
+$node->safe_psql('postgres', 'CREATE DATABASE shop');
 my $pooler = start_pooler($node, users => [qw(saas saas_app)],
 	conf => "default_pool_size = 2\n[databases]\napp = host=" . $node->host . ' port=' . $node->port . "\n");
 my %login = (Superuser => undef, Owner => 'saas', Application => 'saas_app');
@@ -57,7 +57,7 @@ sub psql_as
 	my ($out, $err) = ('', '');
 	my @to = defined $user ? ('-h', $pooler->{host}, '-p', $pooler->{port}, '-U', $user) : ('-h', $node->host, '-p', $node->port);
 
-	IPC::Run::run([ 'psql', '-X', '-q', '-A', '-t', @to, '-d', $database // 'app' ], '<', \$sql, '>', \$out, '2>', \$err);
+	IPC::Run::run([ 'psql', '-X', '-q', '-A', '-t', @to, '-d', $database // 'shop' ], '<', \$sql, '>', \$out, '2>', \$err);
 	chomp $out;
 	return ($out, $err);
 }
@@ -171,7 +171,7 @@ as('saas', 'DROP TABLE later');
 	is(acting('saas', $bob, "INSERT INTO documents (team_id, title) VALUES (2, 'x')"), 'ERROR: 42501', 'FORCE: not for another team');
 	as_superuser("INSERT INTO teams OVERRIDING SYSTEM VALUE VALUES (77, 'Hooli'); INSERT INTO documents (team_id, title) VALUES (77, 'Box')");
 	is(as('saas', 'DELETE FROM teams WHERE id = 77') . as_superuser('SELECT count(*) FROM documents WHERE team_id = 77'), '0', 'FORCE: a foreign key deletes rows that the owner does not see');
-	command_fails_like([ 'pg_dump', '-h', $node->host, '-p', $node->port, '-U', 'saas', '-N', 'apitoken', '-N', 'apitoken_internal', 'app' ], qr/row-level security/, 'FORCE: the owner cannot dump');
+	command_fails_like([ 'pg_dump', '-h', $node->host, '-p', $node->port, '-U', 'saas', '-N', 'apitoken', '-N', 'apitoken_internal', 'shop' ], qr/row-level security/, 'FORCE: the owner cannot dump');
 	is((psql_as('saas', $force[1]{text}))[1], '', 'and back');
 }
 as_superuser("SELECT apitoken.disallow('saas', 'act')");
@@ -180,7 +180,7 @@ as_superuser("SELECT apitoken.disallow('saas', 'act')");
 
 run_step(qr/^6\./);
 is(as_superuser("SELECT actor, client_address FROM apitoken.events WHERE action = 'create'"), "$alice|192.0.2.7", 'the event has the address that the application passed');
-my $dbh = DBI->connect("dbi:Pg:dbname=app;host=$pooler->{host};port=$pooler->{port}", 'saas_app', '', { AutoCommit => 1, RaiseError => 1, PrintError => 0, pg_switch_prepared => 0 });
+my $dbh = DBI->connect("dbi:Pg:dbname=shop;host=$pooler->{host};port=$pooler->{port}", 'saas_app', '', { AutoCommit => 1, RaiseError => 1, PrintError => 0, pg_switch_prepared => 0 });
 foreach ([ 'smallint', 'PG_INT2', 1 ], [ 'integer', 'PG_INT4', 1 ], [ 'bigint', 'PG_INT8', 1 ], [ 'text', 'PG_TEXT', '1' ], [ 'varchar', 'PG_VARCHAR', '1' ], [ 'no type', 'PG_UNKNOWN', '1' ])
 {
 	my ($type, $number, $id) = @$_;
@@ -210,15 +210,15 @@ is(as_superuser("SELECT to_regclass('public.api_keys')"), '', 'in the end the ol
 
 # ---- a user leaves, a team is deleted
 
-my %token = create_each($node, { bobs => "user_id => '$bob'", acme => 'organization_id => 1', globex => 'organization_id => 2', carols => "user_id => '$carol'" }, database => 'app');
+my %token = create_each($node, { bobs => "user_id => '$bob'", acme => 'organization_id => 1', globex => 'organization_id => 2', carols => "user_id => '$carol'" }, database => 'shop');
 sub verdicts { my ($database) = @_; return join(' ', map { "$_:" . as_superuser("SELECT verdict FROM apitoken.verify('$token{$_}')", $database) } sort keys %token); }
 my ($soft, $hard) = map { $_->{text} } grep { $_->{step} =~ /^8\./ && $_->{text} =~ /bob\@/ } @blocks;
-is(verdicts('app'), 'acme:valid bobs:valid carols:valid globex:valid', 'before');
+is(verdicts('shop'), 'acme:valid bobs:valid carols:valid globex:valid', 'before');
 is((psql_as('saas_app', $soft))[1], '', 'a soft deletion');
 is(as_superuser("SELECT verdict FROM apitoken.verify('$token{bobs}')") . ' ' . acting('saas_app', $bob, 'SELECT count(*) FROM documents'), 'suspended 0', 'suspends the user');
 is(as('saas_app', "UPDATE users SET deleted_at = NULL WHERE id = '$bob'") . as_superuser("SELECT verdict FROM apitoken.verify('$token{bobs}')"), 'valid', 'and can be taken back');
 run_step(qr/^8\./);
-is(verdicts('app'), 'acme:valid bobs:revoked carols:valid globex:revoked', 'tokens of the user and of the team are revoked');
+is(verdicts('shop'), 'acme:valid bobs:revoked carols:valid globex:revoked', 'tokens of the user and of the team are revoked');
 is(acting('saas_app', $bob, 'SELECT 1'), 'ERROR: 28000 ERROR: 25P02', 'nobody can act as the user');
 is(as_superuser("SELECT string_agg(label || ' ' || revoke_reason, ', ' ORDER BY label COLLATE \"C\") FROM apitoken.tokens WHERE status = 'revoked'"),
 	'Deploy offboarding, bobs owner_deleted, globex owner_deleted', 'each for its reason');
@@ -238,15 +238,15 @@ sub sh
 	IPC::Run::run([ 'bash', '-c', "cd '$dir' && set -o pipefail && $script" ], '>', \$out, '2>', \$err) or $err .= '[failed]';
 	return $err;
 }
-like(sh('pg_dump -U saas -f all.sql app'), qr/permission denied.*\[failed\]/s, 'the owner cannot dump everything');
+like(sh('pg_dump -U saas -f all.sql shop'), qr/permission denied.*\[failed\]/s, 'the owner cannot dump everything');
 is(sh($sh{Owner}), '', 'but the application');
-my $dump = slurp_file("$dir/app.sql");
+my $dump = slurp_file("$dir/shop.sql");
 like($dump, qr/CREATE EXTENSION IF NOT EXISTS apitoken/, 'it names the extension');
 like($dump, qr/CREATE POLICY documents_read/, 'has the policies');
 like($dump, qr/Anvils/, 'and the rows');
 unlike($dump, qr/COPY apitoken|INSERT INTO apitoken[^(]*VALUES \('/, 'and none of the extension');
 $node->safe_psql('postgres', 'CREATE DATABASE restored');
-is(sh('psql -X -q -v ON_ERROR_STOP=1 -d restored -f app.sql >/dev/null'), '', 'a superuser restores it');
+is(sh('psql -X -q -v ON_ERROR_STOP=1 -d restored -f shop.sql >/dev/null'), '', 'a superuser restores it');
 is(as_superuser("SELECT (SELECT count(*) FROM apitoken.tokens), (SELECT count(*) FROM apitoken.memberships), (SELECT count(*) FROM team_members), has_function_privilege('saas_app', 'apitoken.act_as(apitoken.id)', 'EXECUTE')", 'restored'),
 	'0|0|1|t', 'without tokens and directory, but with the capabilities');
 my ($members) = block(qr/^3\./, qr/CREATE ROLE/) =~ /^(INSERT INTO apitoken\.organizations.*?)^COMMIT/ms;
@@ -255,17 +255,17 @@ is(as_superuser("INSERT INTO apitoken.roles (name, permissions) VALUES ('OWNER',
 $node->safe_psql('postgres', 'CREATE DATABASE staging');
 is(sh($sh{Superuser}), '', 'a copy for staging');
 is(verdicts('staging'), 'acme:unknown bobs:unknown carols:unknown globex:unknown', 'no token verifies there');
-is(verdicts('app'), 'acme:valid bobs:revoked carols:valid globex:revoked', 'they do where they are from');
+is(verdicts('shop'), 'acme:valid bobs:revoked carols:valid globex:revoked', 'they do where they are from');
 is(as_superuser('SELECT (SELECT count(*) FROM apitoken_internal.token_records), (SELECT count(*) FROM apitoken.token_usage), (SELECT count(*) FROM apitoken.events)', 'staging'), '0|0|0', 'no digest is there');
 is(as_superuser($drift, 'staging') . as_superuser('SELECT count(*) FROM documents', 'staging'), as_superuser('SELECT count(*) FROM documents'), 'but all the rest');
 is(as_superuser("SET SESSION AUTHORIZATION saas_app; BEGIN; SELECT FROM apitoken.act_as('$alice'); SELECT count(masked) FROM apitoken.create_token('staging', organization_id => 1, role => 'MEMBER'); COMMIT", 'staging'), '1', 'where new tokens can be made');
 
 $node->safe_psql('postgres', 'CREATE DATABASE copy');
-is(sh('pg_dump app | psql -X -q -v ON_ERROR_STOP=1 -d copy >/dev/null'), '', 'a copy of everything');
-is(verdicts('copy'), verdicts('app'), 'has live tokens');
+is(sh('pg_dump shop | psql -X -q -v ON_ERROR_STOP=1 -d copy >/dev/null'), '', 'a copy of everything');
+is(verdicts('copy'), verdicts('shop'), 'has live tokens');
 is((psql_as(undef, block(qr/^9\./, qr/revoke_token/), 'copy'))[1], '', 'until they are revoked there');
 is(verdicts('copy'), join(' ', map { "$_:revoked" } sort keys %token), 'all of them');
-is(verdicts('app'), 'acme:valid bobs:revoked carols:valid globex:revoked', 'and only there');
+is(verdicts('shop'), 'acme:valid bobs:revoked carols:valid globex:revoked', 'and only there');
 
 no_crash($node);
 stop_pooler($pooler);
