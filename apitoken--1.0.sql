@@ -775,10 +775,10 @@ COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is d
 -- rows is in order.  Everything is read with the caller's privileges.
 ------------------------------------------------------------------------------
 
-CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT peppers smallint[],
+CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT installed_version text, OUT peppers smallint[],
 											 OUT pepper_problem text, OUT pepper_hint text) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_setup' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, numbers of the peppers, and why tokens cannot be made with the pepper file';
+COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made with the pepper file';
 
 CREATE FUNCTION apitoken_internal.count_tokens() RETURNS jsonb
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED
@@ -805,15 +805,20 @@ BEGIN ATOMIC
 	WITH RECURSIVE
 	-- What several parts read
 	setup AS MATERIALIZED (
-		SELECT s.*, e.extversion AS version, e.extowner, c.relowner AS owner, a.default_version AS installed_version
+		SELECT s.*, e.extversion AS version, e.extowner, c.relowner AS owner
 		FROM apitoken_internal.read_setup() s
 			JOIN pg_catalog.pg_class c ON c.oid = 'apitoken_internal.token_records'::pg_catalog.regclass
 			JOIN pg_catalog.pg_extension e ON e.extname = 'apitoken'
-			LEFT JOIN pg_catalog.pg_available_extensions a ON a.name = e.extname
+	),
+	-- the extension's objects
+	member AS MATERIALIZED (
+		SELECT d.classid, d.objid AS oid
+		FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+		WHERE e.extname = 'apitoken' AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'
 	),
 	stats AS MATERIALIZED (SELECT s.* FROM apitoken.stats s),
 	-- without the settings that the caller may not see
-	setting AS MATERIALIZED (SELECT s.name, s.setting AS value, s.source FROM pg_catalog.pg_settings s),
+	setting AS MATERIALIZED (SELECT s.name, s.setting AS value, s.source, s.pending_restart FROM pg_catalog.pg_settings s),
 	-- null for a caller who does not see all tokens
 	tokens AS MATERIALIZED (
 		SELECT CASE WHEN pg_catalog.has_table_privilege('apitoken_internal.token_records'::pg_catalog.regclass, 'SELECT')
@@ -832,17 +837,38 @@ BEGIN ATOMIC
 		FROM setting s, pg_catalog.unnest(pg_catalog.string_to_array(s.value, ',')) WITH ORDINALITY l (name, n)
 		WHERE s.name = 'shared_preload_libraries' AND l.name <> ''
 	),
+	-- The list in the hint would take back a change that awaits a restart.
 	preload (hint) AS (
-		SELECT CASE WHEN EXISTS (SELECT FROM setting s WHERE s.name = 'shared_preload_libraries')
+		SELECT CASE WHEN EXISTS (SELECT FROM setting s WHERE s.name = 'shared_preload_libraries' AND NOT s.pending_restart)
 			THEN pg_catalog.format('ALTER SYSTEM SET shared_preload_libraries = %s''apitoken'';  -- then restart the server',
 				(SELECT pg_catalog.string_agg(pg_catalog.quote_literal(l.name) || ', ', '' ORDER BY l.n) FROM library l WHERE NOT l.is_ours))
 			ELSE 'shared_preload_libraries = ''..., apitoken''  # in postgresql.conf, as the last of the list; then restart the server' END
+	),
+	-- what follows ALTER SYSTEM SET apitoken.*, which cannot share a query string with another statement
+	reload (hint) AS (
+		SELECT CASE WHEN s.preloaded THEN '  -- then SELECT pg_reload_conf();'
+			ELSE '  -- in a session that has run LOAD ''apitoken''; then SELECT pg_reload_conf();' END
+		FROM stats s
+	),
+	-- Memberships: does the member have the role's privileges, and may it SET ROLE?
+	-- PostgreSQL 15 has no options for this: the member's attribute INHERIT decides the
+	-- one, and it always may do the other.  Since 16, REVOKE takes back what one grantor
+	-- granted, which for a superuser is the role that initdb made.
+	membership AS MATERIALIZED (
+		SELECT m.roleid, m.member, COALESCE((o.options ->> 'inherit_option')::boolean, r.rolinherit) AS inherits,
+			COALESCE((o.options ->> 'set_option')::boolean, true) AS may_set,
+			pg_catalog.format('REVOKE %s FROM %s%s;', m.roleid::pg_catalog.regrole, m.member::pg_catalog.regrole,
+				CASE WHEN o.options ? 'set_option' AND m.grantor <> 10 THEN ' GRANTED BY ' || m.grantor::pg_catalog.regrole END) AS remedy
+		FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles r ON r.oid = m.member, pg_catalog.to_jsonb(m) o (options)
+		UNION ALL
+		SELECT r.oid, b.datdba, true, true, pg_catalog.format('ALTER DATABASE %I OWNER TO %I;', b.datname, pg_catalog.pg_get_userbyid(10))
+		FROM pg_catalog.pg_roles r, pg_catalog.pg_database b WHERE r.rolname = 'pg_database_owner' AND b.datname = pg_catalog.current_database()
 	),
 	-- A capability that a role was granted, or may use as if, and the statement that
 	-- takes it away: see src/manage/grant.c and src/base/function.c.
 	granted AS (
 		SELECT g.grantee AS role, a.attname::text AS capability,
-			pg_catalog.format('SELECT apitoken.disallow(%L, %L);', g.grantee::pg_catalog.regrole, a.attname) AS remedy
+			pg_catalog.format('SELECT apitoken.disallow(%L, %L);', pg_catalog.pg_get_userbyid(g.grantee), a.attname) AS remedy
 		FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) g
 		WHERE a.attrelid = 'apitoken_internal.capabilities'::pg_catalog.regclass AND g.grantee <> 0
 	),
@@ -858,10 +884,7 @@ BEGIN ATOMIC
 			AND NOT EXISTS (SELECT FROM granted m WHERE m.role = g.grantee
 				AND (m.capability = f.capability OR (m.capability = 'manage' AND f.capability = 'use')))
 		UNION
-		SELECT m.member, h.capability,
-			pg_catalog.format('REVOKE %s FROM %s;', m.roleid::pg_catalog.regrole, m.member::pg_catalog.regrole)
-		FROM held h JOIN pg_catalog.pg_auth_members m ON m.roleid = h.role
-		WHERE pg_catalog.pg_has_role(m.member, m.roleid, 'USAGE')
+		SELECT m.member, h.capability, m.remedy FROM held h JOIN membership m ON m.roleid = h.role WHERE m.inherits
 	),
 	holder AS (
 		SELECT r.*, r.oid::pg_catalog.regrole::text AS name, h.capabilities, h.remedy,
@@ -870,26 +893,22 @@ BEGIN ATOMIC
 				pg_catalog.string_agg(DISTINCT h.remedy, ' ') AS remedy FROM held h GROUP BY h.role) h
 			JOIN pg_catalog.pg_roles r ON r.oid = h.role
 	),
-	-- the extension's objects, and their privileges
+	-- privileges on the extension's objects
 	object AS (
-		SELECT 'pg_catalog.pg_namespace'::pg_catalog.regclass AS classoid, n.oid, 0 AS subid, 'ON SCHEMA' AS kind,
-			n.oid::pg_catalog.regnamespace::text AS name, n.nspacl AS acl
-		FROM pg_catalog.pg_namespace n WHERE n.oid IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		SELECT m.*, 0 AS subid, 'ON SCHEMA' AS kind, n.oid::pg_catalog.regnamespace::text AS name, n.nspacl AS acl
+		FROM member m JOIN pg_catalog.pg_namespace n ON n.oid = m.oid WHERE m.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass
 		UNION ALL
-		SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0, 'ON FUNCTION', p.oid::pg_catalog.regprocedure::text,
-			COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner))
-		FROM pg_catalog.pg_proc p WHERE p.pronamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		SELECT m.*, 0, 'ON FUNCTION', p.oid::pg_catalog.regprocedure::text, COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner))
+		FROM member m JOIN pg_catalog.pg_proc p ON p.oid = m.oid WHERE m.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
 		UNION ALL
-		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, 0, 'ON TABLE', c.oid::pg_catalog.regclass::text, c.relacl
-		FROM pg_catalog.pg_class c WHERE c.relnamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		SELECT m.*, 0, 'ON TABLE', c.oid::pg_catalog.regclass::text, c.relacl
+		FROM member m JOIN pg_catalog.pg_class c ON c.oid = m.oid WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
 		UNION ALL
-		SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0, 'ON TYPE', t.oid::pg_catalog.regtype::text,
-			COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
-		FROM pg_catalog.pg_type t WHERE t.oid IN (pg_catalog.to_regtype('apitoken.verification'), pg_catalog.to_regtype('apitoken.issued_token'))
+		SELECT m.*, a.attnum, pg_catalog.format('(%I) ON TABLE', a.attname), a.attrelid::pg_catalog.regclass::text, a.attacl
+		FROM member m JOIN pg_catalog.pg_attribute a ON a.attrelid = m.oid WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
 		UNION ALL
-		SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, a.attnum, pg_catalog.format('(%I) ON TABLE', a.attname), c.oid::pg_catalog.regclass::text, a.attacl
-		FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
-		WHERE c.relnamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
+		SELECT m.*, 0, 'ON TYPE', t.oid::pg_catalog.regtype::text, COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
+		FROM member m JOIN pg_catalog.pg_type t ON t.oid = m.oid WHERE m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
 	),
 	-- what PUBLIC has, and what it had after the installation
 	public_now AS (
@@ -897,9 +916,85 @@ BEGIN ATOMIC
 	),
 	public_initially AS (
 		SELECT o.kind, o.name, g.privilege_type AS privilege
-		FROM object o JOIN pg_catalog.pg_init_privs i ON i.classoid = o.classoid AND i.objoid = o.oid AND i.objsubid = o.subid,
+		FROM object o JOIN pg_catalog.pg_init_privs i ON i.classoid = o.classid AND i.objoid = o.oid AND i.objsubid = o.subid,
 			pg_catalog.aclexplode(i.initprivs) g
 		WHERE g.grantee = 0
+	),
+
+	-- Functions, views and tables that depend on the extension: its own, those that call
+	-- or read one of these, and tables with a policy that does.  What a function calls is
+	-- unknown if its body is a string.
+	dependent (classid, oid) AS (
+		SELECT m.classid, m.oid FROM member m
+		WHERE m.classid IN ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_class'::pg_catalog.regclass)
+		UNION
+		SELECT CASE WHEN x.relation IS NULL THEN d.classid ELSE 'pg_catalog.pg_class'::pg_catalog.regclass END, COALESCE(x.relation, d.objid)
+		FROM dependent b JOIN pg_catalog.pg_depend d ON d.refclassid = b.classid AND d.refobjid = b.oid
+			LEFT JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND r.oid = d.objid AND r.ev_type = '1'
+			LEFT JOIN pg_catalog.pg_policy y ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND y.oid = d.objid,
+			LATERAL (SELECT COALESCE(r.ev_class, y.polrelid)) x (relation)
+		WHERE d.deptype = 'n' AND (x.relation IS NOT NULL OR d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass)
+	),
+	-- the tables among them that are not the extension's
+	guarded AS MATERIALIZED (
+		SELECT c.oid, c.oid::pg_catalog.regclass::text AS name, c.relowner AS owner, c.relrowsecurity, c.relforcerowsecurity
+		FROM dependent b JOIN pg_catalog.pg_class c ON c.oid = b.oid
+		WHERE b.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.relkind IN ('r', 'p')
+			AND NOT EXISTS (SELECT FROM member m WHERE m.classid = b.classid AND m.oid = b.oid)
+	),
+	-- Owners of tables, and the roles with their privileges.  Others may become the owner
+	-- by SET ROLE, or a role that inherits from it.
+	owner_member (owner, role, inherits) AS (
+		SELECT s.owner, s.owner, true FROM setup s
+		UNION
+		SELECT g.owner, g.owner, true FROM guarded g WHERE g.relrowsecurity AND NOT g.relforcerowsecurity
+		UNION
+		SELECT o.owner, m.member, k.inherits
+		FROM owner_member o JOIN membership m ON m.roleid = o.role, LATERAL (VALUES (true), (false)) k (inherits)
+		WHERE CASE WHEN k.inherits THEN o.inherits AND m.inherits ELSE m.may_set END
+	),
+	heir AS MATERIALIZED (
+		SELECT o.owner, o.role, pg_catalog.bool_or(o.inherits) AS inherits FROM owner_member o GROUP BY o.owner, o.role
+	),
+	-- logins among them, without those that FORCE ROW LEVEL SECURITY does not bind
+	owner_login AS MATERIALIZED (
+		SELECT h.owner, h.inherits, pg_catalog.string_agg(r.oid::pg_catalog.regrole::text, ', ' ORDER BY r.rolname) AS logins
+		FROM heir h JOIN pg_catalog.pg_roles r ON r.oid = h.role JOIN pg_catalog.pg_roles o ON o.oid = h.owner
+		WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND (h.inherits OR NOT (o.rolsuper OR o.rolbypassrls))
+		GROUP BY h.owner, h.inherits
+	),
+	-- tables whose policies are in force, and their partitions and children, which have
+	-- policies of their own or none if they are read by name
+	covered (oid) AS (
+		SELECT g.oid FROM guarded g WHERE g.relrowsecurity
+		UNION
+		SELECT i.inhrelid FROM covered c JOIN pg_catalog.pg_inherits i ON i.inhparent = c.oid
+	),
+	-- These and the views that show them.  The first view on the way without
+	-- security_invoker is the one that reads the table as its owner.
+	shown (relation, of_table, by_view) AS (
+		SELECT c.oid, c.oid, NULL::oid FROM covered c
+		UNION
+		SELECT v.oid, s.of_table, COALESCE(s.by_view, CASE WHEN NOT i.security_invoker THEN v.oid END)
+		FROM shown s
+			JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = s.relation
+				AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.deptype = 'n'
+			JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid AND r.ev_type = '1'
+			JOIN pg_catalog.pg_class v ON v.oid = r.ev_class,
+			LATERAL (SELECT EXISTS (SELECT FROM pg_catalog.pg_options_to_table(v.reloptions) o
+				WHERE o.option_name = 'security_invoker' AND o.option_value::boolean)) i (security_invoker)
+		WHERE s.by_view IS NULL OR NOT i.security_invoker
+	),
+	-- those that roles other than the owner may use
+	shared AS MATERIALIZED (
+		SELECT c.oid, c.oid::pg_catalog.regclass::text AS name, g.grantees
+		FROM pg_catalog.pg_class c, LATERAL (
+			SELECT pg_catalog.string_agg(DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::pg_catalog.regrole::text END, ', ')
+			FROM (SELECT c.relacl UNION ALL SELECT a.attacl FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid) a (acl),
+				pg_catalog.aclexplode(a.acl) g
+			WHERE g.grantee <> c.relowner AND g.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+		) g (grantees)
+		WHERE c.oid IN (SELECT s.relation FROM shown s) AND g.grantees IS NOT NULL
 	),
 
 	finding (subject, level, message, hint) AS (
@@ -964,16 +1059,16 @@ BEGIN ATOMIC
 		-- standby
 		UNION ALL
 		SELECT 'standby', 'notice', 'this server is a standby: it writes recorded use only after a promotion, so a token that is used only here looks unused on the primary',
-			'ALTER SYSTEM SET apitoken.standbys_verify = on; SELECT pg_reload_conf();  -- on the primary, so that no token is revoked as idle'
-		WHERE pg_catalog.pg_is_in_recovery()
+			'ALTER SYSTEM SET apitoken.standbys_verify = on;' || r.hint || ' on the primary, so that no token is revoked as idle'
+		FROM reload r WHERE pg_catalog.pg_is_in_recovery()
 		UNION ALL
 		SELECT 'standby', 'notice', 'a long query on this standby delays the replay, and with it revocations',
-			'ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();'
+			'ALTER SYSTEM SET hot_standby_feedback = on;  -- then SELECT pg_reload_conf();'
 		WHERE pg_catalog.pg_is_in_recovery() AND pg_catalog.current_setting('hot_standby_feedback') = 'off'
 		UNION ALL
 		SELECT 'standby', 'notice', 'a standby may use tokens without the knowledge of this server: no token is revoked as idle while it is connected',
-			'ALTER SYSTEM SET apitoken.standbys_verify = off; SELECT pg_reload_conf();  -- if standbys verify no tokens'
-		WHERE pg_catalog.current_setting('apitoken.standbys_verify') = 'on' AND NOT pg_catalog.pg_is_in_recovery()
+			'ALTER SYSTEM SET apitoken.standbys_verify = off;' || r.hint || ' if standbys verify no tokens'
+		FROM reload r WHERE pg_catalog.current_setting('apitoken.standbys_verify') = 'on' AND NOT pg_catalog.pg_is_in_recovery()
 			AND (SELECT s.incomplete_because FROM stats s) = 'a standby was connected'
 
 		-- peppers
@@ -982,8 +1077,8 @@ BEGIN ATOMIC
 		FROM setup s LEFT JOIN setting f ON f.name = 'apitoken.pepper_file' WHERE s.pepper_problem IS NOT NULL
 		UNION ALL
 		SELECT 'peppers', 'notice', 'there is no pepper file: every role that can write the table of tokens can make a token',
-			'ALTER SYSTEM SET apitoken.pepper_file = ''/etc/postgresql/apitoken.peppers''; SELECT pg_reload_conf();  -- a file with a line 1:KEY, with the output of "openssl rand -hex 32" as the key'
-		FROM setup s WHERE s.pepper_problem IS NULL AND s.peppers = '{}'
+			'ALTER SYSTEM SET apitoken.pepper_file = ''/etc/postgresql/apitoken.peppers'';' || r.hint || ' a file with a line 1:KEY, with the output of "openssl rand -hex 32" as the key'
+		FROM reload r, setup s WHERE s.pepper_problem IS NULL AND s.peppers = '{}'
 		UNION ALL
 		SELECT 'peppers', 'error', pg_catalog.format('tokens that need pepper %s, which the server does not have: %s', c.scheme, pg_catalog.sum(c.tokens)),
 			pg_catalog.format('%s:KEY  # restore this line of the pepper file', c.scheme)
@@ -996,21 +1091,21 @@ BEGIN ATOMIC
 		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'current'
 		UNION ALL
 		SELECT 'peppers', 'notice', pg_catalog.format('tokens whose previous secret has no pepper, and is accepted until its overlap ends: %s', c.tokens),
-			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();  -- then'
-		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'previous'
+			'ALTER SYSTEM SET apitoken.require_pepper = on;' || r.hint || ' when it has ended'
+		FROM reload r, setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'previous'
 			AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
 		UNION ALL
 		SELECT 'peppers', 'notice', 'tokens without a pepper are accepted: every role that can write the table of tokens can make one',
-			'ALTER SYSTEM SET apitoken.require_pepper = on; SELECT pg_reload_conf();'
-		FROM setup s, tokens t WHERE s.peppers <> '{}' AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
+			'ALTER SYSTEM SET apitoken.require_pepper = on;' || r.hint
+		FROM reload r, setup s, tokens t WHERE s.peppers <> '{}' AND pg_catalog.current_setting('apitoken.require_pepper') = 'off'
 			-- the hint is for those who know that no token is refused then
 			AND t.numbers IS NOT NULL AND NOT EXISTS (SELECT FROM scheme c WHERE c.scheme = 0)
 
 		-- logs
 		UNION ALL
 		SELECT 'logs', 'warning', 'apitoken.mask_logs is off: the texts of tokens in statements are readable in the log and in pg_stat_activity',
-			'ALTER SYSTEM SET apitoken.mask_logs = on; SELECT pg_reload_conf();'
-		WHERE pg_catalog.current_setting('apitoken.mask_logs') = 'off'
+			'ALTER SYSTEM SET apitoken.mask_logs = on;' || r.hint
+		FROM reload r WHERE pg_catalog.current_setting('apitoken.mask_logs') = 'off'
 		UNION ALL
 		SELECT 'logs', CASE WHEN s.preloaded AND pg_catalog.current_setting('apitoken.mask_logs') = 'on' THEN 'notice' ELSE 'warning' END,
 			pg_catalog.format('%s is not 0 for login %s: the log may have bind parameters with tokens', p.name, h.name),
@@ -1044,11 +1139,14 @@ BEGIN ATOMIC
 			pg_catalog.format('ALTER ROLE %s NOBYPASSRLS;', h.name)
 		FROM holder h WHERE h.rolbypassrls AND NOT h.rolsuper AND h.uses_tokens
 		UNION ALL
-		SELECT 'capabilities', 'warning', pg_catalog.format('role %s, which holds %s, owns the tables of the extension: no policy of theirs applies to it', h.name, h.capabilities),
+		SELECT 'capabilities', 'warning', pg_catalog.format(CASE WHEN o.inherits
+				THEN 'role %s, which holds %s, owns the tables of the extension: no policy of theirs applies to it'
+				ELSE 'role %s, which holds %s, may become the owner of the tables of the extension by SET ROLE: no policy of theirs applies to it then' END,
+				h.name, h.capabilities),
 			CASE WHEN h.oid = s.owner THEN h.remedy
-				ELSE (SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('REVOKE %s FROM %s;', m.roleid::pg_catalog.regrole, h.name), ' ')
-					FROM pg_catalog.pg_auth_members m WHERE m.member = h.oid AND pg_catalog.pg_has_role(m.roleid, s.owner, 'USAGE')) END
-		FROM setup s, holder h WHERE NOT h.rolsuper AND h.uses_tokens AND pg_catalog.pg_has_role(h.oid, s.owner, 'USAGE')
+				ELSE (SELECT pg_catalog.string_agg(DISTINCT m.remedy, ' ') FROM membership m JOIN heir r ON r.role = m.roleid
+					WHERE m.member = h.oid AND r.owner = s.owner AND (m.inherits OR m.may_set)) END
+		FROM setup s JOIN heir o ON o.owner = s.owner JOIN holder h ON h.oid = o.role WHERE NOT h.rolsuper AND h.uses_tokens
 		UNION ALL
 		SELECT 'capabilities', 'warning', pg_catalog.format('role %s holds act, and runs the SQL of clients as the database_role of %s', h.name, d.roles),
 			(SELECT pg_catalog.string_agg(a.remedy, ' ') FROM held a WHERE a.role = h.oid AND a.capability = 'act')
@@ -1088,24 +1186,32 @@ BEGIN ATOMIC
 
 		-- tables
 		UNION ALL
-		SELECT 'tables', CASE WHEN t.relrowsecurity THEN 'warning' ELSE 'error' END,
-			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'login %2$s is the owner of table %1$s, or inherits from it: no policy of the table applies to that login'
-				ELSE 'row-level security of table %1$s is off: its policies have no effect' END, t.name, o.logins),
-			pg_catalog.format(CASE WHEN t.relrowsecurity THEN 'ALTER TABLE %s FORCE ROW LEVEL SECURITY;' ELSE 'ALTER TABLE %s ENABLE ROW LEVEL SECURITY;' END, t.name)
-		FROM (
-			-- tables with a policy that calls a function of the extension
-			SELECT DISTINCT c.oid::pg_catalog.regclass::text AS name, c.relowner, c.relrowsecurity, c.relforcerowsecurity
-			FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_policy y ON y.oid = d.objid JOIN pg_catalog.pg_class c ON c.oid = y.polrelid
-				JOIN pg_catalog.pg_proc f ON f.oid = d.refobjid
-			WHERE d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-				AND f.pronamespace IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
-				AND c.relnamespace NOT IN ('apitoken'::pg_catalog.regnamespace, 'apitoken_internal'::pg_catalog.regnamespace)
-		) t, LATERAL (
-			-- logins with the privileges of the owner, without those that no policy ever applies to
-			SELECT pg_catalog.string_agg(r.oid::pg_catalog.regrole::text, ', ' ORDER BY r.rolname) FROM pg_catalog.pg_roles r
-			WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolbypassrls AND pg_catalog.pg_has_role(r.oid, t.relowner, 'USAGE')
-		) o (logins)
-		WHERE NOT t.relrowsecurity OR (NOT t.relforcerowsecurity AND o.logins IS NOT NULL)
+		SELECT 'tables', 'error', pg_catalog.format('row-level security of table %s is off: its policies have no effect', g.name),
+			pg_catalog.format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY;', g.name)
+		FROM guarded g WHERE NOT g.relrowsecurity
+		UNION ALL
+		SELECT 'tables', 'warning', pg_catalog.format(CASE WHEN l.inherits
+				THEN 'login %s is the owner of table %s, or inherits from it: no policy of the table applies to that login'
+				ELSE 'login %s may become the owner of table %s by SET ROLE: no policy of the table applies to it then' END, l.logins, g.name),
+			pg_catalog.format('ALTER TABLE %s FORCE ROW LEVEL SECURITY;', g.name)
+		FROM guarded g JOIN owner_login l ON l.owner = g.owner WHERE g.relrowsecurity AND NOT g.relforcerowsecurity
+		UNION ALL
+		SELECT 'tables', 'warning',
+			pg_catalog.format('table %s, a partition or child of a table with policies, has no row-level security, and is granted to %s', a.name, a.grantees),
+			pg_catalog.format('REVOKE ALL ON %s FROM %s;', a.name, a.grantees)
+		FROM covered c JOIN shared a ON a.oid = c.oid JOIN pg_catalog.pg_class t ON t.oid = c.oid
+		WHERE NOT t.relrowsecurity AND c.oid NOT IN (SELECT g.oid FROM guarded g)
+		UNION ALL
+		SELECT 'tables', 'warning',
+			pg_catalog.format('view %s reads table %s as its owner, and no policy applies to that: all rows are readable through %s', v.oid::pg_catalog.regclass,
+				pg_catalog.string_agg(DISTINCT t.oid::pg_catalog.regclass::text, ', '), pg_catalog.string_agg(DISTINCT a.name || ' by ' || a.grantees, ', ')),
+			CASE v.relkind WHEN 'v' THEN pg_catalog.format('ALTER VIEW %s SET (security_invoker = true);', v.oid::pg_catalog.regclass)
+				ELSE pg_catalog.string_agg(DISTINCT pg_catalog.format('REVOKE ALL ON %s FROM %s;', a.name, a.grantees), ' ') END
+		FROM shown s JOIN shared a ON a.oid = s.relation JOIN pg_catalog.pg_class t ON t.oid = s.of_table
+			JOIN pg_catalog.pg_class v ON v.oid = s.by_view JOIN pg_catalog.pg_roles o ON o.oid = v.relowner
+		WHERE o.rolsuper OR o.rolbypassrls OR NOT t.relrowsecurity
+			OR (NOT t.relforcerowsecurity AND EXISTS (SELECT FROM heir h WHERE h.owner = t.relowner AND h.role = v.relowner AND h.inherits))
+		GROUP BY v.oid, v.relkind
 
 		-- tokens
 		UNION ALL
@@ -1131,7 +1237,7 @@ BEGIN ATOMIC
 			(7, 'capabilities', NULL),
 			(8, 'privileges', 'PUBLIC has the privileges that the extension gave it'),
 			(9, 'default privileges', 'no default privileges give away objects of the extension'),
-			(10, 'tables', 'each table with a policy that calls the extension has row-level security, and no login owns it'),
+			(10, 'tables', 'each table with a policy that depends on the extension has row-level security, no login owns it, and no view or partition passes the policies by'),
 			(11, 'tokens', 'each token expires')
 		) s (n, name, in_order) LEFT JOIN finding f ON f.subject = s.name
 	ORDER BY s.n, pg_catalog.array_position('{error,warning,notice}'::text[], f.level), f.message COLLATE "C";

@@ -144,7 +144,31 @@ SELECT public.regress_hints('capabilities') \gexec
 SELECT c.* FROM public.regress_check('capabilities') c WHERE level <> 'ok';
 DELETE FROM apitoken.roles WHERE database_role = 'regress_apitoken_web3';
 UPDATE apitoken.roles SET database_role = NULL;
-DROP ROLE regress_apitoken_web, "regress_apitoken Web 2", regress_apitoken_web3;
+-- a name that needs quotes, in a string; a membership that another role granted
+CREATE ROLE regress_apitoken_grantor;
+GRANT regress_apitoken_all TO regress_apitoken_grantor WITH ADMIN OPTION;
+GRANT regress_apitoken_all TO regress_apitoken_web GRANTED BY regress_apitoken_grantor;
+SELECT apitoken.allow('regress_apitoken Web 2', 'act');
+UPDATE apitoken.roles SET database_role = 'regress_apitoken Web 2' WHERE name = 'developer';
+UPDATE apitoken.roles SET database_role = 'regress_apitoken_web' WHERE name = 'admin';
+SELECT message, pg_catalog.replace(hint, ' GRANTED BY regress_apitoken_grantor', '') FROM public.regress_check('capabilities') WHERE level <> 'ok';
+\set ECHO none
+SELECT public.regress_hints('capabilities') \gexec
+\set ECHO all
+SELECT c.* FROM public.regress_check('capabilities') c WHERE level <> 'ok';
+UPDATE apitoken.roles SET database_role = NULL;
+DROP ROLE regress_apitoken_web, "regress_apitoken Web 2", regress_apitoken_web3, regress_apitoken_grantor;
+-- a role that does not inherit from the owner of the tables, but may become it, itself or through another role
+CREATE ROLE regress_apitoken_owner;
+CALL public.regress_give('regress_apitoken_owner');
+CREATE ROLE regress_apitoken_deputy NOINHERIT;
+GRANT regress_apitoken_owner TO regress_apitoken_deputy;
+GRANT regress_apitoken_deputy TO regress_apitoken_login;
+SELECT c.* FROM public.regress_check('capabilities') c WHERE level <> 'ok';
+SELECT public.regress_hints('capabilities') \gexec
+SELECT c.* FROM public.regress_check('capabilities') c WHERE level <> 'ok';
+CALL public.regress_give(:'superuser');
+DROP ROLE regress_apitoken_owner, regress_apitoken_deputy;
 
 --
 -- logs: logins whose parameters are logged.  The last of these wins: a value for all
@@ -172,7 +196,7 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA apitoken FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION apitoken_internal.sees_user(text) FROM PUBLIC;
 REVOKE USAGE ON SCHEMA apitoken FROM PUBLIC;
 REVOKE SELECT ON apitoken.roles FROM PUBLIC;
-REVOKE USAGE ON TYPE apitoken.verification FROM PUBLIC;
+REVOKE USAGE ON TYPE apitoken.verification, apitoken.id FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id) TO PUBLIC;
 GRANT SELECT, DELETE ON apitoken.events TO PUBLIC;
 GRANT SELECT (digest) ON apitoken_internal.token_records TO PUBLIC;
@@ -180,6 +204,17 @@ GRANT CREATE ON SCHEMA apitoken_internal TO PUBLIC;
 SELECT c.* FROM public.regress_check('privileges') c;
 SELECT public.regress_hints('privileges') \gexec
 SELECT c.* FROM public.regress_check('privileges') c;
+
+-- objects of others in the schema do not matter
+CREATE FUNCTION apitoken.regress_mine() RETURNS int LANGUAGE sql RETURN 1;
+CREATE PROCEDURE apitoken.regress_mine_too() LANGUAGE sql AS 'SELECT 1';
+CREATE TYPE apitoken.regress_kind AS ENUM ('a');
+CREATE VIEW apitoken.regress_view AS SELECT 1 AS a;
+GRANT SELECT ON apitoken.regress_view TO PUBLIC;
+SELECT c.* FROM public.regress_check('privileges') c;
+DROP VIEW apitoken.regress_view;
+DROP TYPE apitoken.regress_kind;
+DROP ROUTINE apitoken.regress_mine(), apitoken.regress_mine_too();
 
 --
 -- default privileges of roles that may update the extension
@@ -248,7 +283,115 @@ REVOKE regress_apitoken_group FROM regress_apitoken_stranger;
 SELECT c.* FROM public.regress_check('tables') c;
 ALTER ROLE regress_apitoken_bypass NOBYPASSRLS;
 SELECT c.* FROM public.regress_check('tables') c;
+-- a login that may only become the owner by SET ROLE: itself, through another role, and by a role that inherits
+ALTER TABLE "regress Shop".article OWNER TO regress_apitoken_group;
+CREATE ROLE regress_apitoken_deputy NOINHERIT LOGIN;
+CREATE ROLE regress_apitoken_heir;
+GRANT regress_apitoken_group TO regress_apitoken_heir;
+GRANT regress_apitoken_heir TO regress_apitoken_deputy;
+GRANT regress_apitoken_deputy TO regress_apitoken_login;
+SELECT c.* FROM public.regress_check('tables') c WHERE c.message ~ 'article';
+SELECT public.regress_hints('tables') \gexec
+SELECT c.* FROM public.regress_check('tables') c;
+ALTER TABLE "regress Shop".article NO FORCE ROW LEVEL SECURITY;
+-- not one that may become a superuser, where FORCE would not help
+ALTER ROLE regress_apitoken_group SUPERUSER;
+SELECT c.* FROM public.regress_check('tables') c WHERE c.message ~ 'article';
+ALTER ROLE regress_apitoken_group NOSUPERUSER;
+REVOKE regress_apitoken_group FROM regress_apitoken_heir;
+DROP ROLE regress_apitoken_deputy, regress_apitoken_heir;
+
+-- policies that read the extension's relations, call functions that do, or read a table with such a policy
+CREATE FUNCTION "regress Shop".is_staff(organization_id text) RETURNS boolean LANGUAGE sql STABLE
+	BEGIN ATOMIC SELECT apitoken.can('shop:staff', organization_id::text); END;
+CREATE FUNCTION "regress Shop".is_chief(organization_id text) RETURNS boolean LANGUAGE sql STABLE
+	BEGIN ATOMIC SELECT "regress Shop".is_staff(organization_id); END;
+CREATE VIEW "regress Shop".colleague AS SELECT user_id FROM apitoken.members;
+CREATE TABLE "regress Shop".by_members (organization_id text);
+CREATE POLICY p ON "regress Shop".by_members USING (organization_id IN (SELECT m.organization_id::text FROM apitoken.members m));
+CREATE TABLE "regress Shop".by_function (organization_id text);
+CREATE POLICY p ON "regress Shop".by_function USING ("regress Shop".is_chief(organization_id));
+CREATE TABLE "regress Shop".by_view (user_id text);
+CREATE POLICY p ON "regress Shop".by_view USING (EXISTS (SELECT FROM "regress Shop".colleague c WHERE c.user_id::text = by_view.user_id));
+CREATE TABLE "regress Shop".by_table (organization_id text);
+CREATE POLICY p ON "regress Shop".by_table USING (EXISTS (SELECT FROM "regress Shop".by_function f WHERE f.organization_id = by_table.organization_id));
+CREATE TABLE "regress Shop".unrelated (organization_id text);
+CREATE POLICY p ON "regress Shop".unrelated USING (EXISTS (SELECT FROM "regress Shop".free f WHERE f.organization_id = unrelated.organization_id));
+SELECT c.* FROM public.regress_check('tables') c;
+SELECT public.regress_hints('tables') \gexec
+SELECT c.* FROM public.regress_check('tables') c;
+DROP TABLE "regress Shop".by_members, "regress Shop".by_function, "regress Shop".by_view, "regress Shop".by_table, "regress Shop".unrelated CASCADE;
+
+-- views that read a table as its owner, and partitions and children that have no policies.  A tenant's rows are read through each.
+CREATE ROLE regress_apitoken_app LOGIN;
+CREATE ROLE regress_apitoken_author;
+GRANT USAGE ON SCHEMA "regress Shop" TO regress_apitoken_app, regress_apitoken_author;
+CREATE TABLE "regress Shop".event (organization_id text, n int) PARTITION BY LIST (n);
+CREATE TABLE "regress Shop"."event 1" PARTITION OF "regress Shop".event FOR VALUES IN (1) PARTITION BY LIST (n);
+CREATE TABLE "regress Shop".event_leaf PARTITION OF "regress Shop"."event 1" DEFAULT;
+CREATE TABLE "regress Shop".event_kept PARTITION OF "regress Shop".event FOR VALUES IN (2);
+CREATE TABLE "regress Shop".event_own PARTITION OF "regress Shop".event FOR VALUES IN (3);
+CREATE TABLE "regress Shop".article_child () INHERITS ("regress Shop".article);
+ALTER TABLE "regress Shop".event_own ENABLE ROW LEVEL SECURITY;
+ALTER TABLE "regress Shop".event ENABLE ROW LEVEL SECURITY;
+CREATE POLICY p ON "regress Shop".event USING (apitoken.can('event:read', organization_id));
+INSERT INTO "regress Shop".event VALUES ('tenant-1', 1), ('tenant-2', 2), ('tenant-1', 3);
+CREATE VIEW "regress Shop"."All" AS SELECT * FROM "regress Shop".event;
+CREATE VIEW "regress Shop".above AS SELECT organization_id FROM "regress Shop"."All";
+CREATE VIEW "regress Shop".invoker WITH (security_invoker = on) AS SELECT * FROM "regress Shop".event;
+CREATE VIEW "regress Shop".above_invoker AS SELECT * FROM "regress Shop".invoker;
+CREATE VIEW "regress Shop".invoker_above WITH (security_invoker) AS SELECT * FROM "regress Shop".above;
+CREATE MATERIALIZED VIEW "regress Shop".copied AS SELECT * FROM "regress Shop".event;
+CREATE VIEW "regress Shop".of_partition AS SELECT * FROM "regress Shop".event_kept;
+CREATE VIEW "regress Shop".by_author AS SELECT * FROM "regress Shop".event;
+GRANT SELECT ON "regress Shop".event TO regress_apitoken_author;
+ALTER VIEW "regress Shop".by_author OWNER TO regress_apitoken_author;
+-- nobody else may use them
+SELECT c.* FROM public.regress_check('tables') c WHERE c.message !~ '^login';
+GRANT SELECT ON "regress Shop".event, "regress Shop"."event 1", "regress Shop".event_leaf, "regress Shop".event_own, "regress Shop".article, "regress Shop".invoker,
+	"regress Shop".above, "regress Shop".above_invoker, "regress Shop".invoker_above, "regress Shop".copied, "regress Shop".of_partition, "regress Shop".by_author TO regress_apitoken_app;
+GRANT UPDATE (organization_id) ON "regress Shop".article_child TO PUBLIC;
+GRANT SELECT (n) ON "regress Shop"."All" TO regress_apitoken_app;
+GRANT ALL ON "regress Shop".event_leaf TO regress_apitoken_author WITH GRANT OPTION;
+CREATE VIEW public.regress_readable AS
+	SELECT c.relname, public.regress_as('regress_apitoken_app', pg_catalog.format('SELECT %I FROM %s',
+		CASE c.relname WHEN 'All' THEN 'n' ELSE 'organization_id' END, c.oid::regclass)) AS outcome
+	FROM pg_catalog.pg_class c WHERE c.relnamespace = '"regress Shop"'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm') AND c.relname <> 'free'
+	ORDER BY c.relname COLLATE "C";
+TABLE public.regress_readable;
+SELECT c.* FROM public.regress_check('tables') c WHERE c.message !~ '^login';
+SELECT hint FROM public.regress_check('tables') WHERE message !~ '^login' \gexec
+SELECT c.* FROM public.regress_check('tables') c WHERE c.message !~ '^login';
+-- security_invoker moves the question to the view above
+SELECT hint FROM public.regress_check('tables') WHERE message !~ '^login' \gexec
+SELECT c.* FROM public.regress_check('tables') c WHERE c.message !~ '^login';
+TABLE public.regress_readable;
+DROP VIEW public.regress_readable;
 DROP SCHEMA "regress Shop" CASCADE;
+DROP ROLE regress_apitoken_app, regress_apitoken_author;
+
+-- many tables, and a long chain of roles: this takes less than a second
+BEGIN;
+SET LOCAL client_min_messages = error;
+DO $$
+BEGIN
+	FOR i IN 1..400 LOOP
+		EXECUTE pg_catalog.format('CREATE ROLE regress_apitoken_chain%s LOGIN', i);
+		EXECUTE pg_catalog.format('GRANT %I TO regress_apitoken_chain%s', CASE i WHEN 1 THEN 'regress_apitoken_group' ELSE 'regress_apitoken_chain' || i - 1 END, i);
+	END LOOP;
+	FOR i IN 1..100 LOOP
+		EXECUTE pg_catalog.format('CREATE TABLE public.regress_many%s (organization_id text)', i);
+		EXECUTE pg_catalog.format('ALTER TABLE public.regress_many%s ENABLE ROW LEVEL SECURITY', i);
+		EXECUTE pg_catalog.format('CREATE POLICY p ON public.regress_many%s USING (apitoken.can(''a:b'', organization_id))', i);
+		EXECUTE pg_catalog.format('ALTER TABLE public.regress_many%s OWNER TO regress_apitoken_group', i);
+	END LOOP;
+END
+$$;
+SELECT apitoken.allow('regress_apitoken_group', 'verify');
+SET LOCAL statement_timeout = '10s';
+SELECT level, pg_catalog.count(*), pg_catalog.min(pg_catalog.cardinality(pg_catalog.string_to_array(message, ', '))) AS logins FROM public.regress_check('tables') GROUP BY 1;
+SELECT pg_catalog.count(*) FROM public.regress_check('capabilities') WHERE message ~ 'chain';
+ROLLBACK;
 DROP ROLE regress_apitoken_group;
 
 --

@@ -1,7 +1,7 @@
 /*
  * check.c
- *		What check_setup() needs to know and SQL cannot see: the version of the
- *		library, and whether the pepper file can be used.
+ *		What check_setup() needs to know and SQL cannot see: the versions of the
+ *		library and of the installed files, and whether the pepper file can be used.
  *
  * The checks themselves are in apitoken--1.0.sql.  They are SQL, and read the
  * catalogs with the caller's privileges.
@@ -11,8 +11,11 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 #include "manage/manage.h"
 
@@ -20,6 +23,7 @@
 enum
 {
 	LIBRARY_VERSION,
+	INSTALLED_VERSION,
 	PEPPERS,
 	PEPPER_PROBLEM,
 	PEPPER_HINT,
@@ -56,6 +60,42 @@ pepper_schemes(ErrorData **error)
 	return schemes;
 }
 
+/*
+ * The default version in the extension's control file, or NULL.  The view
+ * pg_available_extensions has it, too, but fails if the control file of any
+ * extension has a fault.  PostgreSQL 18 and later search extension_control_path.
+ */
+static char *
+installed_version(void)
+{
+	const char *path = GetConfigOption("extension_control_path", true, false);
+	char	   *rest = pstrdup(path == NULL ? "$system" : path);
+	char	   *folder;
+	char		system[MAXPGPATH];
+	FILE	   *file = NULL;
+	char	   *name = NULL;
+	char	   *version = NULL;
+	ConfigVariable *first = NULL;
+	ConfigVariable *last = NULL;
+
+	get_share_path(my_exec_path, system);
+	while (file == NULL && (folder = strsep(&rest, ":")) != NULL)
+	{
+		if (strncmp(folder, "$system", strlen("$system")) == 0)
+			folder = psprintf("%s%s", system, folder + strlen("$system"));
+		name = psprintf("%s/extension/apitoken.control", folder);
+		file = AllocateFile(name, "r");
+	}
+	if (file == NULL)
+		return NULL;
+	(void) ParseConfigFp(file, name, 0, DEBUG1, &first, &last);
+	FreeFile(file);
+	for (ConfigVariable *item = first; item != NULL; item = item->next)
+		if (strcmp(item->name, "default_version") == 0)
+			version = item->value;
+	return version;
+}
+
 /* Without APITOKEN_FUNCTION_INFO_V1, because it tells the library's version.  It has no arguments. */
 PG_FUNCTION_INFO_V1(apitoken_read_setup);
 Datum
@@ -64,6 +104,7 @@ apitoken_read_setup(PG_FUNCTION_ARGS)
 	TupleDesc	descriptor = apitoken_result_type(fcinfo, COLUMNS);
 	Datum		values[COLUMNS] = {0};
 	bool		nulls[COLUMNS] = {0};
+	char	   *version = installed_version();
 	ErrorData  *error;
 	List	   *schemes = pepper_schemes(&error);
 	Datum	   *numbers = palloc((list_length(schemes) + 1) * sizeof(Datum));
@@ -72,6 +113,9 @@ apitoken_read_setup(PG_FUNCTION_ARGS)
 	foreach(lc, schemes)
 		numbers[foreach_current_index(lc)] = Int16GetDatum(lfirst_int(lc));
 	values[LIBRARY_VERSION] = CStringGetTextDatum(APITOKEN_VERSION);
+	nulls[INSTALLED_VERSION] = version == NULL;
+	if (version != NULL)
+		values[INSTALLED_VERSION] = CStringGetTextDatum(version);
 	values[PEPPERS] = PointerGetDatum(construct_array(numbers, list_length(schemes), INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
 	if (error == NULL)
 		nulls[PEPPER_PROBLEM] = true;
