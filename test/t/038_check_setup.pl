@@ -43,19 +43,20 @@ sub hint
 		extra_params => [ defined $how{as} ? ('-U', $how{as}) : () ]);
 }
 
-# apply HINT, on => NODE: run its statements as psql does, one after the other.  "then
-# restart" is a part of the hint.
+# apply HINT, on => NODE: run it in a new session, as one query string.  What is to be
+# done before or then is a part of the hint.
 sub apply
 {
 	my ($hint, %how) = @_;
 	my $on = $how{on} // $node;
 	my $loaded = $on->safe_psql('postgres', 'SELECT pg_conf_load_time()');
-	my ($rc, $out, $err) = $on->psql('postgres', "LOAD 'apitoken';\n$hint", on_error_stop => 1);
+	my ($before) = $hint =~ /(LOAD 'apitoken';)/;
+	my ($then) = $hint =~ /then (SELECT pg_reload_conf\(\);)/;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	is($rc, 0, "applied: $hint") or diag($err);
+	$on->command_ok([ 'psql', '-X', '-v', 'ON_ERROR_STOP=1', '-d', 'postgres', map { ('-c', $_) } grep { defined } $before, $hint, $then ], "applied: $hint");
 	$on->restart if $hint =~ /restart the server/;
-	$on->poll_query_until('postgres', "SELECT pg_conf_load_time() > '$loaded'") if $hint =~ /pg_reload_conf/;
+	$on->poll_query_until('postgres', "SELECT pg_conf_load_time() > '$loaded'") if defined $then;
 	return;
 }
 
@@ -77,6 +78,20 @@ is($node->safe_psql('postgres', "SELECT verdict FROM apitoken.verify('$limited')
 is(hint('preload', $missing, as => 'regress_apitoken_monitor'), q{shared_preload_libraries = '..., apitoken'  # in postgresql.conf, as the last of the list; then restart the server},
 	'a caller who may not see the list gets a line without it');
 is(hint('tokens', 'rate limit'), hint('preload', $missing), 'the same hint');
+# settings of the library, where it is not preloaded
+is(findings($node, 'peppers'), 'notice: there is no pepper file: every role that can write the table of tokens can make a token', 'no pepper file, not preloaded');
+apply(hint('peppers', 'no pepper file') =~ s{/etc/postgresql/apitoken.peppers}{$place/none}r);
+is($node->safe_psql('postgres', "LOAD 'apitoken'; SHOW apitoken.pepper_file"), "$place/none", 'it is set');
+$node->safe_psql('postgres', q{ALTER SYSTEM RESET apitoken.pepper_file});
+$node->reload;
+# a list that awaits a restart
+$node->safe_psql('postgres', q{ALTER SYSTEM SET shared_preload_libraries = 'auto_explain', 'pg_prewarm'});
+$node->reload;
+ok($node->poll_query_until('postgres', q{SELECT pending_restart FROM pg_settings WHERE name = 'shared_preload_libraries'}), 'the list awaits a restart');
+is(hint('preload', $missing), q{shared_preload_libraries = '..., apitoken'  # in postgresql.conf, as the last of the list; then restart the server}, 'the hint does not take it back');
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET shared_preload_libraries');
+$node->reload;
+ok($node->poll_query_until('postgres', q{SELECT NOT pending_restart FROM pg_settings WHERE name = 'shared_preload_libraries'}), 'it is withdrawn');
 apply(hint('preload', $missing));
 is($node->safe_psql('postgres', 'SHOW shared_preload_libraries'), 'auto_explain, apitoken', 'it keeps the others');
 is(findings($node, $_), '', "preloaded: $_") foreach qw(preload usage tokens);
@@ -129,7 +144,7 @@ is(findings($node, 'peppers'), 'warning: tokens without a pepper: 1', 'a token t
 like(findings($node, 'peppers', begin => 'SET apitoken.require_pepper = on'), qr/^warning: tokens without a pepper, which are refused: 1$/m, 'the same if a pepper is required');
 apply(hint('peppers', 'tokens without'));
 is(findings($node, 'peppers'), 'notice: tokens whose previous secret has no pepper, and is accepted until its overlap ends: 1', 'regenerated, with an overlap');
-like(hint('peppers', 'previous'), qr/^ALTER SYSTEM SET apitoken.require_pepper = on;.*-- then$/, 'what comes then');
+like(hint('peppers', 'previous'), qr/^ALTER SYSTEM SET apitoken.require_pepper = on;  -- then SELECT pg_reload_conf\(\); when it has ended$/, 'what comes then');
 $node->safe_psql('postgres', q{
 	SET session_replication_role = replica;
 	UPDATE apitoken_internal.token_records SET previous_expires_at = now() - interval '1 s'});

@@ -230,6 +230,12 @@ is(ask($open, verdict($token)), 'valid', 'and works');
 add("$version--9.9", $touch);
 write_control($control_file =~ s/^default_version = .*/default_version = '9.9'/mr);
 is(checked('old'), "warning: version 9.9 is installed on this server, but sessions use version $version ALTER EXTENSION apitoken UPDATE;  -- then restart the server", 'newer files are installed');
+# the control file of another extension does not matter
+push @made, "$scripts/regress_broken.control";
+append_to_file($made[-1], "default_version = '1.0'\nno such thing = 'x'\n");
+like(answer($node, 'SELECT count(*) FROM pg_available_extensions', database => 'old'), qr/ERROR/, 'the control file of another extension has a fault');
+like(checked('old'), qr/^warning: version 9\.9 is installed/, 'check_setup() does not read it');
+unlink $made[-1];
 is(ask($open, verdict($token)), 'valid', 'an open session with what it has looked up');
 $node->safe_psql('old', q{ALTER EXTENSION apitoken UPDATE TO '9.9'});
 is(ask($open, verdict($token)), '[ERROR: 55000]', 'which meets a newer version');
