@@ -589,17 +589,16 @@ COMMENT ON COLUMN apitoken.members.role IS 'Name of the member''s role in the or
 
 -- Computed relationships: with them, automatic APIs embed rows of one relation in
 -- those of another.  Foreign keys would do it too, but there are none on owners.
--- The argument has no name, so that PostgREST publishes no /rpc/ of them.  Each body
--- is a string: after BEGIN ATOMIC the table that it is called for could get no
--- column with a default, because the function uses its row type.
+-- The argument has no name, so that PostgREST publishes no /rpc/ of them.  No body is
+-- BEGIN ATOMIC: the table that it is called for could then get no column with a
+-- default, because the function uses its row type.
 CREATE FUNCTION apitoken.organizations(apitoken.tokens) RETURNS SETOF apitoken.organizations
 	LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 1
 	AS $$ SELECT o.* FROM apitoken.organizations o WHERE o.id OPERATOR(pg_catalog.=) ($1).organization_id $$;
 COMMENT ON FUNCTION apitoken.organizations(apitoken.tokens) IS 'The organization that owns a token, if the caller may see it: tokens?select=label,organizations(name) in PostgREST';
 
 CREATE FUNCTION apitoken.members(apitoken.organizations) RETURNS SETOF apitoken.members
-	LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 10
-	AS $$ SELECT m.* FROM apitoken.members m WHERE m.organization_id OPERATOR(pg_catalog.=) ($1).id $$;
+	AS 'MODULE_PATHNAME', 'apitoken_read_members_of' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED ROWS 10;
 COMMENT ON FUNCTION apitoken.members(apitoken.organizations) IS 'The members of an organization, if the caller may see them: organizations?select=id,members(name,role) in PostgREST';
 
 ------------------------------------------------------------------------------

@@ -7,8 +7,10 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "executor/executor.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -451,6 +453,30 @@ apitoken_seen_users(PG_FUNCTION_ARGS)
 	PG_RETURN_ARRAYTYPE_P(construct_array(&id, managed->user_id == NULL ? 0 : 1, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
+/* Adds the members of an organization to the result. */
+static void
+put_members(ReturnSetInfo *result, Snapshot snapshot, Datum organization_id)
+{
+	ListCell   *lm;
+
+	foreach(lm, apitoken_fetch_members(snapshot, TextDatumGetCString(organization_id)))
+	{
+		const ApitokenMembership *member = lfirst(lm);
+		ApitokenUserRow user = {0};
+		Datum		values[4];
+		bool		nulls[4] = {false};
+
+		CHECK_FOR_INTERRUPTS();
+		(void) apitoken_fetch_user(snapshot, member->user_id, &user);
+		values[0] = CStringGetTextDatum(member->organization_id);
+		values[1] = CStringGetTextDatum(member->user_id);
+		nulls[2] = user.name == NULL;
+		values[2] = nulls[2] ? (Datum) 0 : CStringGetTextDatum(user.name);
+		values[3] = CStringGetTextDatum(member->role);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+}
+
 /* The rows of the view members. */
 APITOKEN_FUNCTION_INFO_V1(apitoken_read_members);
 Datum
@@ -462,27 +488,28 @@ apitoken_read_members(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	for (int i = 0; i < managed->count; i++)
-	{
-		List	   *members = apitoken_fetch_members(snapshot, TextDatumGetCString(managed->ids[i]));
-		ListCell   *lm;
+		put_members(result, snapshot, managed->ids[i]);
+	UnregisterSnapshot(snapshot);
+	return (Datum) 0;
+}
 
-		foreach(lm, members)
-		{
-			const ApitokenMembership *member = lfirst(lm);
-			ApitokenUserRow user = {0};
-			Datum		values[4];
-			bool		nulls[4] = {false};
+/*
+ * Those of one organization, whose row is the argument.  The row may be made up.
+ * What counts is whether the caller sees the rows of its id in the view.
+ */
+APITOKEN_FUNCTION_INFO_V1(apitoken_read_members_of);
+Datum
+apitoken_read_members_of(PG_FUNCTION_ARGS)
+{
+	bool		isnull;
+	Datum		id = GetAttributeByName(PG_GETARG_HEAPTUPLEHEADER(0), "id", &isnull);
+	Snapshot	snapshot;
 
-			CHECK_FOR_INTERRUPTS();
-			(void) apitoken_fetch_user(snapshot, member->user_id, &user);
-			values[0] = CStringGetTextDatum(member->organization_id);
-			values[1] = CStringGetTextDatum(member->user_id);
-			nulls[2] = user.name == NULL;
-			values[2] = nulls[2] ? (Datum) 0 : CStringGetTextDatum(user.name);
-			values[3] = CStringGetTextDatum(member->role);
-			tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-		}
-	}
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (isnull || !manages_organization(get_managed(NULL), DatumGetTextPP(id)))
+		return (Datum) 0;
+	snapshot = apitoken_latest_snapshot();
+	put_members((ReturnSetInfo *) fcinfo->resultinfo, snapshot, id);
 	UnregisterSnapshot(snapshot);
 	return (Datum) 0;
 }
