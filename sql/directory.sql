@@ -741,6 +741,55 @@ END
 $$;
 DROP TABLE public.regress_spelling;
 
+--
+-- The computed relationship members: what the view has, for one organization.  It
+-- reads no others, so that many organizations take the time of their members.
+--
+BEGIN;
+CREATE ROLE regress_apitoken_embed LOGIN;
+SELECT apitoken.allow('regress_apitoken_embed', 'act', 'manage');
+CREATE ROLE regress_apitoken_embed_directory;
+SELECT apitoken.allow('regress_apitoken_embed_directory', 'directory');
+INSERT INTO apitoken.organizations (id, name) SELECT 'embed-' || n, 'Embed' FROM generate_series(1, 300) n;
+INSERT INTO apitoken.users (id, name) VALUES ('embed-ann', 'Ann');
+INSERT INTO apitoken.memberships SELECT 'embed-' || n, 'embed-' || u, 'admin' FROM generate_series(1, 300) n, generate_series(1, 50) u;
+INSERT INTO apitoken.memberships SELECT 'embed-' || n, 'embed-ann', 'admin' FROM generate_series(1, 299) n;
+SET LOCAL SESSION AUTHORIZATION regress_apitoken_embed;
+SELECT count(*) AS of_nobody FROM apitoken.organizations o, apitoken.members(o);
+SELECT FROM apitoken.act_as('embed-ann');
+CREATE TEMP TABLE embedded AS SELECT m.* FROM apitoken.organizations o, apitoken.members(o) m;
+SELECT count(*), count(name) AS with_name FROM embedded;
+SELECT count(*) AS differences FROM (
+	(TABLE embedded EXCEPT ALL TABLE apitoken.members) UNION ALL (TABLE apitoken.members EXCEPT ALL TABLE embedded)) d;
+-- in a list of columns, too
+SELECT count(*) FROM (SELECT apitoken.members(o) FROM apitoken.organizations o) m;
+-- a row that is made up shows no other organization
+SELECT n, (SELECT count(*) FROM apitoken.members(jsonb_populate_record(NULL::apitoken.organizations, n)) m)
+FROM unnest('{"{\"id\": \"embed-300\"}", "{\"id\": \"embed-299\"}", "{\"id\": null}", "{\"id\": \"no such\"}"}'::jsonb[]) n;
+SELECT count(*) FROM apitoken.members(NULL);
+-- members of 299 organizations take at most 20 times those of all by the view, and took 299 times
+DO $$
+DECLARE
+	started timestamptz;
+	of_view interval;
+	of_each interval;
+BEGIN
+	started := clock_timestamp();
+	PERFORM count(*) FROM apitoken.members;
+	of_view := clock_timestamp() - started;
+	started := clock_timestamp();
+	PERFORM count(*) FROM (SELECT apitoken.members(o) FROM apitoken.organizations o OFFSET 0) m;
+	of_each := clock_timestamp() - started;
+	RAISE NOTICE 'quick: %', CASE WHEN of_each < 20 * of_view THEN 'true' ELSE format('false: %s against %s', of_each, of_view) END;
+END
+$$;
+RESET SESSION AUTHORIZATION;
+SAVEPOINT s;
+SET LOCAL ROLE regress_apitoken_embed_directory;
+SELECT apitoken.members(NULL);
+ROLLBACK TO s;
+ROLLBACK;
+
 DROP VIEW public.regress_verdict, public.regress_directory;
 DROP TABLE public.regress_token, public.regress_command;
 SET client_min_messages = warning;
