@@ -324,7 +324,8 @@ build() {
 }
 
 # start_server DATADIR [FILE]: make a cluster, add the settings of FILE, start it
-# on the socket $WORK/s/.s.PGSQL.5432.  Its log is DATADIR.log.
+# on the socket $WORK/s/.s.PGSQL.5432.  Its log is DATADIR.log.  Tests compare plans:
+# an autovacuum at the wrong moment would change one of two.
 start_server() {
 	local data=$1
 	rm -rf "$data" "$data.log"
@@ -335,6 +336,7 @@ start_server() {
 		unix_socket_directories = '$WORK/s'
 		port = 5432
 		fsync = off
+		autovacuum = off
 		max_prepared_transactions = 10
 		log_line_prefix = '%m [%p] %q%a '
 	EOF
