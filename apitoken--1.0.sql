@@ -907,7 +907,10 @@ BEGIN ATOMIC
 		FROM member m JOIN pg_catalog.pg_attribute a ON a.attrelid = m.oid WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
 		UNION ALL
 		SELECT m.*, 0, 'ON TYPE', t.oid::pg_catalog.regtype::text, COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
-		FROM member m JOIN pg_catalog.pg_type t ON t.oid = m.oid WHERE m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+		FROM member m JOIN pg_catalog.pg_type t ON t.oid = m.oid LEFT JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
+		WHERE m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+			-- PostgreSQL 17 and later count array types and the row types of tables among them
+			AND t.typcategory <> 'A' AND COALESCE(c.relkind, 'c') = 'c'
 	),
 	-- what PUBLIC has, and what it had after the installation
 	public_now AS (
