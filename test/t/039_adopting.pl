@@ -21,7 +21,7 @@ my ($alice, $bob, $carol) = ('a11ce000-0000-4000-8000-000000000001', 'b0b00000-0
 my $node = start_node('adopting');
 $node->safe_psql('postgres', 'CREATE DATABASE shop');
 my $pooler = start_pooler($node, users => [qw(saas saas_app)],
-	conf => "default_pool_size = 2\n[databases]\napp = host=" . $node->host . ' port=' . $node->port . "\n");
+	conf => "default_pool_size = 2\n[databases]\nshop = host=" . $node->host . ' port=' . $node->port . "\n");
 my %login = (Superuser => undef, Owner => 'saas', Application => 'saas_app');
 
 # ---- the document
