@@ -185,7 +185,8 @@ ALTER ROLE regress_apitoken_bypass IN DATABASE :"DBNAME" SET log_parameter_max_l
 ALTER ROLE regress_apitoken_bypass SET log_parameter_max_length = -1;
 SELECT message, hint FROM public.regress_check('logs') WHERE message ~ 'login';
 SET apitoken.mask_logs = off;
-SELECT message, hint FROM public.regress_check('logs');
+-- where the library is preloaded, the comment is shorter: see test/t/038_check_setup.pl
+SELECT message, pg_catalog.split_part(hint, '  -- ', 1) AS hint FROM public.regress_check('logs');
 RESET apitoken.mask_logs;
 
 --
@@ -388,7 +389,7 @@ BEGIN
 END
 $$;
 SELECT apitoken.allow('regress_apitoken_group', 'verify');
-SET LOCAL statement_timeout = '10s';
+SET LOCAL statement_timeout = '60s';
 SELECT level, pg_catalog.count(*), pg_catalog.min(pg_catalog.cardinality(pg_catalog.string_to_array(message, ', '))) AS logins FROM public.regress_check('tables') GROUP BY 1;
 SELECT pg_catalog.count(*) FROM public.regress_check('capabilities') WHERE message ~ 'chain';
 ROLLBACK;
