@@ -1,11 +1,11 @@
 # Every ```sql block of README.md and of docs/*.md runs, in order and unchanged.
 #
 # The blocks of a file run in one psql session, as superuser, in a fresh
-# database "app", without and with the library preloaded.  A ```text block that
-# follows a ```sql block, with only blank lines between them, is exactly what psql
-# printed for it: first the results, then errors.  A block without such a text
-# may print results, but no errors and no warnings.  An error is expected only
-# where the text shows a line "ERROR:".
+# database "app" (docs/adopting.md: "shop"), without and with the library preloaded.
+# A ```text block that follows a ```sql block, with only blank lines between them, is
+# exactly what psql printed for it: first the results, then errors.  A block without
+# such a text may print results, but no errors and no warnings.  An error is expected
+# only where the text shows a line "ERROR:".
 #
 # The ```python block of a file runs after them, with psycopg.  ```sh blocks are
 # only parsed here, because they act on the machine.  All links lead somewhere.
@@ -187,12 +187,13 @@ sub run_file
 {
 	my ($file, $configuration) = @_;
 	my @blocks = blocks($file);
+	my $database = $file eq 'docs/adopting.md' ? 'shop' : 'app';
 	return 0 unless @blocks;
 
 	# what an earlier file left: its database, then its roles
-	$node->safe_psql('postgres', 'DROP DATABASE IF EXISTS app');
+	$node->safe_psql('postgres', "DROP DATABASE IF EXISTS $_") foreach 'app', 'shop';
 	drop_roles($node);
-	$node->safe_psql('postgres', 'CREATE DATABASE app');
+	$node->safe_psql('postgres', "CREATE DATABASE $database");
 
 	my $script = '';
 	foreach my $i (0 .. $#blocks)
@@ -207,7 +208,7 @@ sub run_file
 	local $ENV{PGOPTIONS} = '-c client_min_messages=warning';
 	local $ENV{PGCLIENTENCODING} = 'UTF8';
 	my ($stdout, $stderr);
-	my $ran = IPC::Run::run([ 'psql', '-X', '-q', '-P', 'pager=off', '-d', $node->connstr('app') ],
+	my $ran = IPC::Run::run([ 'psql', '-X', '-q', '-P', 'pager=off', '-d', $node->connstr($database) ],
 		'<', \$script, '>', \$stdout, '2>', \$stderr);
 	my ($nothing, $results) = parts($stdout);
 	my (undef, $errors) = parts($stderr);
