@@ -224,7 +224,7 @@ for p in "${packages[@]}"; do
 		nginx-light) update-rc.d nginx disable ;;
 		pgbouncer) update-rc.d pgbouncer disable ;;
 		haproxy) update-rc.d haproxy disable ;;
-		# an Apache that is there gets the module; one of ours is not configured
+		# where the package apache2 is installed, the module would be loaded at its next start
 		libapache2-mod-auth-openidc) [ -n "$enabled" ] || [ ! -e $openidc ] || a2dismod auth_openidc ;;
 		# it has no init script
 		caddy) DPKG_MAINTSCRIPT_PACKAGE=caddy deb-systemd-helper disable caddy.service ;;

@@ -1,7 +1,8 @@
 # Every ```sql block of README.md and of docs/*.md runs, in order and unchanged.
 #
 # The blocks of a file run in one psql session, as superuser, in a fresh
-# database "app" (docs/adopting.md: "shop"), without and with the library preloaded.
+# database, the one that the file creates by createdb or "app", without and with the
+# library preloaded.
 # A ```text block that follows a ```sql block, with only blank lines between them, is
 # exactly what psql printed for it: first the results, then errors.  A block without
 # such a text may print results, but no errors and no warnings.  An error is expected
@@ -182,17 +183,19 @@ sub run_python
 	}
 }
 
+my $database = 'app';
+
 # run_file(FILE, CONFIGURATION): run its blocks, compare, and return their number
 sub run_file
 {
 	my ($file, $configuration) = @_;
 	my @blocks = blocks($file);
-	my $database = $file eq 'docs/adopting.md' ? 'shop' : 'app';
 	return 0 unless @blocks;
 
 	# what an earlier file left: its database, then its roles
-	$node->safe_psql('postgres', "DROP DATABASE IF EXISTS $_") foreach 'app', 'shop';
+	$node->safe_psql('postgres', "DROP DATABASE IF EXISTS $database");
 	drop_roles($node);
+	($database) = (slurp_file($file) =~ /\bcreatedb (\w+)/, 'app');
 	$node->safe_psql('postgres', "CREATE DATABASE $database");
 
 	my $script = '';
