@@ -108,7 +108,7 @@ CREATE TABLE apitoken_internal.deleted_users (
 	id         text COLLATE "C" PRIMARY KEY,
 	deleted_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
-COMMENT ON TABLE apitoken_internal.deleted_users IS 'Users whose row in users was deleted; without a new row, they cannot be acted as, and no token creates the row';
+COMMENT ON TABLE apitoken_internal.deleted_users IS 'Users whose row in users was deleted; without a new row, they cannot be acted as, and no token creates the row. Of a user who was forgotten, it has the SHA-256 digest of the id.';
 
 -- The table beneath the view roles.  Only its own rows count for verification.  The
 -- built-in roles are rows of a child, which shows them in the view as long as the
@@ -252,7 +252,7 @@ CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
 	at              timestamptz NOT NULL CHECK (pg_catalog.isfinite(at)),
 	action          text COLLATE "C" NOT NULL,
-	token_id        uuid NOT NULL,
+	token_id        uuid,
 	organization_id text COLLATE "C",
 	user_id         text COLLATE "C",
 	actor           text COLLATE "C",
@@ -266,13 +266,13 @@ CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id)
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
 CREATE INDEX events_actor_token_id_idx ON apitoken.events (actor_token_id, id) WHERE actor_token_id IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token; rows never change, and run_maintenance() removes those older than apitoken.retention';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.events.action IS 'Action: create, edit, suspend, resume, regenerate or revoke';
-COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.events.action IS 'Action: create, edit, suspend, resume, regenerate or revoke; forget: a user was forgotten';
+COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token; null: the event is about a user';
 COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token; null: a personal token';
-COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token; null: a token of an organization';
+COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token, or the pseudonym of the user who was forgotten; null: a token of an organization';
 COMMENT ON COLUMN apitoken.events.actor IS 'Id of the user who acted; null: a token of an organization, a database administrator or housekeeping';
 COMMENT ON COLUMN apitoken.events.actor_token_id IS 'Id of the token that acted; null: no token';
 COMMENT ON COLUMN apitoken.events.database_user IS 'Login of the session (session_user)';
@@ -699,6 +699,14 @@ BEGIN ATOMIC
 	LIMIT apitoken_internal.list_limit(list_tokens.page_size, list_tokens.status);
 END;
 COMMENT ON FUNCTION apitoken.list_tokens(text, apitoken.id, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern with %, or plain text that means contains; status: active, expiring, expired, suspended or revoked; before_id: id of the last row of the page before; page_size: 1 to 1000. A null means all; page_size cannot be null. 22023 for an unknown status or a page size out of range.';
+
+------------------------------------------------------------------------------
+-- Erasure
+------------------------------------------------------------------------------
+
+CREATE FUNCTION apitoken.forget_user(user_id apitoken.id) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_forget_user' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.forget_user(apitoken.id) IS 'Delete a user, and replace their id in tokens, events and the list of deleted users by one random pseudonym. Their names and addresses, and the texts of their personal tokens, are removed. Returns true, or false if there was nothing of the user. 22023 for an id that is not valid; 42501 while a user or token is acting; 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role).';
 
 ------------------------------------------------------------------------------
 -- Capabilities

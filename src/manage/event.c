@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "manage/manage.h"
 
@@ -48,6 +49,32 @@ enum
 	EVENT_PARAMETERS
 };
 
+/*
+ * A user who is being forgotten, or was while this transaction waited, must not
+ * appear in a new event.  This does not wait: the erasure may wait for a row that
+ * this transaction has locked.
+ */
+static void
+check_actor(const char *user_id)
+{
+	Snapshot	snapshot;
+	ApitokenUserRow user;
+	bool		forgotten = !apitoken_lock_actor(user_id, ShareLock, false);
+
+	if (!forgotten)
+	{
+		snapshot = apitoken_latest_snapshot();
+		forgotten = apitoken_user_was_forgotten(snapshot, user_id) &&
+			!apitoken_fetch_user(snapshot, user_id, &user);
+		UnregisterSnapshot(snapshot);
+	}
+	if (forgotten)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("the acting user was deleted"),
+				 errhint("Roll back the transaction, and sign in as another user.")));
+}
+
 /* Write the event of a change; `old` and `action` are NULL for a new token. */
 static void
 write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
@@ -71,7 +98,10 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	values[EVENT_ID] = UUIDPGetDatum(&id);
 	values[EVENT_TOKEN] = heap_copy_tuple_as_datum(row, descriptor);
 	if (actor != NULL && actor->user_id != NULL)
+	{
+		check_actor(actor->user_id);
 		values[EVENT_ACTOR] = CStringGetTextDatum(actor->user_id);
+	}
 	else
 		nulls[EVENT_ACTOR] = 'n';
 	if (actor != NULL && actor->source == APITOKEN_SOURCE_TOKEN)
@@ -113,7 +143,7 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 	}
 	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
-		action = action_of_update(trigger);
+		action = apitoken_running_statement == APITOKEN_ERASE_TOKENS ? NULL : action_of_update(trigger);
 		if (action != NULL)
 			write_event(trigger, trigger->tg_newtuple, trigger->tg_trigtuple, action);
 	}
@@ -130,9 +160,12 @@ APITOKEN_FUNCTION_INFO_V1(apitoken_event_refuse_change);
 Datum
 apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 {
+	TriggerEvent event;
+
 	apitoken_expect_trigger(fcinfo, APITOKEN_EVENTS);
-	if (apitoken_running_statement == APITOKEN_REMOVE_EVENTS &&
-		TRIGGER_FIRED_BY_DELETE(((TriggerData *) fcinfo->context)->tg_event))
+	event = ((TriggerData *) fcinfo->context)->tg_event;
+	if ((apitoken_running_statement == APITOKEN_REMOVE_EVENTS && TRIGGER_FIRED_BY_DELETE(event)) ||
+		(apitoken_running_statement == APITOKEN_ERASE_EVENTS && TRIGGER_FIRED_BY_UPDATE(event)))
 		return PointerGetDatum(NULL);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

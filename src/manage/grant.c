@@ -127,6 +127,7 @@ static const Privilege directory_privileges[] = {
 	COLUMNS(insert, "apitoken", "roles", APITOKEN_ROLE_RECORDS),
 	COLUMNS(update, "apitoken", "roles", APITOKEN_ROLE_RECORDS),
 	TABLE(delete, "roles"),
+	FUNCTION("forget_user"),
 };
 
 static const Privilege monitor_privileges[] = {

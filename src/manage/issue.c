@@ -96,10 +96,13 @@ text_of(HeapTuple tuple, TupleDesc descriptor, AttrNumber attribute)
 static void
 ensure_user(const char *user_id)
 {
-	Datum		value = CStringGetTextDatum(user_id);
+	Datum		values[2];
 
-	if (!apitoken_required(&apitoken_require_known_users))
-		apitoken_execute(APITOKEN_ENSURE_USER, &value, NULL);
+	if (apitoken_required(&apitoken_require_known_users))
+		return;
+	values[0] = CStringGetTextDatum(user_id);
+	values[1] = CStringGetTextDatum(apitoken_forgotten_mark(user_id));
+	apitoken_execute(APITOKEN_ENSURE_USER, values, NULL);
 }
 
 static void

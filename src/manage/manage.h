@@ -47,4 +47,8 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked,
 								   TimestampTz expires_at);
 
+/* ----- revoke.c: revocation of tokens ----- */
+
+extern uint64 apitoken_end_owner(bool of_user, Datum id);
+
 #endif							/* APITOKEN_MANAGE_H */

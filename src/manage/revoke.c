@@ -161,9 +161,29 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 }
 
 /*
- * Revoke the tokens of a deleted organization or user, and end its memberships.
- * If the id is used again, the new owner has none of them.  A deleted user is
- * remembered, because acting as a user would otherwise create the row again.
+ * Revoke the tokens of an organization or user, and end its memberships.  If the
+ * id is used again, the new owner has none of them.  Returns the number of both.
+ */
+uint64
+apitoken_end_owner(bool of_user, Datum id)
+{
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', 'n', 'n', 'n', ' ', 'n', 'n'};
+	uint64		ended;
+
+	apitoken_forget_locked();
+	values[0] = acting_user(&nulls[0]);
+	values[1] = CStringGetTextDatum("owner_deleted");
+	values[of_user ? 3 : 2] = id;
+	nulls[of_user ? 3 : 2] = ' ';
+	values[5] = BoolGetDatum(true);
+	ended = apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls);
+	return ended + apitoken_execute(of_user ? APITOKEN_END_MEMBERSHIPS_OF_USER : APITOKEN_END_MEMBERSHIPS_IN, &id, NULL);
+}
+
+/*
+ * A deleted user is remembered, because acting as a user would otherwise create
+ * the row again.
  */
 APITOKEN_FUNCTION_INFO_V1(apitoken_owner_after_delete);
 Datum
@@ -173,25 +193,16 @@ apitoken_owner_after_delete(PG_FUNCTION_ARGS)
 	bool		of_user;
 	Datum		id;
 	bool		isnull;
-	Datum		values[8];
-	char		nulls[8] = {' ', ' ', 'n', 'n', 'n', ' ', 'n', 'n'};
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		apitoken_expect_trigger(fcinfo, APITOKEN_USERS);
 	of_user = RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_USERS);
 	apitoken_expect_trigger(fcinfo, of_user ? APITOKEN_USERS : APITOKEN_ORGANIZATIONS);
 
-	apitoken_forget_locked();
 	id = heap_getattr(trigger->tg_trigtuple, of_user ? Anum_users_id : Anum_organizations_id,
 					  RelationGetDescr(trigger->tg_relation), &isnull);
-	values[0] = acting_user(&nulls[0]);
-	values[1] = CStringGetTextDatum("owner_deleted");
-	values[of_user ? 3 : 2] = id;
-	nulls[of_user ? 3 : 2] = ' ';
-	values[5] = BoolGetDatum(true);
-	apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls);
+	(void) apitoken_end_owner(of_user, id);
 	if (of_user)
 		apitoken_execute(APITOKEN_REMEMBER_DELETED, &id, NULL);
-	apitoken_execute(of_user ? APITOKEN_END_MEMBERSHIPS_OF_USER : APITOKEN_END_MEMBERSHIPS_IN, &id, NULL);
 	return PointerGetDatum(NULL);
 }

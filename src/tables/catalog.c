@@ -14,6 +14,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -345,6 +346,25 @@ apitoken_lock_usage(void)
 					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 					 errmsg("canceling statement due to lock timeout")));
 	}
+	return true;
+}
+
+/*
+ * Lock the events of a user as actor until the end of the transaction: whoever
+ * writes one takes ShareLock, and who erases them ExclusiveLock.  The lock is on
+ * an object that does not exist, as in apitoken_lock_usage().  Two users may have
+ * the same one.  Returns false if it must not wait, but would.
+ */
+bool
+apitoken_lock_actor(const char *user_id, LOCKMODE mode, bool wait)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, apitoken_table(APITOKEN_USERS),
+					   hash_bytes((const unsigned char *) user_id, strlen(user_id)), 0);
+	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
 	return true;
 }
 

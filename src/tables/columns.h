@@ -104,7 +104,7 @@
 	COLUMN(events, id,              UUIDOID,        NOT_NULL, "") \
 	COLUMN(events, at,              TIMESTAMPTZOID, NOT_NULL, "") \
 	COLUMN(events, action,          TEXTOID,        NOT_NULL, "") \
-	COLUMN(events, token_id,        UUIDOID,        NOT_NULL, "") \
+	COLUMN(events, token_id,        UUIDOID,        NULLABLE, "") \
 	COLUMN(events, organization_id, TEXTOID,        NULLABLE, "") \
 	COLUMN(events, user_id,         TEXTOID,        NULLABLE, "") \
 	COLUMN(events, actor,           TEXTOID,        NULLABLE, "") \

@@ -24,6 +24,7 @@
 #include "access/relscan.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
+#include "lib/stringinfo.h"
 #include "executor/instrument.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -447,9 +448,8 @@ apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 	return found;
 }
 
-/* Was the row of this user deleted? */
-bool
-apitoken_user_was_deleted(Snapshot snapshot, const char *id)
+static bool
+is_deleted_id(Snapshot snapshot, const char *id)
 {
 	Lookup		lookup;
 	ScanKeyData key;
@@ -460,6 +460,37 @@ apitoken_user_was_deleted(Snapshot snapshot, const char *id)
 	found = next_row(&lookup, Anum_deleted_users_id);
 	end_lookup(&lookup);
 	return found;
+}
+
+/*
+ * What deleted_users has in place of the id of a forgotten user, so that the user
+ * does not come back by acting.
+ */
+char *
+apitoken_forgotten_mark(const char *id)
+{
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
+	StringInfoData mark;
+
+	apitoken_digest(id, strlen(id), 0, digest);
+	initStringInfo(&mark);
+	appendStringInfoString(&mark, "sha256:");
+	for (int i = 0; i < APITOKEN_DIGEST_LENGTH; i++)
+		appendStringInfo(&mark, "%02x", digest[i]);
+	return mark.data;
+}
+
+bool
+apitoken_user_was_forgotten(Snapshot snapshot, const char *id)
+{
+	return is_deleted_id(snapshot, apitoken_forgotten_mark(id));
+}
+
+/* Was the row of this user deleted, or the user forgotten? */
+bool
+apitoken_user_was_deleted(Snapshot snapshot, const char *id)
+{
+	return is_deleted_id(snapshot, id) || apitoken_user_was_forgotten(snapshot, id);
 }
 
 /* Does the trigger of role.c fire regardless of session_replication_role? */

@@ -31,6 +31,7 @@ extern Relation apitoken_open_table(ApitokenTable table);
 extern bool apitoken_try_lock_table(ApitokenTable table, LOCKMODE mode);
 extern void apitoken_unlock_table(ApitokenTable table, LOCKMODE mode);
 extern bool apitoken_lock_usage(void);
+extern bool apitoken_lock_actor(const char *user_id, LOCKMODE mode, bool wait);
 extern Oid	apitoken_owner(void);
 extern bool apitoken_is_owner(void);
 extern bool apitoken_bypasses_rls(void);
@@ -108,6 +109,8 @@ extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool re
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
 extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
+extern char *apitoken_forgotten_mark(const char *id);
+extern bool apitoken_user_was_forgotten(Snapshot snapshot, const char *id);
 extern bool apitoken_user_was_deleted(Snapshot snapshot, const char *id);
 extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row);
 extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
@@ -164,6 +167,14 @@ typedef enum ApitokenStatement
 	APITOKEN_REMOVE_DAYS,
 	APITOKEN_NEXT_USAGE,
 	APITOKEN_REMOVE_ORPHANS,
+	APITOKEN_DELETE_USER,
+	APITOKEN_MARK_FORGOTTEN,
+	APITOKEN_ERASE_DELETED,
+	APITOKEN_ERASE_TOKENS,
+	APITOKEN_ERASE_USAGE,
+	APITOKEN_ERASE_EVENTS,
+	APITOKEN_FORGOTTEN,
+	APITOKEN_FORGOTTEN_TOKENS,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
 
@@ -175,6 +186,7 @@ extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, c
 /* ----- trigger.c: functions that several trigger functions use ----- */
 
 extern void apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table);
+extern void apitoken_require_triggers(const char *action);
 extern bool apitoken_column_changed(TriggerData *trigger, AttrNumber attribute);
 extern bool apitoken_edited(TriggerData *trigger);
 

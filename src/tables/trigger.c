@@ -24,6 +24,18 @@ apitoken_expect_trigger(FunctionCallInfo fcinfo, ApitokenTable table)
 				 errmsg("function can only be called by a trigger of extension \"apitoken\"")));
 }
 
+/* Raise an error if the extension's triggers do not fire in this session. */
+void
+apitoken_require_triggers(const char *action)
+{
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot %s while \"session_replication_role\" is \"replica\"", action),
+				 errdetail("The triggers of the extension do not fire in this mode."),
+				 errhint("Run SET session_replication_role = origin.")));
+}
+
 /* Did the update change this column? */
 bool
 apitoken_column_changed(TriggerData *trigger, AttrNumber attribute)

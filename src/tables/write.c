@@ -83,8 +83,9 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	[APITOKEN_ENSURE_USER] = {
 		"INSERT INTO apitoken.users (id) SELECT $1 WHERE NOT EXISTS ("
-		"SELECT FROM apitoken_internal.deleted_users WHERE id OPERATOR(pg_catalog.=) $1) ON CONFLICT (id) DO NOTHING",
-		1, {TEXTOID}
+		"SELECT FROM apitoken_internal.deleted_users WHERE id OPERATOR(pg_catalog.=) $1 OR id OPERATOR(pg_catalog.=) $2)"
+		" ON CONFLICT (id) DO NOTHING",
+		2, {TEXTOID, TEXTOID}
 	},
 	[APITOKEN_REMEMBER_DELETED] = {
 		"INSERT INTO apitoken_internal.deleted_users (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET deleted_at = excluded.deleted_at",
@@ -359,6 +360,69 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" SELECT token_id FROM gone UNION ALL SELECT token_id FROM daily",
 		2, {UUIDOID, UUIDOID}
 	},
+
+	/* Erasure: see src/manage/erase.c. */
+	[APITOKEN_DELETE_USER] = {
+		"DELETE FROM apitoken.users WHERE id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
+	/* A time would tell which pseudonym the id had. */
+	[APITOKEN_MARK_FORGOTTEN] = {
+		"INSERT INTO apitoken_internal.deleted_users (id, deleted_at) VALUES ($1, '-infinity') ON CONFLICT (id) DO NOTHING",
+		1, {TEXTOID}
+	},
+	/* In these, $1 is the id and $2 the pseudonym. */
+	[APITOKEN_ERASE_DELETED] = {
+		"UPDATE apitoken_internal.deleted_users SET id = $2 WHERE id OPERATOR(pg_catalog.=) $1",
+		2, {TEXTOID, TEXTOID}
+	},
+	/* Texts, addresses and data of the user's own tokens, and the names of their ids everywhere. */
+	[APITOKEN_ERASE_TOKENS] = {
+		"UPDATE apitoken_internal.token_records SET"
+		" label = CASE WHEN user_id OPERATOR(pg_catalog.=) $1 THEN 'forgotten' ELSE label END,"
+		" description = CASE WHEN user_id OPERATOR(pg_catalog.=) $1 THEN NULL ELSE description END,"
+		" metadata = CASE WHEN user_id OPERATOR(pg_catalog.=) $1 THEN '{}' ELSE metadata END,"
+		" allowed_networks = CASE WHEN user_id OPERATOR(pg_catalog.=) $1 THEN NULL ELSE allowed_networks END,"
+		" revoke_reason = CASE WHEN user_id OPERATOR(pg_catalog.=) $1"
+		"  AND revoke_reason OPERATOR(pg_catalog.<>) 'owner_deleted' THEN NULL ELSE revoke_reason END,"
+		" user_id = CASE WHEN user_id OPERATOR(pg_catalog.=) $1 THEN $2 ELSE user_id END,"
+		" created_by_name = CASE WHEN created_by OPERATOR(pg_catalog.=) $1 THEN NULL ELSE created_by_name END,"
+		" created_by = CASE WHEN created_by OPERATOR(pg_catalog.=) $1 THEN $2 ELSE created_by END,"
+		" revoked_by = CASE WHEN revoked_by OPERATOR(pg_catalog.=) $1 THEN $2 ELSE revoked_by END"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
+		" WHERE user_id OPERATOR(pg_catalog.=) $1 OR created_by OPERATOR(pg_catalog.=) $1 OR revoked_by OPERATOR(pg_catalog.=) $1"
+		" ORDER BY id FOR UPDATE))",
+		2, {TEXTOID, TEXTOID}
+	},
+	[APITOKEN_ERASE_USAGE] = {
+		"UPDATE apitoken.token_usage SET last_used_from = NULL WHERE last_used_from IS NOT NULL"
+		" AND token_id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
+		" WHERE user_id OPERATOR(pg_catalog.=) $2))",
+		2, {TEXTOID, TEXTOID}
+	},
+	/* Of the user's own tokens, the details may have texts and addresses. */
+	[APITOKEN_ERASE_EVENTS] = {
+		"UPDATE apitoken.events SET"
+		" details = CASE WHEN user_id OPERATOR(pg_catalog.=) $1"
+		" THEN pg_catalog.jsonb_build_object('masked', details OPERATOR(pg_catalog.->) 'masked')"
+		" WHEN (details OPERATOR(pg_catalog.#>>) '{new,revoked_by}') OPERATOR(pg_catalog.=) $1"
+		" THEN pg_catalog.jsonb_set(details, '{new,revoked_by}', pg_catalog.to_jsonb($2))"
+		" ELSE details END,"
+		" user_id = CASE WHEN user_id OPERATOR(pg_catalog.=) $1 THEN $2 ELSE user_id END,"
+		" actor = CASE WHEN actor OPERATOR(pg_catalog.=) $1 THEN $2 ELSE actor END,"
+		" client_address = NULL"
+		" WHERE user_id OPERATOR(pg_catalog.=) $1 OR actor OPERATOR(pg_catalog.=) $1",
+		2, {TEXTOID, TEXTOID}
+	},
+	[APITOKEN_FORGOTTEN] = {
+		EVENT_COLUMNS
+		"VALUES ($1, pg_catalog.clock_timestamp(), 'forget', NULL, NULL, $2, NULL, NULL, $3, $4, '{}')",
+		4, {UUIDOID, TEXTOID, NAMEOID, INETOID}
+	},
+	[APITOKEN_FORGOTTEN_TOKENS] = {
+		"SELECT pg_catalog.array_agg(id ORDER BY id) FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $1",
+		1, {TEXTOID}
+	},
 };
 
 /*
@@ -383,6 +447,9 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_REMOVE_DAYS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_NEXT_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_ORPHANS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_ERASE_TOKENS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_ERASE_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_ERASE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];

@@ -393,12 +393,7 @@ apitoken_maintain(int size, ApitokenMaintenance *run)
 	ErrorData  *error;
 
 	/* Without triggers, a revocation would write no event, and a deletion would not remove usage. */
-	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot run maintenance while \"session_replication_role\" is \"replica\""),
-				 errdetail("The triggers of the extension do not fire in this mode."),
-				 errhint("Run SET session_replication_role = origin.")));
+	apitoken_require_triggers("run maintenance");
 	/* The default must not take the place of a configured value that was refused. */
 	apitoken_require_setting(&apitoken_retention);
 	apitoken_require_setting(&apitoken_usage_retention);

@@ -242,6 +242,46 @@ apitoken_remove_written_usage(Oid *busy, int count)
 	apitoken_map_remove(apitoken_usage_map, is_removable, &list);
 }
 
+/* Arguments of forget_address(). */
+typedef struct ForgottenTokens
+{
+	Oid			database;
+	const pg_uuid_t *ids;
+	int			count;
+} ForgottenTokens;
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(pg_uuid_t));
+}
+
+static bool
+forget_address(void *entry, void *arg)
+{
+	ApitokenUsage *usage = entry;
+	ForgottenTokens *tokens = arg;
+
+	if (usage->key.database == tokens->database &&
+		bsearch(&usage->key.token_id, tokens->ids, tokens->count, sizeof(pg_uuid_t), compare_ids) != NULL)
+	{
+		SpinLockAcquire(&usage->mutex);
+		memset(&usage->last.from, 0, sizeof(usage->last.from));
+		SpinLockRelease(&usage->mutex);
+	}
+	return true;
+}
+
+/* Forget the client addresses of these tokens, which are sorted by id.  This cannot fail. */
+void
+apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int count)
+{
+	ForgottenTokens tokens = {database, ids, count};
+
+	if (apitoken_shared != NULL)
+		apitoken_map_each(apitoken_usage_map, forget_address, &tokens);
+}
+
 /* ---- in the caller's transaction ---- */
 
 static void

@@ -170,6 +170,7 @@ extern int	apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *row
 extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
 extern int	apitoken_databases_with_usage(Oid *databases, int max);
 extern void apitoken_remove_written_usage(Oid *busy, int count);
+extern void apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int count);
 
 /* ----- limit.c: rate limits ----- */
 
