@@ -72,6 +72,16 @@ CREATE TABLE apitoken.organizations (
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	idle_timeout interval,
 	resumed_at   timestamptz CHECK (pg_catalog.isfinite(resumed_at)),
+	max_lifetime          interval,
+	require_expiry        boolean NOT NULL DEFAULT false,
+	max_tokens            integer CHECK (max_tokens BETWEEN 0 AND 1000000),
+	allowed_networks      cidr[],
+	default_role          text COLLATE "C",
+	allow_personal_tokens boolean NOT NULL DEFAULT true,
+	CONSTRAINT organizations_max_lifetime CHECK (
+		max_lifetime BETWEEN '1 minute' AND '100 years'
+		AND LEAST(EXTRACT(year FROM max_lifetime), EXTRACT(month FROM max_lifetime),
+				  EXTRACT(day FROM max_lifetime), EXTRACT(hour FROM max_lifetime)) >= 0),
 	-- no field is negative: a mixed interval could be over at once in a short month
 	CONSTRAINT organizations_idle_timeout CHECK (
 		idle_timeout BETWEEN '1 minute' AND '100 years'
@@ -85,6 +95,12 @@ COMMENT ON COLUMN apitoken.organizations.suspended_at IS 'Time of the suspension
 COMMENT ON COLUMN apitoken.organizations.created_at IS 'When the row was created';
 COMMENT ON COLUMN apitoken.organizations.idle_timeout IS 'Time after which run_maintenance() revokes tokens that were not used, changed or resumed; 1 minute to 100 years; null: never';
 COMMENT ON COLUMN apitoken.organizations.resumed_at IS 'When the last suspension ended; the idle time of the tokens starts no earlier; null: no suspension has ended';
+COMMENT ON COLUMN apitoken.organizations.max_lifetime IS 'Longest time from the creation or last regeneration of a token to its expiry, 1 minute to 100 years; other tokens of the organization are refused, and so are other personal tokens in it; null: no limit';
+COMMENT ON COLUMN apitoken.organizations.require_expiry IS 'True: tokens of the organization that never expire are refused, and so are such personal tokens in it';
+COMMENT ON COLUMN apitoken.organizations.max_tokens IS 'Greatest number of tokens of the organization that are not revoked, 0 to 1000000; no token is created beyond it; null: no limit';
+COMMENT ON COLUMN apitoken.organizations.allowed_networks IS 'Networks from which tokens of the organization are accepted; a token''s own list must contain the address too; null: from everywhere';
+COMMENT ON COLUMN apitoken.organizations.default_role IS 'Role of a new token of the organization for which none is given; null: developer';
+COMMENT ON COLUMN apitoken.organizations.allow_personal_tokens IS 'False: personal tokens may do nothing in the organization; users who act directly may';
 
 CREATE TABLE apitoken.users (
 	id           text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_id('user', id)),
@@ -165,6 +181,7 @@ CREATE TABLE apitoken_internal.token_records (
 	expires_at             timestamptz,
 	suspended_at           timestamptz,
 	revoked_at             timestamptz,
+	regenerated_at         timestamptz,
 	previous_expires_at    timestamptz,
 	rate_limit_per_minute  integer,
 	digest_scheme          smallint NOT NULL CHECK (digest_scheme >= 0),
@@ -192,7 +209,8 @@ CREATE TABLE apitoken_internal.token_records (
 	-- A row that a restore or replication brings must not make reading the tokens fail.
 	CONSTRAINT token_records_times CHECK (
 		pg_catalog.isfinite(created_at) AND pg_catalog.isfinite(updated_at) AND pg_catalog.isfinite(expires_at)
-		AND pg_catalog.isfinite(suspended_at) AND pg_catalog.isfinite(revoked_at) AND pg_catalog.isfinite(previous_expires_at)),
+		AND pg_catalog.isfinite(suspended_at) AND pg_catalog.isfinite(revoked_at) AND pg_catalog.isfinite(previous_expires_at)
+		AND pg_catalog.isfinite(regenerated_at)),
 	CONSTRAINT token_records_rate_limit CHECK (rate_limit_per_minute BETWEEN 1 AND 1000000),
 	CONSTRAINT token_records_label CHECK (pg_catalog.char_length(label) <= 255),
 	CONSTRAINT token_records_metadata CHECK (pg_catalog.jsonb_typeof(metadata) = 'object')
@@ -284,7 +302,9 @@ COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of t
 -- Therefore no statistics are collected about columns with tenants' data.
 ALTER TABLE apitoken.organizations
 	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
-	ALTER created_at SET STATISTICS 0, ALTER idle_timeout SET STATISTICS 0, ALTER resumed_at SET STATISTICS 0;
+	ALTER created_at SET STATISTICS 0, ALTER idle_timeout SET STATISTICS 0, ALTER resumed_at SET STATISTICS 0,
+	ALTER max_lifetime SET STATISTICS 0, ALTER require_expiry SET STATISTICS 0, ALTER max_tokens SET STATISTICS 0,
+	ALTER allowed_networks SET STATISTICS 0, ALTER default_role SET STATISTICS 0, ALTER allow_personal_tokens SET STATISTICS 0;
 ALTER TABLE apitoken.users
 	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER email SET STATISTICS 0,
 	ALTER groups SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
@@ -294,6 +314,7 @@ ALTER TABLE apitoken.memberships
 ALTER TABLE apitoken_internal.token_records
 	ALTER id SET STATISTICS 0, ALTER created_at SET STATISTICS 0, ALTER updated_at SET STATISTICS 0,
 	ALTER expires_at SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0, ALTER revoked_at SET STATISTICS 0,
+	ALTER regenerated_at SET STATISTICS 0,
 	ALTER previous_expires_at SET STATISTICS 0, ALTER rate_limit_per_minute SET STATISTICS 0,
 	ALTER digest_scheme SET STATISTICS 0, ALTER previous_digest_scheme SET STATISTICS 0,
 	ALTER digest SET STATISTICS 0, ALTER previous_digest SET STATISTICS 0, ALTER organization_id SET STATISTICS 0,
@@ -363,7 +384,7 @@ CREATE TYPE apitoken.verification AS (
 );
 COMMENT ON TYPE apitoken.verification IS 'Result of a verification; token_id and label are null unless the secret was right, kind to metadata are null unless the token is valid';
 COMMENT ON COLUMN apitoken.verification.valid IS 'True if the verdict is valid; never null';
-COMMENT ON COLUMN apitoken.verification.verdict IS 'Verdict: valid, malformed, unknown, revoked, expired, suspended, network_refused, permission_refused or rate_limited; all but malformed and unknown need the right secret; never null';
+COMMENT ON COLUMN apitoken.verification.verdict IS 'Verdict: valid, malformed, unknown, revoked, expired, suspended, policy_refused, network_refused, permission_refused or rate_limited; all but malformed and unknown need the right secret; never null';
 COMMENT ON COLUMN apitoken.verification.token_id IS 'Id of the token; null unless the secret was right';
 COMMENT ON COLUMN apitoken.verification.label IS 'Label of the token; null unless the secret was right';
 COMMENT ON COLUMN apitoken.verification.kind IS 'Kind of owner: organization or user';
@@ -546,10 +567,19 @@ SELECT r.id,
 		WHEN r.revoked_at IS NOT NULL THEN 'revoked'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp() THEN 'expired'
 		WHEN r.suspended_at IS NOT NULL THEN 'suspended'
+		-- as apitoken_lifetime_allowed() has it
+		WHEN EXISTS (
+			SELECT FROM apitoken.organizations o
+			WHERE o.id = r.organization_id
+				AND CASE WHEN r.expires_at IS NULL THEN o.require_expiry OR o.max_lifetime IS NOT NULL
+					ELSE pg_catalog.timezone('UTC', r.expires_at) - o.max_lifetime
+						> pg_catalog.timezone('UTC', COALESCE(r.regenerated_at, r.created_at)) END
+		) THEN 'policy_refused'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp()
 			+ LEAST('7 days'::interval, GREATEST((r.expires_at - r.created_at) / 2, '3 days'::interval)) THEN 'expiring'
 		ELSE 'active'
-	END AS status
+	END AS status,
+	r.regenerated_at
 FROM apitoken_internal.token_records r;
 COMMENT ON VIEW apitoken.tokens IS 'Tokens that the caller may see. INSERT creates a token (take_token() returns its text), UPDATE edits or suspends it, revoke_token() ends it.';
 COMMENT ON COLUMN apitoken.tokens.id IS 'Id of the token, UUID version 7 (RFC 9562); the token text contains it';
@@ -576,7 +606,8 @@ COMMENT ON COLUMN apitoken.tokens.revoke_reason IS 'Reason of the revocation; nu
 COMMENT ON COLUMN apitoken.tokens.last_used_at IS 'When the token was last accepted; null: never';
 COMMENT ON COLUMN apitoken.tokens.last_used IS 'Last use in words: never, just now, 5 minutes ago, 5 days ago';
 COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of the last use; null: unknown';
-COMMENT ON COLUMN apitoken.tokens.status IS 'Status: active, expiring, expired, suspended or revoked. Expiring means that less than 7 days are left; with a lifetime under 14 days, less than half of it or less than 3 days, whichever is more.';
+COMMENT ON COLUMN apitoken.tokens.regenerated_at IS 'When the token was last regenerated; null: never';
+COMMENT ON COLUMN apitoken.tokens.status IS 'Status: active, expiring, expired, suspended, policy_refused (its organization''s policy does not allow its lifetime) or revoked. Expiring means that less than 7 days are left; with a lifetime under 14 days, less than half of it or less than 3 days, whichever is more.';
 
 CREATE VIEW apitoken.members AS
 SELECT m.organization_id COLLATE "C" AS organization_id, m.user_id COLLATE "C" AS user_id, m.name, m.role COLLATE "C" AS role
@@ -652,7 +683,7 @@ CREATE FUNCTION apitoken.create_token(label text, organization_id apitoken.id DE
 									  allowed_networks cidr[] DEFAULT NULL, rate_limit_per_minute integer DEFAULT NULL,
 									  metadata jsonb DEFAULT '{}') RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_create_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.create_token(text, apitoken.id, apitoken.id, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values; 23503 for an unknown role or organization; 23505 if the label is in use.';
+COMMENT ON FUNCTION apitoken.create_token(text, apitoken.id, apitoken.id, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values and for a lifetime that the organization''s policy does not allow; 55000 if the organization has the greatest number of tokens; 23503 for an unknown role or organization; 23505 if the label is in use.';
 
 CREATE FUNCTION apitoken.take_token(id uuid) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_take_token' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -661,7 +692,7 @@ COMMENT ON FUNCTION apitoken.take_token(uuid) IS 'Text of a token that the same 
 CREATE FUNCTION apitoken.regenerate_token(id uuid, overlap interval DEFAULT '0', expires_in interval DEFAULT NULL)
 	RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_regenerate_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry. expires_in null keeps the expiry. 42501 if the token does not exist or the caller may not change it; 55000 if it is revoked, or expired and expires_in is null; 22023 for a duration out of range.';
+COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry. expires_in null keeps the expiry. 42501 if the token does not exist or the caller may not change it; 55000 if it is revoked, or expired and expires_in is null; 22023 for a duration out of range, and for an expiry that the organization''s policy does not allow.';
 
 CREATE FUNCTION apitoken.revoke_token(id uuid, confirm_label text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -698,7 +729,7 @@ BEGIN ATOMIC
 	ORDER BY t.created_at DESC, t.id DESC
 	LIMIT apitoken_internal.list_limit(list_tokens.page_size, list_tokens.status);
 END;
-COMMENT ON FUNCTION apitoken.list_tokens(text, apitoken.id, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern with %, or plain text that means contains; status: active, expiring, expired, suspended or revoked; before_id: id of the last row of the page before; page_size: 1 to 1000. A null means all; page_size cannot be null. 22023 for an unknown status or a page size out of range.';
+COMMENT ON FUNCTION apitoken.list_tokens(text, apitoken.id, text, uuid, integer) IS 'Tokens that the caller may see, newest first. label: an ILIKE pattern with %, or plain text that means contains; status: active, expiring, expired, suspended, policy_refused or revoked; before_id: id of the last row of the page before; page_size: 1 to 1000. A null means all; page_size cannot be null. 22023 for an unknown status or a page size out of range.';
 
 ------------------------------------------------------------------------------
 -- Erasure
@@ -731,7 +762,7 @@ COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s
 CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
 	OUT valid bigint, OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT expired bigint,
-	OUT suspended bigint, OUT network_refused bigint, OUT permission_refused bigint, OUT rate_limited bigint,
+	OUT suspended bigint, OUT policy_refused bigint, OUT network_refused bigint, OUT permission_refused bigint, OUT rate_limited bigint,
 	OUT flushes bigint, OUT dropped bigint, OUT masked bigint,
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
 	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz, OUT launcher_runs boolean,
@@ -749,6 +780,7 @@ COMMENT ON COLUMN apitoken.stats.unknown IS 'Number of verifications with this v
 COMMENT ON COLUMN apitoken.stats.revoked IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.expired IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.suspended IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.policy_refused IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.network_refused IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.permission_refused IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Number of verifications with this verdict';
@@ -1386,8 +1418,12 @@ CREATE POLICY organizations_read ON apitoken.organizations FOR SELECT
 	USING (apitoken_internal.sees_organization(id));
 CREATE POLICY organizations_insert ON apitoken.organizations FOR INSERT
 	WITH CHECK (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'INSERT'));
+-- Members may update the columns of the policy, on which the capability manage grants
+-- UPDATE.  So that privilege does not tell them from a role that keeps the directory.
 CREATE POLICY organizations_update ON apitoken.organizations FOR UPDATE
-	USING (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'UPDATE'));
+	USING (apitoken_internal.sees_organization(id)
+		   AND (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'DELETE')
+				OR apitoken_internal.manages_organization(id, 'organization:update')));
 CREATE POLICY organizations_delete ON apitoken.organizations FOR DELETE
 	USING (apitoken_internal.was_granted('apitoken.organizations'::pg_catalog.regclass, 'DELETE'));
 

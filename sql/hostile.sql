@@ -462,7 +462,9 @@ SELECT attack.try('see', 'SELECT 1 FROM apitoken.tokens') AS sees, attack.try('s
 	attack.try('see', 'SELECT 1 FROM apitoken_internal.token_records FOR NO KEY UPDATE') AS "for no key update",
 	attack.try('see', 'SELECT 1 FROM apitoken_internal.token_records FOR SHARE') AS "for share",
 	attack.try('see', 'SELECT 1 FROM apitoken.tokens FOR KEY SHARE') AS "for key share";
-SELECT left(attack.try('ada', 'SELECT 1 FROM apitoken.organizations FOR UPDATE'), 5) AS organizations,
+SELECT attack.try('see', 'SELECT 1 FROM apitoken.organizations FOR UPDATE') AS organizations,
+	-- with organization:update, those whose policy they may change
+	attack.try('ada', 'SELECT 1 FROM apitoken.organizations FOR UPDATE') AS own_organizations,
 	left(attack.try('ada', 'SELECT 1 FROM apitoken.roles FOR SHARE'), 5) AS roles,
 	left(attack.try('ada', 'SELECT 1 FROM apitoken.token_usage FOR UPDATE'), 5) AS token_usage,
 	left(attack.try('ada', 'SELECT 1 FROM apitoken.events FOR UPDATE'), 5) AS events;

@@ -22,6 +22,7 @@
 	VERDICT(REVOKED,            revoked,            true,  401) \
 	VERDICT(EXPIRED,            expired,            true,  401) \
 	VERDICT(SUSPENDED,          suspended,          true,  401) \
+	VERDICT(POLICY_REFUSED,     policy_refused,     true,  403) \
 	VERDICT(NETWORK_REFUSED,    network_refused,    true,  403) \
 	VERDICT(PERMISSION_REFUSED, permission_refused, true,  403) \
 	VERDICT(RATE_LIMITED,       rate_limited,       true,  429)

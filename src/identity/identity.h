@@ -27,6 +27,8 @@ typedef struct ApitokenPrincipal
 	char	   *role;
 	ApitokenAccess access;
 	List	   *permissions;
+	TimestampTz issued_at;
+	TimestampTz expires_at;
 } ApitokenPrincipal;
 
 /*
@@ -36,6 +38,8 @@ typedef struct ApitokenPrincipal
 typedef struct ApitokenStanding
 {
 	bool		suspended;		/* the owner is suspended, or has no row and needs one */
+	bool		policy_refused; /* the policy of the organization refuses the token */
+	ArrayType  *allowed_networks;	/* of an organization for its tokens; NULL: not restricted */
 	char	   *role;			/* NULL: none */
 	List	   *role_patterns;	/* not yet narrowed by access; NIL: nothing is allowed */
 	char	   *database_role;	/* of the role; NULL: none */
@@ -43,6 +47,8 @@ typedef struct ApitokenStanding
 } ApitokenStanding;
 
 extern void apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPrincipal *principal);
+extern bool apitoken_lifetime_allowed(const ApitokenOrganizationRow *organization,
+									  TimestampTz issued_at, TimestampTz expires_at);
 extern bool apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b);
 extern bool apitoken_user_needs_no_row(Snapshot snapshot, const char *user_id);
 extern void apitoken_standing(const ApitokenPrincipal *principal, const char *organization_id,

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "utils/fmgrprotos.h"
 #include "utils/snapmgr.h"
 
 #include "identity/identity.h"
@@ -41,6 +42,39 @@ apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPrincipal *pri
 	principal->role = record->role;
 	principal->access = record->access;
 	principal->permissions = record->permissions;
+	principal->issued_at = record->issued_at;
+	principal->expires_at = record->expires_at;
+}
+
+/*
+ * Does the policy of an organization allow this lifetime of a token?  It starts
+ * with the secret, so that a regeneration can end a refusal.  The interval is
+ * subtracted from the expiry, which is mostly in the future, so that no date is
+ * out of range, and in UTC, so that the time zone of the session does not matter.
+ */
+bool
+apitoken_lifetime_allowed(const ApitokenOrganizationRow *organization,
+						  TimestampTz issued_at, TimestampTz expires_at)
+{
+	if (expires_at == DT_NOEND)
+		return organization->max_lifetime == NULL && !organization->require_expiry;
+	return organization->max_lifetime == NULL ||
+		DatumGetTimestamp(DirectFunctionCall2(timestamp_mi_interval, TimestampGetDatum(expires_at),
+											  IntervalPGetDatum(organization->max_lifetime))) <= issued_at;
+}
+
+/*
+ * Does the policy of an organization refuse this principal?  It is about tokens:
+ * those of the organization, and personal tokens that act in it.
+ */
+static bool
+is_refused(const ApitokenPrincipal *principal, const ApitokenOrganizationRow *organization)
+{
+	if (is_direct(principal))
+		return false;
+	if (principal->kind == APITOKEN_USER && !organization->allow_personal_tokens)
+		return true;
+	return !apitoken_lifetime_allowed(organization, principal->issued_at, principal->expires_at);
 }
 
 bool
@@ -90,10 +124,16 @@ static void
 organization_token_standing(const ApitokenPrincipal *principal, const char *organization_id,
 							Snapshot snapshot, ApitokenStanding *standing)
 {
-	if (!apitoken_fetch_organization(snapshot, principal->organization_id, &standing->suspended))
-		standing->suspended = true;
+	ApitokenOrganizationRow organization;
+
+	standing->suspended = !apitoken_fetch_organization(snapshot, principal->organization_id, &organization) ||
+		organization.suspended;
 	standing->role = principal->role;
 	if (standing->suspended)
+		return;
+	standing->allowed_networks = organization.allowed_networks;
+	standing->policy_refused = is_refused(principal, &organization);
+	if (standing->policy_refused)
 		return;
 
 	/* the token may do nothing in other organizations */
@@ -131,7 +171,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 			  Snapshot snapshot, ApitokenStanding *standing)
 {
 	ApitokenUserRow user;
-	bool		suspended;
+	ApitokenOrganizationRow organization;
 
 	fetch_acting_user(principal, snapshot, &user);
 	standing->suspended = user.suspended;
@@ -148,7 +188,10 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 	standing->role = apitoken_fetch_membership(snapshot, organization_id, principal->user_id);
 	if (standing->role == NULL)
 		return;
-	if (!apitoken_fetch_organization(snapshot, organization_id, &suspended) || suspended)
+	if (!apitoken_fetch_organization(snapshot, organization_id, &organization) || organization.suspended)
+		return;
+	standing->policy_refused = is_refused(principal, &organization);
+	if (standing->policy_refused)
 		return;
 	standing->role_patterns = patterns_of_role(standing->role, &standing->database_role);
 }
@@ -248,7 +291,7 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 	foreach(lc, memberships)
 	{
 		ApitokenMembership *membership = lfirst(lc);
-		bool		suspended;
+		ApitokenOrganizationRow organization;
 
 		CHECK_FOR_INTERRUPTS();
 		if (!apitoken_strings_contain(checked_roles, membership->role))
@@ -258,8 +301,9 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 				allowing_roles = lappend(allowing_roles, membership->role);
 		}
 		if (apitoken_strings_contain(allowing_roles, membership->role) &&
-			apitoken_fetch_organization(snapshot, membership->organization_id, &suspended) &&
-			(!suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
+			apitoken_fetch_organization(snapshot, membership->organization_id, &organization) &&
+			!is_refused(principal, &organization) &&
+			(!organization.suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
 			organizations = lappend(organizations, membership->organization_id);
 	}
 	UnregisterSnapshot(snapshot);

@@ -12,13 +12,15 @@
  *	5. its expiry, by the clock					expired
  *	6. suspension of it, its user or its
  *	   organization								suspended
- *	7. the client's address						network_refused
- *	8. the permission, in the organization		permission_refused
- *	9. the rate limit, when the token is used	rate_limited
+ *	7. the policy of its organization, or of
+ *	   the organization where it is to act		policy_refused
+ *	8. the client's address						network_refused
+ *	9. the permission, in the organization		permission_refused
+ *	10. the rate limit, when the token is used	rate_limited
  *
  * The address is the client_address argument, if there is one.  address.c
- * decides whether the argument counts.  It is called only if the token has a
- * list of networks.
+ * decides whether the argument counts.  It is called only if the token or its
+ * organization has a list of networks.
  *
  * All rows are read with one snapshot of the latest committed state, or with a
  * newer one.  Without a permission, a verification makes at most three index
@@ -105,6 +107,13 @@ find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapsh
 	return false;
 }
 
+/* Does a list of networks, which may be NULL, allow the client's address? */
+static bool
+network_allowed(ArrayType *networks, inet *address)
+{
+	return networks == NULL || apitoken_in_networks(apitoken_client_address(address), networks);
+}
+
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
 	   inet *address, Snapshot snapshot, TimestampTz now,
@@ -122,8 +131,10 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 	apitoken_standing(&principal, organization_id, snapshot, standing);
 	if (standing->suspended)
 		return APITOKEN_SUSPENDED;
-	if (record->allowed_networks != NULL &&
-		!apitoken_in_networks(apitoken_client_address(address), record->allowed_networks))
+	if (standing->policy_refused)
+		return APITOKEN_POLICY_REFUSED;
+	if (!network_allowed(record->allowed_networks, address) ||
+		!network_allowed(standing->allowed_networks, address))
 		return APITOKEN_NETWORK_REFUSED;
 	if (permission != NULL && !apitoken_standing_allows(&principal, standing, permission))
 		return APITOKEN_PERMISSION_REFUSED;

@@ -59,11 +59,20 @@ execute_for_role(ApitokenStatement statement, TriggerData *trigger, HeapTuple tu
 	return apitoken_execute(statement, values, nulls);
 }
 
-/* A role that a member has cannot be renamed or deleted. */
+/* A role that a member has, or that new tokens get, cannot be renamed or deleted. */
 static void
 refuse_role_in_use(const char *name)
 {
 	Datum		value = CStringGetTextDatum(name);
+
+	if (apitoken_execute(APITOKEN_DEFAULTS_TO_ROLE, &value, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("token role \"%s\" is in use", name),
+				 errdetail("It is the default role of an organization's tokens."),
+				 apitoken_errhint(psprintf("Run UPDATE apitoken.organizations SET default_role = NULL WHERE default_role = %s first.",
+										   quote_literal_cstr(name)),
+								  "Give the organization another default role first, by PATCH /organizations.")));
 
 	if (apitoken_execute(APITOKEN_MEMBERS_WITH_ROLE, &value, NULL) > 0)
 		ereport(ERROR,
@@ -338,6 +347,58 @@ store_roles_of_owner(bool of_user, HeapTuple tuple, TupleDesc descriptor)
 		store_role(TextDatumGetCString(role));
 }
 
+/* Is this the insert of a row, or an update that changes this column? */
+static bool
+is_new_value(TriggerData *trigger, AttrNumber attribute)
+{
+	return TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || apitoken_column_changed(trigger, attribute);
+}
+
+/*
+ * Check the policy of an organization, apart from what the table's constraints check.
+ * Returns the row that is stored.
+ *
+ * Members may change it by their role.  The default role is then one that they
+ * could give to a token themselves: it must not wait for a token that somebody
+ * with more permissions makes.
+ */
+static HeapTuple
+check_policy(TriggerData *trigger, HeapTuple tuple)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	int			attribute = Anum_organizations_allowed_networks;
+	Datum		value;
+	bool		isnull;
+
+	value = heap_getattr(tuple, Anum_organizations_default_role, descriptor, &isnull);
+	if (!isnull && is_new_value(trigger, Anum_organizations_default_role) && !restoring())
+	{
+		ApitokenRecord token = {.kind = APITOKEN_ORGANIZATION, .access = APITOKEN_FULL};
+
+		token.role = TextDatumGetCString(value);
+		apitoken_lock_role(token.role);
+		value = heap_getattr(tuple, Anum_organizations_id, descriptor, &isnull);
+		if (!isnull && !apitoken_sees_all(APITOKEN_ORGANIZATIONS))
+		{
+			Snapshot	snapshot = apitoken_latest_snapshot();
+
+			token.organization_id = TextDatumGetCString(value);
+			apitoken_check_ceiling(&token, snapshot);
+			UnregisterSnapshot(snapshot);
+		}
+	}
+	value = heap_getattr(tuple, Anum_organizations_allowed_networks, descriptor, &isnull);
+	if (!isnull && is_new_value(trigger, Anum_organizations_allowed_networks))
+	{
+		ArrayType  *networks = DatumGetArrayTypeP(value);
+
+		apitoken_check_networks(networks, "Specify null for tokens that are accepted from every address.");
+		value = PointerGetDatum(apitoken_canonical_networks(networks));
+		tuple = heap_modify_tuple_by_cols(tuple, descriptor, 1, &attribute, &value, &isnull);
+	}
+	return tuple;
+}
+
 /*
  * Ids of organizations and users cannot change.  TRUNCATE is refused, because it
  * would not revoke the tokens.
@@ -367,7 +428,7 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
 		store_roles_of_owner(of_user, trigger->tg_trigtuple, descriptor);
-		return PointerGetDatum(trigger->tg_trigtuple);
+		return PointerGetDatum(of_user ? trigger->tg_trigtuple : check_policy(trigger, trigger->tg_trigtuple));
 	}
 	if (of_user)
 		store_roles_of_owner(true, trigger->tg_newtuple, descriptor);
@@ -379,7 +440,7 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot change the id of an organization or user"),
 				 errhint("Insert a new row, then delete the old one.  The deletion revokes its tokens.")));
-	return PointerGetDatum(of_user ? trigger->tg_newtuple : set_resumed_at(trigger));
+	return PointerGetDatum(of_user ? trigger->tg_newtuple : check_policy(trigger, set_resumed_at(trigger)));
 }
 
 /*

@@ -37,6 +37,23 @@ check_protected_columns(TriggerData *trigger)
 	}
 }
 
+/*
+ * Check a new lifetime against the policy of the token's organization.  Returns when
+ * the policy ends the secret that the token has; DT_NOEND: it does not.
+ */
+static TimestampTz
+check_policy(const ApitokenRecord *record, TimestampTz issued_at, TimestampTz expires_at, Snapshot snapshot)
+{
+	ApitokenOrganizationRow organization;
+
+	if (record->kind == APITOKEN_USER ||
+		!apitoken_fetch_organization(snapshot, record->organization_id, &organization))
+		return DT_NOEND;
+	apitoken_check_lifetime(&organization, issued_at, expires_at);
+	return organization.max_lifetime == NULL ? DT_NOEND :
+		apitoken_plus_interval(record->issued_at, organization.max_lifetime);
+}
+
 /* Check the values that change.  Unchanged values are not checked again. */
 static void
 check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot snapshot)
@@ -70,9 +87,13 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 					 apitoken_errhint("Run SELECT name FROM apitoken.roles to list the token roles.", "GET /roles lists the token roles.")));
 		apitoken_check_role(record->role);
 	}
-	value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
-	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_expires_at))
-		apitoken_check_expiry(DatumGetTimestampTz(value), apitoken_is_owner());
+	if (apitoken_column_changed(trigger, Anum_token_records_expires_at))
+	{
+		value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
+		if (!isnull)
+			apitoken_check_expiry(DatumGetTimestampTz(value), apitoken_is_owner());
+		check_policy(record, record->issued_at, record->expires_at, snapshot);
+	}
 	value = heap_getattr(tuple, Anum_token_records_suspended_at, descriptor, &isnull);
 	if (!isnull && TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
 		ereport(ERROR,
@@ -80,7 +101,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 				 errmsg("time of the suspension must be finite"),
 				 apitoken_errhint("Specify now(), or null for a token that is not suspended.", "Specify \"now\", or null for a token that is not suspended.")));
 	if (apitoken_column_changed(trigger, Anum_token_records_allowed_networks))
-		apitoken_check_networks(record->allowed_networks);
+		apitoken_check_networks(record->allowed_networks, APITOKEN_FROM_EVERYWHERE);
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
 	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_rate_limit_per_minute))
 		apitoken_check_rate_limit(DatumGetInt32(value));
@@ -223,6 +244,7 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 	ApitokenParts parts;
 	TimestampTz overlap_until = DT_NOBEGIN;
 	TimestampTz expires_at;
+	TimestampTz policy_ends_at;
 	Snapshot	snapshot;
 	char		buffer[APITOKEN_TEXT_MAX + 1];
 	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
@@ -247,12 +269,14 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 				 errhint("Create another token.")));
 	snapshot = apitoken_latest_snapshot();
 	apitoken_check_ceiling(&record, snapshot);
-	UnregisterSnapshot(snapshot);
 
 	if (!PG_ARGISNULL(1))
 		overlap_until = apitoken_overlap_until(PG_GETARG_INTERVAL_P(1));
 	expires_at = new_expiry(&record, PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2));
-	overlap_until = Min(overlap_until, record.expires_at);
+	/* an overlap makes no secret live longer than it may live alone */
+	policy_ends_at = check_policy(&record, GetCurrentTransactionStartTimestamp(), expires_at, snapshot);
+	overlap_until = Min(overlap_until, Min(record.expires_at, policy_ends_at));
+	UnregisterSnapshot(snapshot);
 
 	scheme = apitoken_signing_scheme();
 	if (!apitoken_generate_text(apitoken_prefix, record.kind, id, buffer, &parts))

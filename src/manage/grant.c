@@ -102,6 +102,7 @@ static const Privilege manage_privileges[] = {
 	TABLE(select, "token_usage_daily"),
 	TABLE(select, "events"),
 	TABLE(select, "organizations"),
+	COLUMNS(update, "apitoken", "organizations", APITOKEN_ORGANIZATIONS),
 	COLUMNS(select, "apitoken", "users", APITOKEN_USERS),
 	TABLE(select, "memberships"),
 	INTERNAL("read_members"),

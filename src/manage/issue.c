@@ -168,7 +168,8 @@ set_null(Columns *columns, int attribute)
 
 /* Check the values that the caller gave, and set the defaults of the others. */
 static void
-check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Columns *columns)
+check_values(HeapTuple tuple, TupleDesc descriptor, const ApitokenOrganizationRow *organization,
+			 ApitokenRecord *record, Columns *columns)
 {
 	Datum		value;
 	Datum		permissions;
@@ -201,7 +202,7 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 	{
 		if (record->role == NULL)
 		{
-			record->role = pstrdup(DEFAULT_ROLE);
+			record->role = organization->default_role != NULL ? organization->default_role : pstrdup(DEFAULT_ROLE);
 			set_column(columns, Anum_token_records_role, CStringGetTextDatum(record->role));
 		}
 		apitoken_check_role(record->role);
@@ -216,7 +217,9 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 		if (!isnull)
 			apitoken_check_expiry(DatumGetTimestampTz(value), false);
 	}
-	apitoken_check_networks(record->allowed_networks);
+	if (record->kind == APITOKEN_ORGANIZATION)
+		apitoken_check_lifetime(organization, GetCurrentTransactionStartTimestamp(), record->expires_at);
+	apitoken_check_networks(record->allowed_networks, APITOKEN_FROM_EVERYWHERE);
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
 	if (!isnull)
 		apitoken_check_rate_limit(DatumGetInt32(value));
@@ -226,6 +229,33 @@ check_values(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record, Colu
 				   DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 	else
 		apitoken_check_metadata(value);
+}
+
+/*
+ * Is there place for another token of an organization whose policy limits their
+ * number?  The creations of others wait until this transaction ends.  They then see
+ * its token, whatever their isolation level.
+ */
+static void
+check_place(const char *organization_id)
+{
+	Datum		id = CStringGetTextDatum(organization_id);
+	Datum		max;
+	Snapshot	snapshot;
+	int			count;
+
+	if (!apitoken_execute_value(APITOKEN_LOCK_PLACES, &id, NULL, &max))
+		return;
+	snapshot = apitoken_latest_snapshot();
+	count = apitoken_count_tokens(snapshot, organization_id, DatumGetInt32(max));
+	UnregisterSnapshot(snapshot);
+	if (count < DatumGetInt32(max))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("organization has reached its maximum number of tokens"),
+			 errdetail("It may have %d tokens that are not revoked.", DatumGetInt32(max)),
+			 errhint("Revoke a token first, also one that is expired.")));
 }
 
 /* Generate id, digest and masked text.  The token text is kept for take_token(). */
@@ -284,6 +314,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	HeapTuple	tuple;
 	ApitokenRecord owner = {0};
 	ApitokenRecord record;
+	ApitokenOrganizationRow organization = {0};
 	Snapshot	snapshot;
 	Columns		columns = {0};
 	Datum		now;
@@ -317,10 +348,14 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	if (record.kind == APITOKEN_USER)
 		set_column(&columns, Anum_token_records_user_id, CStringGetTextDatum(record.user_id));
 
-	check_values(tuple, descriptor, &record, &columns);
 	snapshot = apitoken_latest_snapshot();
+	if (record.kind == APITOKEN_ORGANIZATION)
+		(void) apitoken_fetch_organization(snapshot, record.organization_id, &organization);
+	check_values(tuple, descriptor, &organization, &record, &columns);
 	apitoken_check_ceiling(&record, snapshot);
 	lock_owner(&record);
+	if (organization.limits_tokens)
+		check_place(record.organization_id);
 	apitoken_check_label_free(&record, snapshot);
 	set_creator(&columns, snapshot);
 	UnregisterSnapshot(snapshot);
@@ -328,6 +363,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	set_column(&columns, Anum_token_records_created_at, now);
 	set_column(&columns, Anum_token_records_updated_at, now);
+	set_null(&columns, Anum_token_records_regenerated_at);
 	set_null(&columns, Anum_token_records_revoked_at);
 	set_null(&columns, Anum_token_records_revoked_by);
 	set_null(&columns, Anum_token_records_revoke_reason);

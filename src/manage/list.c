@@ -93,7 +93,7 @@ apitoken_list_pattern(PG_FUNCTION_ARGS)
 static void
 check_status(const char *status)
 {
-	static const char *const known[] = {"active", "expiring", "expired", "suspended", "revoked"};
+	static const char *const known[] = {"active", "expiring", "expired", "suspended", "policy_refused", "revoked"};
 
 	for (int i = 0; i < lengthof(known); i++)
 	{
@@ -103,7 +103,7 @@ check_status(const char *status)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unrecognized token status \"%s\"", apitoken_clip(status)),
-			 errhint("Use \"active\", \"expiring\", \"expired\", \"suspended\" or \"revoked\".")));
+			 errhint("Use \"active\", \"expiring\", \"expired\", \"suspended\", \"policy_refused\" or \"revoked\".")));
 }
 
 /*

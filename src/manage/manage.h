@@ -25,6 +25,8 @@ extern void apitoken_forget_locked(void);
 
 /* ----- validate.c: checks of a token's columns ----- */
 
+#define APITOKEN_FROM_EVERYWHERE "Specify null for a token that is accepted from every address."
+
 extern HeapTuple apitoken_canonical_row(HeapTuple tuple, TupleDesc descriptor);
 extern void apitoken_check_label(char *label);
 extern void apitoken_check_description(char *description);
@@ -33,11 +35,14 @@ extern void apitoken_check_role_name(char *name);
 extern void apitoken_check_expiry(TimestampTz expires_at, bool may_be_past);
 extern TimestampTz apitoken_expiry_after(Interval *expires_in);
 extern TimestampTz apitoken_overlap_until(Interval *overlap);
+extern void apitoken_check_lifetime(const ApitokenOrganizationRow *organization,
+									TimestampTz issued_at, TimestampTz expires_at);
+extern TimestampTz apitoken_plus_interval(TimestampTz start, Interval *interval);
 extern void apitoken_lock_organization(const char *id);
 extern void apitoken_lock_role(const char *role);
 extern void apitoken_check_role(const char *role);
 extern void apitoken_check_access(const char *access, ArrayType *permissions);
-extern void apitoken_check_networks(ArrayType *networks);
+extern void apitoken_check_networks(ArrayType *networks, const char *none);
 extern void apitoken_check_rate_limit(int32 limit);
 extern void apitoken_check_metadata(Datum metadata);
 extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);

@@ -151,12 +151,13 @@ apitoken_canonical_row(HeapTuple tuple, TupleDesc descriptor)
 	return count == 0 ? tuple : heap_modify_tuple_by_cols(tuple, descriptor, count, attributes, values, nulls);
 }
 
-static TimestampTz
-plus_interval(TimestampTz start, Interval *interval)
+/* In UTC, so that a duration is the same in all time zones, as a policy's limit is. */
+TimestampTz
+apitoken_plus_interval(TimestampTz start, Interval *interval)
 {
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(start),
-												   IntervalPGetDatum(interval)));
+	return DatumGetTimestamp(DirectFunctionCall2(timestamp_pl_interval,
+												 TimestampGetDatum(start),
+												 IntervalPGetDatum(interval)));
 }
 
 static TimestampTz
@@ -165,7 +166,7 @@ latest_expiry(void)
 	Interval	years = {0};
 
 	years.month = DURATION_MAX_YEARS * MONTHS_PER_YEAR;
-	return plus_interval(GetCurrentTransactionStartTimestamp(), &years);
+	return apitoken_plus_interval(GetCurrentTransactionStartTimestamp(), &years);
 }
 
 /* `may_be_past`: the caller is an administrator, who may set a time in the past. */
@@ -196,7 +197,7 @@ end_of_duration(Interval *duration, const char *too_short)
 	years.month = -years.month;
 	if (DatumGetBool(DirectFunctionCall2(interval_lt, IntervalPGetDatum(duration), IntervalPGetDatum(&years))))
 		invalid(too_short, "Specify a duration with its unit, like '30 days'.  The value '30' means 30 seconds.");
-	end = plus_interval(start, duration);
+	end = apitoken_plus_interval(start, duration);
 	if (end - start < DURATION_MIN)
 		invalid(too_short, "Specify a duration with its unit, like '30 days'.  The value '30' means 30 seconds.");
 	return end;
@@ -217,6 +218,29 @@ apitoken_overlap_until(Interval *overlap)
 	if (DatumGetBool(DirectFunctionCall2(interval_eq, IntervalPGetDatum(overlap), IntervalPGetDatum(&none))))
 		return DT_NOBEGIN;
 	return end_of_duration(overlap, "overlap must be zero or at least one minute");
+}
+
+/*
+ * A token that its organization's policy refuses is not made.  Over HTTP and in
+ * SQL, the names of what sets the expiration time are the same.
+ */
+void
+apitoken_check_lifetime(const ApitokenOrganizationRow *organization,
+						TimestampTz issued_at, TimestampTz expires_at)
+{
+	char	   *limit;
+
+	if (apitoken_lifetime_allowed(organization, issued_at, expires_at))
+		return;
+	if (organization->max_lifetime == NULL)
+		invalid("organization requires an expiration time of its tokens", "Specify \"expires_in\", such as '30 days'.");
+	limit = DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(organization->max_lifetime)));
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 expires_at == DT_NOEND ? errmsg("organization requires an expiration time of its tokens") :
+			 errmsg("token lifetime exceeds the limit of the organization"),
+			 errdetail("A secret of the organization's tokens may live for at most %s.", limit),
+			 errhint("Specify \"expires_in\" of at most '%s'.", limit)));
 }
 
 /* The organization must exist, and is locked until this transaction ends. */
@@ -284,8 +308,9 @@ apitoken_check_access(const char *access, ArrayType *permissions)
 		apitoken_check_patterns(permissions);
 }
 
+/* `none`: what null means */
 void
-apitoken_check_networks(ArrayType *networks)
+apitoken_check_networks(ArrayType *networks, const char *none)
 {
 	int			count;
 
@@ -293,7 +318,7 @@ apitoken_check_networks(ArrayType *networks)
 		return;
 	count = ArrayGetNItems(ARR_NDIM(networks), ARR_DIMS(networks));
 	if (count == 0)
-		invalid("list of allowed networks is empty", "Specify null for a token that is accepted from every address.");
+		invalid("list of allowed networks is empty", none);
 	if (count > NETWORKS_MAX || ARR_NDIM(networks) > 1 || array_contains_nulls(networks))
 		invalid("invalid list of allowed networks", "Specify a one-dimensional array of at most 100 networks without nulls.");
 }

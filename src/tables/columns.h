@@ -9,7 +9,8 @@
  * `null` is NOT_NULL if the column has that constraint.  `granted` lists the
  * privileges that capabilities grant on the column, as letters of PostgreSQL's
  * ACLs: r (SELECT), a (INSERT), w (UPDATE).  In token_records, only columns with
- * w can be updated by users.
+ * w can be updated by users; in organizations, members set them by
+ * their role.
  *
  * These lines define the attribute numbers (Anum_...), the number of columns
  * (Natts_...), the check of a table's columns before it is read, and the column
@@ -24,7 +25,13 @@
 	COLUMN(organizations, suspended_at, TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(organizations, created_at,   TIMESTAMPTZOID, NOT_NULL, "") \
 	COLUMN(organizations, idle_timeout, INTERVALOID,    NULLABLE, "") \
-	COLUMN(organizations, resumed_at,   TIMESTAMPTZOID, NULLABLE, "")
+	COLUMN(organizations, resumed_at,   TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(organizations, max_lifetime,          INTERVALOID,  NULLABLE, "w") \
+	COLUMN(organizations, require_expiry,        BOOLOID,      NOT_NULL, "w") \
+	COLUMN(organizations, max_tokens,            INT4OID,      NULLABLE, "w") \
+	COLUMN(organizations, allowed_networks,      CIDRARRAYOID, NULLABLE, "w") \
+	COLUMN(organizations, default_role,          TEXTOID,      NULLABLE, "w") \
+	COLUMN(organizations, allow_personal_tokens, BOOLOID,      NOT_NULL, "w")
 
 #define USERS_COLUMNS(COLUMN) \
 	COLUMN(users, id,           TEXTOID,        NOT_NULL, "r") \
@@ -66,6 +73,7 @@
 	COLUMN(token_records, expires_at,             TIMESTAMPTZOID, NULLABLE, "raw") \
 	COLUMN(token_records, suspended_at,           TIMESTAMPTZOID, NULLABLE, "rw") \
 	COLUMN(token_records, revoked_at,             TIMESTAMPTZOID, NULLABLE, "r") \
+	COLUMN(token_records, regenerated_at,         TIMESTAMPTZOID, NULLABLE, "r") \
 	COLUMN(token_records, previous_expires_at,    TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(token_records, rate_limit_per_minute,  INT4OID,        NULLABLE, "raw") \
 	COLUMN(token_records, digest_scheme,          INT2OID,        NOT_NULL, "") \

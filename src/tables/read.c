@@ -208,6 +208,7 @@ record_from_values(const Datum *values, const bool *nulls, bool whole, ApitokenR
 		record->rate_limit = DatumGetInt32(values[Anum_token_records_rate_limit_per_minute - 1]);
 	record->masked = text_at(values, nulls, Anum_token_records_masked);
 	record->created_at = timestamp_at(values, nulls, Anum_token_records_created_at, DT_NOBEGIN);
+	record->issued_at = timestamp_at(values, nulls, Anum_token_records_regenerated_at, record->created_at);
 	record->expires_at = timestamp_at(values, nulls, Anum_token_records_expires_at, DT_NOEND);
 	record->suspended = !nulls[Anum_token_records_suspended_at - 1];
 	record->revoked = !nulls[Anum_token_records_revoked_at - 1];
@@ -411,18 +412,54 @@ apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenReco
 	return found;
 }
 
+/* Count the tokens of an organization that are not revoked, up to "max". */
+int
+apitoken_count_tokens(Snapshot snapshot, const char *organization_id, int max)
+{
+	Lookup		lookup;
+	ScanKeyData key;
+	int			count = 0;
+
+	text_key(&key, Anum_token_records_organization_id, organization_id);
+	begin_lookup(&lookup, APITOKEN_TOKEN_RECORDS, index_names[LABEL_OF_ORGANIZATION], snapshot, 1, &key);
+	/* The index has only tokens that are not revoked, but a scan without it finds all. */
+	while (count < max && next_row(&lookup, Anum_token_records_revoked_at))
+		count += lookup.nulls[Anum_token_records_revoked_at - 1] ? 1 : 0;
+	end_lookup(&lookup);
+	return count;
+}
+
+static void
+organization_from_values(const Datum *values, const bool *nulls, ApitokenOrganizationRow *row)
+{
+	row->suspended = !nulls[Anum_organizations_suspended_at - 1];
+	if (!nulls[Anum_organizations_max_lifetime - 1])
+	{
+		row->max_lifetime = palloc(sizeof(Interval));
+		*row->max_lifetime = *DatumGetIntervalP(values[Anum_organizations_max_lifetime - 1]);
+	}
+	row->require_expiry = DatumGetBool(values[Anum_organizations_require_expiry - 1]);
+	row->limits_tokens = !nulls[Anum_organizations_max_tokens - 1];
+	if (!nulls[Anum_organizations_allowed_networks - 1])
+		row->allowed_networks = DatumGetArrayTypePCopy(values[Anum_organizations_allowed_networks - 1]);
+	row->default_role = text_at(values, nulls, Anum_organizations_default_role);
+	row->allow_personal_tokens = DatumGetBool(values[Anum_organizations_allow_personal_tokens - 1]);
+}
+
 bool
-apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended)
+apitoken_fetch_organization(Snapshot snapshot, const char *id, ApitokenOrganizationRow *row)
 {
 	Lookup		lookup;
 	ScanKeyData key;
 	bool		found;
 
+	memset(row, 0, sizeof(*row));
+
 	text_key(&key, Anum_organizations_id, id);
 	begin_lookup(&lookup, APITOKEN_ORGANIZATIONS, NULL, snapshot, 1, &key);
-	found = next_row(&lookup, Anum_organizations_suspended_at);
+	found = next_row(&lookup, Natts_organizations);
 	if (found)
-		*suspended = !lookup.nulls[Anum_organizations_suspended_at - 1];
+		organization_from_values(lookup.values, lookup.nulls, row);
 	end_lookup(&lookup);
 	return found;
 }

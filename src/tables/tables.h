@@ -57,6 +57,7 @@ typedef struct ApitokenRecord
 	Datum		metadata;		/* jsonb */
 	char	   *masked;
 	TimestampTz created_at;
+	TimestampTz issued_at;		/* when its secret was made: creation or last regeneration */
 	TimestampTz expires_at;		/* DT_NOEND if never */
 	bool		suspended;
 	bool		revoked;
@@ -68,6 +69,18 @@ typedef struct ApitokenRecord
 	/* If false, label, permissions, allowed_networks and metadata are not read yet. */
 	bool		whole;
 } ApitokenRecord;
+
+/* Suspension and policy of an organization. */
+typedef struct ApitokenOrganizationRow
+{
+	bool		suspended;
+	Interval   *max_lifetime;	/* NULL if not limited */
+	bool		require_expiry;
+	bool		limits_tokens;	/* it has max_tokens */
+	ArrayType  *allowed_networks;	/* NULL if not restricted */
+	char	   *default_role;	/* NULL if none */
+	bool		allow_personal_tokens;
+} ApitokenOrganizationRow;
 
 typedef struct ApitokenUserRow
 {
@@ -107,7 +120,8 @@ extern bool apitoken_fetch_owner_of_events(Snapshot snapshot, const pg_uuid_t *t
 extern int	apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max);
 extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row);
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
-extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, bool *suspended);
+extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, ApitokenOrganizationRow *row);
+extern int	apitoken_count_tokens(Snapshot snapshot, const char *organization_id, int max);
 extern bool apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user);
 extern char *apitoken_forgotten_mark(const char *id);
 extern bool apitoken_user_was_forgotten(Snapshot snapshot, const char *id);
@@ -130,6 +144,7 @@ typedef enum ApitokenStatement
 {
 	APITOKEN_NO_STATEMENT,
 	APITOKEN_LOCK_ORGANIZATION,
+	APITOKEN_LOCK_PLACES,
 	APITOKEN_LOCK_USER,
 	APITOKEN_ENSURE_USER,
 	APITOKEN_REMEMBER_DELETED,
@@ -141,6 +156,7 @@ typedef enum ApitokenStatement
 	APITOKEN_END_MEMBERSHIPS_IN,
 	APITOKEN_LOCK_ROLE,
 	APITOKEN_MEMBERS_WITH_ROLE,
+	APITOKEN_DEFAULTS_TO_ROLE,
 	APITOKEN_CREATED,
 	APITOKEN_CHANGED,
 	APITOKEN_HAS_USAGE,

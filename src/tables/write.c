@@ -77,6 +77,15 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT FROM apitoken.organizations WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
 		1, {TEXTOID}
 	},
+	/*
+	 * Creations of tokens run one by one where their number is limited.  This does not
+	 * wait for those that only need the organization to exist.  Returns the limit.
+	 */
+	[APITOKEN_LOCK_PLACES] = {
+		"SELECT COALESCE(max_tokens, 2147483647) FROM apitoken.organizations"
+		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+		1, {TEXTOID}
+	},
 	[APITOKEN_LOCK_USER] = {
 		"SELECT FROM apitoken.users WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE",
 		1, {TEXTOID}
@@ -97,6 +106,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	[APITOKEN_REGENERATE] = {
 		"UPDATE apitoken_internal.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
+		" regenerated_at = pg_catalog.now(),"
 		" previous_digest = CASE WHEN $6 IS NOT NULL THEN digest END,"
 		" previous_digest_scheme = CASE WHEN $6 IS NOT NULL THEN digest_scheme END,"
 		" previous_expires_at = $6"
@@ -143,6 +153,10 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT FROM apitoken.memberships WHERE role OPERATOR(pg_catalog.=) $1 LIMIT 1",
 		1, {TEXTOID}
 	},
+	[APITOKEN_DEFAULTS_TO_ROLE] = {
+		"SELECT FROM apitoken.organizations WHERE default_role OPERATOR(pg_catalog.=) $1 LIMIT 1",
+		1, {TEXTOID}
+	},
 	[APITOKEN_CREATED] = {
 		"WITH usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT ($2).id ON CONFLICT (token_id) DO NOTHING) "
 		EVENT_COLUMNS
@@ -158,7 +172,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"  'old', pg_catalog.jsonb_object_agg(o.key, o.value), 'new', pg_catalog.jsonb_object_agg(n.key, n.value))"
 		" FROM pg_catalog.jsonb_each(pg_catalog.to_jsonb($7)) o, pg_catalog.jsonb_each(pg_catalog.to_jsonb($2)) n"
 		" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value"
-		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,updated_at}'::pg_catalog.text[])",
+		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,regenerated_at,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
 	},
 	[APITOKEN_HAS_USAGE] = {

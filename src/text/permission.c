@@ -7,9 +7,10 @@
  * permission that the other one matches.
  *
  * Permissions on tokens ("token:...") are special.  They allow creating more
- * tokens, and those would survive the revocation of a leaked token.  Therefore
- * only "*", "token:*" and the exact name match them; "*:*" matches everything
- * else.
+ * tokens, and those would survive the revocation of a leaked token.  So are those
+ * on organizations ("organization:..."), which allow changing the policy that
+ * limits tokens.  Therefore only "*", "token:*" and the exact name match them;
+ * "*:*" matches everything else.
  *
  * A malformed pattern matches nothing, covers nothing and is covered by
  * nothing.  So an error in a stored list can only take permissions away.
@@ -24,8 +25,7 @@
 #include "utils/builtins.h"
 
 #define EVERYTHING "*"
-#define EVERYTHING_BUT_TOKENS "*:*"
-#define TOKEN_RESOURCE "token"
+#define EVERYTHING_UNRESERVED "*:*"
 
 /* An error message quotes at most this many characters of a malformed pattern. */
 #define QUOTED_CHARS 100
@@ -44,6 +44,8 @@ typedef struct Halves
 
 /* the permissions that a read-only token keeps */
 static const char *const read_only_patterns[] = {"*:read", "*:list"};
+
+static const char *const reserved_resources[] = {"token", "organization"};
 
 static const char *const access_names[] = {
 	[APITOKEN_READ_ONLY] = "read_only",
@@ -70,10 +72,15 @@ same_half(Half a, Half b)
 }
 
 static bool
-is_token_resource(Half resource)
+is_reserved(Half resource)
 {
-	return resource.length == strlen(TOKEN_RESOURCE) &&
-		memcmp(resource.text, TOKEN_RESOURCE, resource.length) == 0;
+	for (int i = 0; i < lengthof(reserved_resources); i++)
+	{
+		if (resource.length == strlen(reserved_resources[i]) &&
+			memcmp(resource.text, reserved_resources[i], resource.length) == 0)
+			return true;
+	}
+	return false;
 }
 
 /* This does not use isalpha() or isalnum(), whose results depend on the locale. */
@@ -114,7 +121,7 @@ split(const char *pattern, Halves *halves)
 static bool
 resource_covers(Half a, Half b)
 {
-	return same_half(a, b) || (is_any(a) && !is_token_resource(b));
+	return same_half(a, b) || (is_any(a) && !is_reserved(b));
 }
 
 static bool
@@ -290,7 +297,7 @@ static bool
 covered_in_set(const PatternSet *set, const char *pattern)
 {
 	/* Apart from "*", only patterns of these three forms can cover this one. */
-	static const char *const formats[] = {"%.*s:*", "*:%.*s", EVERYTHING_BUT_TOKENS};
+	static const char *const formats[] = {"%.*s:*", "*:%.*s", EVERYTHING_UNRESERVED};
 	Halves		halves;
 	int			count;
 
@@ -301,7 +308,7 @@ covered_in_set(const PatternSet *set, const char *pattern)
 	if (!split(pattern, &halves))
 		return false;
 
-	count = is_token_resource(halves.resource) ? 1 : lengthof(formats);
+	count = is_reserved(halves.resource) ? 1 : lengthof(formats);
 	for (int i = 0; i < count; i++)
 	{
 		Half		half = i == 0 ? halves.resource : halves.action;
@@ -369,7 +376,8 @@ append_intersection(List *result, const char *a, const char *b)
  * turns "*" into "*:*", so its result needs no further reduction.)
  *
  * A personal token can do whatever its user may do, except that it manages
- * tokens only if its own patterns name "token:...".  Therefore "*" means "*:*"
+ * tokens and organizations only if its own patterns name "token:..." or
+ * "organization:...".  Therefore "*" means "*:*"
  * for a personal token.  With full access there are no own patterns, so such a
  * token never manages tokens.  A read-only token does not either, because
  * "*:read" does not match "token:read".
@@ -393,7 +401,7 @@ apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool 
 				break;
 			case APITOKEN_FULL:
 				result = append_intersection(result, pattern,
-											 personal ? EVERYTHING_BUT_TOKENS : EVERYTHING);
+											 personal ? EVERYTHING_UNRESERVED : EVERYTHING);
 				break;
 			case APITOKEN_CUSTOM:
 				foreach(own_cell, own)
@@ -401,7 +409,7 @@ apitoken_patterns_narrow(List *patterns, ApitokenAccess access, List *own, bool 
 					const char *limit = lfirst(own_cell);
 
 					if (personal && is_everything(limit))
-						limit = EVERYTHING_BUT_TOKENS;
+						limit = EVERYTHING_UNRESERVED;
 					result = append_intersection(result, pattern, limit);
 				}
 				break;
@@ -425,14 +433,14 @@ apitoken_narrowing_allows(ApitokenAccess access, List *own, bool personal, const
 			return apitoken_pattern_matches(read_only_patterns[0], permission) ||
 				apitoken_pattern_matches(read_only_patterns[1], permission);
 		case APITOKEN_FULL:
-			return apitoken_pattern_matches(personal ? EVERYTHING_BUT_TOKENS : EVERYTHING, permission);
+			return apitoken_pattern_matches(personal ? EVERYTHING_UNRESERVED : EVERYTHING, permission);
 		case APITOKEN_CUSTOM:
 			foreach(cell, own)
 			{
 				const char *limit = lfirst(cell);
 
 				if (personal && is_everything(limit))
-					limit = EVERYTHING_BUT_TOKENS;
+					limit = EVERYTHING_UNRESERVED;
 				if (apitoken_pattern_matches(limit, permission))
 					return true;
 			}
