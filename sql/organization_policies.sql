@@ -315,6 +315,14 @@ SELECT public.regress_as('paul', $$UPDATE apitoken.organizations SET max_tokens 
 -- only a default role that the member could give
 SELECT who, role, public.regress_as(who, pg_catalog.format('UPDATE apitoken.organizations SET default_role = %L WHERE id = %L', role, 'acme')) AS answer
 FROM (VALUES ('ada', 'admin'), ('paul', 'policy'), ('paul', 'reader'), ('paul', 'admin'), ('paul', 'none')) t (who, role);
+-- null is the role developer
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.organizations SET default_role = 'policy' WHERE id = 'acme';
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT who, public.regress_as(who, $$UPDATE apitoken.organizations SET default_role = NULL WHERE id = 'acme'$$) AS answer FROM pg_catalog.unnest('{ada,paul}'::text[]) who;
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.organizations SET default_role = NULL WHERE id = 'acme';
+SET SESSION AUTHORIZATION regress_apitoken_app;
 -- *:update is not organization:update
 BEGIN;
 SELECT apitoken.act_as('dora') AS me \gset

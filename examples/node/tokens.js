@@ -20,6 +20,7 @@ function refused(verdict, seconds) {
 		case 'rate_limited':
 			// seconds is null if the server cannot count (without shared_preload_libraries)
 			return new Refused(429, verdict, seconds ? { 'Retry-After': String(Math.ceil(seconds)) } : {});
+		case 'policy_refused':
 		case 'network_refused':
 			return new Refused(403, verdict);
 		case 'permission_refused':

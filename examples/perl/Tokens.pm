@@ -22,7 +22,7 @@ sub refuse_verdict
 
 	# $seconds is undef if the server cannot count (without shared_preload_libraries)
 	refuse(429, $verdict, headers => $seconds ? [ 'Retry-After' => ceil($seconds) ] : []) if $verdict eq 'rate_limited';
-	refuse(403, $verdict) if $verdict eq 'network_refused';
+	refuse(403, $verdict) if $verdict eq 'policy_refused' || $verdict eq 'network_refused';
 	refuse(403, 'insufficient_scope', headers => [ 'WWW-Authenticate' => 'Bearer error="insufficient_scope"' ])
 	  if $verdict eq 'permission_refused';
 	# malformed, unknown, revoked, expired, suspended: only the log may say which

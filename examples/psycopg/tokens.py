@@ -30,7 +30,7 @@ def refused(verdict, seconds=None):
     if verdict == "rate_limited":
         # seconds is None if the server cannot count (without shared_preload_libraries)
         return Refused(429, verdict, [("Retry-After", str(math.ceil(seconds)))] if seconds else [])
-    if verdict == "network_refused":
+    if verdict in ("policy_refused", "network_refused"):
         return Refused(403, verdict)
     if verdict == "permission_refused":
         return Refused(403, "insufficient_scope", [("WWW-Authenticate", 'Bearer error="insufficient_scope"')])

@@ -355,12 +355,24 @@ is_new_value(TriggerData *trigger, AttrNumber attribute)
 }
 
 /*
+ * May the caller give this role to a token of the organization?  The default role of
+ * new tokens must not wait for one that somebody with more permissions makes.
+ */
+static void
+check_may_give(char *organization_id, char *role)
+{
+	ApitokenRecord token = {
+		.kind = APITOKEN_ORGANIZATION, .organization_id = organization_id, .role = role, .access = APITOKEN_FULL
+	};
+	Snapshot	snapshot = apitoken_latest_snapshot();
+
+	apitoken_check_ceiling(&token, snapshot);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
  * Check the policy of an organization, apart from what the table's constraints check.
  * Returns the row that is stored.
- *
- * Members may change it by their role.  The default role is then one that they
- * could give to a token themselves: it must not wait for a token that somebody
- * with more permissions makes.
  */
 static HeapTuple
 check_policy(TriggerData *trigger, HeapTuple tuple)
@@ -370,22 +382,17 @@ check_policy(TriggerData *trigger, HeapTuple tuple)
 	Datum		value;
 	bool		isnull;
 
-	value = heap_getattr(tuple, Anum_organizations_default_role, descriptor, &isnull);
-	if (!isnull && is_new_value(trigger, Anum_organizations_default_role) && !restoring())
+	if (is_new_value(trigger, Anum_organizations_default_role) && !restoring())
 	{
-		ApitokenRecord token = {.kind = APITOKEN_ORGANIZATION, .access = APITOKEN_FULL};
+		char	   *role;
 
-		token.role = TextDatumGetCString(value);
-		apitoken_lock_role(token.role);
-		value = heap_getattr(tuple, Anum_organizations_id, descriptor, &isnull);
-		if (!isnull && !apitoken_sees_all(APITOKEN_ORGANIZATIONS))
-		{
-			Snapshot	snapshot = apitoken_latest_snapshot();
-
-			token.organization_id = TextDatumGetCString(value);
-			apitoken_check_ceiling(&token, snapshot);
-			UnregisterSnapshot(snapshot);
-		}
+		value = heap_getattr(tuple, Anum_organizations_default_role, descriptor, &isnull);
+		role = isnull ? pstrdup(APITOKEN_DEFAULT_ROLE) : TextDatumGetCString(value);
+		if (!isnull)
+			apitoken_lock_role(role);
+		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && !apitoken_sees_all(APITOKEN_ORGANIZATIONS))
+			check_may_give(TextDatumGetCString(heap_getattr(trigger->tg_trigtuple, Anum_organizations_id,
+															descriptor, &isnull)), role);
 	}
 	value = heap_getattr(tuple, Anum_organizations_allowed_networks, descriptor, &isnull);
 	if (!isnull && is_new_value(trigger, Anum_organizations_allowed_networks))

@@ -28,8 +28,6 @@
 
 #include "manage/manage.h"
 
-#define DEFAULT_ROLE "developer"
-
 static pg_noreturn void refuse_creation(void);
 
 static void
@@ -202,7 +200,7 @@ check_values(HeapTuple tuple, TupleDesc descriptor, const ApitokenOrganizationRo
 	{
 		if (record->role == NULL)
 		{
-			record->role = organization->default_role != NULL ? organization->default_role : pstrdup(DEFAULT_ROLE);
+			record->role = organization->default_role != NULL ? organization->default_role : pstrdup(APITOKEN_DEFAULT_ROLE);
 			set_column(columns, Anum_token_records_role, CStringGetTextDatum(record->role));
 		}
 		apitoken_check_role(record->role);

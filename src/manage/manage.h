@@ -49,6 +49,9 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 
 /* ----- issue.c: creation of tokens ----- */
 
+/* of an organization that has no default role */
+#define APITOKEN_DEFAULT_ROLE "developer"
+
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked,
 								   TimestampTz expires_at);
 
