@@ -47,8 +47,8 @@ SELECT (apitoken.create_token('quarter', 'acme', permissions => '{article:read,a
 SELECT (apitoken.create_token('own custom', permissions => '{*}', access => 'custom', expires_in => '1 minute')).id IS NOT NULL AS made;
 SELECT label, role, access, permissions, expires_at - created_at AS lives, description, allowed_networks, rate_limit_per_minute, metadata, status
 FROM apitoken.tokens WHERE label IN ('week', 'month', 'quarter', 'own custom') ORDER BY label COLLATE "C";
-SELECT expires_at = now() + '1 year' AS told FROM apitoken.create_token('year', expires_in => '1 year');
-SELECT expires_at = now() + '1 year' AS stored FROM apitoken.tokens WHERE label = 'year';
+SELECT expires_at AT TIME ZONE 'UTC' = now() AT TIME ZONE 'UTC' + '1 year' AS told FROM apitoken.create_token('year', expires_in => '1 year');
+SELECT expires_at AT TIME ZONE 'UTC' = now() AT TIME ZONE 'UTC' + '1 year' AS stored FROM apitoken.tokens WHERE label = 'year';
 ROLLBACK;
 
 --

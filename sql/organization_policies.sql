@@ -113,11 +113,11 @@ SELECT public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L
 	public.regress_try(pg_catalog.format('SELECT apitoken.regenerate_token(%L, expires_in => ''31 days'')', :'endless_id')) AS too_long;
 BEGIN;
 SET LOCAL session_replication_role = replica;	-- as if it were old
-UPDATE apitoken_internal.token_records SET created_at = created_at - '25 days'::interval WHERE id = :'endless_id';
+UPDATE apitoken_internal.token_records SET created_at = created_at - '600 hours'::interval WHERE id = :'endless_id';
 COMMIT;
 SELECT token AS endless2, expires_at - now() AS lives FROM apitoken.regenerate_token(:'endless_id', overlap => '20 days', expires_in => '30 days') \gset
 SELECT :'lives'::interval = '30 days' AS exactly, (apitoken.verify(:'endless2')).verdict, (apitoken.verify(:'endless')).verdict AS old,
-	regenerated_at BETWEEN created_at + '25 days' AND created_at + '25 days 1 minute' AS soon, previous_expires_at = created_at + '30 days' AS old_ends
+	regenerated_at BETWEEN created_at + '600 hours' AND created_at + '600 hours 1 minute' AS soon, previous_expires_at = created_at + '720 hours' AS old_ends
 FROM apitoken_internal.token_records WHERE id = :'endless_id';
 BEGIN;
 SET LOCAL session_replication_role = replica;

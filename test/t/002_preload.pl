@@ -212,7 +212,7 @@ $node->safe_psql('postgres', q{
 	GRANT CREATE ON DATABASE lure TO regress_apitoken_lurer;
 });
 my $id = $node->safe_psql('app', "SELECT id FROM apitoken.parse('$token')");
-my $columns = join(', ', map { "c$_ bigint DEFAULT 8" } 2 .. 26);
+my $columns = join(', ', map { "c$_ bigint DEFAULT 8" } 2 .. 27);
 is( run(qq{
 		CREATE SCHEMA apitoken;
 		CREATE SCHEMA apitoken_internal;

@@ -37,7 +37,7 @@ $old->safe_psql('app', q{
 	CREATE SCHEMA crypto;
 	CREATE EXTENSION pgcrypto SCHEMA crypto;
 	CREATE EXTENSION apitoken;
-	INSERT INTO apitoken.organizations (id, name, suspended_at) VALUES ('acme', 'Acme', NULL), ('idle', 'Idle', now()), ('Ümläut "x"', NULL, NULL);
+	INSERT INTO apitoken.organizations (id, name, suspended_at) VALUES ('acme', 'Acme', NULL), ('idle', 'Idle', now()), ('strict', NULL, NULL), ('Ümläut "x"', NULL, NULL);
 	INSERT INTO apitoken.users (id, name, email, groups) VALUES ('u', 'User', 'u@example.org', '{a,b}'), ('v', NULL, NULL, '{}');
 	UPDATE apitoken.roles SET description = 'narrowed', permissions = '{article:*,token:read}' WHERE name = 'admin';
 	INSERT INTO apitoken.roles VALUES ('editor', 'Edits', '{article:write}', NULL), ('auditor', NULL, '{*:read}', 'regress_apitoken_people');
@@ -76,6 +76,7 @@ my %token = create_each($old, {
 	odd => q{organization_id => 'Ümläut "x"', role => 'auditor'},
 	(map { ($_ => $acme) } qw(renewed over suspended revoked expired used)),
 	sleeping => q{organization_id => 'idle'},
+	strict => q{organization_id => 'strict'},
 	limit => q{organization_id => 'acme', rate_limit_per_minute => 10},
 	orphan => q{user_id => 'gone'},
 }, database => 'app');
@@ -91,6 +92,7 @@ $old->safe_psql('app', qq{
 	SELECT apitoken.revoke_token(id, label, 'lost') FROM apitoken.tokens WHERE label = 'revoked';
 	SELECT apitoken.create_token('revoked', organization_id => 'acme');	-- the label is free again
 	DELETE FROM apitoken.users WHERE id = 'gone';
+	UPDATE apitoken.organizations SET max_lifetime = '1 mon 2 days', require_expiry = true, max_tokens = 7, allowed_networks = '{10.0.0.0/8,2001:db8::/32}'::cidr[], default_role = 'auditor', allow_personal_tokens = false WHERE id = 'strict';
 	SELECT apitoken.verify('$token{used}', client_address => '192.0.2.7');
 	INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused)
 		SELECT id, '2020-02-29'::date + i, 10 * i, i FROM apitoken.tokens, generate_series(0, 2) i WHERE label IN ('used', 'personal');
@@ -134,7 +136,7 @@ my $before = contents($old, 'app');
 my $verdicts = verdicts($old, 'app');
 is($verdicts, join("\n", 'custom network_refused', 'expired expired', 'limit rate_limited', 'limited valid', 'nobody unknown', 'odd valid',
 		'orphan revoked', 'over valid', 'over before unknown', 'personal valid', 'plain valid', 'renewed valid', 'renewed before valid',
-		'revoked revoked', 'sleeping suspended', 'suspended suspended', 'used valid'),
+		'revoked revoked', 'sleeping suspended', 'strict policy_refused', 'suspended suspended', 'used valid'),
 	'the verdicts before');
 like($before->{'rows of apitoken.token_usage'}, qr/192\.0\.2\.7/, 'a use that was recorded');
 like($before->{'column privileges'}, qr/regress_apitoken_partial token_records\.label UPDATE/, 'a privilege on a column');

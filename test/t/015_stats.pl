@@ -40,7 +40,7 @@ is(run('BEGIN READ ONLY; SELECT count(*) FROM apitoken.stats; COMMIT'), '1', 'it
 
 # ----- what it counts ------------------------------------------------------------
 
-my @verdicts = qw(valid malformed unknown revoked expired suspended network_refused permission_refused rate_limited);
+my @verdicts = qw(valid malformed unknown revoked expired suspended policy_refused network_refused permission_refused rate_limited);
 my $columns = join(', ', @verdicts);
 
 # how much each counter has grown since the last time
@@ -56,6 +56,8 @@ sub counted
 }
 
 my %token = map { ($_ => create($node, $_, q{user_id => 'ann'})) } qw(valid revoked expired suspended);
+run(q{INSERT INTO apitoken.organizations (id) VALUES ('strict')});
+$token{policy_refused} = create($node, 'o', q{organization_id => 'strict'});
 $token{network_refused} = create($node, 'n', q{user_id => 'ann', allowed_networks => '{10.0.0.0/8}'});
 $token{permission_refused} = create($node, 'p', q{user_id => 'ann'});
 $token{rate_limited} = create($node, 'r', q{user_id => 'ann', rate_limit_per_minute => 1});
@@ -64,6 +66,7 @@ $token{unknown} = run(q{SELECT apitoken.generate('org')});
 run(q{
 	SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'revoked';
 	UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'suspended';
+	UPDATE apitoken.organizations SET require_expiry = true WHERE id = 'strict';
 	SET session_replication_role = replica;
 	UPDATE apitoken_internal.token_records SET expires_at = now() WHERE label = 'expired';
 });
@@ -89,11 +92,11 @@ is(counted(), '', 'count nothing');
 # ----- memory, and writing ----------------------------------------------------------
 
 like(run(q{SELECT slots, entries, limits, dropped, last_flush_at IS NULL, last_flush_error, last_flush_error_at, started_at BETWEEN pg_postmaster_start_time() - interval '1 min' AND now() FROM apitoken.stats}),
-	qr/^65536\|7\|1\|0\|t\|\|\|t$/, 'seven tokens have been used, one of them has a limit, and nothing is written yet');
+	qr/^65536\|8\|1\|0\|t\|\|\|t$/, 'eight tokens have been used, one of them has a limit, and nothing is written yet');
 is(run('SELECT flushes, masked IS NULL FROM apitoken.stats'), '0|f', 'no flush');
 # (flush_usage() itself answers an empty line)
 is(run('SELECT apitoken.flush_usage(); SELECT flushes, last_flush_at <= clock_timestamp(), last_flush_error IS NULL FROM apitoken.stats'), ' 1|t|t', 'one flush');
-is(run('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage WHERE accepted + refused > 0'), '7|6|18', 'as it is written');
+is(run('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage WHERE accepted + refused > 0'), '8|6|21', 'as it is written');
 is(run('SELECT flushes, last_flush_at IS NULL FROM apitoken.stats', database => 'other'), '1|t', 'the other database has not been written to');
 is(run('SELECT apitoken.flush_usage(); SELECT flushes FROM apitoken.stats'), ' 1', 'with nothing to write nothing is');
 
