@@ -22,6 +22,9 @@ COMMENT ON SCHEMA apitoken_internal IS 'Internal objects of the extension apitok
 CREATE FUNCTION apitoken_internal.check_id(owner text, id text) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_check_id_sql' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.check_id(text, text) IS 'For CHECK constraints: true if the text can be the id of an owner (user or organization); null for null; 22023 otherwise';
+CREATE FUNCTION apitoken_internal.check_notify(events text[]) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_check_notify' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.check_notify(text[]) IS 'For CHECK constraints: true if the array has only names of events that notifications are about; null for null; 22023 otherwise';
 
 -- Ids in function arguments.  The casts accept the application's keys as drivers send
 -- them: a number, a uuid, a text, or a parameter without a type.  Overloaded functions
@@ -78,6 +81,7 @@ CREATE TABLE apitoken.organizations (
 	allowed_networks      cidr[],
 	default_role          text COLLATE "C",
 	allow_personal_tokens boolean NOT NULL DEFAULT true,
+	notify                text[] DEFAULT '{create,revoke,expire}' CHECK (apitoken_internal.check_notify(notify)),
 	CONSTRAINT organizations_max_lifetime CHECK (
 		max_lifetime BETWEEN '1 minute' AND '100 years'
 		AND LEAST(EXTRACT(year FROM max_lifetime), EXTRACT(month FROM max_lifetime),
@@ -101,6 +105,7 @@ COMMENT ON COLUMN apitoken.organizations.max_tokens IS 'Greatest number of token
 COMMENT ON COLUMN apitoken.organizations.allowed_networks IS 'Networks from which tokens of the organization are accepted; a token''s own list must contain the address too; null: from everywhere';
 COMMENT ON COLUMN apitoken.organizations.default_role IS 'Role of a new token of the organization for which none is given; null: developer';
 COMMENT ON COLUMN apitoken.organizations.allow_personal_tokens IS 'False: personal tokens may do nothing in the organization; users who act directly may';
+COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire; null or empty: none';
 
 CREATE TABLE apitoken.users (
 	id           text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_id('user', id)),
@@ -109,7 +114,8 @@ CREATE TABLE apitoken.users (
 	groups       text[] NOT NULL DEFAULT '{}',
 	role         text,
 	suspended_at timestamptz,
-	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now()
+	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	notify       text[] DEFAULT '{create,revoke,expire}' CHECK (apitoken_internal.check_notify(notify))
 );
 COMMENT ON TABLE apitoken.users IS 'Users: owners of personal tokens and members of organizations; a user without a row gets one with their first token, unless the row was deleted or apitoken.require_known_users is on';
 COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text of 1 to 255 bytes: a uuid or a bigint as its output writes it; cannot change';
@@ -119,6 +125,7 @@ COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_gro
 COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what the user may do outside organizations; null: no limit';
 COMMENT ON COLUMN apitoken.users.suspended_at IS 'Time of the suspension; while it is not null, the user may do nothing and their personal tokens are refused; null: not suspended';
 COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was created';
+COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire; null or empty: none';
 
 CREATE TABLE apitoken_internal.deleted_users (
 	id         text COLLATE "C" PRIMARY KEY,
@@ -202,6 +209,7 @@ CREATE TABLE apitoken_internal.token_records (
 	description            text,
 	revoked_by             text COLLATE "C",
 	revoke_reason          text,
+	expiry_notified_at     timestamptz,
 	CONSTRAINT token_records_one_owner CHECK (pg_catalog.num_nonnulls(organization_id, user_id) = 1),
 	CONSTRAINT token_records_role CHECK ((organization_id IS NULL) = (role IS NULL)),
 	CONSTRAINT token_records_custom CHECK ((access = 'custom') = (permissions IS NOT NULL)),
@@ -234,6 +242,7 @@ COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'End of
 COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text (FIPS 180-4); n: HMAC-SHA-256 (RFC 2104) of it with pepper n';
 COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'Digest scheme of previous_digest; null: no previous digest';
 COMMENT ON COLUMN apitoken_internal.token_records.digest IS 'Digest of the token text, 32 bytes; granted to nobody';
+COMMENT ON COLUMN apitoken_internal.token_records.expiry_notified_at IS 'When housekeeping last made a notification of the coming expiry, or found that nobody wants one; null: never';
 COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digest of the token text before the last regeneration, 32 bytes; null: none; granted to nobody';
 
 -- The fillfactor leaves room on each page.  A flush then updates no index, and
@@ -297,6 +306,41 @@ COMMENT ON COLUMN apitoken.events.database_user IS 'Login of the session (sessio
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
 COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit; reason of a revocation';
 
+-- The outbox.  An event and its notification have the same id.  Only rows with
+-- next_attempt_at are still to be delivered, and only those are in the two indexes
+-- that claim_notifications() uses.
+CREATE TABLE apitoken.notifications (
+	id              uuid PRIMARY KEY,
+	created_at      timestamptz NOT NULL CHECK (pg_catalog.isfinite(created_at)),
+	event           text COLLATE "C" NOT NULL,
+	token_id        uuid NOT NULL,
+	organization_id text COLLATE "C",
+	user_id         text COLLATE "C",
+	payload         jsonb NOT NULL,
+	recipients      text[] NOT NULL,
+	attempts        integer NOT NULL DEFAULT 0,
+	next_attempt_at timestamptz,
+	delivered_at    timestamptz,
+	last_error      text
+);
+CREATE INDEX notifications_organization_id_idx ON apitoken.notifications (organization_id, id) WHERE organization_id IS NOT NULL;
+CREATE INDEX notifications_user_id_idx ON apitoken.notifications (user_id, id) WHERE user_id IS NOT NULL;
+CREATE INDEX notifications_next_attempt_at_idx ON apitoken.notifications (next_attempt_at, id) WHERE next_attempt_at IS NOT NULL;
+CREATE INDEX notifications_token_id_idx ON apitoken.notifications (token_id, id) WHERE next_attempt_at IS NOT NULL;
+COMMENT ON TABLE apitoken.notifications IS 'Outbox: one row for each event that somebody wants to be told, made in the transaction of the event; a mailer claims the rows with claim_notifications(), and run_maintenance() removes those older than apitoken.notification_retention';
+COMMENT ON COLUMN apitoken.notifications.id IS 'UUID version 7 (RFC 9562): the id of the event in events; of an expiry, which is no event there, an id of its own';
+COMMENT ON COLUMN apitoken.notifications.created_at IS 'Time of the event';
+COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke or expire';
+COMMENT ON COLUMN apitoken.notifications.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.notifications.organization_id IS 'Organization that owns the token; null: a personal token';
+COMMENT ON COLUMN apitoken.notifications.user_id IS 'User who owns the token; null: a token of an organization';
+COMMENT ON COLUMN apitoken.notifications.payload IS 'JSON object: the event, and the token as it was then, without its secret';
+COMMENT ON COLUMN apitoken.notifications.recipients IS 'E-mail addresses at the time of the event, at most 1000, never empty; granted to nobody';
+COMMENT ON COLUMN apitoken.notifications.attempts IS 'How often it was claimed';
+COMMENT ON COLUMN apitoken.notifications.next_attempt_at IS 'When it may be claimed: the end of the lease, or of the delay after a failure; null: delivered, given up, or restored from a dump';
+COMMENT ON COLUMN apitoken.notifications.delivered_at IS 'When it was delivered; null: not yet, or never';
+COMMENT ON COLUMN apitoken.notifications.last_error IS 'Why the last attempt failed, without secrets; granted to nobody, because it can contain addresses; null: none failed';
+
 -- The planner uses statistics of all rows, and EXPLAIN shows its estimates to
 -- everybody: how frequent a value is, or where in the table's order it stands.
 -- Therefore no statistics are collected about columns with tenants' data.
@@ -334,6 +378,14 @@ ALTER TABLE apitoken.events
 	ALTER token_id SET STATISTICS 0, ALTER organization_id SET STATISTICS 0, ALTER user_id SET STATISTICS 0,
 	ALTER actor SET STATISTICS 0, ALTER actor_token_id SET STATISTICS 0, ALTER database_user SET STATISTICS 0,
 	ALTER client_address SET STATISTICS 0, ALTER details SET STATISTICS 0;
+ALTER TABLE apitoken.organizations ALTER notify SET STATISTICS 0;
+ALTER TABLE apitoken.users ALTER notify SET STATISTICS 0;
+ALTER TABLE apitoken_internal.token_records ALTER expiry_notified_at SET STATISTICS 0;
+ALTER TABLE apitoken.notifications
+	ALTER id SET STATISTICS 0, ALTER created_at SET STATISTICS 0, ALTER event SET STATISTICS 0,
+	ALTER token_id SET STATISTICS 0, ALTER organization_id SET STATISTICS 0, ALTER user_id SET STATISTICS 0,
+	ALTER payload SET STATISTICS 0, ALTER recipients SET STATISTICS 0, ALTER attempts SET STATISTICS 0,
+	ALTER next_attempt_at SET STATISTICS 0, ALTER delivered_at SET STATISTICS 0, ALTER last_error SET STATISTICS 0;
 
 -- For apitoken.allow() and apitoken.disallow(): see src/manage/grant.c.
 CREATE TABLE apitoken_internal.own_privileges (
@@ -346,7 +398,8 @@ COMMENT ON COLUMN apitoken_internal.own_privileges.database_role IS 'Name of the
 COMMENT ON COLUMN apitoken_internal.own_privileges.privilege IS 'The privilege, for example SELECT on apitoken.users';
 
 CREATE VIEW apitoken_internal.capabilities AS
-	SELECT true AS use, true AS manage, true AS verify, true AS act, true AS directory, true AS monitor;
+	SELECT true AS use, true AS manage, true AS verify, true AS act, true AS directory, true AS monitor,
+		true AS notify;
 COMMENT ON VIEW apitoken_internal.capabilities IS 'One column for each capability: SELECT on it shows that apitoken.allow() has granted the capability to a role. The row means nothing.';
 
 -- Each table needs its own statement: of a single SELECT, only the last call would
@@ -361,6 +414,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken.notifications', '');
 
 ------------------------------------------------------------------------------
 -- Types
@@ -799,14 +853,51 @@ COMMENT ON COLUMN apitoken.stats.incomplete_because IS 'Why use may be unrecorde
 COMMENT ON COLUMN apitoken.stats.maintenance_problem IS 'What the last housekeeping of this database could not do, and why; null: it did everything, or has not run since the start';
 
 ------------------------------------------------------------------------------
+-- The outbox
+------------------------------------------------------------------------------
+
+CREATE FUNCTION apitoken.claim_notifications(max integer DEFAULT 100, lease interval DEFAULT '5 minutes') RETURNS SETOF apitoken.notifications
+	AS 'MODULE_PATHNAME', 'apitoken_claim_notifications' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.claim_notifications(integer, interval) IS 'Claim notifications that are to be delivered, up to max (1 to 1000), and return them, oldest first. Nobody else gets them until the lease ends (1 second to 1 day). A notification is not claimed while an earlier one of the same token is neither delivered nor given up. After the 20th attempt it is given up. 22023 if an argument is out of range or null; 25006 where nothing can be written.';
+
+CREATE FUNCTION apitoken.notification_delivered(id uuid) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_notification_delivered' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.notification_delivered(uuid) IS 'Record that a claimed notification was delivered. False if it was recorded already, was never claimed or does not exist. Null for null.';
+
+CREATE FUNCTION apitoken.notification_failed(id uuid, error text) RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'apitoken_notification_failed' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.notification_failed(uuid, text) IS 'Record that the delivery of a claimed notification failed, and why. Returns when it can be claimed again: after a minute, then twice as long each time, at most six hours. Null if it was given up (after 20 attempts), was delivered, was never claimed or does not exist. Secrets in the error are masked, and only its beginning is kept.';
+
+CREATE FUNCTION apitoken_internal.role_allows(role text, permission text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_role_allows' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.role_allows(text, text) IS 'For the recipients of notifications: does this role include the permission? Null if an argument is null.';
+CREATE FUNCTION apitoken_internal.new_id() RETURNS uuid
+	AS 'MODULE_PATHNAME', 'apitoken_new_id' LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.new_id() IS 'For notifications of expiries: a new UUID of version 7';
+CREATE FUNCTION apitoken_internal.notification_before_change() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_notification_before_change' LANGUAGE C;
+COMMENT ON FUNCTION apitoken_internal.notification_before_change() IS 'Trigger: has NOTIFY sent for a new notification; one that a restore or replication brings is not to be delivered';
+
+CREATE TRIGGER notification_before_change BEFORE INSERT OR UPDATE ON apitoken.notifications
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.notification_before_change();
+-- This fires for replication and restores, too: see src/manage/notify.c.
+ALTER TABLE apitoken.notifications ENABLE ALWAYS TRIGGER notification_before_change;
+
+ALTER TABLE apitoken.notifications ENABLE ROW LEVEL SECURITY;
+CREATE POLICY notifications_read ON apitoken.notifications FOR SELECT
+	USING (apitoken_internal.manages_organization(organization_id, 'token:read', 'token:update', 'token:delete')
+		   OR apitoken_internal.manages_user(user_id, 'token:read', 'token:update', 'token:delete'));
+
+------------------------------------------------------------------------------
 -- Housekeeping
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_cleared bigint, OUT events_removed bigint,
 										 OUT tokens_removed bigint, OUT usage_removed bigint,
-										 OUT tokens_spared bigint, OUT problems text[]) RETURNS record
+										 OUT tokens_spared bigint, OUT problems text[],
+										 OUT notifications_removed bigint) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_run_maintenance' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention and daily use older than apitoken.usage_retention. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
+COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention daily use older than apitoken.usage_retention and notifications older than apitoken.notification_retention, and make notifications of tokens that expire within 7 days and within 1 day. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
 
 ------------------------------------------------------------------------------
 -- Check of the set-up.  Each subject is a part of the query below, which begins
@@ -1543,6 +1634,7 @@ GRANT EXECUTE ON FUNCTION
 	apitoken_internal.sees_user(text),
 	apitoken_internal.was_granted(oid, text),
 	apitoken_internal.check_id(text, text),
+	apitoken_internal.check_notify(text[]),
 	apitoken_internal.in_words(timestamptz),
 	-- the planner calls these to cast a constant
 	apitoken_internal.id_in(cstring),

@@ -197,7 +197,7 @@ CREATE ROLE regress_apitoken_nobody;
 CREATE ROLE regress_apitoken_some LOGIN;
 SET ROLE regress_apitoken_nobody;
 SELECT public.regress_try(pg_catalog.format('TABLE apitoken.%I', r)) AS refused
-FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_usage,token_usage_daily,events,tokens,members,stats}'::text[]) r;
+FROM pg_catalog.unnest('{organizations,users,roles,memberships,token_usage,token_usage_daily,events,notifications,tokens,members,stats}'::text[]) r;
 SELECT public.regress_try('SELECT apitoken.' || f) AS refused FROM pg_catalog.unnest(ARRAY['authenticate(NULL)', 'verify(NULL)',
 	'revoke_by_token(NULL)', 'act_as(NULL)', 'create_token(NULL)', 'take_token(pg_catalog.gen_random_uuid())', 'regenerate_token(NULL)', 'revoke_token(NULL)',
 	'revoke_tokens(NULL)', 'list_tokens()', 'generate(''org'')', 'hash(''x'')', 'parse(''x'')', 'mask(''x'')', 'run_maintenance()', 'flush_usage()', 'allow(''regress_apitoken_nobody'', ''act'')']) f;
@@ -205,7 +205,7 @@ SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.
 	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed;
 -- only the owner can reach objects in apitoken_internal by name, whatever allow() granted to others
 RESET ROLE;
-SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify');
 SELECT r AS role, pg_catalog.count(*) > 40 AS enough, pg_catalog.array_agg(DISTINCT outcome) AS outcomes
 FROM pg_catalog.unnest('{regress_apitoken_nobody,regress_apitoken_some}'::name[]) r, LATERAL (
 	SELECT pg_catalog.set_config('role', r, true), public.regress_try('TABLE apitoken_internal.token_records') AS outcome
@@ -215,7 +215,7 @@ FROM pg_catalog.unnest('{regress_apitoken_nobody,regress_apitoken_some}'::name[]
 	SELECT pg_catalog.set_config('role', r, true), public.regress_try(pg_catalog.format('SELECT apitoken_internal.%I(NULL)', proname))
 	FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken_internal'::regnamespace) t
 GROUP BY r ORDER BY r;
-SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify');
 SET ROLE regress_apitoken_nobody;
 SELECT apitoken.whoami();
 -- it may not hand out capabilities, even with EXECUTE on allow()
@@ -260,6 +260,10 @@ SELECT apitoken.allow('regress_apitoken_some', 'directory');
 SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
 SELECT apitoken.disallow('regress_apitoken_some', 'directory');
+SELECT apitoken.allow('regress_apitoken_some', 'notify');
+SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
+WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
+SELECT apitoken.disallow('regress_apitoken_some', 'notify');
 SELECT apitoken.allow('regress_apitoken_some', 'monitor');
 SELECT privilege, is_grantable, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole ORDER BY kind, object COLLATE "C", privilege;
@@ -300,13 +304,13 @@ SELECT apitoken.disallow('regress_apitoken_some', 'act', 'manage');
 SELECT apitoken.allow('regress_apitoken_some', 'monitor');
 
 -- allowing twice is the same as once; all capabilities together still cannot read digests or write audit and usage
-SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'directory');
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify', 'directory');
 SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
 SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <> 0 GROUP BY 1;
 SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
 FROM pg_catalog.pg_attribute a, pg_catalog.unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) p
 WHERE a.attrelid = 'apitoken_internal.token_records'::regclass AND (a.attname LIKE '%digest%' OR a.attname = 'previous_expires_at') ORDER BY a.attnum, p;
-SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken_internal.token_records,apitoken.token_usage,apitoken.events}'::text[]) r,
+SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken_internal.token_records,apitoken.token_usage,apitoken.events,apitoken.notifications}'::text[]) r,
 	pg_catalog.unnest('{INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) p
 WHERE has_table_privilege('regress_apitoken_some', r, p);
 SELECT has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database_role', 'INSERT') AS insert,
@@ -318,7 +322,7 @@ ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT apitoken.disallow('regress_apitoken_some', 'manage');
 SELECT privilege, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole AND object !~ 'organizations|users|memberships' ORDER BY kind, object COLLATE "C", privilege;
-SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor');
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify');
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
 
 --

@@ -34,6 +34,8 @@ extern char *apitoken_prefix;
 extern char *apitoken_pepper_file;
 extern int	apitoken_retention;			/* minutes */
 extern int	apitoken_usage_retention;	/* minutes */
+extern int	apitoken_notification_retention;
+extern bool apitoken_notifications;
 extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;	/* milliseconds */
 extern bool apitoken_standbys_verify;

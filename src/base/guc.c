@@ -46,6 +46,8 @@ bool		apitoken_require_pepper;
 bool		apitoken_require_known_users;
 int			apitoken_retention;
 int			apitoken_usage_retention;
+int			apitoken_notification_retention;
+bool		apitoken_notifications;
 int			apitoken_usage_slots;
 int			apitoken_flush_interval;
 bool		apitoken_standbys_verify;
@@ -334,6 +336,21 @@ static const Setting settings[] = {
 		.context = PGC_SUSET,
 		.flags = GUC_UNIT_MIN,
 		.integer = {.variable = &apitoken_usage_retention, .initial = 90 * DAY_MINUTES, .minimum = APITOKEN_KEEP_ALL, .maximum = RETENTION_MAX, .check = check_retention},
+	},
+	{
+		.name = "apitoken.notifications",
+		.summary = "Makes notifications of events, which a mailer delivers.",
+		.explanation = "A row of apitoken.notifications is made for each event of which somebody with an e-mail address wants to be told. If it is off, no such rows are made.",
+		.context = PGC_SUSET,
+		.boolean = {.variable = &apitoken_notifications, .initial = true},
+	},
+	{
+		.name = "apitoken.notification_retention",
+		.summary = "Sets how long notifications are kept.",
+		.explanation = "Housekeeping removes them after this time, delivered or not. The shortest time is one day. -1 keeps everything.",
+		.context = PGC_SUSET,
+		.flags = GUC_UNIT_MIN,
+		.integer = {.variable = &apitoken_notification_retention, .initial = 30 * DAY_MINUTES, .minimum = APITOKEN_KEEP_ALL, .maximum = RETENTION_MAX, .check = check_retention},
 	},
 	{
 		.name = "apitoken.usage_slots",

@@ -184,8 +184,9 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 		apitoken_running_statement == APITOKEN_REVOKE_IDLE)
 		return PointerGetDatum(set_updated_at(trigger, GetCurrentTimestamp()));
 
-	/* clearing a digest that is no longer accepted, and erasure, are not changes by a user */
+	/* clearing a digest that is no longer accepted, telling an expiry, and erasure are not changes by a user */
 	if (apitoken_running_statement == APITOKEN_CLEAR_PREVIOUS ||
+		apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY ||
 		apitoken_running_statement == APITOKEN_ERASE_TOKENS)
 		return PointerGetDatum(trigger->tg_newtuple);
 

@@ -114,13 +114,15 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	else
 		nulls[EVENT_CLIENT_ADDRESS] = 'n';
 	if (old == NULL)
-	{
 		apitoken_execute(APITOKEN_CREATED, values, nulls);
-		return;
+	else
+	{
+		values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(old, descriptor);
+		values[EVENT_ACTION] = CStringGetTextDatum(action);
+		apitoken_execute(APITOKEN_CHANGED, values, nulls);
 	}
-	values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(old, descriptor);
-	values[EVENT_ACTION] = CStringGetTextDatum(action);
-	apitoken_execute(APITOKEN_CHANGED, values, nulls);
+	apitoken_notify(&id, values[EVENT_TOKEN], values[EVENT_ACTOR], nulls[EVENT_ACTOR] == 'n',
+					old == NULL ? "create" : action);
 }
 
 APITOKEN_FUNCTION_INFO_V1(apitoken_token_after_change);

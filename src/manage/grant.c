@@ -101,6 +101,7 @@ static const Privilege manage_privileges[] = {
 	TABLE(select, "token_usage"),
 	TABLE(select, "token_usage_daily"),
 	TABLE(select, "events"),
+	COLUMNS(select, "apitoken", "notifications", APITOKEN_NOTIFICATIONS),
 	TABLE(select, "organizations"),
 	COLUMNS(update, "apitoken", "organizations", APITOKEN_ORGANIZATIONS),
 	COLUMNS(select, "apitoken", "users", APITOKEN_USERS),
@@ -140,6 +141,12 @@ static const Privilege monitor_privileges[] = {
 	INTERNAL("count_tokens"),
 };
 
+static const Privilege notify_privileges[] = {
+	FUNCTION("claim_notifications"),
+	FUNCTION("notification_delivered"),
+	FUNCTION("notification_failed"),
+};
+
 /* A named set of privileges. */
 typedef struct Capability
 {
@@ -158,6 +165,7 @@ static const Capability capabilities[] = {
 	CAPABILITY(act, NULL),
 	CAPABILITY(directory, NULL),
 	CAPABILITY(monitor, NULL),
+	CAPABILITY(notify, NULL),
 };
 
 static const Capability *

@@ -47,6 +47,11 @@ extern void apitoken_check_rate_limit(int32 limit);
 extern void apitoken_check_metadata(Datum metadata);
 extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);
 
+/* ----- notify.c: the outbox ----- */
+
+extern void apitoken_notify_init(void);
+extern void apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const char *event);
+
 /* ----- issue.c: creation of tokens ----- */
 
 /* of an organization that has no default role */

@@ -31,7 +31,8 @@
 	COLUMN(organizations, max_tokens,            INT4OID,      NULLABLE, "w") \
 	COLUMN(organizations, allowed_networks,      CIDRARRAYOID, NULLABLE, "w") \
 	COLUMN(organizations, default_role,          TEXTOID,      NULLABLE, "w") \
-	COLUMN(organizations, allow_personal_tokens, BOOLOID,      NOT_NULL, "w")
+	COLUMN(organizations, allow_personal_tokens, BOOLOID,      NOT_NULL, "w") \
+	COLUMN(organizations, notify,                TEXTARRAYOID, NULLABLE, "")
 
 #define USERS_COLUMNS(COLUMN) \
 	COLUMN(users, id,           TEXTOID,        NOT_NULL, "r") \
@@ -40,7 +41,8 @@
 	COLUMN(users, groups,       TEXTARRAYOID,   NOT_NULL, "r") \
 	COLUMN(users, role,         TEXTOID,        NULLABLE, "r") \
 	COLUMN(users, suspended_at, TIMESTAMPTZOID, NULLABLE, "r") \
-	COLUMN(users, created_at,   TIMESTAMPTZOID, NOT_NULL, "r")
+	COLUMN(users, created_at,   TIMESTAMPTZOID, NOT_NULL, "r") \
+	COLUMN(users, notify,       TEXTARRAYOID,   NULLABLE, "r")
 
 #define DELETED_USERS_COLUMNS(COLUMN) \
 	COLUMN(deleted_users, id,         TEXTOID,        NOT_NULL, "") \
@@ -93,7 +95,8 @@
 	COLUMN(token_records, created_by_name,        TEXTOID,        NULLABLE, "r") \
 	COLUMN(token_records, description,            TEXTOID,        NULLABLE, "raw") \
 	COLUMN(token_records, revoked_by,             TEXTOID,        NULLABLE, "r") \
-	COLUMN(token_records, revoke_reason,          TEXTOID,        NULLABLE, "r")
+	COLUMN(token_records, revoke_reason,          TEXTOID,        NULLABLE, "r") \
+	COLUMN(token_records, expiry_notified_at,     TIMESTAMPTZOID, NULLABLE, "")
 
 #define TOKEN_USAGE_COLUMNS(COLUMN) \
 	COLUMN(token_usage, token_id,       UUIDOID,        NOT_NULL, "") \
@@ -120,6 +123,21 @@
 	COLUMN(events, database_user,   NAMEOID,        NOT_NULL, "") \
 	COLUMN(events, client_address,  INETOID,        NULLABLE, "") \
 	COLUMN(events, details,         JSONBOID,       NOT_NULL, "")
+
+/* Addresses, also those in errors, are for the mailer alone. */
+#define NOTIFICATIONS_COLUMNS(COLUMN) \
+	COLUMN(notifications, id,              UUIDOID,        NOT_NULL, "r") \
+	COLUMN(notifications, created_at,      TIMESTAMPTZOID, NOT_NULL, "r") \
+	COLUMN(notifications, event,           TEXTOID,        NOT_NULL, "r") \
+	COLUMN(notifications, token_id,        UUIDOID,        NOT_NULL, "r") \
+	COLUMN(notifications, organization_id, TEXTOID,        NULLABLE, "r") \
+	COLUMN(notifications, user_id,         TEXTOID,        NULLABLE, "r") \
+	COLUMN(notifications, payload,         JSONBOID,       NOT_NULL, "r") \
+	COLUMN(notifications, recipients,      TEXTARRAYOID,   NOT_NULL, "") \
+	COLUMN(notifications, attempts,        INT4OID,        NOT_NULL, "r") \
+	COLUMN(notifications, next_attempt_at, TIMESTAMPTZOID, NULLABLE, "r") \
+	COLUMN(notifications, delivered_at,    TIMESTAMPTZOID, NULLABLE, "r") \
+	COLUMN(notifications, last_error,      TEXTOID,        NULLABLE, "")
 
 /* Composite types that functions return. */
 
@@ -159,7 +177,8 @@
 	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \
 	RELATION(TOKEN_USAGE, apitoken, token_usage) \
 	RELATION(TOKEN_USAGE_DAILY, apitoken, token_usage_daily) \
-	RELATION(EVENTS, apitoken, events)
+	RELATION(EVENTS, apitoken, events) \
+	RELATION(NOTIFICATIONS, apitoken, notifications)
 
 #define ROW_RELATIONS(RELATION) \
 	RELATION(VERIFICATION, apitoken, verification) \

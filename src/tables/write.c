@@ -70,6 +70,31 @@ typedef struct
 	" AND u.token_id OPERATOR(pg_catalog.>) $3 AND r.id OPERATOR(pg_catalog.>) $3" \
 	" AND ($4 IS NULL OR (u.token_id OPERATOR(pg_catalog.<=) $4 AND r.id OPERATOR(pg_catalog.<=) $4))"
 
+/*
+ * Insert the notification of an event of the token t, unless nobody wants it: for
+ * an organization's token to the members whose role includes token:read, and for a
+ * personal token to its user.  `id`, `at`, `actor` and `event` are expressions.
+ */
+#define REACHABLE "u.email OPERATOR(pg_catalog.<>) '' AND u.suspended_at IS NULL"
+#define NOTIFY(id, at, actor, event) \
+	"INSERT INTO apitoken.notifications (id, created_at, event, token_id, organization_id, user_id, payload, recipients, next_attempt_at)" \
+	" SELECT " id ", " at ", " event ", t.id, t.organization_id, t.user_id, pg_catalog.jsonb_build_object(" \
+	"'event', " event ", 'at', " at ", 'token_id', t.id, 'organization_id', t.organization_id, 'organization_name', r.name," \
+	" 'user_id', t.user_id, 'label', t.label, 'masked', t.masked, 'role', t.role, 'access', t.access," \
+	" 'created_by', t.created_by, 'created_by_name', t.created_by_name, 'created_at', t.created_at, 'expires_at', t.expires_at," \
+	" 'actor', " actor ", 'reason', t.revoke_reason), r.addresses, " at \
+	" FROM t, LATERAL (" \
+	"SELECT o.name, (pg_catalog.array_agg(DISTINCT u.email COLLATE pg_catalog.\"C\"))[1:1000] AS addresses" \
+	" FROM apitoken.organizations o, apitoken.memberships m, apitoken.users u" \
+	" WHERE o.id OPERATOR(pg_catalog.=) t.organization_id AND " event " OPERATOR(pg_catalog.=) ANY (o.notify)" \
+	" AND m.organization_id OPERATOR(pg_catalog.=) o.id AND u.id OPERATOR(pg_catalog.=) m.user_id AND " REACHABLE \
+	" AND apitoken_internal.role_allows(m.role, 'token:read') GROUP BY o.id" \
+	" UNION ALL SELECT NULL, ARRAY[u.email] FROM apitoken.users u" \
+	" WHERE u.id OPERATOR(pg_catalog.=) t.user_id AND " event " OPERATOR(pg_catalog.=) ANY (u.notify) AND " REACHABLE ") r"
+
+/* A notification is given up after so many attempts, which is after about three days. */
+#define ATTEMPTS_MAX "20"
+
 #define AND_NEXT " AND id OPERATOR(pg_catalog.>) $3 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED"
 
 static const Statement statements[APITOKEN_STATEMENTS] = {
@@ -436,6 +461,61 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_FORGOTTEN_TOKENS] = {
 		"SELECT pg_catalog.array_agg(id ORDER BY id) FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $1",
 		1, {TEXTOID}
+	/* $1: id of the event, $2: the token, $3: the user who acted, $4: the event */
+	[APITOKEN_NOTIFY] = {
+		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) " NOTIFY("$1", "t.updated_at", "$3", "$4"),
+		4, {UUIDOID, RECORDTYPE, TEXTOID, TEXTOID}
+	},
+	/*
+	 * The coming expiry of a token is told a week and a day before.  expiry_notified_at
+	 * tells which of the two is done, also after the expiry has changed.  A token that
+	 * was created later than that is not told.  $1 is the current time.
+	 */
+	[APITOKEN_NOTIFY_EXPIRY] = {
+		"WITH t AS (SELECT r.* FROM apitoken_internal.token_records r"
+		" WHERE r.revoked_at IS NULL AND r.expires_at OPERATOR(pg_catalog.>) $1"
+		" AND r.expires_at OPERATOR(pg_catalog.<=) ($1 OPERATOR(pg_catalog.+) '168 hours'::pg_catalog.interval)"
+		" AND GREATEST(r.created_at, r.expiry_notified_at) OPERATOR(pg_catalog.<) (r.expires_at OPERATOR(pg_catalog.-)"
+		" CASE WHEN r.expires_at OPERATOR(pg_catalog.<=) ($1 OPERATOR(pg_catalog.+) '24 hours'::pg_catalog.interval)"
+		" THEN '24 hours'::pg_catalog.interval ELSE '168 hours'::pg_catalog.interval END)"
+		" LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED),"
+		" told AS (" NOTIFY("apitoken_internal.new_id()", "$1", "NULL::pg_catalog.text", "'expire'::pg_catalog.text") ")"
+		" UPDATE apitoken_internal.token_records SET expiry_notified_at = $1 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM t))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	/* Claim at most $1 notifications until $2; $3 is the current time.  This never waits. */
+	[APITOKEN_CLAIM_NOTIFICATIONS] = {
+		"WITH due AS (SELECT n.id FROM apitoken.notifications n WHERE n.next_attempt_at OPERATOR(pg_catalog.<=) $3"
+		" AND NOT EXISTS (SELECT FROM apitoken.notifications e WHERE e.token_id OPERATOR(pg_catalog.=) n.token_id"
+		" AND e.id OPERATOR(pg_catalog.<) n.id AND e.next_attempt_at IS NOT NULL)"
+		" ORDER BY n.next_attempt_at, n.id LIMIT $1 FOR NO KEY UPDATE OF n SKIP LOCKED),"
+		" claimed AS (UPDATE apitoken.notifications n SET attempts = LEAST(n.attempts OPERATOR(pg_catalog.+) 1, " ATTEMPTS_MAX "),"
+		" next_attempt_at = CASE WHEN n.attempts OPERATOR(pg_catalog.<) " ATTEMPTS_MAX " THEN $2 END,"
+		" last_error = CASE WHEN n.attempts OPERATOR(pg_catalog.<) " ATTEMPTS_MAX " THEN n.last_error"
+		" ELSE COALESCE(n.last_error, 'no outcome was reported') END"
+		" WHERE n.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM due)) RETURNING n AS notification)"
+		" SELECT pg_catalog.array_agg(notification ORDER BY (notification).id) FROM claimed WHERE (notification).next_attempt_at IS NOT NULL",
+		3, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	},
+	[APITOKEN_NOTIFICATION_DELIVERED] = {
+		"UPDATE apitoken.notifications SET delivered_at = $2, next_attempt_at = NULL"
+		" WHERE id OPERATOR(pg_catalog.=) $1 AND delivered_at IS NULL AND attempts OPERATOR(pg_catalog.>) 0",
+		2, {UUIDOID, TIMESTAMPTZOID}
+	},
+	/* The delay is a minute, and doubles each time, up to six hours. */
+	[APITOKEN_NOTIFICATION_FAILED] = {
+		"UPDATE apitoken.notifications SET last_error = $3, next_attempt_at ="
+		" CASE WHEN attempts OPERATOR(pg_catalog.<) " ATTEMPTS_MAX " THEN $2 OPERATOR(pg_catalog.+) pg_catalog.make_interval(mins =>"
+		" LEAST(360, 1 OPERATOR(pg_catalog.<<) LEAST(attempts OPERATOR(pg_catalog.-) 1, 9))) END"
+		" WHERE id OPERATOR(pg_catalog.=) $1 AND next_attempt_at IS NOT NULL AND attempts OPERATOR(pg_catalog.>) 0"
+		" RETURNING next_attempt_at",
+		3, {UUIDOID, TIMESTAMPTZOID, TEXTOID}
+	},
+	/* $1: upper bound on the ids, which begin with the time */
+	[APITOKEN_REMOVE_NOTIFICATIONS] = {
+		"DELETE FROM apitoken.notifications WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT id FROM apitoken.notifications WHERE id OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {UUIDOID, INT8OID}
 	},
 };
 
@@ -464,6 +544,9 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_ERASE_TOKENS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_ERASE_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_ERASE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_NOTIFY_EXPIRY] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_CLAIM_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];

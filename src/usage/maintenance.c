@@ -357,9 +357,33 @@ remove_orphans(Batch *batch)
 	usage_checked(batch, values[1]);
 }
 
+/* Make the notifications of coming expiries. */
+static void
+notify_expiry(Batch *batch)
+{
+	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
+
+	if (apitoken_notifications)
+		batch->more = apitoken_execute(APITOKEN_NOTIFY_EXPIRY, values, NULL) >= batch->size;
+}
+
+static void
+remove_notifications(Batch *batch)
+{
+	TimestampTz cutoff;
+	pg_uuid_t	bound;
+	Datum		values[2] = {UUIDPGetDatum(&bound), Int64GetDatum(batch->size)};
+
+	if (!retention_cutoff(apitoken_notification_retention, batch->now, &cutoff))
+		return;
+	apitoken_min_id(cutoff, &bound);
+	run_statement(batch, APITOKEN_REMOVE_NOTIFICATIONS, values, &batch->run->notifications_removed);
+}
+
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
-	clear_previous, revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans
+	clear_previous, revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
+	notify_expiry, remove_notifications
 };
 
 static void
@@ -397,6 +421,8 @@ apitoken_maintain(int size, ApitokenMaintenance *run)
 	/* The default must not take the place of a configured value that was refused. */
 	apitoken_require_setting(&apitoken_retention);
 	apitoken_require_setting(&apitoken_usage_retention);
+	apitoken_require_setting(&apitoken_notification_retention);
+	apitoken_require_setting(&apitoken_notifications);
 	apitoken_require_setting(&apitoken_standbys_verify);
 
 	error = try_in_subtransaction(run_batch, &batch);
@@ -458,9 +484,9 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 {
 	ApitokenMaintenance *run = palloc0(sizeof(ApitokenMaintenance));
 	ErrorData  *error;
-	Datum		values[7];
+	Datum		values[8];
 	TupleDesc	descriptor = apitoken_result_type(fcinfo, lengthof(values));
-	bool		nulls[7] = {false};
+	bool		nulls[8] = {false};
 
 	PreventCommandDuringRecovery("apitoken.run_maintenance()");
 	PreventCommandIfReadOnly("apitoken.run_maintenance()");
@@ -482,5 +508,6 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 	values[4] = Int64GetDatum(run->usage_removed);
 	values[5] = Int64GetDatum(run->tokens_spared);
 	values[6] = problem_array(run);
+	values[7] = Int64GetDatum(run->notifications_removed);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

@@ -213,7 +213,7 @@ extern void apitoken_flush_now(void);
 
 /* ----- maintenance.c: idle tokens, previous digests, retention ----- */
 
-#define APITOKEN_TASKS 7
+#define APITOKEN_TASKS 9
 
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
@@ -225,6 +225,7 @@ typedef struct ApitokenMaintenance
 	uint64		tokens_removed;
 	uint64		usage_removed;
 	uint64		tokens_spared;	/* idle tokens that were not revoked */
+	uint64		notifications_removed;
 	int			task;			/* the current task, APITOKEN_TASKS at the end */
 	pg_uuid_t	position;		/* the task has visited the rows up to this id */
 	char		unwritten[APITOKEN_PROBLEM_MAX];	/* why use was not written before; empty if it was */
