@@ -293,6 +293,27 @@ SELECT event, label FROM public.regress_outbox ORDER BY label;
 SELECT public.regress_try('UPDATE apitoken_internal.token_records SET expiry_notified_at = now()');
 SELECT public.regress_try('UPDATE apitoken.tokens SET label = label');
 
+-- erasure: neither the address nor the id of a forgotten user stays
+UPDATE apitoken.organizations SET notify = '{create}' WHERE id = 'acme';
+UPDATE apitoken.users SET notify = '{create}' WHERE id = 'ada';
+UPDATE apitoken.users SET notify = '{create}', suspended_at = NULL WHERE id = 'sue';
+DELETE FROM apitoken.notifications;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('sue');
+SELECT masked IS NOT NULL AS created FROM apitoken.create_token('by sue', 'acme', role => 'developer');
+SELECT masked IS NOT NULL AS created FROM apitoken.create_token('sues own');
+COMMIT;
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.users SET email = NULL WHERE id = 'ada';
+SELECT masked IS NOT NULL AS created FROM apitoken.create_token('to sue only', 'acme');
+SELECT event, label, recipients, pending FROM public.regress_outbox;
+SELECT apitoken.forget_user('sue');
+SELECT event, label, recipients, pending FROM public.regress_outbox;
+SELECT pg_catalog.count(*) AS left_over FROM apitoken.notifications n WHERE n::text ~ '\msue@|"sue"|Sue';
+UPDATE apitoken.users SET email = 'ada@acme.example' WHERE id = 'ada';
+DELETE FROM apitoken.notifications;
+
 -- retention
 SELECT pg_catalog.count(*) AS before FROM apitoken.notifications;
 INSERT INTO apitoken.notifications (id, created_at, event, token_id, payload, recipients)

@@ -453,6 +453,24 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE user_id OPERATOR(pg_catalog.=) $1 OR actor OPERATOR(pg_catalog.=) $1",
 		2, {TEXTOID, TEXTOID}
 	},
+	/* Before the row in users is deleted, which has the address. */
+	[APITOKEN_ERASE_RECIPIENT] = {
+		"UPDATE apitoken.notifications n SET recipients = pg_catalog.array_remove(n.recipients, u.email), last_error = NULL,"
+		" next_attempt_at = CASE WHEN pg_catalog.cardinality(n.recipients) OPERATOR(pg_catalog.>) 1 THEN n.next_attempt_at END"
+		" FROM apitoken.users u WHERE u.id OPERATOR(pg_catalog.=) $1 AND u.email OPERATOR(pg_catalog.=) ANY (n.recipients)",
+		1, {TEXTOID}
+	},
+	[APITOKEN_ERASE_NOTIFICATIONS] = {
+		"WITH own AS (DELETE FROM apitoken.notifications WHERE user_id OPERATOR(pg_catalog.=) $1)"
+		" UPDATE apitoken.notifications SET payload = payload OPERATOR(pg_catalog.||) CASE"
+		" WHEN (payload OPERATOR(pg_catalog.->>) 'created_by') OPERATOR(pg_catalog.=) $1"
+		" THEN pg_catalog.jsonb_build_object('created_by', $2, 'created_by_name', NULL) ELSE '{}' END OPERATOR(pg_catalog.||)"
+		" CASE WHEN (payload OPERATOR(pg_catalog.->>) 'actor') OPERATOR(pg_catalog.=) $1"
+		" THEN pg_catalog.jsonb_build_object('actor', $2) ELSE '{}' END"
+		" WHERE user_id IS NULL AND ((payload OPERATOR(pg_catalog.->>) 'created_by') OPERATOR(pg_catalog.=) $1"
+		" OR (payload OPERATOR(pg_catalog.->>) 'actor') OPERATOR(pg_catalog.=) $1)",
+		2, {TEXTOID, TEXTOID}
+	},
 	[APITOKEN_FORGOTTEN] = {
 		EVENT_COLUMNS
 		"VALUES ($1, pg_catalog.clock_timestamp(), 'forget', NULL, NULL, $2, NULL, NULL, $3, $4, '{}')",
@@ -461,6 +479,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_FORGOTTEN_TOKENS] = {
 		"SELECT pg_catalog.array_agg(id ORDER BY id) FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $1",
 		1, {TEXTOID}
+	},
 	/* $1: id of the event, $2: the token, $3: the user who acted, $4: the event */
 	[APITOKEN_NOTIFY] = {
 		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) " NOTIFY("$1", "t.updated_at", "$3", "$4"),
