@@ -695,6 +695,15 @@ CREATE FUNCTION apitoken.verify(token text, permission text DEFAULT NULL, organi
 	AS 'MODULE_PATHNAME', 'apitoken_verify_sql' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) IS 'Verify a token, and whether it may do this (resource:action) in this organization from this client address. Returns one row. A bad token is a verdict and not an error. 22023 if the permission is malformed; F0000 or a file error if the token needs a pepper that is not available.';
 
+CREATE FUNCTION apitoken.verify_all(tokens text[]) RETURNS SETOF apitoken.verification
+	AS 'MODULE_PATHNAME', 'apitoken_verify_all' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION apitoken.verify_all(text[]) IS 'Verify up to 1000 tokens, each as verify() does without a permission. Returns one row for each element, in their order: use WITH ORDINALITY. A null element is malformed; no rows for a null array. 22023 for more than 1000 elements.';
+
+CREATE FUNCTION apitoken.explain_verify(token text, permission text DEFAULT NULL, organization_id apitoken.id DEFAULT NULL,
+										client_address inet DEFAULT NULL) RETURNS TABLE (step integer, name text, passed boolean, detail text)
+	AS 'MODULE_PATHNAME', 'apitoken_explain_verify' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION apitoken.explain_verify(text, text, apitoken.id, inet) IS 'The decision of verify() step by step, up to the first step that is not passed: name is the verdict that the step may give, detail what it saw. Nothing is recorded or counted. Of a text whose secret is wrong, it tells what verify() tells. 22023 if the permission is malformed; F0000 or a file error if the token needs a pepper that is not available.';
+
 CREATE FUNCTION apitoken.authenticate(token text) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_authenticate' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION apitoken.authenticate(text) IS 'Verify a token and act by it until the transaction ends. 28000 if the token is refused; 25001 if the transaction already has another identity; 42501 if the session user may not enter the database_role of the role. Warns (25P01) outside a transaction block.';

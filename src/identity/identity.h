@@ -79,6 +79,14 @@ typedef struct ApitokenVerification
 	List	   *patterns;		/* effective patterns, with APITOKEN_VALID */
 } ApitokenVerification;
 
+/* A step of a decision. */
+typedef struct ApitokenStep
+{
+	ApitokenVerdict verdict;	/* the decision if it is not passed */
+	bool		passed;
+	char	   *saw;
+} ApitokenStep;
+
 /* A verdict as verdicts.h describes it. */
 typedef struct ApitokenVerdictInfo
 {
@@ -94,6 +102,11 @@ extern void apitoken_verify(const char *text, size_t length, const char *permiss
 extern void apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 								  const char *organization_id, inet *address,
 								  ApitokenVerification *verification);
+extern void apitoken_verify_in_steps(Datum token, bool isnull, const char *permission,
+									 const char *organization_id, inet *address,
+									 Snapshot snapshot, List **steps,
+									 ApitokenVerification *verification);
+extern void apitoken_explain_use(ApitokenVerification *verification, List **steps);
 extern void apitoken_use(ApitokenVerification *verification, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
 

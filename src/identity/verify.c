@@ -35,6 +35,8 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 
@@ -114,35 +116,130 @@ network_allowed(ArrayType *networks, inet *address)
 	return networks == NULL || apitoken_in_networks(apitoken_client_address(address), networks);
 }
 
+/*
+ * One step of the decision: if it does not pass, its verdict is the decision.  The
+ * rest is what the step saw, for explain_verify(), in the form of psprintf().  It
+ * is evaluated only if `steps` is not NULL.  A new step is a line in decide().
+ */
+#define STEP(verdict, passed, ...) \
+	do { \
+		bool		passed_ = (passed); \
+		if (steps != NULL) \
+			add_step(steps, verdict, passed_, psprintf(__VA_ARGS__)); \
+		if (!passed_) \
+			return verdict; \
+	} while (0)
+
+static void
+add_step(List **steps, ApitokenVerdict verdict, bool passed, char *saw)
+{
+	ApitokenStep *step = palloc(sizeof(ApitokenStep));
+
+	step->verdict = verdict;
+	step->passed = passed;
+	step->saw = saw;
+	*steps = lappend(*steps, step);
+}
+
+static char *
+array_in_words(Oid type, Datum array)
+{
+	Oid			output;
+	bool		is_varlena;
+
+	getTypeOutputInfo(type, &output, &is_varlena);
+	return OidOutputFunctionCall(output, array);
+}
+
+static const char *
+networks_in_words(ArrayType *networks)
+{
+	return networks == NULL ? "all" : array_in_words(CIDRARRAYOID, PointerGetDatum(networks));
+}
+
+static const char *
+address_in_words(inet *address)
+{
+	return address == NULL ? "unknown" : DatumGetCString(DirectFunctionCall1(inet_out, InetPGetDatum(address)));
+}
+
+static const char *
+time_in_words(TimestampTz at)
+{
+	return at == DT_NOEND ? "never" : DatumGetCString(DirectFunctionCall1(timestamptz_out, TimestampTzGetDatum(at)));
+}
+
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
 	   inet *address, Snapshot snapshot, TimestampTz now,
-	   ApitokenStanding *standing, List **patterns)
+	   ApitokenStanding *standing, List **patterns, List **steps)
 {
 	ApitokenPrincipal principal;
 
-	if (record->revoked)
-		return APITOKEN_REVOKED;
-	if (record->expires_at <= now)
-		return APITOKEN_EXPIRED;
-	if (record->suspended)
-		return APITOKEN_SUSPENDED;
+	STEP(APITOKEN_REVOKED, !record->revoked, "the token is %s", passed_ ? "not revoked" : "revoked");
+	STEP(APITOKEN_EXPIRED, record->expires_at > now, "the token expires: %s", time_in_words(record->expires_at));
+	STEP(APITOKEN_SUSPENDED, !record->suspended, "the token is %s", passed_ ? "not suspended" : "suspended");
 	apitoken_principal_of_token(record, &principal);
 	apitoken_standing(&principal, organization_id, snapshot, standing);
-	if (standing->suspended)
-		return APITOKEN_SUSPENDED;
-	if (standing->policy_refused)
-		return APITOKEN_POLICY_REFUSED;
-	if (!network_allowed(record->allowed_networks, address) ||
-		!network_allowed(standing->allowed_networks, address))
-		return APITOKEN_NETWORK_REFUSED;
-	if (permission != NULL && !apitoken_standing_allows(&principal, standing, permission))
-		return APITOKEN_PERMISSION_REFUSED;
-	/* a token that may do nothing at all in the given organization is refused */
+	STEP(APITOKEN_SUSPENDED, !standing->suspended, "the %s that owns the token is %s",
+		 apitoken_kind_name(record->kind), passed_ ? "not suspended" : "suspended, or has no row");
+	STEP(APITOKEN_POLICY_REFUSED, !standing->policy_refused, "the organization's policy %s the token",
+		 passed_ ? "allows" : "refuses");
+	STEP(APITOKEN_NETWORK_REFUSED, network_allowed(record->allowed_networks, address) &&
+		 network_allowed(standing->allowed_networks, address),
+		 "client address: %s; the token's networks: %s; the organization's networks: %s",
+		 address_in_words(apitoken_client_address(address)),
+		 networks_in_words(record->allowed_networks), networks_in_words(standing->allowed_networks));
 	*patterns = apitoken_effective_patterns(&principal, standing);
-	if (organization_id != NULL && *patterns == NIL)
-		return APITOKEN_PERMISSION_REFUSED;
+	STEP(APITOKEN_PERMISSION_REFUSED, permission == NULL || apitoken_standing_allows(&principal, standing, permission),
+		 "permission: %s; role: %s; access: %s; effective patterns: %s",
+		 permission == NULL ? "not asked for" : permission, standing->role == NULL ? "none" : standing->role,
+		 apitoken_access_to_text(record->access), array_in_words(TEXTARRAYOID, PointerGetDatum(apitoken_strings_to_array(*patterns))));
+	/* a token that may do nothing at all in the given organization is refused */
+	if (organization_id != NULL)
+		STEP(APITOKEN_PERMISSION_REFUSED, *patterns != NIL,
+			 "the token may do %s in the given organization", passed_ ? "something" : "nothing at all");
 	return APITOKEN_VALID;
+}
+
+/*
+ * Verify a text with this snapshot; NULL: with one of its own.  If `steps` is not
+ * NULL, the steps of the decision are added to it.
+ */
+static void
+verify_text(const char *text, size_t length, const char *permission,
+			const char *organization_id, inet *address, Snapshot snapshot, List **steps,
+			ApitokenVerification *verification)
+{
+	ApitokenParts parts;
+	bool		passed;
+
+	memset(verification, 0, sizeof(*verification));
+	verification->verdict = APITOKEN_MALFORMED;
+	if (permission != NULL)
+		apitoken_check_permission(permission);
+	passed = apitoken_parse_text(text, length, &parts);
+	if (steps != NULL)
+		add_step(steps, APITOKEN_MALFORMED, passed,
+				 pstrdup(passed ? "the text has the shape of a token, and the right checksum" :
+						 "the text does not have the shape of a token, or its checksum is wrong"));
+	if (!passed)
+		return;
+
+	/* not the transaction's time: a token may expire during the transaction */
+	verification->at = GetCurrentTimestamp();
+	snapshot = snapshot == NULL ? apitoken_latest_snapshot() : RegisterSnapshot(snapshot);
+	verification->verdict = APITOKEN_UNKNOWN;
+	passed = find_token(text, length, &parts.id, snapshot, verification);
+	if (steps != NULL)
+		add_step(steps, APITOKEN_UNKNOWN, passed,
+				 passed ? psprintf("the secret is right; it ends: %s", time_in_words(verification->secret_ends_at)) :
+				 pstrdup("there is no token with this id, or the secret is wrong"));
+	if (passed)
+		verification->verdict = decide(&verification->record, permission, organization_id, address,
+									   snapshot, verification->at, &verification->standing,
+									   &verification->patterns, steps);
+	UnregisterSnapshot(snapshot);
 }
 
 void
@@ -150,45 +247,64 @@ apitoken_verify(const char *text, size_t length, const char *permission,
 				const char *organization_id, inet *address,
 				ApitokenVerification *verification)
 {
-	ApitokenParts parts;
-	Snapshot	snapshot;
-
-	memset(verification, 0, sizeof(*verification));
-	verification->verdict = APITOKEN_MALFORMED;
-	if (permission != NULL)
-		apitoken_check_permission(permission);
-	if (!apitoken_parse_text(text, length, &parts))
-		return;
-
-	/* not the transaction's time: a token may expire during the transaction */
-	verification->at = GetCurrentTimestamp();
-	snapshot = apitoken_latest_snapshot();
-	verification->verdict = APITOKEN_UNKNOWN;
-	if (find_token(text, length, &parts.id, snapshot, verification))
-		verification->verdict = decide(&verification->record, permission, organization_id, address,
-									   snapshot, verification->at, &verification->standing,
-									   &verification->patterns);
-	UnregisterSnapshot(snapshot);
+	verify_text(text, length, permission, organization_id, address, NULL, NULL, verification);
 }
 
-/* The same for an SQL argument.  A text too long to be a token is not detoasted. */
+/*
+ * The same for an SQL argument, with a snapshot and steps as in verify_text().  A
+ * text too long to be a token is not detoasted.
+ */
 void
-apitoken_verify_datum(Datum token, bool isnull, const char *permission,
-					  const char *organization_id, inet *address,
-					  ApitokenVerification *verification)
+apitoken_verify_in_steps(Datum token, bool isnull, const char *permission,
+						 const char *organization_id, inet *address, Snapshot snapshot, List **steps,
+						 ApitokenVerification *verification)
 {
 	text	   *argument;
 
 	if (isnull || toast_raw_datum_size(token) - VARHDRSZ > APITOKEN_TEXT_MAX)
 	{
-		apitoken_verify("", 0, permission, organization_id, address, verification);
+		verify_text("", 0, permission, organization_id, address, snapshot, steps, verification);
 		return;
 	}
 	argument = DatumGetTextPP(token);
-	apitoken_verify(VARDATA_ANY(argument), VARSIZE_ANY_EXHDR(argument),
-					permission, organization_id, address, verification);
+	verify_text(VARDATA_ANY(argument), VARSIZE_ANY_EXHDR(argument),
+				permission, organization_id, address, snapshot, steps, verification);
 	if (PointerGetDatum(argument) != token)
 		explicit_bzero(argument, VARSIZE_ANY(argument));
+}
+
+void
+apitoken_verify_datum(Datum token, bool isnull, const char *permission,
+					  const char *organization_id, inet *address,
+					  ApitokenVerification *verification)
+{
+	apitoken_verify_in_steps(token, isnull, permission, organization_id, address, NULL, NULL, verification);
+}
+
+/* Is the token within its rate limit?  If so, and `count` is true, this counts a use. */
+static bool
+within_rate_limit(ApitokenVerification *verification, bool count)
+{
+	const ApitokenRecord *record = &verification->record;
+
+	return record->rate_limit <= 0 ||
+		apitoken_within_limit(&record->id, record->rate_limit, count, &verification->retry_after);
+}
+
+/* The steps that follow when a token is used: what they would decide now, without a use. */
+void
+apitoken_explain_use(ApitokenVerification *verification, List **steps)
+{
+	bool		passed;
+
+	if (verification->verdict != APITOKEN_VALID)
+		return;
+	passed = within_rate_limit(verification, false);
+	add_step(steps, APITOKEN_RATE_LIMITED, passed,
+			 verification->record.rate_limit <= 0 ? pstrdup("rate limit: none") :
+			 psprintf("rate limit: %d per minute; uses left: %s", verification->record.rate_limit, passed ? "at least one" : "none"));
+	if (!passed)
+		verification->verdict = APITOKEN_RATE_LIMITED;
 }
 
 /*
@@ -203,8 +319,7 @@ apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)
 {
 	const ApitokenRecord *record = &verification->record;
 
-	if (verification->verdict == APITOKEN_VALID && record->rate_limit > 0 &&
-		!apitoken_within_limit(&record->id, record->rate_limit, &verification->retry_after))
+	if (verification->verdict == APITOKEN_VALID && !within_rate_limit(verification, true))
 		verification->verdict = APITOKEN_RATE_LIMITED;
 	apitoken_record_use(verification->verdict,
 						apitoken_verdicts[verification->verdict].known ? &record->id : NULL,

@@ -114,6 +114,8 @@ static const Privilege manage_privileges[] = {
 
 static const Privilege verify_privileges[] = {
 	FUNCTION("verify"),
+	FUNCTION("verify_all"),
+	FUNCTION("explain_verify"),
 	FUNCTION("introspect"),
 	FUNCTION("revoke_by_token"),
 };

@@ -49,12 +49,12 @@ init_limit(void *entry)
 }
 
 /*
- * May this token be used now?  If so, this counts the use.  Otherwise it sets
- * `retry_after` to the number of microseconds until the next use is allowed.  The
+ * May this token be used now?  If so, and `count` is true, this counts the use.
+ * Otherwise it sets `retry_after` to the number of microseconds until the next use is allowed.  The
  * caller must have verified the secret.
  */
 bool
-apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
+apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, bool count, int64 *retry_after)
 {
 	ApitokenLimitKey key;
 	ApitokenLimit *limit;
@@ -78,7 +78,9 @@ apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
 	memset(&key, 0, sizeof(key));
 	key.database = MyDatabaseId;
 	key.token_id = *id;
-	limit = apitoken_map_entry(apitoken_limit_map, &key, init_limit, &lock);
+	limit = apitoken_map_entry(apitoken_limit_map, &key, count ? init_limit : NULL, &lock);
+	if (limit == NULL && !count)
+		return true;			/* it was not used lately */
 	if (limit == NULL)
 	{
 		/* There is no room to count the use, so refuse it too.  The launcher will make room. */
@@ -95,7 +97,7 @@ apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after)
 		ahead = Max(tat, now) - now;
 		if (ahead > (per_minute - 1) * interval)
 			break;
-	} while (!pg_atomic_compare_exchange_u64(&limit->tat, &tat, now + ahead + interval));
+	} while (count && !pg_atomic_compare_exchange_u64(&limit->tat, &tat, now + ahead + interval));
 	LWLockRelease(lock);
 
 	if (ahead <= (per_minute - 1) * interval)

@@ -172,7 +172,8 @@ apitoken_shared_init(void)
 /*
  * Returns the entry of a key, and sets `lock` to its partition's lock, which the
  * caller must release.  If there is no entry, one is added, and `initialize` is
- * called for it.  If the partition is full, returns NULL and holds no lock.
+ * called for it; if `initialize` is NULL, none is added.  If there is no entry then,
+ * or the partition is full, returns NULL and holds no lock.
  */
 void *
 apitoken_map_entry(ApitokenMap *map, const void *key, void (*initialize) (void *entry), LWLock **lock)
@@ -190,6 +191,8 @@ apitoken_map_entry(ApitokenMap *map, const void *key, void (*initialize) (void *
 	if (entry != NULL)
 		return entry;
 	LWLockRelease(*lock);
+	if (initialize == NULL)
+		return NULL;
 
 	LWLockAcquire(*lock, LW_EXCLUSIVE);
 	entry = hash_search_with_hash_value(table, key, hash, HASH_ENTER_NULL, &found);

@@ -174,7 +174,7 @@ extern void apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int co
 
 /* ----- limit.c: rate limits ----- */
 
-extern bool apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, int64 *retry_after);
+extern bool apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, bool count, int64 *retry_after);
 extern void apitoken_remove_expired_limits(void);
 
 /* ----- flush_state.c: state of each database with usage ----- */
