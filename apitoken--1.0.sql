@@ -190,6 +190,7 @@ CREATE TABLE apitoken_internal.token_records (
 	revoked_at             timestamptz,
 	regenerated_at         timestamptz,
 	previous_expires_at    timestamptz,
+	quota                  bigint,
 	rate_limit_per_minute  integer,
 	digest_scheme          smallint NOT NULL CHECK (digest_scheme >= 0),
 	previous_digest_scheme smallint CHECK (previous_digest_scheme >= 0),
@@ -198,6 +199,7 @@ CREATE TABLE apitoken_internal.token_records (
 	organization_id        text COLLATE "C" CHECK (apitoken_internal.check_id('organization', organization_id)),
 	user_id                text COLLATE "C" CHECK (apitoken_internal.check_id('user', user_id)),
 	label                  text NOT NULL,
+	quota_period           text COLLATE "C",
 	access                 text COLLATE "C" NOT NULL CHECK (access IN ('read_only', 'full', 'custom')),
 	role                   text COLLATE "C",
 	permissions            text[],
@@ -220,6 +222,8 @@ CREATE TABLE apitoken_internal.token_records (
 		AND pg_catalog.isfinite(suspended_at) AND pg_catalog.isfinite(revoked_at) AND pg_catalog.isfinite(previous_expires_at)
 		AND pg_catalog.isfinite(regenerated_at)),
 	CONSTRAINT token_records_rate_limit CHECK (rate_limit_per_minute BETWEEN 1 AND 1000000),
+	CONSTRAINT token_records_quota CHECK (quota BETWEEN 1 AND 999999999999999),
+	CONSTRAINT token_records_quota_period CHECK (quota_period IS NULL OR (quota_period IN ('day', 'month') AND quota IS NOT NULL)),
 	CONSTRAINT token_records_label CHECK (pg_catalog.char_length(label) <= 255),
 	CONSTRAINT token_records_metadata CHECK (pg_catalog.jsonb_typeof(metadata) = 'object')
 );
@@ -257,7 +261,7 @@ CREATE TABLE apitoken.token_usage (
 COMMENT ON TABLE apitoken.token_usage IS 'Use of each token; the row is created with the token';
 COMMENT ON COLUMN apitoken.token_usage.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When the token was last accepted; without shared preload accurate to the minute; null: never';
-COMMENT ON COLUMN apitoken.token_usage.accepted IS 'Number of accepted verifications; without shared preload at most one per minute is counted';
+COMMENT ON COLUMN apitoken.token_usage.accepted IS 'Number of accepted uses: each verification counts its cost, mostly 1; without shared preload at most one per minute is counted';
 COMMENT ON COLUMN apitoken.token_usage.refused IS 'Number of refused verifications with the right secret; not counted without shared preload';
 COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of the last accepted verification; null: unknown';
 
@@ -272,7 +276,7 @@ CREATE INDEX token_usage_daily_day_idx ON apitoken.token_usage_daily (day);
 COMMENT ON TABLE apitoken.token_usage_daily IS 'Use of each token on each day, kept for apitoken.usage_retention; filled with shared preload only';
 COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'Day in UTC';
-COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted verifications on that day';
+COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted uses on that day: each verification counts its cost, mostly 1';
 COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret on that day';
 
 CREATE TABLE apitoken.events (
@@ -360,6 +364,7 @@ ALTER TABLE apitoken_internal.token_records
 	ALTER expires_at SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0, ALTER revoked_at SET STATISTICS 0,
 	ALTER regenerated_at SET STATISTICS 0,
 	ALTER previous_expires_at SET STATISTICS 0, ALTER rate_limit_per_minute SET STATISTICS 0,
+	ALTER quota SET STATISTICS 0, ALTER quota_period SET STATISTICS 0,
 	ALTER digest_scheme SET STATISTICS 0, ALTER previous_digest_scheme SET STATISTICS 0,
 	ALTER digest SET STATISTICS 0, ALTER previous_digest SET STATISTICS 0, ALTER organization_id SET STATISTICS 0,
 	ALTER user_id SET STATISTICS 0, ALTER label SET STATISTICS 0, ALTER access SET STATISTICS 0,
@@ -434,11 +439,12 @@ CREATE TYPE apitoken.verification AS (
 	groups          text[],
 	expires_at      timestamptz,
 	metadata        jsonb,
-	retry_after     interval
+	retry_after     interval,
+	remaining       bigint
 );
 COMMENT ON TYPE apitoken.verification IS 'Result of a verification; token_id and label are null unless the secret was right, kind to metadata are null unless the token is valid';
 COMMENT ON COLUMN apitoken.verification.valid IS 'True if the verdict is valid; never null';
-COMMENT ON COLUMN apitoken.verification.verdict IS 'Verdict: valid, malformed, unknown, revoked, expired, suspended, policy_refused, network_refused, permission_refused or rate_limited; all but malformed and unknown need the right secret; never null';
+COMMENT ON COLUMN apitoken.verification.verdict IS 'Verdict: valid, malformed, unknown, revoked, expired, suspended, policy_refused, network_refused, permission_refused, quota_exceeded or rate_limited; all but malformed and unknown need the right secret; never null';
 COMMENT ON COLUMN apitoken.verification.token_id IS 'Id of the token; null unless the secret was right';
 COMMENT ON COLUMN apitoken.verification.label IS 'Label of the token; null unless the secret was right';
 COMMENT ON COLUMN apitoken.verification.kind IS 'Kind of owner: organization or user';
@@ -450,7 +456,8 @@ COMMENT ON COLUMN apitoken.verification.permissions IS 'Effective patterns in th
 COMMENT ON COLUMN apitoken.verification.groups IS 'Visibility groups of the user; empty for a token of an organization';
 COMMENT ON COLUMN apitoken.verification.expires_at IS 'When the token expires; null: never';
 COMMENT ON COLUMN apitoken.verification.metadata IS 'JSON object of the application';
-COMMENT ON COLUMN apitoken.verification.retry_after IS 'How long to wait, with the verdict rate_limited; null with other verdicts and without shared preload';
+COMMENT ON COLUMN apitoken.verification.retry_after IS 'How long to wait, with the verdicts quota_exceeded and rate_limited; null with other verdicts, without shared preload, and if no wait helps';
+COMMENT ON COLUMN apitoken.verification.remaining IS 'What is left of the quota after this verification; null: no quota, or another verdict than valid, quota_exceeded and rate_limited';
 
 CREATE TYPE apitoken.issued_token AS (
 	id         uuid,
@@ -603,6 +610,8 @@ SELECT r.id,
 	r.permissions,
 	r.allowed_networks,
 	r.rate_limit_per_minute,
+	r.quota,
+	r.quota_period,
 	r.metadata,
 	r.masked,
 	r.created_by,
@@ -617,6 +626,17 @@ SELECT r.id,
 	(SELECT u.last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id) AS last_used_at,
 	apitoken_internal.in_words((SELECT u.last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id)) AS last_used,
 	(SELECT u.last_used_from FROM apitoken.token_usage u WHERE u.token_id = r.id) AS last_used_from,
+	-- numeric, and within bounds: an owner may have set any number of uses
+	CASE WHEN r.quota IS NOT NULL THEN
+		LEAST(r.quota, GREATEST(0, r.quota - COALESCE(CASE
+			WHEN r.quota_period IS NULL THEN
+				(SELECT u.accepted::numeric FROM apitoken.token_usage u WHERE u.token_id = r.id)
+			ELSE
+				(SELECT pg_catalog.sum(d.accepted) FROM apitoken.token_usage_daily d
+				 WHERE d.token_id = r.id
+					AND d.day >= pg_catalog.date_trunc(r.quota_period, pg_catalog.timezone('UTC', pg_catalog.statement_timestamp()))::date)
+		END, 0)))::bigint
+	END AS remaining,
 	CASE
 		WHEN r.revoked_at IS NOT NULL THEN 'revoked'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp() THEN 'expired'
@@ -646,6 +666,8 @@ COMMENT ON COLUMN apitoken.tokens.access IS 'Access: read_only, full or custom; 
 COMMENT ON COLUMN apitoken.tokens.permissions IS 'Patterns (resource:action) to which access custom narrows the token; null with any other access';
 COMMENT ON COLUMN apitoken.tokens.allowed_networks IS 'Networks from which the token is accepted; IPv4 networks written as IPv6 (::ffff:192.0.2.0/120) are stored as IPv4; null: from everywhere';
 COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications per minute that each server accepts, all at once after a minute''s rest; without shared preload a token with a limit is refused; null: no limit';
+COMMENT ON COLUMN apitoken.tokens.quota IS 'Number of uses that are accepted in each period, 1 to 999999999999999; without shared preload a token with a quota is refused; null: no quota';
+COMMENT ON COLUMN apitoken.tokens.quota_period IS 'Period of the quota in UTC: day or month; null: the life of the token';
 COMMENT ON COLUMN apitoken.tokens.metadata IS 'JSON object of the application, up to 64 kB';
 COMMENT ON COLUMN apitoken.tokens.masked IS 'Token text without its secret: prefix, kind, id and the last four characters';
 COMMENT ON COLUMN apitoken.tokens.created_by IS 'Id of the user who created the token; null: created by a token of an organization or by a database administrator';
@@ -660,6 +682,7 @@ COMMENT ON COLUMN apitoken.tokens.revoke_reason IS 'Reason of the revocation; nu
 COMMENT ON COLUMN apitoken.tokens.last_used_at IS 'When the token was last accepted; null: never';
 COMMENT ON COLUMN apitoken.tokens.last_used IS 'Last use in words: never, just now, 5 minutes ago, 5 days ago';
 COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of the last use; null: unknown';
+COMMENT ON COLUMN apitoken.tokens.remaining IS 'What is left of the quota, as far as use is written to the tables (apitoken.flush_interval); null: no quota';
 COMMENT ON COLUMN apitoken.tokens.regenerated_at IS 'When the token was last regenerated; null: never';
 COMMENT ON COLUMN apitoken.tokens.status IS 'Status: active, expiring, expired, suspended, policy_refused (its organization''s policy does not allow its lifetime) or revoked. Expiring means that less than 7 days are left; with a lifetime under 14 days, less than half of it or less than 3 days, whichever is more.';
 
@@ -691,9 +714,9 @@ COMMENT ON FUNCTION apitoken.members(apitoken.organizations) IS 'The members of 
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken.verify(token text, permission text DEFAULT NULL, organization_id apitoken.id DEFAULT NULL,
-								client_address inet DEFAULT NULL) RETURNS apitoken.verification
+								client_address inet DEFAULT NULL, cost integer DEFAULT 1) RETURNS apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_verify_sql' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) IS 'Verify a token, and whether it may do this (resource:action) in this organization from this client address. Returns one row. A bad token is a verdict and not an error. 22023 if the permission is malformed; F0000 or a file error if the token needs a pepper that is not available.';
+COMMENT ON FUNCTION apitoken.verify(text, text, apitoken.id, inet, integer) IS 'Verify a token, and whether it may do this (resource:action) in this organization from this client address. The use counts as cost uses (1 to 1000000, null: 1) against the rate limit and the quota. Returns one row. A bad token is a verdict and not an error. 22023 if the permission is malformed or the cost out of range; F0000 or a file error if the token needs a pepper that is not available.';
 
 CREATE FUNCTION apitoken.verify_all(tokens text[]) RETURNS SETOF apitoken.verification
 	AS 'MODULE_PATHNAME', 'apitoken_verify_all' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
@@ -714,7 +737,7 @@ COMMENT ON FUNCTION apitoken.act_as(apitoken.id) IS 'Act as this user until the 
 
 CREATE FUNCTION apitoken.pre_request() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_pre_request' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken.pre_request() IS 'For PostgREST''s db-pre-request: act by the token in the request''s headers (apitoken.token_headers), otherwise as the user of the JWT (apitoken.jwt_user_claim), otherwise stay anonymous. PGRST with HTTP status 400, 401, 403 or 429 if the token is refused or there are several; 42501 if the session user may not enter the database_role of the role.';
+COMMENT ON FUNCTION apitoken.pre_request() IS 'For PostgREST''s db-pre-request: act by the token in the request''s headers (apitoken.token_headers), otherwise as the user of the JWT (apitoken.jwt_user_claim), otherwise stay anonymous. For a token with a rate limit or quota, adds RateLimit-Policy and RateLimit to response.headers. PGRST with HTTP status 400, 401, 403 or 429 if the token is refused or there are several; 42501 if the session user may not enter the database_role of the role.';
 
 CREATE FUNCTION apitoken.introspect(token text, token_type_hint text DEFAULT NULL) RETURNS jsonb
 	AS 'MODULE_PATHNAME', 'apitoken_introspect' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -744,9 +767,10 @@ CREATE FUNCTION apitoken.create_token(label text, organization_id apitoken.id DE
 									  description text DEFAULT NULL, role text DEFAULT NULL, access text DEFAULT NULL,
 									  permissions text[] DEFAULT NULL, expires_in interval DEFAULT NULL,
 									  allowed_networks cidr[] DEFAULT NULL, rate_limit_per_minute integer DEFAULT NULL,
-									  metadata jsonb DEFAULT '{}') RETURNS apitoken.issued_token
+									  metadata jsonb DEFAULT '{}', quota bigint DEFAULT NULL,
+									  quota_period text DEFAULT NULL) RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_create_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.create_token(text, apitoken.id, apitoken.id, text, text, text, text[], interval, cidr[], integer, jsonb) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values and for a lifetime that the organization''s policy does not allow; 55000 if the organization has the greatest number of tokens; 23503 for an unknown role or organization; 23505 if the label is in use.';
+COMMENT ON FUNCTION apitoken.create_token(text, apitoken.id, apitoken.id, text, text, text, text[], interval, cidr[], integer, jsonb, bigint, text) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values and for a lifetime that the organization''s policy does not allow; 55000 if the organization has the greatest number of tokens; 23503 for an unknown role or organization; 23505 if the label is in use.';
 
 CREATE FUNCTION apitoken.take_token(id uuid) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_take_token' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -825,7 +849,8 @@ COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s
 CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
 	OUT valid bigint, OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT expired bigint,
-	OUT suspended bigint, OUT policy_refused bigint, OUT network_refused bigint, OUT permission_refused bigint, OUT rate_limited bigint,
+	OUT suspended bigint, OUT policy_refused bigint, OUT network_refused bigint, OUT permission_refused bigint,
+	OUT quota_exceeded bigint, OUT rate_limited bigint,
 	OUT flushes bigint, OUT dropped bigint, OUT masked bigint,
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
 	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz, OUT launcher_runs boolean,
@@ -846,13 +871,14 @@ COMMENT ON COLUMN apitoken.stats.suspended IS 'Number of verifications with this
 COMMENT ON COLUMN apitoken.stats.policy_refused IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.network_refused IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.permission_refused IS 'Number of verifications with this verdict';
+COMMENT ON COLUMN apitoken.stats.quota_exceeded IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Number of verifications with this verdict';
 COMMENT ON COLUMN apitoken.stats.flushes IS 'Number of batches of use that were written to the tables';
-COMMENT ON COLUMN apitoken.stats.dropped IS 'Number of uses not recorded, and of tokens with a rate limit refused, because shared memory was full; increase apitoken.usage_slots';
+COMMENT ON COLUMN apitoken.stats.dropped IS 'Number of uses not recorded, and of uses of tokens with a rate limit or quota refused, because shared memory was full; increase apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.masked IS 'Number of log messages in which a token text was masked';
 COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.entries IS 'Number of tokens whose use is in shared memory, written or not';
-COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit is in shared memory';
+COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit or quota is in shared memory';
 COMMENT ON COLUMN apitoken.stats.last_flush_at IS 'When a flush of this database last succeeded; null: not since the start';
 COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last flush of this database failed; null: it did not fail';
 COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When the last flush of this database failed; null: it did not fail';
@@ -928,14 +954,14 @@ BEGIN ATOMIC
 	)
 	SELECT pg_catalog.jsonb_build_object(
 		'endless', (SELECT pg_catalog.count(*) FROM token WHERE expires_at IS NULL),
-		'limited', (SELECT pg_catalog.count(*) FROM token WHERE rate_limit_per_minute IS NOT NULL),
+		'limited', (SELECT pg_catalog.count(*) FROM token WHERE rate_limit_per_minute IS NOT NULL OR quota IS NOT NULL),
 		'current', (SELECT pg_catalog.jsonb_object_agg(s.digest_scheme, s.count) FROM (
 			SELECT digest_scheme, pg_catalog.count(*) FROM token GROUP BY 1) s),
 		'previous', (SELECT pg_catalog.jsonb_object_agg(s.previous_digest_scheme, s.count) FROM (
 			SELECT previous_digest_scheme, pg_catalog.count(*) FROM token
 			WHERE previous_expires_at > pg_catalog.now() GROUP BY 1) s));
 END;
-COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit (limited), and by digest scheme of the current and of the previous secret';
+COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of the previous secret';
 
 CREATE FUNCTION apitoken.check_setup() RETURNS TABLE (level text, subject text, message text, hint text)
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED ROWS 20
@@ -1017,7 +1043,7 @@ BEGIN ATOMIC
 		SELECT g.grantee, f.capability, pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM %s;', f.function, g.grantee::pg_catalog.regrole)
 		FROM (VALUES ('act', 'apitoken.act_as(apitoken.id)'),
 					 ('use', 'apitoken.authenticate(text)'),
-					 ('verify', 'apitoken.verify(text, text, apitoken.id, inet)')) f (capability, function)
+					 ('verify', 'apitoken.verify(text, text, apitoken.id, inet, integer)')) f (capability, function)
 			JOIN pg_catalog.pg_proc p ON p.oid = pg_catalog.to_regprocedure(f.function), pg_catalog.aclexplode(p.proacl) g
 		WHERE g.grantee NOT IN (0, p.proowner)
 			AND NOT EXISTS (SELECT FROM granted m WHERE m.role = g.grantee
@@ -1156,7 +1182,7 @@ BEGIN ATOMIC
 		-- preload
 		UNION ALL
 		SELECT 'preload', 'warning',
-			'apitoken is not in shared_preload_libraries: tokens with a rate limit are refused, refused use is not counted, and accepted use is recorded at most once a minute and only in transactions that can write, and the log is masked only in sessions that have loaded the library',
+			'apitoken is not in shared_preload_libraries: tokens with a rate limit or quota are refused, refused use is not counted, and accepted use is recorded at most once a minute and only in transactions that can write, and the log is masked only in sessions that have loaded the library',
 			p.hint
 		FROM preload p, stats s WHERE NOT s.preloaded
 		UNION ALL
@@ -1181,12 +1207,12 @@ BEGIN ATOMIC
 		FROM stats s WHERE NOT s.launcher_runs
 		UNION ALL
 		SELECT 'usage', 'warning',
-			pg_catalog.format('uses that were dropped, or tokens with a rate limit refused, because memory was full: %s', s.dropped),
+			pg_catalog.format('uses that were dropped, or tokens with a rate limit or quota refused, because memory was full: %s', s.dropped),
 			pg_catalog.format('ALTER SYSTEM SET apitoken.usage_slots = %s;  -- then restart the server', 2 * s.slots::bigint)
 		FROM stats s WHERE s.dropped > 0
 		UNION ALL
 		SELECT 'usage', 'warning',
-			pg_catalog.format('there are %s slots, and %s tokens with recorded use and %s with a rate limit in them: half of the slots should be free', s.slots, s.entries, s.limits),
+			pg_catalog.format('there are %s slots, and %s tokens with recorded use and %s with a rate limit or quota in them: half of the slots should be free', s.slots, s.entries, s.limits),
 			pg_catalog.format('ALTER SYSTEM SET apitoken.usage_slots = %s;  -- then restart the server', 2 * GREATEST(s.entries, s.limits, s.slots))
 		FROM stats s WHERE 2 * GREATEST(s.entries, s.limits) > s.slots
 		UNION ALL
@@ -1365,7 +1391,7 @@ BEGIN ATOMIC
 			'UPDATE apitoken.tokens SET expires_at = now() + interval ''90 days'' WHERE expires_at IS NULL AND revoked_at IS NULL;'
 		FROM tokens t WHERE (t.numbers ->> 'endless')::bigint > 0
 		UNION ALL
-		SELECT 'tokens', 'error', pg_catalog.format('tokens with a rate limit, which are refused because apitoken is not in shared_preload_libraries: %s', t.numbers ->> 'limited'), p.hint
+		SELECT 'tokens', 'error', pg_catalog.format('tokens with a rate limit or quota, which are refused because apitoken is not in shared_preload_libraries: %s', t.numbers ->> 'limited'), p.hint
 		FROM tokens t, preload p, stats s WHERE (t.numbers ->> 'limited')::bigint > 0 AND NOT s.preloaded
 	)
 	SELECT COALESCE(f.level, 'ok'), s.name, COALESCE(f.message, s.in_order), f.hint

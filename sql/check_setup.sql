@@ -403,7 +403,7 @@ SELECT c.* FROM public.regress_check('tokens') c;
 SELECT pg_catalog.count(token) FROM apitoken.create_token('label-3', user_id => 'alice', expires_in => '1 day', rate_limit_per_minute => 5);
 SELECT c.level, c.message, c.hint ~ '^ALTER SYSTEM SET shared_preload_libraries = .*''apitoken'';' AS hint FROM public.regress_check('tokens') c
 UNION ALL
-SELECT 'error', 'tokens with a rate limit, which are refused because apitoken is not in shared_preload_libraries: 1', true FROM apitoken.stats WHERE preloaded
+SELECT 'error', 'tokens with a rate limit or quota, which are refused because apitoken is not in shared_preload_libraries: 1', true FROM apitoken.stats WHERE preloaded
 EXCEPT
 SELECT 'ok', 'each token expires', NULL FROM apitoken.stats WHERE preloaded;
 SELECT c.* FROM public.regress_check('version') c;

@@ -71,7 +71,9 @@ INSERT INTO bad VALUES
 	(29, $$'b', expires_in => '100 years 1 day'$$), (30, $$'b', expires_in => '170000000 years'$$), (31, $$'b', expires_in => '-170000000 years'$$),
 	(32, $$'b', allowed_networks => '{}'$$), (33, $$'b', allowed_networks => '{NULL}'$$), (34, $$'b', allowed_networks => array_fill('10.0.0.0/8'::cidr, '{101}')$$), (35, $$'b', allowed_networks => '{{10.0.0.0/8}}'$$),
 	(36, $$'b', rate_limit_per_minute => 0$$), (37, $$'b', rate_limit_per_minute => -1$$), (38, $$'b', rate_limit_per_minute => 1000001$$),
-	(39, $$'b', metadata => '[]'$$), (40, $$'b', metadata => '"a"'$$), (41, $$'b', metadata => 'null'$$), (42, $$'b', metadata => jsonb_build_object('a', repeat('x', 65536))$$);
+	(39, $$'b', metadata => '[]'$$), (40, $$'b', metadata => '"a"'$$), (41, $$'b', metadata => 'null'$$), (42, $$'b', metadata => jsonb_build_object('a', repeat('x', 65536))$$),
+	(43, $$'b', quota => 0$$), (44, $$'b', quota => -1$$), (45, $$'b', quota => 1000000000000000$$), (46, $$'b', quota_period => 'day'$$), (47, $$'b', quota => 5, quota_period => 'week'$$),
+	(48, $$'b', quota => 5, quota_period => ''$$), (49, $$'b', quota => 5, quota_period => 'Day'$$);
 SELECT number, arguments, public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%s, organization_id => ''acme'')', arguments)) AS answer FROM bad ORDER BY number;
 -- the same for a personal token, where there is no role
 SELECT public.regress_try($$SELECT apitoken.create_token('b', role => 'reader')$$);
@@ -87,7 +89,9 @@ SELECT public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%s, or
 	$$repeat('é', 255)$$, $$' deploy'$$, $$'DEPLOY'$$, $$'null everything', description => NULL, role => NULL, access => NULL, permissions => NULL, expires_in => NULL, allowed_networks => NULL, rate_limit_per_minute => NULL, metadata => NULL, user_id => NULL$$,
 	$$'1', description => repeat('é', 4000)$$, $$'2', permissions => ARRAY(SELECT 'r' || i || ':read' FROM generate_series(1, 100) i)$$,
 	$$'3', permissions => ARRAY[repeat('r', 64) || ':' || repeat('x', 64)]$$, $$'4', rate_limit_per_minute => 1000000$$, $$'5', metadata => jsonb_build_object('a', repeat('x', 60000))$$,
-	$$'6', expires_in => '100 years'$$, $$'7', metadata => NULL$$, $$'8', description => ''$$]) a;
+	$$'6', expires_in => '100 years'$$, $$'7', metadata => NULL$$, $$'8', description => ''$$,
+	$$'9', quota => 999999999999999, quota_period => 'month'$$, $$'10', quota => 1, quota_period => 'day'$$, $$'11', quota => 7$$]) a;
+SELECT label, quota, quota_period, remaining FROM apitoken.tokens WHERE quota IS NOT NULL ORDER BY quota;
 SELECT label, role, access, permissions, metadata, expires_at FROM apitoken.tokens WHERE label IN ('null everything', '7') ORDER BY label COLLATE "C";
 ROLLBACK;
 SELECT public.regress_try($$SELECT apitoken.create_token(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)$$);
@@ -98,7 +102,7 @@ SELECT public.regress_try($$SELECT apitoken.create_token(NULL, NULL, NULL, NULL,
 --
 CREATE TABLE pg_temp.bad AS SELECT a AS arguments FROM pg_catalog.unnest(ARRAY[$$NULL$$, $$''$$, $$'deploy'$$, $$'free'$$, $$'b', role => 'nobody'$$, $$'b', access => 'write'$$,
 	$$'b', access => 'full', permissions => '{article:read}'$$, $$'b', permissions => '{article}'$$, $$'b', expires_in => '30'$$, $$'b', expires_in => '200 years'$$,
-	$$'b', allowed_networks => '{}'$$, $$'b', rate_limit_per_minute => 0$$, $$'b', metadata => '[]'$$, $$'b', description => repeat('x', 5000)$$]) a;
+	$$'b', allowed_networks => '{}'$$, $$'b', rate_limit_per_minute => 0$$, $$'b', metadata => '[]'$$, $$'b', description => repeat('x', 5000)$$, $$'b', quota => 0$$, $$'b', quota_period => 'day'$$]) a;
 CREATE FUNCTION pg_temp.answers(owner text) RETURNS SETOF text LANGUAGE sql AS $$
 	SELECT DISTINCT public.regress_try(pg_catalog.format('SELECT apitoken.create_token(%s, %s)', arguments, owner)) FROM pg_temp.bad
 	UNION

@@ -55,11 +55,21 @@ CREATE TEMP TABLE bad AS SELECT a AS assignment FROM pg_catalog.unnest(ARRAY[$$l
 	$$role = NULL$$, $$role = 'nobody'$$, $$access = NULL$$, $$access = 'write'$$, $$access = 'custom'$$, $$access = 'custom', permissions = '{article}'$$,
 	$$access = 'custom', permissions = '{NULL}'$$, $$expires_at = now()$$, $$expires_at = '2020-01-01'$$, $$expires_at = 'infinity'$$, $$expires_at = '-infinity'$$, $$expires_at = now() + '101 years'::interval$$,
 	$$allowed_networks = '{}'$$, $$allowed_networks = '{NULL}'$$, $$rate_limit_per_minute = 0$$, $$rate_limit_per_minute = 1000001$$, $$metadata = NULL$$, $$metadata = '[]'$$,
-	$$metadata = jsonb_build_object('a', repeat('x', 65536))$$]) a;
+	$$metadata = jsonb_build_object('a', repeat('x', 65536))$$, $$quota = 0$$, $$quota = 1000000000000000$$, $$quota_period = 'day'$$, $$quota = 5, quota_period = 'year'$$]) a;
 SELECT assignment, public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET %s WHERE id = %L', assignment, :'org_id')) AS answer FROM bad;
 SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET role = %L WHERE id = %L', 'developer', :'own_id')) AS role_of_a_personal_one;
 SELECT public.regress_try($$UPDATE apitoken.tokens SET label = 'same' WHERE organization_id = 'acme'$$) AS both_the_same_label;
 SELECT label, description FROM apitoken.tokens ORDER BY label COLLATE "C";
+ROLLBACK;
+-- a quota and its period
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+UPDATE apitoken.tokens SET quota = 5, quota_period = 'month' WHERE id = :'org_id' RETURNING quota, quota_period, remaining;
+UPDATE apitoken.tokens SET quota_period = NULL WHERE id = :'org_id' RETURNING quota, quota_period, remaining;
+UPDATE apitoken.tokens SET quota = 9, quota_period = 'day' WHERE id = :'org_id' RETURNING quota, quota_period, remaining;
+SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET quota = NULL WHERE id = %L', :'org_id')) AS no_quota_and_a_period;
+UPDATE apitoken.tokens SET quota = NULL, quota_period = NULL WHERE id = :'org_id' RETURNING quota, quota_period, remaining;
+SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.tokens SET remaining = 5 WHERE id = %L', :'org_id')) AS what_is_left;
 ROLLBACK;
 -- authorization comes before values here too: another's token answers "no rows" or the one error
 BEGIN;
@@ -314,7 +324,8 @@ SELECT verdict FROM apitoken.verify(:'org_token4');
 SET session_replication_role = replica;
 SELECT t AS relation, c AS change, pg_catalog.split_part(answer, ' | ', 1) AS sqlstate, pg_catalog.split_part(answer, ' | ', 2) AS answer
 FROM (VALUES ('apitoken_internal.token_records', 'rate_limit_per_minute = 0'), ('apitoken_internal.token_records', 'rate_limit_per_minute = -1'),
-	('apitoken_internal.token_records', 'rate_limit_per_minute = 1000001'),
+	('apitoken_internal.token_records', 'rate_limit_per_minute = 1000001'), ('apitoken_internal.token_records', 'quota = 0'),
+	('apitoken_internal.token_records', $$quota_period = 'day'$$), ('apitoken_internal.token_records', $$quota = 1, quota_period = 'week'$$),
 	('apitoken_internal.token_records', $$created_at = '-infinity'$$), ('apitoken_internal.token_records', $$updated_at = 'infinity'$$),
 	('apitoken_internal.token_records', $$expires_at = 'infinity'$$), ('apitoken_internal.token_records', $$expires_at = '-infinity'$$),
 	('apitoken_internal.token_records', $$suspended_at = 'infinity'$$), ('apitoken_internal.token_records', $$revoked_at = 'infinity'$$),

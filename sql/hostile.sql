@@ -391,7 +391,7 @@ INSERT INTO attack.command (command) VALUES
 	('CREATE RULE r AS ON INSERT TO apitoken.tokens DO INSTEAD NOTHING'),
 	('CREATE TABLE apitoken.mine ()'),
 	('CREATE FUNCTION apitoken.verify(text) RETURNS int LANGUAGE sql RETURN 1'),
-	('ALTER FUNCTION apitoken.verify(text, text, apitoken.id, inet) SET search_path = attack'),
+	('ALTER FUNCTION apitoken.verify(text, text, apitoken.id, inet, integer) SET search_path = attack'),
 	('CREATE TABLE attack.child () INHERITS (apitoken_internal.token_records)'),
 	('CREATE TABLE attack.refers (id text REFERENCES apitoken.organizations)'),
 	('CREATE TABLE attack.fires (id uuid); CREATE TRIGGER t BEFORE INSERT ON attack.fires FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_insert()'),

@@ -448,7 +448,7 @@ SELECT count(*) FROM apitoken_internal.own_privileges;
 SELECT c.capability, pg_catalog.array_agg(item) FILTER (WHERE item ~ 'apitoken_internal.capabilities') AS mark FROM public.regress_capability c GROUP BY 1 ORDER BY 1;
 
 -- it is told what the role keeps
-GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_some;
+GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet, integer) TO regress_apitoken_some;
 SELECT apitoken.allow('regress_apitoken_some', 'verify');
 SELECT * FROM apitoken_internal.own_privileges;
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
@@ -461,7 +461,7 @@ SELECT apitoken.disallow('regress_apitoken_renamed', 'verify', 'directory');
 ALTER ROLE regress_apitoken_renamed RENAME TO regress_apitoken_some;
 SELECT public.regress_has();
 SELECT apitoken.allow('regress_apitoken_some', 'verify');
-REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet), apitoken.introspect(text, text) FROM regress_apitoken_some;
+REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet, integer), apitoken.introspect(text, text) FROM regress_apitoken_some;
 SELECT apitoken.allow('regress_apitoken_some', 'verify');
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
 SELECT public.regress_has();
@@ -484,15 +484,15 @@ DELETE FROM apitoken_internal.own_privileges WHERE NOT EXISTS (SELECT FROM pg_ca
 SELECT * FROM apitoken_internal.own_privileges;
 
 -- another role has granted all or a part of a capability
-GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_nobody WITH GRANT OPTION;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet, integer) TO regress_apitoken_nobody WITH GRANT OPTION;
 SET ROLE regress_apitoken_nobody;
-GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_some;
+GRANT EXECUTE ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet, integer) TO regress_apitoken_some;
 RESET ROLE;
 SELECT apitoken.allow('regress_apitoken_some', 'act', 'verify');
 SELECT apitoken.disallow('regress_apitoken_some', 'act');
 SELECT apitoken.disallow('regress_apitoken_some', 'verify');
 SELECT public.regress_has();
-REVOKE ALL ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet) FROM regress_apitoken_nobody CASCADE;
+REVOKE ALL ON FUNCTION apitoken.act_as(apitoken.id), apitoken.verify(text, text, apitoken.id, inet, integer) FROM regress_apitoken_nobody CASCADE;
 SELECT apitoken.disallow('regress_apitoken_some', 'act');
 SELECT public.regress_has();
 -- the role has granted a privilege on

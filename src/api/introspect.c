@@ -87,8 +87,8 @@ describe_token(ApitokenJson *state, const ApitokenVerification *verification)
 /*
  * The answer of RFC 7662.  For a token that is not active, it contains nothing
  * but that (section 2.2).  A gateway caches the answer and asks again now and
- * then, so the call is recorded as a use, but does not count against the rate
- * limit.
+ * then, so the call is recorded as a use, and counts against the quota, but not
+ * against the rate limit.
  */
 APITOKEN_FUNCTION_INFO_V1(apitoken_introspect);
 Datum
@@ -102,7 +102,7 @@ apitoken_introspect(PG_FUNCTION_ARGS)
 	if (verification.verdict == APITOKEN_VALID && !allows_something(&verification))
 		verification.verdict = APITOKEN_PERMISSION_REFUSED;
 	verification.record.rate_limit = 0;
-	apitoken_use(&verification, NULL, true);
+	apitoken_use(&verification, 1, NULL, true);
 	active = verification.verdict == APITOKEN_VALID;
 	compat_push_json(&state, WJB_BEGIN_OBJECT, NULL);
 	apitoken_json_bool(&state, "active", active);

@@ -10,25 +10,30 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
+#include "access/xact.h"
 #include "common/base64.h"
 #include "common/string.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/json.h"
 #include "utils/varlena.h"
 
 #include "identity/identity.h"
 
 static pg_noreturn void refuse(int status, const char *code, const char *message, const char *details,
-							   const char *hint, const char *header, const char *value);
+							   const char *hint, const ApitokenHttpHeader *headers);
 
-/* Refuse the request with this status and, if given, this header. */
+/* Refuse the request with this status and, if given, these headers. */
 static void
 refuse(int status, const char *code, const char *message, const char *details,
-	   const char *hint, const char *header, const char *value)
+	   const char *hint, const ApitokenHttpHeader *headers)
 {
 	const ApitokenHttpError error = {
 		.status = status, .code = code, .message = message, .details = details, .hint = hint,
-		.header = header, .value = value
+		.headers = headers
 	};
 
 	apitoken_raise_http(&error);
@@ -39,7 +44,103 @@ static pg_noreturn void
 refuse_request(const char *details, const char *hint)
 {
 	refuse(400, "invalid_request", "cannot authenticate the request", details, hint,
-		   "WWW-Authenticate", "Bearer error=\"invalid_request\"");
+		   (ApitokenHttpHeader[]) {{"WWW-Authenticate", "Bearer error=\"invalid_request\""}, {NULL}});
+}
+
+/* One of the policies that limit a token, for the fields below. */
+static void
+append_policy(StringInfo policies, StringInfo limits, const char *name, int64 quota, int64 window,
+			  int64 remaining, int64 reset)
+{
+	const char *separator = policies->len == 0 ? "" : ", ";
+
+	appendStringInfo(policies, "%s\"%s\";q=" INT64_FORMAT, separator, name, quota);
+	if (window > 0)
+		appendStringInfo(policies, ";w=" INT64_FORMAT, window);
+	appendStringInfo(limits, "%s\"%s\";r=" INT64_FORMAT, separator, name, remaining);
+	if (reset > 0)
+		appendStringInfo(limits, ";t=" INT64_FORMAT, (reset + USECS_PER_SEC - 1) / USECS_PER_SEC);
+}
+
+/*
+ * Add the fields RateLimit-Policy and RateLimit of the Internet-Draft
+ * draft-ietf-httpapi-ratelimit-headers-10, which say what the limits of a token are
+ * and what is left, and Retry-After if the request is refused and may be repeated
+ * (RFC 9110, section 10.2.3: whole seconds).  Returns the array.
+ */
+static const ApitokenHttpHeader *
+limit_headers(const ApitokenVerification *verification)
+{
+	const ApitokenRecord *record = &verification->record;
+	const ApitokenAllowance *allowance = &verification->allowance;
+	ApitokenHttpHeader *headers = palloc0(4 * sizeof(ApitokenHttpHeader));
+	ApitokenHttpHeader *next = headers;
+	StringInfoData policies;
+	StringInfoData limits;
+
+	if (allowance->retry_after > 0)
+		*next++ = (ApitokenHttpHeader) {"Retry-After",
+			psprintf(INT64_FORMAT, (allowance->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC)};
+	if (!allowance->counted)
+		return headers;
+	initStringInfo(&policies);
+	initStringInfo(&limits);
+	if (record->rate_limit > 0)
+		append_policy(&policies, &limits, "minute", record->rate_limit, SECS_PER_MINUTE,
+					  allowance->rate_remaining, allowance->rate_reset);
+	if (record->quota > 0)
+	{
+		static const char *const names[] = {
+			[APITOKEN_LIFE] = "life",[APITOKEN_MONTH] = "month",[APITOKEN_DAY] = "day"
+		};
+
+		append_policy(&policies, &limits, names[record->quota_period], record->quota,
+					  allowance->quota_window / USECS_PER_SEC, allowance->remaining, allowance->quota_reset);
+	}
+	*next++ = (ApitokenHttpHeader) {"RateLimit-Policy", policies.data};
+	*next++ = (ApitokenHttpHeader) {"RateLimit", limits.data};
+	return headers;
+}
+
+/*
+ * Add headers to the response, by the setting that PostgREST reads: a JSON array
+ * of objects.  Headers that are there already are kept.  A value that is not an
+ * array is left to PostgREST, which reports it.
+ */
+static void
+add_response_headers(const ApitokenHttpHeader *headers)
+{
+	const char *present = GetConfigOption("response.headers", true, false);
+	StringInfoData array;
+
+	/* parallel workers could not get the setting */
+	if (headers->name == NULL || IsInParallelMode())
+		return;
+	initStringInfo(&array);
+	appendStringInfoString(&array, present == NULL ? "" : present);
+	while (array.len > 0 && isspace((unsigned char) array.data[array.len - 1]))
+		array.data[--array.len] = '\0';
+	if (array.len == 0)
+		appendStringInfoChar(&array, '[');
+	else if (array.data[array.len - 1] == ']')
+	{
+		bool		empty;
+
+		array.data[--array.len] = '\0';
+		empty = array.data[strspn(array.data, " \t\r\n[")] == '\0';
+		appendStringInfoString(&array, empty ? "" : ", ");
+	}
+	else
+		return;
+	for (; headers->name != NULL; headers++)
+	{
+		appendStringInfoChar(&array, '{');
+		escape_json(&array, headers->name);
+		appendStringInfoString(&array, ": ");
+		escape_json(&array, headers->value);
+		appendStringInfoString(&array, headers[1].name != NULL ? "}, " : "}]");
+	}
+	(void) set_config_option("response.headers", array.data, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
 static pg_noreturn void
@@ -53,25 +154,27 @@ refuse_token(const ApitokenVerification *verification)
 	{
 		case 429:
 			{
-				/* RFC 6585 section 4, RFC 9110 section 10.2.3: whole seconds */
-				int64		seconds = (verification->retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
+				/* RFC 6585, section 4 */
+				bool		quota = verification->verdict == APITOKEN_QUOTA_EXCEEDED;
+				int64		seconds = (verification->allowance.retry_after + USECS_PER_SEC - 1) / USECS_PER_SEC;
 
-				if (seconds <= 0)
-					refuse(status, verdict, "cannot verify a token with a rate limit on this server", details,
-						   "Ask the server administrator to add \"apitoken\" to \"shared_preload_libraries\".", NULL, NULL);
+				if (apitoken_shared == NULL)
+					refuse(status, verdict, quota ? "cannot verify a token with a quota on this server" :
+						   "cannot verify a token with a rate limit on this server", details,
+						   "Ask the server administrator to add \"apitoken\" to \"shared_preload_libraries\".", NULL);
 
-				refuse(status, verdict, "rate limit of the token exceeded", details,
-					   psprintf("Try again in " INT64_FORMAT " seconds.", seconds),
-					   "Retry-After", psprintf(INT64_FORMAT, seconds));
+				refuse(status, verdict, quota ? "quota of the token exceeded" : "rate limit of the token exceeded", details,
+					   seconds > 0 ? psprintf("Try again in " INT64_FORMAT " seconds.", seconds) : "Contact the owner of the token.",
+					   limit_headers(verification));
 			}
 		case 403:
 			refuse(status, verdict, "permission denied to use the token for this request", details,
-				   "Contact the owner of the token.", NULL, NULL);
+				   "Contact the owner of the token.", NULL);
 		default:
 			/* RFC 6750, section 3 */
 			refuse(status, "invalid_token", "invalid token", details,
 				   "Check the token, or use another one.",
-				   "WWW-Authenticate", "Bearer error=\"invalid_token\"");
+				   (ApitokenHttpHeader[]) {{"WWW-Authenticate", "Bearer error=\"invalid_token\""}, {NULL}});
 	}
 }
 
@@ -232,9 +335,10 @@ apitoken_pre_request(PG_FUNCTION_ARGS)
 	}
 	apitoken_sync_identity();
 	apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
-	apitoken_use(&verification, NULL, true);
+	apitoken_use(&verification, 1, NULL, true);
 	if (verification.verdict != APITOKEN_VALID)
 		refuse_token(&verification);
 	apitoken_act_by(&verification);
+	add_response_headers(limit_headers(&verification));
 	PG_RETURN_VOID();
 }

@@ -56,7 +56,7 @@ apitoken_verify_all(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 		apitoken_verify_in_steps(texts[i], nulls[i], NULL, NULL, NULL, snapshot, NULL, &verification);
-		apitoken_use(&verification, NULL, true);
+		apitoken_use(&verification, 1, NULL, true);
 		row = DatumGetHeapTupleHeader(apitoken_verification_datum(&verification));
 		tuple.t_len = HeapTupleHeaderGetDatumLength(row);
 		ItemPointerSetInvalid(&tuple.t_self);

@@ -95,6 +95,13 @@ extern char *apitoken_request_claim(const char *name, Oid *setter);
 
 #define APITOKEN_ERRCODE_POSTGREST MAKE_SQLSTATE('P', 'G', 'R', 'S', 'T')
 
+/* A header of a response.  Arrays end with a name of NULL. */
+typedef struct ApitokenHttpHeader
+{
+	const char *name;
+	const char *value;
+} ApitokenHttpHeader;
+
 typedef struct ApitokenHttpError
 {
 	int			status;
@@ -102,8 +109,7 @@ typedef struct ApitokenHttpError
 	const char *message;
 	const char *details;		/* NULL: none, as with all that follow */
 	const char *hint;
-	const char *header;			/* of the response */
-	const char *value;			/* of the header */
+	const ApitokenHttpHeader *headers;	/* of the response */
 	const char *log;			/* detail for the server log only */
 	const char *context;
 } ApitokenHttpError;

@@ -94,7 +94,7 @@ apitoken_role_may_use(Oid role)
 bool
 apitoken_role_is_trusted(Oid role)
 {
-	static const Oid args[] = {TEXTOID, TEXTOID, ID_TYPE, INETOID};
+	static const Oid args[] = {TEXTOID, TEXTOID, ID_TYPE, INETOID, INT4OID};
 
 	return apitoken_role_may_act(role) ||
 		role_may_execute(role, &verify_function, "verify", lengthof(args), args);

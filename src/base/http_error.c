@@ -38,9 +38,9 @@ apitoken_raise_http(const ApitokenHttpError *error)
 	append_field(&body, "details", error->details);
 	append_field(&body, "hint", error->hint);
 	initStringInfo(&headers);
-	if (error->header != NULL)
-		append_field(&headers, error->header, error->value);
-	else
+	for (const ApitokenHttpHeader *header = error->headers; header != NULL && header->name != NULL; header++)
+		append_field(&headers, header->name, header->value);
+	if (headers.len == 0)
 		appendStringInfoChar(&headers, '{');
 	ereport(ERROR,
 			(errcode(APITOKEN_ERRCODE_POSTGREST),

@@ -25,6 +25,7 @@
 	VERDICT(POLICY_REFUSED,     policy_refused,     true,  403) \
 	VERDICT(NETWORK_REFUSED,    network_refused,    true,  403) \
 	VERDICT(PERMISSION_REFUSED, permission_refused, true,  403) \
+	VERDICT(QUOTA_EXCEEDED,     quota_exceeded,     true,  429) \
 	VERDICT(RATE_LIMITED,       rate_limited,       true,  429)
 
 #define VERDICT_ENUM(NAME, name, known, status) APITOKEN_##NAME,

@@ -122,6 +122,7 @@ for_log(const ErrorData *error)
 static void
 replace_error(MemoryContext context)
 {
+	static const ApitokenHttpHeader insufficient_scope[] = {{"WWW-Authenticate", "Bearer error=\"insufficient_scope\""}, {NULL}};
 	ApitokenHttpError http = {0};
 	ErrorData  *error;
 	int			status;
@@ -148,8 +149,7 @@ replace_error(MemoryContext context)
 		http.code = "insufficient_scope";
 		http.message = "the token is read-only";
 		http.hint = "Use a token that may write.";
-		http.header = "WWW-Authenticate";
-		http.value = "Bearer error=\"insufficient_scope\"";
+		http.headers = insufficient_scope;
 	}
 	else if ((status = client_status(error)) != 0)
 	{

@@ -277,9 +277,9 @@ require_valid(const ApitokenVerification *verification)
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 				 errmsg("invalid token"),
 				 errdetail("Verdict: %s.", apitoken_verdicts[verification->verdict].name),
-				 verification->retry_after > 0 ?
+				 verification->allowance.retry_after > 0 ?
 				 /* rounded up, so that waiting this long is enough */
-				 errhint("Try again in %.3f seconds.", (verification->retry_after + 999) / 1000 / 1000.0) : 0));
+				 errhint("Try again in %.3f seconds.", (verification->allowance.retry_after + 999) / 1000 / 1000.0) : 0));
 }
 
 /*
@@ -301,7 +301,7 @@ act_by_setting(const char *token)
 				 errhint("Set the token before a function of another role runs.")));
 	apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
 	/* any statement may have led here, so the use must not be written now */
-	apitoken_use(&verification, NULL, false);
+	apitoken_use(&verification, 1, NULL, false);
 	require_valid(&verification);
 	fix_token(&verification.record);
 }
@@ -386,7 +386,7 @@ apitoken_authenticate(PG_FUNCTION_ARGS)
 	apitoken_sync_identity();
 	warn_outside_block("authenticate");
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
-	apitoken_use(&verification, NULL, true);
+	apitoken_use(&verification, 1, NULL, true);
 	require_valid(&verification);
 	apitoken_act_by(&verification);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));

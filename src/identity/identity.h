@@ -71,7 +71,7 @@ typedef struct ApitokenVerification
 {
 	ApitokenVerdict verdict;
 	TimestampTz at;				/* time of the verification; not set with APITOKEN_MALFORMED */
-	int64		retry_after;	/* microseconds, with APITOKEN_RATE_LIMITED; 0: unknown */
+	ApitokenAllowance allowance;	/* of a rate limit and a quota, after apitoken_use() */
 	TimestampTz secret_ends_at;	/* end of the overlap for the previous secret, otherwise the
 								 * token's expiry */
 	ApitokenRecord record;		/* not with APITOKEN_MALFORMED and APITOKEN_UNKNOWN */
@@ -107,7 +107,7 @@ extern void apitoken_verify_in_steps(Datum token, bool isnull, const char *permi
 									 Snapshot snapshot, List **steps,
 									 ApitokenVerification *verification);
 extern void apitoken_explain_use(ApitokenVerification *verification, List **steps);
-extern void apitoken_use(ApitokenVerification *verification, inet *address, bool may_write);
+extern void apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
 
 /* ----- identity.c: the identity of the transaction ----- */

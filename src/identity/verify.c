@@ -16,7 +16,8 @@
  *	   the organization where it is to act		policy_refused
  *	8. the client's address						network_refused
  *	9. the permission, in the organization		permission_refused
- *	10. the rate limit, when the token is used	rate_limited
+ *	10. the quota, when the token is used		quota_exceeded
+ *	11. the rate limit, when the token is used	rate_limited
  *
  * The address is the client_address argument, if there is one.  address.c
  * decides whether the argument counts.  It is called only if the token or its
@@ -281,49 +282,54 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 	apitoken_verify_in_steps(token, isnull, permission, organization_id, address, NULL, NULL, verification);
 }
 
-/* Is the token within its rate limit?  If so, and `count` is true, this counts a use. */
-static bool
-within_rate_limit(ApitokenVerification *verification, bool count)
-{
-	const ApitokenRecord *record = &verification->record;
-
-	return record->rate_limit <= 0 ||
-		apitoken_within_limit(&record->id, record->rate_limit, count, &verification->retry_after);
-}
-
 /* The steps that follow when a token is used: what they would decide now, without a use. */
 void
 apitoken_explain_use(ApitokenVerification *verification, List **steps)
 {
-	bool		passed;
+	const ApitokenRecord *record = &verification->record;
+	ApitokenVerdict verdict = APITOKEN_VALID;
 
 	if (verification->verdict != APITOKEN_VALID)
 		return;
-	passed = within_rate_limit(verification, false);
-	add_step(steps, APITOKEN_RATE_LIMITED, passed,
-			 verification->record.rate_limit <= 0 ? pstrdup("rate limit: none") :
-			 psprintf("rate limit: %d per minute; uses left: %s", verification->record.rate_limit, passed ? "at least one" : "none"));
-	if (!passed)
-		verification->verdict = APITOKEN_RATE_LIMITED;
+	if (record->rate_limit > 0 || record->quota > 0)
+		verdict = apitoken_count_use(record, 1, false, verification->at, &verification->allowance);
+	verification->verdict = verdict;
+	add_step(steps, APITOKEN_QUOTA_EXCEEDED, verdict != APITOKEN_QUOTA_EXCEEDED,
+			 record->quota <= 0 ? pstrdup("quota: none") :
+			 psprintf("quota: " INT64_FORMAT "; uses left: " INT64_FORMAT, record->quota, verification->allowance.remaining));
+	if (verdict == APITOKEN_QUOTA_EXCEEDED)
+		return;
+	add_step(steps, APITOKEN_RATE_LIMITED, verdict != APITOKEN_RATE_LIMITED,
+			 record->rate_limit <= 0 ? pstrdup("rate limit: none") :
+			 psprintf("rate limit: %d per minute; uses left: %s", record->rate_limit,
+					  verdict != APITOKEN_RATE_LIMITED ? "at least one" : "none"));
 }
 
 /*
- * Count the use of a verified token against its rate limit, and record it.  A
- * token over its limit gets the verdict rate_limited instead of valid.
+ * Count the use of a verified token against its rate limit and its quota, as `cost`
+ * uses, and record it.  A token over a limit gets the verdict quota_exceeded or
+ * rate_limited instead of valid.  So does a token with a quota whose use finds no
+ * room to be recorded: otherwise the quota could forget it.
  * revoke_by_token() does not call this, because a token can also be revoked
  * when it cannot be used.  `may_write`: without preload, may the use be written
  * in this transaction?
  */
 void
-apitoken_use(ApitokenVerification *verification, inet *address, bool may_write)
+apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool may_write)
 {
 	const ApitokenRecord *record = &verification->record;
 
-	if (verification->verdict == APITOKEN_VALID && !within_rate_limit(verification, true))
+	if (verification->verdict == APITOKEN_VALID && (record->rate_limit > 0 || record->quota > 0))
+		verification->verdict = apitoken_count_use(record, cost, true, verification->at, &verification->allowance);
+	if (apitoken_verdicts[verification->verdict].known &&
+		!apitoken_record_use(&record->id, verification->verdict == APITOKEN_VALID ? cost : 0,
+							 verification->at, address, may_write) &&
+		verification->verdict == APITOKEN_VALID && record->quota > 0)
+	{
 		verification->verdict = APITOKEN_RATE_LIMITED;
-	apitoken_record_use(verification->verdict,
-						apitoken_verdicts[verification->verdict].known ? &record->id : NULL,
-						verification->at, address, may_write);
+		apitoken_uncount_use(record, cost, verification->at, &verification->allowance);
+	}
+	apitoken_count((ApitokenCounter) verification->verdict, 1);
 }
 
 static void
@@ -372,11 +378,13 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 			set_column(values, nulls, Anum_verification_expires_at, TimestampTzGetDatum(record->expires_at));
 		set_column(values, nulls, Anum_verification_metadata, record->metadata);
 	}
-	if (verification->retry_after > 0)
+	if (verification->allowance.counted && record->quota > 0)
+		set_column(values, nulls, Anum_verification_remaining, Int64GetDatum(verification->allowance.remaining));
+	if (verification->allowance.retry_after > 0)
 	{
 		Interval   *wait = palloc0(sizeof(Interval));
 
-		wait->time = verification->retry_after;
+		wait->time = verification->allowance.retry_after;
 		set_column(values, nulls, Anum_verification_retry_after, IntervalPGetDatum(wait));
 	}
 	return apitoken_form_row(APITOKEN_VERIFICATION_ROW, values, nulls);
@@ -389,10 +397,17 @@ apitoken_verify_sql(PG_FUNCTION_ARGS)
 	char	   *permission = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	char	   *organization_id = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 	inet	   *address = PG_ARGISNULL(3) ? NULL : PG_GETARG_INET_PP(3);
+	int32		cost = PG_ARGISNULL(4) ? 1 : PG_GETARG_INT32(4);
 	ApitokenVerification verification;
+
+	if (cost < 1 || cost > APITOKEN_COST_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cost of a use is out of range"),
+				 errhint("Specify 1 to %d uses.", APITOKEN_COST_MAX)));
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), permission, organization_id,
 						  address, &verification);
-	apitoken_use(&verification, address, true);
+	apitoken_use(&verification, cost, address, true);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }

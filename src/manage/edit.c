@@ -105,6 +105,9 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
 	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_rate_limit_per_minute))
 		apitoken_check_rate_limit(DatumGetInt32(value));
+	if (apitoken_column_changed(trigger, Anum_token_records_quota) ||
+		apitoken_column_changed(trigger, Anum_token_records_quota_period))
+		apitoken_check_quota(tuple, descriptor);
 	value = heap_getattr(tuple, Anum_token_records_metadata, descriptor, &isnull);
 	if (isnull)
 		ereport(ERROR,

@@ -221,6 +221,7 @@ check_values(HeapTuple tuple, TupleDesc descriptor, const ApitokenOrganizationRo
 	value = heap_getattr(tuple, Anum_token_records_rate_limit_per_minute, descriptor, &isnull);
 	if (!isnull)
 		apitoken_check_rate_limit(DatumGetInt32(value));
+	apitoken_check_quota(tuple, descriptor);
 	value = heap_getattr(tuple, Anum_token_records_metadata, descriptor, &isnull);
 	if (isnull)
 		set_column(columns, Anum_token_records_metadata,
@@ -420,6 +421,8 @@ enum
 	ALLOWED_NETWORKS_ARG,
 	RATE_LIMIT_ARG,
 	METADATA_ARG,
+	QUOTA_ARG,
+	QUOTA_PERIOD_ARG,
 	ARGS
 };
 
@@ -435,6 +438,8 @@ static const AttrNumber argument_columns[ARGS] = {
 	[ALLOWED_NETWORKS_ARG] = Anum_token_records_allowed_networks,
 	[RATE_LIMIT_ARG] = Anum_token_records_rate_limit_per_minute,
 	[METADATA_ARG] = Anum_token_records_metadata,
+	[QUOTA_ARG] = Anum_token_records_quota,
+	[QUOTA_PERIOD_ARG] = Anum_token_records_quota_period,
 };
 
 /* The INSERT of create_token(), with a parameter for each argument. */

@@ -44,6 +44,7 @@ extern void apitoken_check_role(const char *role);
 extern void apitoken_check_access(const char *access, ArrayType *permissions);
 extern void apitoken_check_networks(ArrayType *networks, const char *none);
 extern void apitoken_check_rate_limit(int32 limit);
+extern void apitoken_check_quota(HeapTuple tuple, TupleDesc descriptor);
 extern void apitoken_check_metadata(Datum metadata);
 extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot snapshot);
 

@@ -330,6 +330,24 @@ apitoken_check_rate_limit(int32 limit)
 		invalid("rate limit is out of range", "Specify 1 to 1000000 uses per minute, or null for no limit.");
 }
 
+/* The largest number is that of an Integer in an HTTP field (RFC 9651, section 3.3.1). */
+void
+apitoken_check_quota(HeapTuple tuple, TupleDesc descriptor)
+{
+	bool		no_quota;
+	bool		no_period;
+	Datum		quota = heap_getattr(tuple, Anum_token_records_quota, descriptor, &no_quota);
+	Datum		value = heap_getattr(tuple, Anum_token_records_quota_period, descriptor, &no_period);
+	const char *period = no_period ? NULL : TextDatumGetCString(value);
+
+	if (!no_quota && (DatumGetInt64(quota) < 1 || DatumGetInt64(quota) > INT64CONST(999999999999999)))
+		invalid("quota is out of range", "Specify 1 to 999999999999999 uses, or null for no quota.");
+	if (period != NULL && strcmp(period, "day") != 0 && strcmp(period, "month") != 0)
+		invalid("invalid period of the quota", "Specify \"day\" or \"month\", or null for the life of the token.");
+	if (period != NULL && no_quota)
+		invalid("a period of the quota requires a quota", "Specify the quota too, or null for the period.");
+}
+
 void
 apitoken_check_metadata(Datum metadata)
 {

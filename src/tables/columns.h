@@ -77,6 +77,7 @@
 	COLUMN(token_records, revoked_at,             TIMESTAMPTZOID, NULLABLE, "r") \
 	COLUMN(token_records, regenerated_at,         TIMESTAMPTZOID, NULLABLE, "r") \
 	COLUMN(token_records, previous_expires_at,    TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(token_records, quota,                  INT8OID,        NULLABLE, "raw") \
 	COLUMN(token_records, rate_limit_per_minute,  INT4OID,        NULLABLE, "raw") \
 	COLUMN(token_records, digest_scheme,          INT2OID,        NOT_NULL, "") \
 	COLUMN(token_records, previous_digest_scheme, INT2OID,        NULLABLE, "") \
@@ -85,6 +86,7 @@
 	COLUMN(token_records, organization_id,        TEXTOID,        NULLABLE, "ra") \
 	COLUMN(token_records, user_id,                TEXTOID,        NULLABLE, "ra") \
 	COLUMN(token_records, label,                  TEXTOID,        NOT_NULL, "raw") \
+	COLUMN(token_records, quota_period,           TEXTOID,        NULLABLE, "raw") \
 	COLUMN(token_records, access,                 TEXTOID,        NOT_NULL, "raw") \
 	COLUMN(token_records, role,                   TEXTOID,        NULLABLE, "raw") \
 	COLUMN(token_records, permissions,            TEXTARRAYOID,   NULLABLE, "raw") \
@@ -155,7 +157,8 @@
 	COLUMN(verification, groups,          TEXTARRAYOID,   NULLABLE, "") \
 	COLUMN(verification, expires_at,      TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(verification, metadata,        JSONBOID,       NULLABLE, "") \
-	COLUMN(verification, retry_after,     INTERVALOID,    NULLABLE, "")
+	COLUMN(verification, retry_after,     INTERVALOID,    NULLABLE, "") \
+	COLUMN(verification, remaining,       INT8OID,        NULLABLE, "")
 
 #define ISSUED_TOKEN_COLUMNS(COLUMN) \
 	COLUMN(issued_token, id,         UUIDOID,        NULLABLE, "") \

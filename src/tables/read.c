@@ -24,8 +24,9 @@
 #include "access/relscan.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
-#include "lib/stringinfo.h"
+#include "common/int.h"
 #include "executor/instrument.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -165,6 +166,16 @@ digest_at(const Datum *values, AttrNumber attribute, uint8 digest[APITOKEN_DIGES
 	memcpy(digest, VARDATA_ANY(stored), APITOKEN_DIGEST_LENGTH);
 }
 
+static ApitokenQuotaPeriod
+period_at(const Datum *values, const bool *nulls, AttrNumber attribute)
+{
+	char	   *period = text_at(values, nulls, attribute);
+
+	if (period == NULL)
+		return APITOKEN_LIFE;
+	return strcmp(period, "day") == 0 ? APITOKEN_DAY : APITOKEN_MONTH;
+}
+
 /* Is this value stored outside of the row? */
 static bool
 is_outside(const Datum *values, const bool *nulls, AttrNumber attribute)
@@ -206,6 +217,9 @@ record_from_values(const Datum *values, const bool *nulls, bool whole, ApitokenR
 	}
 	if (!nulls[Anum_token_records_rate_limit_per_minute - 1])
 		record->rate_limit = DatumGetInt32(values[Anum_token_records_rate_limit_per_minute - 1]);
+	if (!nulls[Anum_token_records_quota - 1])
+		record->quota = DatumGetInt64(values[Anum_token_records_quota - 1]);
+	record->quota_period = period_at(values, nulls, Anum_token_records_quota_period);
 	record->masked = text_at(values, nulls, Anum_token_records_masked);
 	record->created_at = timestamp_at(values, nulls, Anum_token_records_created_at, DT_NOBEGIN);
 	record->issued_at = timestamp_at(values, nulls, Anum_token_records_regenerated_at, record->created_at);
@@ -664,4 +678,35 @@ apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, TimestampTz *la
 		*last_used_at = timestamp_at(lookup.values, lookup.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
 	end_lookup(&lookup);
 	return found;
+}
+
+/*
+ * Fetch the number of uses of a token that the tables count as accepted: those on
+ * the days from `since` on, or all of its life for DATEVAL_NOBEGIN.
+ */
+int64
+apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, DateADT since)
+{
+	bool		life = DATE_IS_NOBEGIN(since);
+	AttrNumber	accepted = life ? Anum_token_usage_accepted : Anum_token_usage_daily_accepted;
+	Lookup		lookup;
+	ScanKeyData keys[2];
+	int64		sum = 0;
+
+	ScanKeyInit(&keys[0], life ? Anum_token_usage_token_id : Anum_token_usage_daily_token_id,
+				BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	ScanKeyInit(&keys[1], Anum_token_usage_daily_day,
+				BTGreaterEqualStrategyNumber, F_DATE_GE, DateADTGetDatum(since));
+	begin_lookup(&lookup, life ? APITOKEN_TOKEN_USAGE : APITOKEN_TOKEN_USAGE_DAILY, NULL, snapshot,
+				 life ? 1 : 2, keys);
+	while (next_row(&lookup, accepted))
+	{
+		int64		uses = DatumGetInt64(lookup.values[accepted - 1]);
+
+		/* the number of an owner's UPDATE may be anything */
+		if (uses > 0 && pg_add_s64_overflow(sum, uses, &sum))
+			sum = PG_INT64_MAX;
+	}
+	end_lookup(&lookup);
+	return sum;
 }

@@ -12,6 +12,7 @@
 #include "fmgr.h"
 #include "nodes/parsenodes.h"
 #include "storage/lockdefs.h"
+#include "utils/date.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
@@ -41,6 +42,14 @@ extern Datum apitoken_form_row(ApitokenRow row, const Datum *values, const bool 
 
 /* ----- read.c: reads the tables, bypassing privileges and row-level security ----- */
 
+/* The period of a quota, in UTC. */
+typedef enum ApitokenQuotaPeriod
+{
+	APITOKEN_LIFE,				/* of the token */
+	APITOKEN_MONTH,
+	APITOKEN_DAY
+} ApitokenQuotaPeriod;
+
 /* A row of token_records, allocated in the caller's memory context. */
 typedef struct ApitokenRecord
 {
@@ -54,6 +63,8 @@ typedef struct ApitokenRecord
 	List	   *permissions;	/* used with APITOKEN_CUSTOM */
 	ArrayType  *allowed_networks;	/* NULL if not restricted */
 	int32		rate_limit;		/* uses per minute, 0 if not limited */
+	int64		quota;			/* uses in a period, 0 if not limited */
+	ApitokenQuotaPeriod quota_period;
 	Datum		metadata;		/* jsonb */
 	char	   *masked;
 	TimestampTz created_at;
@@ -133,6 +144,7 @@ extern List *apitoken_fetch_members(Snapshot snapshot, const char *organization_
 extern List *apitoken_fetch_all_ids(ApitokenTable table);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
 									 TimestampTz *last_used_at);
+extern int64 apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, DateADT since);
 
 /* ----- role.c: cache of roles ----- */
 

@@ -369,10 +369,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"DELETE FROM apitoken_internal.token_records WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
 		1, {UUIDARRAYOID}
 	},
+	/* A quota of a month counts the days from $3 on, so these are kept. */
 	[APITOKEN_REMOVE_DAYS] = {
 		"DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-		"SELECT ctid FROM apitoken.token_usage_daily WHERE day OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
-		2, {DATEOID, INT8OID}
+		"SELECT d.ctid FROM apitoken.token_usage_daily d WHERE d.day OPERATOR(pg_catalog.<) $1"
+		" AND (d.day OPERATOR(pg_catalog.<) $3 OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r"
+		" WHERE r.id OPERATOR(pg_catalog.=) d.token_id AND r.quota_period OPERATOR(pg_catalog.=) 'month'))"
+		" LIMIT $2 FOR UPDATE OF d SKIP LOCKED))",
+		3, {DATEOID, INT8OID, DATEOID}
 	},
 	/* Find the last of the next $2 rows after id $1. */
 	[APITOKEN_NEXT_USAGE] = {

@@ -68,6 +68,8 @@ xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
 		apitoken_return_usage(batch_rows, batch_count, 0);
+	if (event == XACT_EVENT_COMMIT && batch_count > 0)
+		apitoken_forget_taken(batch_rows, batch_count);
 	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_COMMIT)
 		batch_count = 0;
 }
@@ -256,7 +258,7 @@ flush_batch(void *arg)
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
 	}
-	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, batch_rows, batch->max);
+	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, GetCurrentTransactionId(), batch_rows, batch->max);
 	batch->outcome = batch_count < batch->max ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
 	defer_uncommitted(batch->flush);
 	if (batch_count > 0)

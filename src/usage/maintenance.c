@@ -283,13 +283,14 @@ static void
 remove_days(Batch *batch)
 {
 	TimestampTz cutoff;
-	Datum		values[2];
+	Datum		values[3];
 
 	if (!retention_cutoff(apitoken_usage_retention, batch->now, &cutoff))
 		return;
 	/* days are those of UTC, whatever the session's time zone */
 	values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
 	values[1] = Int64GetDatum(batch->size);
+	values[2] = DateADTGetDatum(apitoken_first_day_of(APITOKEN_MONTH, apitoken_day_of(batch->now)));
 	run_statement(batch, APITOKEN_REMOVE_DAYS, values, &batch->run->usage_removed);
 }
 

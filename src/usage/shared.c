@@ -7,7 +7,7 @@
  * Contents
  *
  *	- two maps: from a token to its usage that is not written yet (usage.c), and
- *	  from a token to the state of its rate limit (limit.c);
+ *	  from a token to the state of its rate limit and quota (limit.c);
  *	- the state of each database that has usage (flush_state.c);
  *	- counters since the start of the server (stats.c).
  *
@@ -148,6 +148,8 @@ startup_shmem(void)
 		SpinLockInit(&apitoken_shared->mutex);
 		pg_atomic_init_u32(&apitoken_shared->wake_requested, 0);
 		pg_atomic_init_u64(&apitoken_shared->tickets, 0);
+		pg_atomic_init_u64(&apitoken_shared->written, 0);
+		pg_atomic_init_u32(&apitoken_shared->first_day, PG_INT32_MAX);
 		pg_atomic_init_u32(&apitoken_shared->usage_file, 0);
 		for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
 			pg_atomic_init_u64(&apitoken_shared->lost_at[loss], 0);

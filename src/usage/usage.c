@@ -7,7 +7,9 @@
  * if the caller's transaction is rolled back later (see shared.c for the locking
  * rules).  A worker writes it to the tables (flush.c).  There is one entry for
  * each token and day, because daily counts are kept.  When a flush takes the usage
- * of an entry, it sets the counts to zero.  The launcher removes entries with
+ * of an entry, it sets the counts to zero, and notes the accepted uses as taken
+ * until it has committed.  So whoever asks how often a token was used counts each
+ * use once: in the tables, or here.  The launcher removes entries with
  * counts of zero at the end of a round.  If there is no room for an entry, the
  * use is not recorded but counted as dropped, and the launcher is woken.
  *
@@ -25,8 +27,10 @@
 #include "postgres.h"
 
 #include "access/parallel.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "common/int.h"
 #include "miscadmin.h"
 #include "storage/spin.h"
 #include "utils/builtins.h"
@@ -36,8 +40,8 @@
 
 #define WRITE_INTERVAL (1 * SECS_PER_MINUTE * 1000)	/* milliseconds */
 
-static DateADT
-day_of(TimestampTz at)
+DateADT
+apitoken_day_of(TimestampTz at)
 {
 	DateADT		day = at / USECS_PER_DAY;
 
@@ -50,23 +54,29 @@ static void
 init_usage(void *entry)
 {
 	ApitokenUsage *usage = entry;
+	uint32		first = pg_atomic_read_u32(&apitoken_shared->first_day);
 
+	while (usage->key.day < (DateADT) first &&
+		   !pg_atomic_compare_exchange_u32(&apitoken_shared->first_day, &first, (uint32) usage->key.day))
+		;
 	pg_atomic_init_u64(&usage->accepted, 0);
 	pg_atomic_init_u64(&usage->refused, 0);
 	usage->deferred_by = 0;
 	SpinLockInit(&usage->mutex);
 	memset(&usage->last, 0, sizeof(usage->last));
 	usage->last.at = DT_NOBEGIN;
+	usage->taken = 0;
+	usage->taken_by = InvalidTransactionId;
 }
 
 /*
  * Add usage to the entry of a key.  Returns false if there is no room for a new
- * entry.  `deferred_by` is the flush that returns this usage and must not take it
- * again, or 0.
+ * entry.  `returned`: a flush has taken this usage from the entry.  `deferred_by` is
+ * the flush that must not take it again, or 0.
  */
 static bool
 add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const ApitokenLastUse *last,
-		  uint32 deferred_by)
+		  bool returned, uint32 deferred_by)
 {
 	LWLock	   *lock;
 	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, key, init_usage, &lock);
@@ -88,7 +98,14 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 	}
 	if (deferred_by != 0)
 		usage->deferred_by = deferred_by;
-	if (accepted > 0)
+	if (returned)
+	{
+		SpinLockAcquire(&usage->mutex);
+		usage->taken = 0;
+		pg_atomic_fetch_add_u64(&usage->accepted, accepted);
+		SpinLockRelease(&usage->mutex);
+	}
+	else if (accepted > 0)
 		pg_atomic_fetch_add_u64(&usage->accepted, accepted);
 	if (refused > 0)
 		pg_atomic_fetch_add_u64(&usage->refused, refused);
@@ -96,19 +113,19 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 	return true;
 }
 
-static void
-record_in_memory(const pg_uuid_t *id, bool accepted, TimestampTz now, inet *address)
+static bool
+record_in_memory(const pg_uuid_t *id, uint32 accepted, TimestampTz now, inet *address)
 {
 	ApitokenUsageKey key;
 	ApitokenLastUse last;
 
 	memset(&key, 0, sizeof(key));
 	key.database = MyDatabaseId;
-	key.day = day_of(now);
+	key.day = apitoken_day_of(now);
 	key.token_id = *id;
 	memset(&last, 0, sizeof(last));
 	last.at = DT_NOBEGIN;
-	if (accepted)
+	if (accepted > 0)
 	{
 		inet	   *client = apitoken_client_address(address);
 
@@ -116,8 +133,10 @@ record_in_memory(const pg_uuid_t *id, bool accepted, TimestampTz now, inet *addr
 		if (client != NULL)
 			memcpy(&last.from, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(last.from)));
 	}
-	if (!add_usage(&key, accepted ? 1 : 0, accepted ? 0 : 1, &last, 0))
-		apitoken_wake_launcher();
+	if (add_usage(&key, accepted, accepted > 0 ? 0 : 1, &last, false, 0))
+		return true;
+	apitoken_wake_launcher();
+	return false;
 }
 
 /* Arguments and results of take_entry(). */
@@ -125,6 +144,7 @@ typedef struct TakeState
 {
 	Oid			database;
 	uint32		flush;
+	TransactionId xid;
 	ApitokenUsageRow *rows;
 	int			max;
 	int			count;
@@ -141,27 +161,33 @@ take_entry(void *entry, void *arg)
 		return true;
 	if (state->flush != 0 && usage->deferred_by == state->flush)
 		return true;
-	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
 	row->refused = pg_atomic_exchange_u64(&usage->refused, 0);
+	SpinLockAcquire(&usage->mutex);
+	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
+	if (TransactionIdIsValid(state->xid))
+	{
+		usage->taken = row->accepted;
+		usage->taken_by = state->xid;
+	}
+	row->last = usage->last;
+	SpinLockRelease(&usage->mutex);
 	if (row->accepted == 0 && row->refused == 0)
 		return true;
 	row->key = usage->key;
-	SpinLockAcquire(&usage->mutex);
-	row->last = usage->last;
-	SpinLockRelease(&usage->mutex);
 	state->count++;
 	return state->count < state->max;
 }
 
 /*
  * Take the recorded usage of a database, at most `max` rows (one or more).  Skips
- * usage that this flush has deferred; with flush 0, takes all.  Returns the number
- * of rows.  If it is less than `max`, nothing is left.
+ * usage that this flush has deferred; with flush 0, takes all.  `xid` is the
+ * transaction that writes it; without one, it is discarded.  Returns the number of
+ * rows.  If it is less than `max`, nothing is left.
  */
 int
-apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max)
+apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max)
 {
-	TakeState	state = {database, flush, rows, max, 0};
+	TakeState	state = {database, flush, xid, rows, max, 0};
 
 	apitoken_map_each(apitoken_usage_map, take_entry, &state);
 	return state.count;
@@ -175,7 +201,91 @@ void
 apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
 {
 	for (int i = 0; i < count; i++)
-		(void) add_usage(&rows[i].key, rows[i].accepted, rows[i].refused, &rows[i].last, flush);
+		(void) add_usage(&rows[i].key, rows[i].accepted, rows[i].refused, &rows[i].last, true, flush);
+}
+
+/*
+ * The transaction that took these rows has committed, so now the tables have them.
+ * The count of batches must change first: see apitoken_accepted_uses().
+ */
+void
+apitoken_forget_taken(const ApitokenUsageRow *rows, int count)
+{
+	pg_atomic_fetch_add_u64(&apitoken_shared->written, 1);
+	for (int i = 0; i < count; i++)
+	{
+		LWLock	   *lock;
+		ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, &rows[i].key, NULL, &lock);
+
+		if (usage == NULL)
+			continue;
+		SpinLockAcquire(&usage->mutex);
+		usage->taken = 0;
+		SpinLockRelease(&usage->mutex);
+		LWLockRelease(lock);
+	}
+}
+
+/* The accepted uses of a token on a day that this snapshot does not show in the tables. */
+static uint64
+unwritten_uses(const ApitokenUsageKey *key, Snapshot snapshot)
+{
+	LWLock	   *lock;
+	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, key, NULL, &lock);
+	uint64		accepted;
+	uint64		taken;
+	TransactionId taken_by;
+
+	if (usage == NULL)
+		return 0;
+	SpinLockAcquire(&usage->mutex);
+	accepted = pg_atomic_read_u64(&usage->accepted);
+	taken = usage->taken;
+	taken_by = usage->taken_by;
+	SpinLockRelease(&usage->mutex);
+	LWLockRelease(lock);
+
+	if (taken > 0 && (XidInMVCCSnapshot(taken_by, snapshot) || !TransactionIdDidCommit(taken_by)))
+		accepted += taken;
+	return accepted;
+}
+
+/*
+ * How often was a token accepted from the day `since` on, or ever (DATEVAL_NOBEGIN)?
+ * Each use is counted once, whether it is in shared memory, in the tables, or on its
+ * way.  What a flush has taken counts here if the snapshot does not show it in the
+ * tables.  If a flush commits meanwhile, taken uses may already be forgotten that
+ * the snapshot does not show, so this starts again.
+ */
+int64
+apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today)
+{
+	for (;;)
+	{
+		uint64		written = pg_atomic_read_u64(&apitoken_shared->written);
+		ApitokenUsageKey key;
+		Snapshot	snapshot;
+		int64		uses;
+
+		pg_memory_barrier();
+		snapshot = apitoken_latest_snapshot();
+		uses = apitoken_fetch_accepted(snapshot, id, since);
+		memset(&key, 0, sizeof(key));
+		key.database = MyDatabaseId;
+		key.token_id = *id;
+		/* another process may have seen the next day already */
+		for (key.day = Max(since, (DateADT) pg_atomic_read_u32(&apitoken_shared->first_day));
+			 key.day <= today + 1; key.day++)
+		{
+			if (pg_add_s64_overflow(uses, (int64) unwritten_uses(&key, snapshot), &uses))
+				uses = PG_INT64_MAX;
+		}
+		UnregisterSnapshot(snapshot);
+		pg_memory_barrier();
+		if (pg_atomic_read_u64(&apitoken_shared->written) == written)
+			return uses;
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 static bool
@@ -230,7 +340,8 @@ is_removable(void *entry, void *arg)
 		if (busy->databases[i] == usage->key.database)
 			return false;
 	}
-	return is_written(usage);
+	/* while a flush of another session's has taken uses, the database may not be busy */
+	return is_written(usage) && usage->taken == 0;
 }
 
 /* Make room by removing the entries whose usage was taken, except those of busy databases. */
@@ -320,19 +431,16 @@ record_in_table(const pg_uuid_t *id, TimestampTz now, inet *address)
 }
 
 /*
- * Record the outcome of a verification at time `at`.  `id` is the token's id if the
- * secret was right, otherwise NULL.  `may_write` allows writing to the table if
- * there is no shared memory.
+ * Record the use of a token at time `at`: how many uses were accepted, or 0 for a
+ * refusal.  `may_write` allows writing to the table if there is no shared memory.
+ * Returns false if shared memory had no room for it.
  */
-void
-apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at, inet *address,
-					bool may_write)
+bool
+apitoken_record_use(const pg_uuid_t *id, uint32 accepted, TimestampTz at, inet *address, bool may_write)
 {
-	apitoken_count((ApitokenCounter) verdict, 1);
-	if (id == NULL)
-		return;
 	if (apitoken_shared != NULL)
-		record_in_memory(id, verdict == APITOKEN_VALID, at, address);
-	else if (verdict == APITOKEN_VALID && may_write)
+		return record_in_memory(id, accepted, at, address);
+	if (accepted > 0 && may_write)
 		record_in_table(id, at, address);
+	return true;
 }

@@ -13,7 +13,6 @@
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "storage/s_lock.h"
-#include "utils/date.h"
 #include "utils/hsearch.h"
 
 /* ----- shared.c: shared memory, present only with shared_preload_libraries ----- */
@@ -56,6 +55,8 @@ typedef struct ApitokenShared
 	ApitokenStripe stripes[APITOKEN_PARTITIONS];
 	pg_atomic_uint32 wake_requested;	/* 1 if the launcher was asked to run at once */
 	pg_atomic_uint64 tickets;	/* number of flushes started, and the last ticket */
+	pg_atomic_uint64 written;	/* number of batches that flushes have committed */
+	pg_atomic_uint32 first_day; /* no entry of usage_map is of an earlier day */
 	pg_atomic_uint32 usage_file;	/* 1 if the file was loaded and not yet removed */
 	slock_t		mutex;			/* protects launcher_latch */
 	Latch	   *launcher_latch; /* NULL if the launcher is not running */
@@ -82,8 +83,10 @@ typedef struct ApitokenUsage
 	pg_atomic_uint64 accepted;	/* uses not yet taken by a flush */
 	pg_atomic_uint64 refused;	/* the same */
 	uint32		deferred_by;	/* the flush that deferred this entry, or 0; only flushes access it */
-	slock_t		mutex;			/* protects "last" */
+	slock_t		mutex;			/* protects the following, and moving uses between accepted and taken */
 	ApitokenLastUse last;
+	uint64		taken;			/* accepted uses that a flush has taken and not yet committed */
+	TransactionId taken_by;		/* the transaction of that flush */
 } ApitokenUsage;
 
 typedef struct ApitokenLimitKey
@@ -92,10 +95,22 @@ typedef struct ApitokenLimitKey
 	pg_uuid_t	token_id;
 } ApitokenLimitKey;
 
+/* Uses of a token in a period of its quota. */
+typedef struct ApitokenQuotaUse
+{
+	uint64		read_at;		/* when they were read from the tables; 0: never */
+	ApitokenQuotaPeriod period;
+	DateADT		since;			/* first day of the period; DATEVAL_NOBEGIN for APITOKEN_LIFE */
+	int64		used;
+} ApitokenQuotaUse;
+
 typedef struct ApitokenLimit
 {
 	ApitokenLimitKey key;		/* never changes */
-	pg_atomic_uint64 tat;		/* theoretical arrival time: see limit.c */
+	slock_t		mutex;			/* protects the following: see limit.c */
+	uint64		tat;			/* theoretical arrival time */
+	uint64		quota_used_at;	/* when a use was last counted against the quota */
+	ApitokenQuotaUse quota;
 } ApitokenLimit;
 
 #define APITOKEN_PROBLEM_MAX 256
@@ -164,17 +179,39 @@ typedef struct ApitokenUsageRow
 	ApitokenLastUse last;
 } ApitokenUsageRow;
 
-extern void apitoken_record_use(ApitokenVerdict verdict, const pg_uuid_t *id, TimestampTz at, inet *address,
+extern DateADT apitoken_day_of(TimestampTz at);
+extern bool apitoken_record_use(const pg_uuid_t *id, uint32 accepted, TimestampTz at, inet *address,
 								bool may_write);
-extern int	apitoken_take_usage(Oid database, uint32 flush, ApitokenUsageRow *rows, int max);
+extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
+extern int	apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max);
+extern void apitoken_forget_taken(const ApitokenUsageRow *rows, int count);
 extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
 extern int	apitoken_databases_with_usage(Oid *databases, int max);
 extern void apitoken_remove_written_usage(Oid *busy, int count);
 extern void apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int count);
 
-/* ----- limit.c: rate limits ----- */
+/* ----- limit.c: rate limits and quotas ----- */
 
-extern bool apitoken_within_limit(const pg_uuid_t *id, int32 per_minute, bool count, int64 *retry_after);
+/* The largest cost of a use. */
+#define APITOKEN_COST_MAX 1000000
+
+/* What the rate limit and the quota of a token allow after a use.  Times are in microseconds. */
+typedef struct ApitokenAllowance
+{
+	bool		counted;		/* false: not known, nor are the next four */
+	int32		rate_remaining;	/* uses that the rate limit allows at once */
+	int64		rate_reset;		/* until it allows one more; 0: it allows all */
+	int64		remaining;		/* uses left of the quota */
+	int64		quota_window;	/* length of the period; 0: life, as in the next */
+	int64		quota_reset;	/* until the next period */
+	int64		retry_after;	/* with a refusal, until the use may be allowed; 0: unknown, or never */
+} ApitokenAllowance;
+
+extern ApitokenVerdict apitoken_count_use(const ApitokenRecord *record, int32 cost, bool count, TimestampTz at,
+										  ApitokenAllowance *allowance);
+extern void apitoken_uncount_use(const ApitokenRecord *record, int32 cost, TimestampTz at,
+								 ApitokenAllowance *allowance);
+extern DateADT apitoken_first_day_of(ApitokenQuotaPeriod period, DateADT day);
 extern void apitoken_remove_expired_limits(void);
 
 /* ----- flush_state.c: state of each database with usage ----- */

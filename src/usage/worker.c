@@ -240,7 +240,7 @@ discard_usage(Oid database)
 {
 	ApitokenUsageRow rows[100];
 
-	while (apitoken_take_usage(database, 0, rows, lengthof(rows)) == lengthof(rows))
+	while (apitoken_take_usage(database, 0, InvalidTransactionId, rows, lengthof(rows)) == lengthof(rows))
 		;
 	apitoken_remove_flush_state(database);
 }

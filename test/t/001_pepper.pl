@@ -394,11 +394,11 @@ write_file($good);
 # a client's options cannot switch it off
 {
 	my ($rc, $out, $err) = $node->psql('postgres', 'SET apitoken.require_pepper = off', extra_params => [ '-U', 'regress_apitoken_plain' ]);
-	$node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) TO regress_apitoken_plain');
+	$node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet, integer) TO regress_apitoken_plain');
 	local $ENV{PGOPTIONS} = '-c apitoken.require_pepper=off';
 	($rc, $out, $err) = $node->psql('postgres', verdict($plain), extra_params => [ '-U', 'regress_apitoken_plain', '-v', 'VERBOSITY=verbose' ]);
 	like("$out$err", qr/ERROR:  F0000: value of parameter "apitoken.require_pepper" was rejected/, 'options of a client do not switch it off');
-	$node->safe_psql('postgres', 'REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet) FROM regress_apitoken_plain');
+	$node->safe_psql('postgres', 'REVOKE EXECUTE ON FUNCTION apitoken.verify(text, text, apitoken.id, inet, integer) FROM regress_apitoken_plain');
 }
 ($rc, $out, $err) = $node->psql('postgres', "$load; SET apitoken.require_pepper = off", @as_plain);
 like($err, qr/42501/, 'nor does SET');

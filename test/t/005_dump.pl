@@ -154,7 +154,7 @@ sub check_restored
 	}
 	is(verdicts($node, $db), $verdicts, "$what: every verdict") unless $skip{verdicts};
 	is($node->safe_psql($db, q{SELECT string_agg(p::text, ' ' ORDER BY i) FROM unnest(ARRAY[
-			has_function_privilege('regress_apitoken_backend', 'apitoken.verify(text,text,apitoken.id,inet)', 'EXECUTE'), has_function_privilege('regress_apitoken_backend', 'apitoken.act_as(apitoken.id)', 'EXECUTE'),
+			has_function_privilege('regress_apitoken_backend', 'apitoken.verify(text,text,apitoken.id,inet,integer)', 'EXECUTE'), has_function_privilege('regress_apitoken_backend', 'apitoken.act_as(apitoken.id)', 'EXECUTE'),
 			has_table_privilege('regress_apitoken_backend', 'apitoken.tokens', 'SELECT'), has_column_privilege('regress_apitoken_backend', 'apitoken.tokens', 'label', 'UPDATE'), has_table_privilege('regress_apitoken_backend', 'apitoken.organizations', 'UPDATE'),
 			has_column_privilege('regress_apitoken_backend', 'apitoken_internal.token_records', 'digest', 'SELECT')]) WITH ORDINALITY AS u (p, i)}),
 		'true true true true false false', "$what: capabilities") unless $skip{privileges};

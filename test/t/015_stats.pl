@@ -40,7 +40,7 @@ is(run('BEGIN READ ONLY; SELECT count(*) FROM apitoken.stats; COMMIT'), '1', 'it
 
 # ----- what it counts ------------------------------------------------------------
 
-my @verdicts = qw(valid malformed unknown revoked expired suspended policy_refused network_refused permission_refused rate_limited);
+my @verdicts = qw(valid malformed unknown revoked expired suspended policy_refused network_refused permission_refused quota_exceeded rate_limited);
 my $columns = join(', ', @verdicts);
 
 # how much each counter has grown since the last time
@@ -61,6 +61,7 @@ $token{policy_refused} = create($node, 'o', q{organization_id => 'strict'});
 $token{network_refused} = create($node, 'n', q{user_id => 'ann', allowed_networks => '{10.0.0.0/8}'});
 $token{permission_refused} = create($node, 'p', q{user_id => 'ann'});
 $token{rate_limited} = create($node, 'r', q{user_id => 'ann', rate_limit_per_minute => 1});
+$token{quota_exceeded} = create($node, 'q', q{user_id => 'ann', quota => 1});
 $token{malformed} = 'nonsense';
 $token{unknown} = run(q{SELECT apitoken.generate('org')});
 run(q{
@@ -76,8 +77,8 @@ foreach my $verdict (@verdicts)
 	my $permission = $verdict eq 'permission_refused' ? q{, 'token:read'} : '';
 	my $answers = run("SELECT (apitoken.verify('$token{$verdict}'$permission)).verdict FROM generate_series(1, 3)");
 
-	is($answers, $verdict eq 'rate_limited' ? 'valid rate_limited rate_limited' : join(' ', ($verdict) x 3), "verified three times: $verdict");
-	is(counted(), $verdict eq 'rate_limited' ? 'valid 1 rate_limited 2' : "$verdict 3", 'is what is counted');
+	is($answers, $verdict =~ /^(quota_exceeded|rate_limited)$/ ? "valid $verdict $verdict" : join(' ', ($verdict) x 3), "verified three times: $verdict");
+	is(counted(), $verdict =~ /^(quota_exceeded|rate_limited)$/ ? "valid 1 $verdict 2" : "$verdict 3", 'is what is counted');
 }
 is(run("BEGIN; SELECT verdict FROM apitoken.authenticate('$token{valid}'); SELECT verdict FROM apitoken.authenticate('$token{revoked}'); ROLLBACK"), 'valid [ERROR: 28000]',
 	'authenticate(), in a transaction that is rolled back');

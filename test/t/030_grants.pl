@@ -121,7 +121,7 @@ SKIP: {
 			(map { "REVOKE: REVOKE EXECUTE ON FUNCTION apitoken.$_ FROM regress_apitoken_app" } qw(verify introspect revoke_by_token)),
 			'REVOKE: REVOKE SELECT (verify) ON apitoken_internal.capabilities FROM regress_apitoken_app'),
 		'pgaudit logs each GRANT and REVOKE') or diag($log);
-	is($node->safe_psql('none', q{SELECT has_function_privilege('regress_apitoken_app', 'apitoken.verify(text,text,apitoken.id,inet)', 'EXECUTE')}), 'f', 'which were made');
+	is($node->safe_psql('none', q{SELECT has_function_privilege('regress_apitoken_app', 'apitoken.verify(text,text,apitoken.id,inet,integer)', 'EXECUTE')}), 'f', 'which were made');
 	no_crash($node);
 }
 

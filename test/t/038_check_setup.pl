@@ -73,7 +73,7 @@ sub gone
 my $limited = create($node, 'limited', q{user_id => 'ann', rate_limit_per_minute => 5, expires_in => '30 days'});
 like(findings($node, 'preload'), qr/\Awarning: $missing: [^\n]*\z/, 'not preloaded');
 like(findings($node, 'preload', as => 'regress_apitoken_monitor'), qr/\Awarning: $missing: [^\n]*\z/, 'not preloaded, as monitor');
-is(findings($node, 'tokens'), "error: tokens with a rate limit, which are refused because $missing: 1", 'a token with a rate limit');
+is(findings($node, 'tokens'), "error: tokens with a rate limit or quota, which are refused because $missing: 1", 'a token with a rate limit');
 is($node->safe_psql('postgres', "SELECT verdict FROM apitoken.verify('$limited')"), 'rate_limited', 'which is refused indeed');
 is(hint('preload', $missing, as => 'regress_apitoken_monitor'), q{shared_preload_libraries = '..., apitoken'  # in postgresql.conf, as the last of the list; then restart the server},
 	'a caller who may not see the list gets a line without it');
@@ -195,11 +195,11 @@ gone('usage', '.');
 $node->safe_psql('postgres', q{
 	CREATE TABLE made AS SELECT n, t.token FROM generate_series(1, 1400) n, apitoken.create_token('t' || n, user_id => 'ann', expires_in => '30 days') t;
 	SELECT count(apitoken.verify(token)) FROM made WHERE n <= 530});
-is(findings($node, 'usage'), 'warning: there are 1024 slots, and 530 tokens with recorded use and 0 with a rate limit in them: half of the slots should be free', 'more than half of the slots');
+is(findings($node, 'usage'), 'warning: there are 1024 slots, and 530 tokens with recorded use and 0 with a rate limit or quota in them: half of the slots should be free', 'more than half of the slots');
 is(hint('usage', 'slots'), 'ALTER SYSTEM SET apitoken.usage_slots = 2048;  -- then restart the server', 'the hint doubles them');
 # the launcher, which makes room then, does not end what was dropped
 $node->safe_psql('postgres', 'SELECT count(apitoken.verify(token)) FROM made');
-like(findings($node, 'usage'), qr/^warning: uses that were dropped, or tokens with a rate limit refused, because memory was full: \d+$/m, 'dropped use');
+like(findings($node, 'usage'), qr/^warning: uses that were dropped, or tokens with a rate limit or quota refused, because memory was full: \d+$/m, 'dropped use');
 like(findings($node, 'usage', as => 'regress_apitoken_monitor'), qr/^warning: uses that were dropped/m, 'monitor is told');
 apply(hint('usage', 'dropped'));
 gone('usage', '.');
