@@ -17,8 +17,9 @@ class SetupError extends Error {}
 // The HTTP response for a verdict other than valid (RFC 6750, RFC 6585).
 function refused(verdict, seconds) {
 	switch (verdict) {
+		case 'quota_exceeded':
 		case 'rate_limited':
-			// seconds is null if the server cannot count (without shared_preload_libraries)
+			// seconds is null if the server cannot count (without shared_preload_libraries), or no wait helps
 			return new Refused(429, verdict, seconds ? { 'Retry-After': String(Math.ceil(seconds)) } : {});
 		case 'policy_refused':
 		case 'network_refused':

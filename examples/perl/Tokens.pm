@@ -20,8 +20,8 @@ sub refuse_verdict
 {
 	my ($verdict, $seconds) = @_;
 
-	# $seconds is undef if the server cannot count (without shared_preload_libraries)
-	refuse(429, $verdict, headers => $seconds ? [ 'Retry-After' => ceil($seconds) ] : []) if $verdict eq 'rate_limited';
+	# $seconds is undef if the server cannot count (without shared_preload_libraries), or no wait helps
+	refuse(429, $verdict, headers => $seconds ? [ 'Retry-After' => ceil($seconds) ] : []) if $verdict eq 'rate_limited' || $verdict eq 'quota_exceeded';
 	refuse(403, $verdict) if $verdict eq 'policy_refused' || $verdict eq 'network_refused';
 	refuse(403, 'insufficient_scope', headers => [ 'WWW-Authenticate' => 'Bearer error="insufficient_scope"' ])
 	  if $verdict eq 'permission_refused';

@@ -66,6 +66,7 @@ async function settings(request, response) {
 			values: [token, address],
 		});
 		if (verdict === 'rate_limited') refuse(response, 429, verdict, { 'Retry-After': seconds ?? 60 });
+		if (verdict === 'quota_exceeded') refuse(response, 429, verdict, seconds === null ? {} : { 'Retry-After': seconds });
 		if (verdict === 'policy_refused' || verdict === 'network_refused') refuse(response, 403, verdict);
 		if (!valid) refuse(response, 401, verdict, { 'WWW-Authenticate': 'Bearer error="invalid_token"' });
 		// set the token, never its user: the user may do more than the token

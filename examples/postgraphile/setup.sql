@@ -78,7 +78,7 @@ CREATE VIEW app.tokens WITH (security_invoker = true) AS SELECT * FROM apitoken.
 COMMENT ON VIEW app.tokens IS E'@primaryKey id\nThe tokens that you may see.';
 GRANT SELECT ON app.tokens TO api_client;
 GRANT UPDATE (label, description, role, access, permissions, allowed_networks, rate_limit_per_minute,
-              metadata, expires_at, suspended_at) ON app.tokens TO api_client;
+              quota, quota_period, metadata, expires_at, suspended_at) ON app.tokens TO api_client;
 
 CREATE TYPE app.issued_token AS (id uuid, token text, masked text, expires_at timestamptz);
 COMMENT ON TYPE app.issued_token IS 'A new token. Its text is shown only here.';

@@ -27,8 +27,8 @@ class SetupError(Exception):
 
 def refused(verdict, seconds=None):
     """The HTTP response for a verdict other than valid (RFC 6750, RFC 6585)."""
-    if verdict == "rate_limited":
-        # seconds is None if the server cannot count (without shared_preload_libraries)
+    if verdict in ("quota_exceeded", "rate_limited"):
+        # seconds is None if the server cannot count (without shared_preload_libraries), or no wait helps
         return Refused(429, verdict, [("Retry-After", str(math.ceil(seconds)))] if seconds else [])
     if verdict in ("policy_refused", "network_refused"):
         return Refused(403, verdict)
