@@ -177,8 +177,11 @@ sub api_tests
 	refused_with(manage('PATCH', "/tokens?id=eq.$mine->{id}", { masked => 'x' }, @ada), 403, '42501', 'a column that cannot change');
 	refused_with(manage('DELETE', "/tokens?id=eq.$mine->{id}", undef, @ada), 403, '42501', 'DELETE is not granted');
 	is($node->safe_psql('app', q{SELECT string_agg(c, ' ') FROM unnest('{organizations,users,memberships,members,roles,token_usage,events,tokens}'::text[]) c
-		WHERE has_table_privilege('web_user', 'apitoken.' || c, 'INSERT, UPDATE, DELETE, TRUNCATE') OR has_any_column_privilege('web_user', 'apitoken.' || c, 'INSERT, UPDATE') AND c <> 'tokens'}),
+		WHERE has_table_privilege('web_user', 'apitoken.' || c, 'INSERT, UPDATE, DELETE, TRUNCATE') OR has_any_column_privilege('web_user', 'apitoken.' || c, 'INSERT, UPDATE') AND c NOT IN ('tokens', 'organizations')}),
 		'', 'nor anything else that the policies would refuse');
+	is($node->safe_psql('app', q{SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute
+		WHERE attrelid = 'apitoken.organizations'::regclass AND attnum > 0 AND has_column_privilege('web_user', attrelid, attnum, 'INSERT, UPDATE')}),
+		'max_lifetime require_expiry max_tokens allowed_networks default_role allow_personal_tokens', 'of organizations, only the policy');
 
 	my $again = manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @ada);
 	is($again->{status}, 200, 'regenerated');
