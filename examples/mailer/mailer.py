@@ -26,6 +26,7 @@ import time
 import urllib.error
 import urllib.request
 from datetime import datetime, timezone
+from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -66,9 +67,10 @@ class Mail:
         self.sender = config['from']
         self.domain = config.get('message_id_domain', self.sender.rpartition('@')[2].strip('>'))
         self.templates = {}
-        for event in ('create', 'regenerate', 'suspend', 'revoke', 'expire'):
-            with open(os.path.join(templates, event + '.txt'), encoding='utf-8') as file:
-                self.templates[event] = string.Template(file.read())
+        for name in os.listdir(templates):
+            if name.endswith('.txt'):
+                with open(os.path.join(templates, name), encoding='utf-8') as file:
+                    self.templates[name[:-4]] = string.Template(file.read())
         with open(os.path.join(templates, 'layout.html'), encoding='utf-8') as file:
             self.layout = string.Template(file.read())
         self.connection = None
@@ -130,7 +132,9 @@ class Mail:
         """True if the server has accepted the mail, false if it never will."""
         try:
             message = self.message(notification, address)
-        except ValueError as error:
+        except KeyError as error:
+            raise Failed(f'no template, or an unknown name in one: {error}') from error
+        except (ValueError, IndexError, MessageError) as error:
             log.warning('%s: an address is not valid: %s', notification['id'], type(error).__name__)
             return False
         for attempt in (1, 2):
