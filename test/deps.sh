@@ -61,6 +61,7 @@ for kind in "$@"; do
 			# Debian's python, because it finds Debian's packages
 			/usr/bin/python3 -c 'import psycopg' >/dev/null 2>&1 || need python3-psycopg
 			/usr/bin/python3 -c 'import psycopg_pool' >/dev/null 2>&1 || need python3-psycopg-pool
+			/usr/bin/python3 -c 'import aiosmtpd' >/dev/null 2>&1 || need python3-aiosmtpd
 			{ have node && have npm; } || need npm
 			have curl || need curl
 			have pgbouncer || need pgbouncer

@@ -1,0 +1,273 @@
+# examples/mailer against a real SMTP server (aiosmtpd) and an HTTP server: what
+# arrives, how often, and what happens when something fails.
+
+use strict;
+use warnings;
+
+use Digest::SHA qw(hmac_sha256_base64);
+use JSON::PP;
+use MIME::Base64;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use ApitokenTest;
+
+plan skip_all => 'psycopg or aiosmtpd is missing'
+  if system('/usr/bin/python3', '-c', 'import psycopg, aiosmtpd') != 0;
+
+my $dir = PostgreSQL::Test::Utils::tempdir;
+my $json = JSON::PP->new->utf8;
+my ($smtp_port, $http_port) = map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 2;
+
+# Each mail becomes a line of JSON.  Addresses that begin with "bounce" are refused
+# for good, and those that begin with "later" as long as the file "later" exists.
+append_to_file("$dir/smtp_sink.py", q{
+import email, email.policy, json, os, ssl, sys, time
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, AuthResult
+port, directory, tls = int(sys.argv[1]), sys.argv[2], len(sys.argv) > 3
+class Handler:
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith('bounce'): return '550 5.1.1 no such user'
+        if address.startswith('later') and os.path.exists(directory + '/later'): return '451 4.7.1 greylisted'
+        envelope.rcpt_tos.append(address)
+        return '250 OK'
+    async def handle_DATA(self, server, session, envelope):
+        m = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        line = json.dumps({'to': envelope.rcpt_tos, 'headers': [[k, str(v)] for k, v in m.items()],
+            'text': m.get_body(('plain',)).get_content(), 'html': m.get_body(('html',)).get_content(),
+            'raw': envelope.content.decode('ascii'), 'session': id(session), 'tls': session.ssl is not None, 'login': session.authenticated})
+        with open(directory + '/mails', 'a') as f: f.write(line + '\n')
+        return '250 accepted'
+def authenticate(server, session, envelope, mechanism, data):
+    return AuthResult(success=data.login == b'apitoken' and data.password == b'smtp password')
+arguments = {}
+if tls:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory + '/cert.pem', directory + '/key.pem')
+    arguments = dict(tls_context=context, require_starttls=True, authenticator=authenticate, auth_required=True)
+Controller(Handler(), hostname='127.0.0.1', port=port, server_kwargs=arguments).start()
+while True: time.sleep(1000)
+});
+# Answers what the file "status" has.
+append_to_file("$dir/http_sink.py", q{
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length'])).decode()
+        status = int(open(sys.argv[2] + '/status').read())
+        with open(sys.argv[2] + '/hooks', 'a') as f: f.write(json.dumps({'headers': {k.lower(): v for k, v in self.headers.items()}, 'body': body, 'status': status}) + '\n')
+        self.send_response(status)
+        if status == 302: self.send_header('Location', 'http://127.0.0.1:' + sys.argv[1] + '/elsewhere')
+        self.send_header('Content-Length', '0')
+        self.end_headers()
+    do_GET = do_POST
+    def log_message(self, *a): pass
+HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
+});
+
+sub write_file { my ($name, $text) = @_; unlink "$dir/$name"; append_to_file("$dir/$name", $text); return; }
+sub lines { my ($name) = @_; return -e "$dir/$name" ? map { $json->decode($_) } split /\n/, slurp_file("$dir/$name") : (); }
+sub clear { unlink "$dir/mails", "$dir/hooks"; return; }
+sub start_smtp { start_program('smtp', [ '/usr/bin/python3', "$dir/smtp_sink.py", $smtp_port, $dir, @_ ], port => $smtp_port); return; }
+
+my $node = start_node('main');
+$node->safe_psql('postgres', q{
+	CREATE EXTENSION apitoken;
+	CREATE ROLE regress_apitoken_mailer LOGIN;
+	SELECT apitoken.allow('regress_apitoken_mailer', 'notify');
+	INSERT INTO apitoken.organizations (id, name, notify) VALUES ('acme', E'Acme <b>&\r\nBcc: victim@evil.example\r\n\r\nCorp', '{create,regenerate,suspend,revoke}');
+	INSERT INTO apitoken.users (id, name, email) VALUES ('ada', 'Ada Lovelace', 'ada@acme.example');
+	INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
+});
+my $conninfo = $node->connstr('postgres') . ' user=regress_apitoken_mailer';
+my $smtp = "[smtp]\nhost = 127.0.0.1\nport = $smtp_port\ntls = none\nfrom = API tokens <no-reply\@acme.example>\n";
+my $secret = encode_base64('0123456789abcdef0123456789abcdef', '');
+write_file('secret', "whsec_$secret\n");
+my $webhook = "[webhook]\nurl = http://127.0.0.1:$http_port/hook\nsecret_file = $dir/secret\n";
+write_file('mail.conf', "[database]\nconninfo = $conninfo\n$smtp\[outbox]\nlease = 2\nbatch = 5\npoll = 1\n");
+write_file('hook.conf', "[database]\nconninfo = $conninfo\n$webhook");
+write_file('both.conf', "[database]\nconninfo = $conninfo\n$smtp$webhook");
+write_file('long.conf', "[database]\nconninfo = $conninfo\n$smtp\[outbox]\npoll = 600\n");
+
+my @mailer = ('/usr/bin/python3', '-B', 'examples/mailer/mailer.py');
+# the exit status of a run, and what it has logged
+sub once
+{
+	my ($config) = @_;
+	my $log = '';
+	IPC::Run::run([ @mailer, "$dir/$config.conf", '--once' ], '<', \undef, '>&', \$log);
+	return wantarray ? ($? >> 8, $log) : $? >> 8;
+}
+sub sql { return $node->safe_psql('postgres', $_[0]); }
+sub create_one { my ($label) = @_; return sql("SELECT token FROM apitoken.create_token('$label', 'acme', role => 'developer')"); }
+sub due_now { sql('UPDATE apitoken.notifications SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL'); return; }
+sub outbox { return sql(q{SELECT count(*) FILTER (WHERE delivered_at IS NOT NULL) || ' delivered, ' || count(*) FILTER (WHERE next_attempt_at IS NOT NULL) || ' pending' FROM apitoken.notifications}); }
+sub header { my ($mail, $name) = @_; return join '|', map { $_->[1] } grep { lc $_->[0] eq lc $name } @{ $mail->{headers} }; }
+
+start_smtp();
+
+# ---- what arrives
+is(scalar(once('mail')), 0, 'nothing to do is no failure');
+my @tokens = (create_one('one'), create_one('<i>two</i>'));
+sql("SELECT apitoken.revoke_token(id, 'one', 'lost') FROM apitoken.tokens WHERE label = 'one'");
+is(scalar(once('mail')), 0, 'everything is delivered');
+my @mails = lines('mails');
+is(scalar(@mails), 3, 'one mail for each event');
+is(join(' ', map { header($_, 'Subject') } @mails), 'API token "one" was created API token "<i>two</i>" was created API token "one" was revoked', 'in order');
+is(join(' ', map { "@{$_->{to}}" } @mails), 'ada@acme.example ada@acme.example ada@acme.example', 'to the administrator');
+is(scalar(keys %{ { map { $_->{session} => 1 } @mails[ 0, 1 ] } }), 1, 'several mails over one connection');
+my %ids = map { $_ => 1 } split /\n/, sql('SELECT id FROM apitoken.notifications');
+is(scalar(grep { header($_, 'Message-ID') =~ /^<([-0-9a-f]{36})\.[0-9a-f]+\@acme\.example>$/ && $ids{$1} } @mails), 3, 'each has a Message-ID with the id of the notification');
+like($mails[0]{text}, qr/Created by: an administrator\r?\n/, 'the text names the creator');
+my $masked = sql("SELECT masked FROM apitoken.tokens WHERE label = '<i>two</i>'");
+like($mails[1]{text}, qr/Token: \Q$masked\E/, 'the text has the masked token');
+like($mails[1]{html}, qr{&lt;i&gt;two&lt;/i&gt;}, 'HTML is escaped');
+unlike($mails[1]{html}, qr{<i>|<b>}, 'names add no HTML');
+is(join('', map { header($_, 'Bcc') . header($_, 'Cc') } @mails), '', 'names add no header');
+is(join('|', grep { /^Bcc:/im } map { $_->{raw} } @mails), '', 'names add no line');
+is(scalar(grep { index($_->{raw} . $_->{text} . $_->{html}, substr($tokens[0], 30, 20)) >= 0 || index($_->{raw} . $_->{text} . $_->{html}, substr($tokens[1], 30, 20)) >= 0 || $_->{raw} =~ /_[0-9A-Za-z]{71}/ } @mails), 0, 'no mail contains a secret');
+is(outbox(), '3 delivered, 0 pending', 'the outbox tells');
+is(scalar(once('mail')), 0, 'a second run');
+is(scalar(lines('mails')), 3, 'nothing is sent twice');
+
+# ---- the server is down, and back
+clear();
+stop_program('smtp');
+create_one("down $_") foreach 1 .. 3;
+my ($status, $log) = once('mail');
+is($status, 1, 'the SMTP server is down: a failure');
+is(sql('SELECT count(*) FROM apitoken.notifications WHERE last_error IS NOT NULL AND next_attempt_at > now()'), 3, 'all of the batch are tried again later');
+is(scalar(() = $log =~ /: connection refused|Connection refused/g), 3, 'the log tells why');
+start_smtp();
+due_now();
+is(scalar(once('mail')), 0, 'it is back');
+is(scalar(lines('mails')), 3, 'all arrive, once');
+
+# ---- a recipient is refused
+clear();
+sql(q{INSERT INTO apitoken.users (id, email) VALUES ('bob', 'bounce@acme.example'), ('lea', 'later@acme.example'),
+	('eve', E'eve@acme.example\r\nBcc: victim@evil.example'), ('zed', 'no address');
+	INSERT INTO apitoken.memberships SELECT 'acme', id, 'admin' FROM apitoken.users WHERE id <> 'ada'});
+write_file('later', '');
+create_one('refused');
+($status, $log) = once('mail');
+is($status, 1, 'one recipient is refused for now');
+is(join(' ', map { "@{$_->{to}}" } lines('mails')), 'ada@acme.example', 'others have their mail');
+like($log, qr/a recipient was refused: 550/, 'who is refused for good is logged');
+like(sql('SELECT last_error FROM apitoken.notifications WHERE next_attempt_at IS NOT NULL'), qr/^451 4\.7\.1 greylisted$/, 'why it is tried again');
+unlink "$dir/later";
+due_now();
+is(scalar(once('mail')), 0, 'later it is accepted');
+is(scalar(grep { $_->{to}[0] eq 'later@acme.example' } lines('mails')), 1, 'by the one who was refused');
+my %by_message_id;
+$by_message_id{ header($_, 'Message-ID') }{ $_->{to}[0] }++ foreach lines('mails');
+is(scalar(grep { keys %$_ > 1 } values %by_message_id), 0, 'no Message-ID is that of two recipients');
+sql(q{DELETE FROM apitoken.memberships WHERE user_id <> 'ada'; UPDATE apitoken.users SET email = 'bounce@acme.example' WHERE id = 'ada'});
+create_one('all refused');
+is(scalar(once('mail')), 1, 'all are refused for good: a failure');
+is(sql('SELECT last_error FROM apitoken.notifications WHERE next_attempt_at IS NOT NULL'), 'all recipients were refused', 'the record tells');
+sql(q{DELETE FROM apitoken.notifications; UPDATE apitoken.users SET email = 'ada@acme.example' WHERE id = 'ada'});
+
+# ---- two at once, listening
+clear();
+foreach my $name ('first', 'second')
+{
+	start_program($name, [ @mailer, "$dir/long.conf" ], log => "$dir/$name.log", ready => sub { -e "$dir/$name.log" && slurp_file("$dir/$name.log") =~ /ready/ });
+}
+create_one("many $_") foreach 1 .. 30;
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 30 FROM apitoken.notifications WHERE delivered_at IS NOT NULL'), 'NOTIFY wakes them, which would otherwise look every 10 minutes');
+is(scalar(lines('mails')), 30, 'two mailers send nothing twice');
+my $before = time;
+stop_program($_) foreach 'first', 'second';
+ok(time - $before < 8, 'SIGTERM ends them');
+
+# ---- killed between the SMTP server's answer and the report
+clear();
+my $pid_file = "$dir/pid";
+my $ignored;
+# a trigger of the owner's holds the report, but not the claim
+sql(q{CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS
+	$$BEGIN IF NEW.delivered_at IS NOT NULL AND pg_try_advisory_xact_lock(46) IS FALSE THEN PERFORM pg_advisory_xact_lock(46); END IF; RETURN NEW; END$$;
+	CREATE TRIGGER hold BEFORE UPDATE ON apitoken.notifications FOR EACH ROW EXECUTE FUNCTION public.hold()});
+my $holder = $node->background_psql('postgres');
+$holder->query_safe('SELECT pg_advisory_lock(46)');
+sql('DELETE FROM apitoken.notifications');
+create_one('killed in the middle');
+my $run = IPC::Run::start([ '/bin/sh', '-c', "echo \$\$ > $pid_file; exec @mailer $dir/mail.conf" ], '<', \undef, '>&', \$ignored);
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'apitoken-mailer' AND wait_event = 'advisory'}), 'the report waits');
+is(scalar(lines('mails')), 1, 'the SMTP server has the mail');
+chomp(my $pid = slurp_file($pid_file));
+kill KILL => $pid;
+$run->finish;
+sql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'apitoken-mailer'});
+$holder->quit;
+sql('DROP TRIGGER hold ON apitoken.notifications');
+is(outbox(), '0 delivered, 1 pending', 'it is not lost');
+start_program('after', [ @mailer, "$dir/mail.conf" ], log => "$dir/after.log", ready => sub { -e "$dir/after.log" && slurp_file("$dir/after.log") =~ /ready/ });
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 1 FROM apitoken.notifications WHERE delivered_at IS NOT NULL'), 'when the lease has ended, another one sends it');
+stop_program('after');
+@mails = lines('mails');
+is(scalar(@mails), 2, 'which is the second time');
+is(header($mails[0], 'Message-ID'), header($mails[1], 'Message-ID'), 'with the same Message-ID');
+
+# ---- webhooks
+clear();
+write_file('status', '200');
+start_program('http', [ '/usr/bin/python3', "$dir/http_sink.py", $http_port, $dir ], port => $http_port);
+my $token = create_one('hooked');
+is(scalar(once('hook')), 0, 'a webhook');
+my ($hook, @more) = lines('hooks');
+is(scalar(@more), 0, 'once');
+my $h = $hook->{headers};
+is($h->{'webhook-id'}, sql('SELECT id FROM apitoken.notifications ORDER BY id DESC LIMIT 1'), 'its id');
+ok(abs(time - $h->{'webhook-timestamp'}) < 60, 'its time');
+my $expected = hmac_sha256_base64("$h->{'webhook-id'}.$h->{'webhook-timestamp'}.$hook->{body}", decode_base64($secret));
+is($h->{'webhook-signature'}, "v1,$expected=", 'its signature');
+my $body = $json->decode($hook->{body});
+is("$body->{type} $body->{data}{label} $body->{data}{organization_id}", 'token.create hooked acme', 'its body');
+ok(index($hook->{body}, substr($token, 30, 20)) < 0 && $hook->{body} !~ /acme\.example/, 'neither a secret nor an address');
+foreach my $bad (500, 302, 404)
+{
+	clear();
+	write_file('status', $bad);
+	create_one("status $bad");
+	is(scalar(once('hook')), 1, "$bad is a failure");
+	is(scalar(lines('hooks')), 1, '... and nothing else is asked');
+	write_file('status', '204');
+	due_now();
+	is(scalar(once('hook')), 0, '... which is tried again');
+}
+clear();
+create_one('both');
+is(scalar(once('both')), 0, 'both ways');
+is(scalar(lines('mails')) . scalar(lines('hooks')), '11', 'once each');
+
+# ---- STARTTLS and a login
+SKIP:
+{
+	skip 'openssl is missing', 5 if system("openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout $dir/key.pem -out $dir/cert.pem >/dev/null 2>&1") != 0;
+	stop_program('smtp');
+	start_smtp('tls');
+	clear();
+	write_file('password', "smtp password\n");
+	my $tls = $smtp =~ s/tls = none/tls = starttls/r;
+	write_file('tls.conf', "[database]\nconninfo = $conninfo\n${tls}ca_file = $dir/cert.pem\nuser = apitoken\npassword_file = $dir/password\n");
+	write_file('untrusted.conf', "[database]\nconninfo = $conninfo\n${tls}user = apitoken\npassword_file = $dir/password\n");
+	create_one('encrypted');
+	is(scalar(once('mail')), 1, 'a server that requires TLS refuses a mailer without it');
+	due_now();
+	($status, $log) = once('untrusted');
+	is($status, 1, 'a certificate that nobody vouches for is refused');
+	like($log, qr/certificate verify failed/, '... and the log tells');
+	due_now();
+	is(scalar(once('tls')), 0, 'STARTTLS and login');
+	my ($mail) = lines('mails');
+	ok($mail->{tls} && $mail->{login}, 'the server has seen both');
+}
+
+stop_program($_) foreach 'smtp', 'http';
+no_crash($node);
+done_testing();
