@@ -82,6 +82,7 @@ CREATE TABLE apitoken.organizations (
 	default_role          text COLLATE "C",
 	allow_personal_tokens boolean NOT NULL DEFAULT true,
 	notify                text[] DEFAULT '{create,revoke,expire}' CHECK (apitoken_internal.check_notify(notify)),
+	revoke_on_reuse boolean NOT NULL DEFAULT false,
 	CONSTRAINT organizations_max_lifetime CHECK (
 		max_lifetime BETWEEN '1 minute' AND '100 years'
 		AND LEAST(EXTRACT(year FROM max_lifetime), EXTRACT(month FROM max_lifetime),
@@ -106,6 +107,7 @@ COMMENT ON COLUMN apitoken.organizations.allowed_networks IS 'Networks from whic
 COMMENT ON COLUMN apitoken.organizations.default_role IS 'Role of a new token of the organization for which none is given; null: developer';
 COMMENT ON COLUMN apitoken.organizations.allow_personal_tokens IS 'False: personal tokens may do nothing in the organization; users who act directly may';
 COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire; null or empty: none';
+COMMENT ON COLUMN apitoken.organizations.revoke_on_reuse IS 'True: a token is revoked when a previous secret of it is used after its overlap; needs shared preload';
 
 CREATE TABLE apitoken.users (
 	id           text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_id('user', id)),
@@ -189,13 +191,14 @@ CREATE TABLE apitoken_internal.token_records (
 	suspended_at           timestamptz,
 	revoked_at             timestamptz,
 	regenerated_at         timestamptz,
-	previous_expires_at    timestamptz,
 	quota                  bigint,
 	rate_limit_per_minute  integer,
 	digest_scheme          smallint NOT NULL CHECK (digest_scheme >= 0),
-	previous_digest_scheme smallint CHECK (previous_digest_scheme >= 0),
 	digest                 bytea NOT NULL CHECK (pg_catalog.octet_length(digest) = 32),
-	previous_digest        bytea CHECK (pg_catalog.octet_length(previous_digest) = 32),
+	previous_expires_at    timestamptz[],
+	previous_replaced_at   timestamptz[],
+	previous_digest_scheme smallint[],
+	previous_digest        bytea,
 	organization_id        text COLLATE "C" CHECK (apitoken_internal.check_id('organization', organization_id)),
 	user_id                text COLLATE "C" CHECK (apitoken_internal.check_id('user', user_id)),
 	label                  text NOT NULL,
@@ -212,21 +215,35 @@ CREATE TABLE apitoken_internal.token_records (
 	revoked_by             text COLLATE "C",
 	revoke_reason          text,
 	expiry_notified_at     timestamptz,
+	previous_reused_at     timestamptz[],
 	CONSTRAINT token_records_one_owner CHECK (pg_catalog.num_nonnulls(organization_id, user_id) = 1),
 	CONSTRAINT token_records_role CHECK ((organization_id IS NULL) = (role IS NULL)),
 	CONSTRAINT token_records_custom CHECK ((access = 'custom') = (permissions IS NOT NULL)),
-	CONSTRAINT token_records_previous CHECK (pg_catalog.num_nonnulls(previous_digest, previous_digest_scheme, previous_expires_at) IN (0, 3)),
+	-- all null, or 1 to 4 elements without nulls in each array, and a digest for each
+	CONSTRAINT token_records_previous CHECK (
+		pg_catalog.num_nonnulls(previous_expires_at, previous_replaced_at, previous_digest_scheme, previous_digest) = 0
+		OR COALESCE(
+			pg_catalog.array_dims(previous_expires_at) IN ('[1:1]', '[1:2]', '[1:3]', '[1:4]')
+			AND pg_catalog.array_dims(previous_replaced_at) = pg_catalog.array_dims(previous_expires_at)
+			AND pg_catalog.array_dims(previous_digest_scheme) = pg_catalog.array_dims(previous_expires_at)
+			AND '-infinity' < ALL (previous_expires_at) AND 'infinity' > ALL (previous_expires_at)
+			AND '-infinity' < ALL (previous_replaced_at) AND 'infinity' > ALL (previous_replaced_at)
+			AND 0 <= ALL (previous_digest_scheme)
+			AND pg_catalog.octet_length(previous_digest) = 32 * pg_catalog.cardinality(previous_expires_at), false)),
 	-- A row that a restore or replication brings must not make reading the tokens fail.
 	CONSTRAINT token_records_times CHECK (
 		pg_catalog.isfinite(created_at) AND pg_catalog.isfinite(updated_at) AND pg_catalog.isfinite(expires_at)
-		AND pg_catalog.isfinite(suspended_at) AND pg_catalog.isfinite(revoked_at) AND pg_catalog.isfinite(previous_expires_at)
-		AND pg_catalog.isfinite(regenerated_at)),
+		AND pg_catalog.isfinite(suspended_at) AND pg_catalog.isfinite(revoked_at) AND pg_catalog.isfinite(regenerated_at)),
 	CONSTRAINT token_records_rate_limit CHECK (rate_limit_per_minute BETWEEN 1 AND 1000000),
 	CONSTRAINT token_records_quota CHECK (quota BETWEEN 1 AND 999999999999999),
 	CONSTRAINT token_records_quota_period CHECK (quota_period IS NULL OR (quota_period IN ('day', 'month') AND quota IS NOT NULL)),
 	CONSTRAINT token_records_label CHECK (pg_catalog.char_length(label) <= 255),
 	CONSTRAINT token_records_metadata CHECK (pg_catalog.jsonb_typeof(metadata) = 'object')
 );
+-- A verification reads these in the row itself, and never from another table.
+ALTER TABLE apitoken_internal.token_records
+	ALTER previous_expires_at SET STORAGE PLAIN, ALTER previous_replaced_at SET STORAGE PLAIN,
+	ALTER previous_digest_scheme SET STORAGE PLAIN, ALTER previous_digest SET STORAGE PLAIN;
 CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken_internal.token_records (organization_id, label COLLATE "C")
 	WHERE revoked_at IS NULL AND organization_id IS NOT NULL;
 CREATE UNIQUE INDEX token_records_user_label_key ON apitoken_internal.token_records (user_id, label COLLATE "C")
@@ -235,19 +252,19 @@ CREATE INDEX token_records_organization_id_idx ON apitoken_internal.token_record
 	WHERE organization_id IS NOT NULL;
 CREATE INDEX token_records_user_id_idx ON apitoken_internal.token_records (user_id, created_at DESC, id DESC)
 	WHERE user_id IS NOT NULL;
-CREATE INDEX token_records_previous_expires_at_idx ON apitoken_internal.token_records (previous_expires_at)
-	WHERE previous_expires_at IS NOT NULL;
 CREATE INDEX token_records_revoked_at_idx ON apitoken_internal.token_records (revoked_at)
 	WHERE revoked_at IS NOT NULL;
 CREATE INDEX token_records_expires_at_idx ON apitoken_internal.token_records (expires_at)
 	WHERE expires_at IS NOT NULL AND revoked_at IS NULL;
 COMMENT ON TABLE apitoken_internal.token_records IS 'Table beneath the view apitoken.tokens, which clients use; only the extension''s own functions and triggers create, change and revoke tokens';
-COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'End of the overlap, until which the secret before the last regeneration is accepted; null: it is not accepted';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'For each previous secret, at most 4: end of its overlap, until which it is accepted; one whose overlap is over stays until another secret takes its place; null: none';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_replaced_at IS 'For each previous secret: when a new secret took its place; null: none';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_reused_at IS 'For each previous secret: its first use after its overlap that has an event; a time before previous_expires_at is of a secret that had the place before; null: none';
 COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text (FIPS 180-4); n: HMAC-SHA-256 (RFC 2104) of it with pepper n';
-COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'Digest scheme of previous_digest; null: no previous digest';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'For each previous secret: its digest scheme; null: none';
 COMMENT ON COLUMN apitoken_internal.token_records.digest IS 'Digest of the token text, 32 bytes; granted to nobody';
 COMMENT ON COLUMN apitoken_internal.token_records.expiry_notified_at IS 'When housekeeping last made a notification of the coming expiry, or found that nobody wants one; null: never';
-COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digest of the token text before the last regeneration, 32 bytes; null: none; granted to nobody';
+COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digests of the previous secrets, 32 bytes each, one after the other; null: none; granted to nobody';
 
 -- The fillfactor leaves room on each page.  A flush then updates no index, and
 -- writes a quarter of the WAL.
@@ -256,14 +273,16 @@ CREATE TABLE apitoken.token_usage (
 	last_used_at   timestamptz CHECK (pg_catalog.isfinite(last_used_at)),
 	accepted       bigint NOT NULL DEFAULT 0,
 	refused        bigint NOT NULL DEFAULT 0,
-	last_used_from inet
+	last_used_from inet,
+	previous_last_used_at timestamptz[] CHECK ('-infinity' <> ALL (previous_last_used_at) AND 'infinity' <> ALL (previous_last_used_at))
 ) WITH (fillfactor = 90);
 COMMENT ON TABLE apitoken.token_usage IS 'Use of each token; the row is created with the token';
 COMMENT ON COLUMN apitoken.token_usage.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When the token was last accepted; without shared preload accurate to the minute; null: never';
 COMMENT ON COLUMN apitoken.token_usage.accepted IS 'Number of accepted uses: each verification counts its cost, mostly 1; without shared preload at most one per minute is counted';
-COMMENT ON COLUMN apitoken.token_usage.refused IS 'Number of refused verifications with the right secret; not counted without shared preload';
+COMMENT ON COLUMN apitoken.token_usage.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap; not counted without shared preload';
 COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of the last accepted verification; null: unknown';
+COMMENT ON COLUMN apitoken.token_usage.previous_last_used_at IS 'Last use of each previous secret, in the order of token_records.previous_expires_at; a time before previous_replaced_at is of a secret that had the place before; null: none was used';
 
 CREATE TABLE apitoken.token_usage_daily (
 	token_id uuid,
@@ -277,7 +296,7 @@ COMMENT ON TABLE apitoken.token_usage_daily IS 'Use of each token on each day, k
 COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'Day in UTC';
 COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted uses on that day: each verification counts its cost, mostly 1';
-COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret on that day';
+COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap, on that day';
 
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
@@ -297,10 +316,10 @@ CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id)
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
 CREATE INDEX events_actor_token_id_idx ON apitoken.events (actor_token_id, id) WHERE actor_token_id IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, and for the use of a previous secret after its overlap; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.events.action IS 'Action: create, edit, suspend, resume, regenerate or revoke; forget: a user was forgotten';
+COMMENT ON COLUMN apitoken.events.action IS 'Action: create, edit, suspend, resume, regenerate, end_overlap, reuse or revoke; forget: a user was forgotten';
 COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token; null: the event is about a user';
 COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token, or the pseudonym of the user who was forgotten; null: a token of an organization';
@@ -352,7 +371,8 @@ ALTER TABLE apitoken.organizations
 	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
 	ALTER created_at SET STATISTICS 0, ALTER idle_timeout SET STATISTICS 0, ALTER resumed_at SET STATISTICS 0,
 	ALTER max_lifetime SET STATISTICS 0, ALTER require_expiry SET STATISTICS 0, ALTER max_tokens SET STATISTICS 0,
-	ALTER allowed_networks SET STATISTICS 0, ALTER default_role SET STATISTICS 0, ALTER allow_personal_tokens SET STATISTICS 0;
+	ALTER allowed_networks SET STATISTICS 0, ALTER default_role SET STATISTICS 0, ALTER allow_personal_tokens SET STATISTICS 0,
+	ALTER revoke_on_reuse SET STATISTICS 0;
 ALTER TABLE apitoken.users
 	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER email SET STATISTICS 0,
 	ALTER groups SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
@@ -363,7 +383,7 @@ ALTER TABLE apitoken_internal.token_records
 	ALTER id SET STATISTICS 0, ALTER created_at SET STATISTICS 0, ALTER updated_at SET STATISTICS 0,
 	ALTER expires_at SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0, ALTER revoked_at SET STATISTICS 0,
 	ALTER regenerated_at SET STATISTICS 0,
-	ALTER previous_expires_at SET STATISTICS 0, ALTER rate_limit_per_minute SET STATISTICS 0,
+	ALTER previous_expires_at SET STATISTICS 0, ALTER previous_replaced_at SET STATISTICS 0, ALTER rate_limit_per_minute SET STATISTICS 0,
 	ALTER quota SET STATISTICS 0, ALTER quota_period SET STATISTICS 0,
 	ALTER digest_scheme SET STATISTICS 0, ALTER previous_digest_scheme SET STATISTICS 0,
 	ALTER digest SET STATISTICS 0, ALTER previous_digest SET STATISTICS 0, ALTER organization_id SET STATISTICS 0,
@@ -371,10 +391,10 @@ ALTER TABLE apitoken_internal.token_records
 	ALTER role SET STATISTICS 0, ALTER permissions SET STATISTICS 0, ALTER allowed_networks SET STATISTICS 0,
 	ALTER metadata SET STATISTICS 0, ALTER masked SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
 	ALTER created_by_name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER revoked_by SET STATISTICS 0,
-	ALTER revoke_reason SET STATISTICS 0;
+	ALTER revoke_reason SET STATISTICS 0, ALTER previous_reused_at SET STATISTICS 0;
 ALTER TABLE apitoken.token_usage
 	ALTER token_id SET STATISTICS 0, ALTER last_used_at SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
-	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0;
+	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0, ALTER previous_last_used_at SET STATISTICS 0;
 ALTER TABLE apitoken.token_usage_daily
 	ALTER token_id SET STATISTICS 0, ALTER day SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
 	ALTER refused SET STATISTICS 0;
@@ -440,9 +460,10 @@ CREATE TYPE apitoken.verification AS (
 	expires_at      timestamptz,
 	metadata        jsonb,
 	retry_after     interval,
-	remaining       bigint
+	remaining       bigint,
+	secret          text
 );
-COMMENT ON TYPE apitoken.verification IS 'Result of a verification; token_id and label are null unless the secret was right, kind to metadata are null unless the token is valid';
+COMMENT ON TYPE apitoken.verification IS 'Result of a verification; token_id and label are null unless the secret was right, kind to metadata and secret are null unless the token is valid';
 COMMENT ON COLUMN apitoken.verification.valid IS 'True if the verdict is valid; never null';
 COMMENT ON COLUMN apitoken.verification.verdict IS 'Verdict: valid, malformed, unknown, revoked, expired, suspended, policy_refused, network_refused, permission_refused, quota_exceeded or rate_limited; all but malformed and unknown need the right secret; never null';
 COMMENT ON COLUMN apitoken.verification.token_id IS 'Id of the token; null unless the secret was right';
@@ -454,10 +475,11 @@ COMMENT ON COLUMN apitoken.verification.role IS 'Role in force: the role of an o
 COMMENT ON COLUMN apitoken.verification.access IS 'Access: read_only, full or custom';
 COMMENT ON COLUMN apitoken.verification.permissions IS 'Effective patterns in the given organization: those of the role, narrowed by access';
 COMMENT ON COLUMN apitoken.verification.groups IS 'Visibility groups of the user; empty for a token of an organization';
-COMMENT ON COLUMN apitoken.verification.expires_at IS 'When the token expires; null: never';
+COMMENT ON COLUMN apitoken.verification.expires_at IS 'When this text is accepted no longer: at the expiry of the token, or at the end of the overlap if that is sooner; null: never';
 COMMENT ON COLUMN apitoken.verification.metadata IS 'JSON object of the application';
 COMMENT ON COLUMN apitoken.verification.retry_after IS 'How long to wait, with the verdicts quota_exceeded and rate_limited; null with other verdicts, without shared preload, and if no wait helps';
 COMMENT ON COLUMN apitoken.verification.remaining IS 'What is left of the quota after this verification; null: no quota, or another verdict than valid, quota_exceeded and rate_limited';
+COMMENT ON COLUMN apitoken.verification.secret IS 'current, or previous for a secret that was replaced and is accepted until its overlap ends; null unless the token is valid';
 
 CREATE TYPE apitoken.issued_token AS (
 	id         uuid,
@@ -653,7 +675,15 @@ SELECT r.id,
 			+ LEAST('7 days'::interval, GREATEST((r.expires_at - r.created_at) / 2, '3 days'::interval)) THEN 'expiring'
 		ELSE 'active'
 	END AS status,
-	r.regenerated_at
+	r.regenerated_at,
+	CASE WHEN r.previous_expires_at IS NOT NULL AND r.revoked_at IS NULL THEN (
+		SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('replaced_at', p.replaced_at, 'expires_at', LEAST(p.expires_at, r.expires_at),
+				'last_used_at', p.last_used_at, 'last_used', apitoken_internal.in_words(p.last_used_at)) ORDER BY p.replaced_at)
+		FROM (SELECT s.expires_at, s.replaced_at, CASE WHEN s.used_at >= s.replaced_at THEN s.used_at END AS last_used_at
+			FROM ROWS FROM (pg_catalog.unnest(r.previous_expires_at), pg_catalog.unnest(r.previous_replaced_at),
+				pg_catalog.unnest((SELECT u.previous_last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id))) s (expires_at, replaced_at, used_at)) p
+		WHERE p.expires_at > pg_catalog.statement_timestamp() AND (r.expires_at > pg_catalog.statement_timestamp()) IS NOT FALSE)
+	END AS previous_secrets
 FROM apitoken_internal.token_records r;
 COMMENT ON VIEW apitoken.tokens IS 'Tokens that the caller may see. INSERT creates a token (take_token() returns its text), UPDATE edits or suspends it, revoke_token() ends it.';
 COMMENT ON COLUMN apitoken.tokens.id IS 'Id of the token, UUID version 7 (RFC 9562); the token text contains it';
@@ -685,6 +715,7 @@ COMMENT ON COLUMN apitoken.tokens.last_used_from IS 'Client address of the last 
 COMMENT ON COLUMN apitoken.tokens.remaining IS 'What is left of the quota, as far as use is written to the tables (apitoken.flush_interval); null: no quota';
 COMMENT ON COLUMN apitoken.tokens.regenerated_at IS 'When the token was last regenerated; null: never';
 COMMENT ON COLUMN apitoken.tokens.status IS 'Status: active, expiring, expired, suspended, policy_refused (its organization''s policy does not allow its lifetime) or revoked. Expiring means that less than 7 days are left; with a lifetime under 14 days, less than half of it or less than 3 days, whichever is more.';
+COMMENT ON COLUMN apitoken.tokens.previous_secrets IS 'Secrets that were replaced and are still accepted, as a JSON array of objects: replaced_at, expires_at (end of the overlap), last_used_at and last_used (in words) of that secret; null: none';
 
 CREATE VIEW apitoken.members AS
 SELECT m.organization_id COLLATE "C" AS organization_id, m.user_id COLLATE "C" AS user_id, m.name, m.role COLLATE "C" AS role
@@ -779,7 +810,11 @@ COMMENT ON FUNCTION apitoken.take_token(uuid) IS 'Text of a token that the same 
 CREATE FUNCTION apitoken.regenerate_token(id uuid, overlap interval DEFAULT '0', expires_in interval DEFAULT NULL)
 	RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_regenerate_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry. expires_in null keeps the expiry. 42501 if the token does not exist or the caller may not change it; 55000 if it is revoked, or expired and expires_in is null; 22023 for a duration out of range, and for an expiry that the organization''s policy does not allow.';
+COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry, and overlaps of earlier calls go on. An overlap of 0 ends all of them. expires_in null keeps the expiry. 42501 if the token does not exist or the caller may not change it; 55000 if it is revoked, if it is expired and expires_in is null, or if 4 overlaps are not over; 22023 for a duration out of range, and for an expiry that the organization''s policy does not allow.';
+
+CREATE FUNCTION apitoken.end_overlap(id uuid) RETURNS integer
+	AS 'MODULE_PATHNAME', 'apitoken_end_overlap' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.end_overlap(uuid) IS 'End all overlaps of a token: only its current secret is accepted from now on. Returns the number of secrets that were ended. 42501 if the token does not exist or the caller may not change it.';
 
 CREATE FUNCTION apitoken.revoke_token(id uuid, confirm_label text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -927,12 +962,12 @@ CREATE POLICY notifications_read ON apitoken.notifications FOR SELECT
 -- Housekeeping
 ------------------------------------------------------------------------------
 
-CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT digests_cleared bigint, OUT events_removed bigint,
+CREATE FUNCTION apitoken.run_maintenance(OUT tokens_revoked bigint, OUT events_removed bigint,
 										 OUT tokens_removed bigint, OUT usage_removed bigint,
 										 OUT tokens_spared bigint, OUT problems text[],
 										 OUT notifications_removed bigint) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_run_maintenance' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, clear previous digests after their overlap, remove events and ended tokens older than apitoken.retention daily use older than apitoken.usage_retention and notifications older than apitoken.notification_retention, and make notifications of tokens that expire within 7 days and within 1 day. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
+COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is due, and return how much was done: revoke idle tokens, remove events and ended tokens older than apitoken.retention daily use older than apitoken.usage_retention and notifications older than apitoken.notification_retention, and make notifications of tokens that expire within 7 days and within 1 day. tokens_spared counts idle tokens that are not revoked because they may have been used without a record. problems has what could not be done, and why. 25006 where nothing can be written; 55000 if triggers do not fire (session_replication_role); F0000 if the value of one of these settings was refused.';
 
 ------------------------------------------------------------------------------
 -- Check of the set-up.  Each subject is a part of the query below, which begins
@@ -957,11 +992,12 @@ BEGIN ATOMIC
 		'limited', (SELECT pg_catalog.count(*) FROM token WHERE rate_limit_per_minute IS NOT NULL OR quota IS NOT NULL),
 		'current', (SELECT pg_catalog.jsonb_object_agg(s.digest_scheme, s.count) FROM (
 			SELECT digest_scheme, pg_catalog.count(*) FROM token GROUP BY 1) s),
-		'previous', (SELECT pg_catalog.jsonb_object_agg(s.previous_digest_scheme, s.count) FROM (
-			SELECT previous_digest_scheme, pg_catalog.count(*) FROM token
-			WHERE previous_expires_at > pg_catalog.now() GROUP BY 1) s));
+		'previous', (SELECT pg_catalog.jsonb_object_agg(s.scheme, s.count) FROM (
+			SELECT p.scheme, pg_catalog.count(DISTINCT t.id)
+			FROM token t, ROWS FROM (pg_catalog.unnest(t.previous_digest_scheme), pg_catalog.unnest(t.previous_expires_at)) p (scheme, expires_at)
+			WHERE p.expires_at > pg_catalog.now() GROUP BY 1) s));
 END;
-COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of the previous secret';
+COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of previous secrets whose overlap is not over';
 
 CREATE FUNCTION apitoken.check_setup() RETURNS TABLE (level text, subject text, message text, hint text)
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED ROWS 20

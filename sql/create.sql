@@ -248,7 +248,7 @@ ROLLBACK;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT c AS "column", r AS relation, pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO %s (label, organization_id, %I) VALUES (%L, %L, NULL)', r, c, 'sly', 'acme')), ' | ', 1) AS answer
-FROM pg_catalog.unnest('{apitoken.tokens,apitoken_internal.token_records}'::text[]) r, pg_catalog.unnest('{id,masked,created_by,created_by_name,created_at,updated_at,suspended_at,revoked_at,revoked_by,revoke_reason,digest,digest_scheme,previous_digest,previous_expires_at,last_used_at,status}'::text[]) c
+FROM pg_catalog.unnest('{apitoken.tokens,apitoken_internal.token_records}'::text[]) r, pg_catalog.unnest('{id,masked,created_by,created_by_name,created_at,updated_at,suspended_at,revoked_at,revoked_by,revoke_reason,digest,digest_scheme,previous_digest,previous_expires_at,previous_replaced_at,last_used_at,status}'::text[]) c
 ORDER BY 2, 1;
 -- the table beneath takes what the view takes, and treats it the same
 SELECT public.regress_try($$INSERT INTO apitoken_internal.token_records (label, organization_id) VALUES ('beneath', 'globex')$$);
@@ -399,7 +399,7 @@ SELECT (apitoken.create_token('by bypass', 'globex', role => 'admin')).id IS NOT
 RESET SESSION AUTHORIZATION;
 -- a DBA's values for columns that only the extension fills are ignored
 INSERT INTO apitoken_internal.token_records (label, organization_id, created_by, created_by_name, created_at, updated_at, masked, revoked_at, revoked_by, revoke_reason, previous_expires_at)
-VALUES ('chosen', 'acme', 'mallory', 'M.', '2020-01-01', '2020-01-01', 'apt_org_x', '2020-01-01', 'mallory', 'x', 'infinity')
+VALUES ('chosen', 'acme', 'mallory', 'M.', '2020-01-01', '2020-01-01', 'apt_org_x', '2020-01-01', 'mallory', 'x', '{infinity}')
 RETURNING created_by, created_by_name, created_at = now() AS now, updated_at = now() AS now, masked ~ '^apt_org_[0-9A-Za-z]{22}_\.\.\.' AS masked, revoked_at, revoked_by, revoke_reason, previous_expires_at, (apitoken.verify(apitoken.take_token(id))).verdict;
 -- the same with COPY, which a DBA may use
 BEGIN;

@@ -361,7 +361,7 @@ INSERT INTO attack.command (command) VALUES
 	('INSERT INTO apitoken_internal.token_records (label, organization_id, created_by) VALUES (''x'', ''acme'', ''zoe'')'),
 	('INSERT INTO apitoken.tokens (label, organization_id, revoked_at) VALUES (''x'', ''acme'', NULL)'),
 	('UPDATE apitoken_internal.token_records SET digest = sha256(''x'')'),
-	('UPDATE apitoken_internal.token_records SET previous_digest = sha256(''x''), previous_digest_scheme = 0, previous_expires_at = ''infinity'''),
+	('UPDATE apitoken_internal.token_records SET previous_digest = sha256(''x''), previous_digest_scheme = ''{0}'', previous_expires_at = ''{infinity}'''),
 	('UPDATE apitoken_internal.token_records SET digest_scheme = 0'),
 	('UPDATE apitoken_internal.token_records SET revoked_at = now(), revoke_reason = ''x'''),
 	('UPDATE apitoken.tokens SET revoked_by = ''zoe'''),

@@ -334,7 +334,7 @@ SELECT apitoken.introspect(:'used')->'active' AS active;
 --
 SELECT id AS regen_id, token AS first FROM apitoken.create_token('regenerated', user_id => 'ann') \gset
 SELECT token AS second FROM apitoken.regenerate_token(:'regen_id', overlap => '1 hour') \gset
-SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', previous_expires_at) AS first,
+SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', previous_expires_at[1]) AS first,
 	apitoken.introspect(:'second')->'exp' AS second
 FROM apitoken_internal.token_records WHERE id = :'regen_id';
 UPDATE apitoken.tokens SET expires_at = now() + '10 minutes'::interval WHERE id = :'regen_id';
@@ -342,7 +342,7 @@ SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc
 	apitoken.introspect(:'first') = apitoken.introspect(:'second') AS alike
 FROM apitoken_internal.token_records WHERE id = :'regen_id';
 UPDATE apitoken.tokens SET expires_at = now() + '1 year'::interval WHERE id = :'regen_id';
-SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', previous_expires_at) AS first,
+SELECT to_timestamp((apitoken.introspect(:'first')->'exp')::bigint) = date_trunc('second', previous_expires_at[1]) AS first,
 	to_timestamp((apitoken.introspect(:'second')->'exp')::bigint) = date_trunc('second', expires_at) AS second
 FROM apitoken_internal.token_records WHERE id = :'regen_id';
 

@@ -74,7 +74,7 @@ SELECT count(*) FROM apitoken.tokens WHERE organization_id = 'globex' OR user_id
 -- the table beneath: its columns one by one, but not all of them
 SELECT count(*) FROM apitoken_internal.token_records;
 SELECT public.regress_try('SELECT * FROM apitoken_internal.token_records') AS whole, public.regress_try('SELECT digest FROM apitoken_internal.token_records') AS digest,
-	public.regress_try('SELECT previous_expires_at FROM apitoken_internal.token_records') AS previous, public.regress_try('SELECT r FROM apitoken_internal.token_records r') AS row;
+	public.regress_try('SELECT previous_digest FROM apitoken_internal.token_records') AS previous, public.regress_try('SELECT previous_digest_scheme FROM apitoken_internal.token_records') AS scheme, public.regress_try('SELECT r FROM apitoken_internal.token_records r') AS row;
 SELECT public.regress_try('SELECT * FROM apitoken.tokens FOR UPDATE') AS lock;
 -- usage follows the tokens
 SELECT count(*) FROM apitoken.token_usage;

@@ -243,7 +243,7 @@ SELECT organization_id, label FROM apitoken.tokens WHERE revoke_reason = 'idle' 
 UPDATE apitoken.organizations SET idle_timeout = NULL;
 
 --
--- Previous digests are removed after their overlap: no event, no new updated_at
+-- Previous digests stay after their overlap, and are refused: no event, no new updated_at
 --
 DELETE FROM apitoken_internal.token_records;
 SELECT id AS over_id, token AS over_before FROM apitoken.create_token('over', 'acme') \gset
@@ -251,15 +251,15 @@ SELECT id AS running_id, token AS running_before FROM apitoken.create_token('run
 SELECT token AS over FROM apitoken.regenerate_token(:'over_id', overlap => '1 hour') \gset
 SELECT token AS running FROM apitoken.regenerate_token(:'running_id', overlap => '1 hour') \gset
 SET session_replication_role = replica;
-UPDATE apitoken_internal.token_records SET previous_expires_at = now() - '1 s'::interval, updated_at = '2020-01-01' WHERE id = :'over_id';
+UPDATE apitoken_internal.token_records SET previous_expires_at[1] = now() - '1 s'::interval, updated_at = '2020-01-01' WHERE id = :'over_id';
 RESET session_replication_role;
 SELECT count(*) AS events FROM apitoken.events \gset
 SELECT * FROM apitoken.run_maintenance();
-SELECT label, pg_catalog.num_nulls(previous_digest, previous_digest_scheme, previous_expires_at) AS cleared, updated_at < '2021-01-01' AS untouched FROM apitoken_internal.token_records ORDER BY label;
+SELECT label, pg_catalog.num_nulls(previous_digest, previous_digest_scheme, previous_expires_at, previous_replaced_at) AS cleared, updated_at < '2021-01-01' AS untouched FROM apitoken_internal.token_records ORDER BY label;
 SELECT count(*) = :events AS no_event FROM apitoken.events;
 SELECT (apitoken.verify(:'over_before')).verdict AS over_before, (apitoken.verify(:'over')).verdict AS over, (apitoken.verify(:'running_before')).verdict AS running_before, (apitoken.verify(:'running')).verdict AS running;
 -- not even a superuser can clear one by hand
-SELECT public.regress_try('UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL');
+SELECT public.regress_try('UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL, previous_replaced_at = NULL');
 
 --
 -- Only events older than apitoken.retention are removed
@@ -361,7 +361,7 @@ INSERT INTO public.regress_request_log (event_id) SELECT id FROM apitoken.events
 SET apitoken.retention = '30d';
 SET SESSION AUTHORIZATION regress_apitoken_cron;
 \pset format unaligned
-SELECT tokens_revoked, digests_cleared, events_removed, tokens_removed, usage_removed, tokens_spared, pg_catalog.unnest(problems) AS problem FROM apitoken.run_maintenance();
+SELECT tokens_revoked, events_removed, tokens_removed, usage_removed, tokens_spared, pg_catalog.unnest(problems) AS problem FROM apitoken.run_maintenance();
 RESET SESSION AUTHORIZATION;
 SELECT label, status, revoke_reason FROM apitoken.tokens ORDER BY label;
 -- it is told again, and a later run does what is possible then
@@ -491,9 +491,8 @@ SELECT (SELECT count(*) FROM apitoken.token_usage) AS usage, (SELECT count(DISTI
 -- usage rows to scan)
 --
 DELETE FROM apitoken_internal.token_records;
-INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, revoked_at, masked, digest, digest_scheme, previous_digest, previous_digest_scheme, previous_expires_at)
-SELECT gen_random_uuid(), 'batch ' || i, 'acme', 'developer', 'full', '2020-01-01', '2020-01-01', CASE WHEN i > 10010 THEN '2020-01-01'::timestamptz END, '', '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea, 0,
-	CASE WHEN i <= 10010 THEN '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea END, CASE WHEN i <= 10010 THEN 0 END, CASE WHEN i <= 10010 THEN '2020-01-01'::timestamptz END
+INSERT INTO apitoken_internal.token_records (id, label, organization_id, role, access, created_at, updated_at, revoked_at, masked, digest, digest_scheme)
+SELECT gen_random_uuid(), 'batch ' || i, 'acme', 'developer', 'full', '2020-01-01', '2020-01-01', CASE WHEN i > 10010 THEN '2020-01-01'::timestamptz END, '', '\x0000000000000000000000000000000000000000000000000000000000000000'::bytea, 0
 FROM pg_catalog.generate_series(1, 20020) i;
 INSERT INTO apitoken.token_usage (token_id) SELECT id FROM apitoken_internal.token_records;
 INSERT INTO apitoken.token_usage (token_id) SELECT gen_random_uuid() FROM pg_catalog.generate_series(1, 100010);
@@ -504,7 +503,7 @@ ANALYZE apitoken_internal.token_records, apitoken.token_usage, apitoken.token_us
 UPDATE apitoken.organizations SET idle_timeout = '1 year' WHERE id = 'acme';
 SET apitoken.retention = '365d';
 SELECT * FROM apitoken.run_maintenance();
-SELECT count(*), count(revoked_at), count(previous_digest) FROM apitoken_internal.token_records;
+SELECT count(*), count(revoked_at) FROM apitoken_internal.token_records;
 SELECT count(*) FROM apitoken.token_usage;
 SELECT count(*) FROM apitoken.token_usage_daily;
 SELECT count(*) FROM apitoken.events WHERE details #>> '{new,revoke_reason}' = 'idle' AND details ->> 'label' LIKE 'batch %';

@@ -32,14 +32,16 @@ INSERT INTO apitoken.users (id, name, email, groups) SELECT 'user' || n, 'User '
 INSERT INTO apitoken.users (id, name, email) VALUES ('ada', 'Ada', 'ada@example.org'), ('bob', 'Bob', 'bob@example.org');
 INSERT INTO apitoken.memberships SELECT 'org' || n % 40 + 1, 'user' || n, CASE WHEN n % 3 = 0 THEN 'admin' ELSE 'developer' END FROM generate_series(1, 80) n;
 INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin'), ('acme', 'bob', 'developer');
-SELECT count(apitoken.create_token('label ' || n, organization_id => 'org' || n % 40 + 1, description => 'text ' || n, metadata => jsonb_build_object('n', n),
+SELECT count(apitoken.create_token('label ' || n, organization_id => 'org' || n % 40 + 1, description => 'text ' || n || repeat('y', 40), metadata => jsonb_build_object('n', n),
 	rate_limit_per_minute => n, expires_in => n * interval '1 day', allowed_networks => ARRAY[('10.0.' || n || '.0/24')::cidr])) FROM generate_series(1, 80) n;
-SELECT count(apitoken.create_token('label ' || n, user_id => 'user' || n, description => 'text ' || n, access => 'custom', permissions => ARRAY['article:x' || n])) FROM generate_series(1, 80) n;
-SELECT count(apitoken.create_token('own ' || n, organization_id => 'acme')) FROM generate_series(1, 5) n;
-SELECT count(apitoken.create_token('own ' || n, user_id => 'ada')) FROM generate_series(1, 5) n;
+SELECT count(apitoken.create_token('label ' || n, user_id => 'user' || n, description => 'text ' || n || repeat('y', 40), access => 'custom', permissions => ARRAY['article:x' || n])) FROM generate_series(1, 80) n;
+-- the lengths of the descriptions give the table the same number of pages in both worlds
+SELECT count(apitoken.create_token('own ' || n, organization_id => 'acme', description => repeat('x', 400))) FROM generate_series(1, 5) n;
+SELECT count(apitoken.create_token('own ' || n, user_id => 'ada', description => repeat('x', 400))) FROM generate_series(1, 5) n;
 UPDATE apitoken.tokens SET suspended_at = now() WHERE label IN ('label 3', 'label 4');
 SELECT count(apitoken.revoke_token(id, label)) FROM apitoken.tokens WHERE label LIKE 'label 1_';
-SELECT count((apitoken.regenerate_token(id, '1 hour')).id) FROM apitoken.tokens WHERE label LIKE 'label 2_';
+-- tokens with 0 to 4 previous secrets
+SELECT count((apitoken.regenerate_token(id, '1 hour')).id) FROM apitoken.tokens, generate_series(1, right(label, 1)::int % 5) WHERE label LIKE 'label 2_';
 UPDATE apitoken.token_usage SET last_used_at = now() - random() * interval '1 day', accepted = 1000 * random(), refused = 1000 * random(), last_used_from = '192.0.2.7';
 INSERT INTO apitoken.token_usage_daily SELECT id, current_date - n, n * 7, n * 5 FROM apitoken.tokens, generate_series(1, 3) n;
 -- hidden values that are stored outside of their rows
@@ -48,6 +50,10 @@ UPDATE apitoken.tokens SET metadata = jsonb_build_object('long', repeat('x', 200
 -- a token whose text is known with another secret: unknown is answered for the id
 SELECT token AS old, id AS old_id FROM apitoken.create_token('old', organization_id => 'org1') \gset
 SELECT id IS NOT NULL AS regenerated FROM apitoken.regenerate_token(:'old_id');
+SELECT count((apitoken.regenerate_token(:'old_id', '1 hour')).id) FROM generate_series(1, 4);
+-- and one whose text is known with a secret that was right before
+SELECT token AS ended, id AS ended_id FROM apitoken.create_token('ended', organization_id => 'org1') \gset
+SELECT count((apitoken.regenerate_token(:'ended_id')).id) FROM generate_series(1, 2);
 SELECT token AS mine FROM apitoken.create_token('mine', user_id => 'ada', access => 'custom', permissions => '{token:read}') \gset
 -- its next uses are not written, so that it looks the same in both worlds
 UPDATE apitoken.token_usage SET last_used_at = now() + interval '1 day' WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'mine');
@@ -109,10 +115,12 @@ WHERE organization_id = 'org5' AND label = 'label 4';
 INSERT INTO oracle.probe (relation, kind, query)
 SELECT 'functions', 'index counters', format(query, :'old', id)
 FROM apitoken.tokens, (VALUES ('SELECT apitoken.verify(%1$L)'), ('SELECT apitoken.authenticate(%1$L)'), ('SELECT apitoken.introspect(%1$L)'), ('SELECT apitoken.revoke_by_token(%1$L)'),
-	('SELECT apitoken.revoke_token(%2$L)'), ('SELECT apitoken.regenerate_token(%2$L)'),
+	('SELECT apitoken.revoke_token(%2$L)'), ('SELECT apitoken.regenerate_token(%2$L)'), ('SELECT apitoken.end_overlap(%2$L)'),
 	('SELECT apitoken.revoke_tokens(organization_id => ''org5'')'), ('SELECT apitoken.revoke_tokens(user_id => ''user9'')'),
 	('SELECT count(*) FROM apitoken.list_tokens(before_id => %2$L)')) q (query)
 WHERE label IN ('old', 'label 44', 'label 45');
+INSERT INTO oracle.probe (relation, kind, query)
+SELECT 'functions', 'index counters', format('SELECT apitoken.%I(%L)', f, :'ended') FROM unnest('{verify,authenticate,introspect,revoke_by_token}'::text[]) f;
 
 --
 -- What a caller gets of a statement.
@@ -193,10 +201,14 @@ UPDATE apitoken.users SET email = 'robert@a.test' WHERE id = 'bob';
 UPDATE apitoken.memberships SET organization_id = oracle.other(organization_id), user_id = oracle.other(user_id), role = CASE role WHEN 'admin' THEN 'developer' ELSE 'admin' END WHERE organization_id <> 'acme';
 CREATE TABLE oracle.renamed AS SELECT id FROM apitoken.tokens WHERE organization_id IS DISTINCT FROM 'acme' AND user_id IS DISTINCT FROM 'ada';
 UPDATE apitoken_internal.token_records SET id = oracle.other(id), organization_id = oracle.other(organization_id), user_id = oracle.other(user_id), label = oracle.other(label),
-	description = oracle.other(description), masked = oracle.other(masked), metadata = '{"n": 0}', rate_limit_per_minute = 1000 - rate_limit_per_minute, created_at = created_at + '1 hour',
+	description = oracle.other(rtrim(description, 'y')), masked = oracle.other(masked), metadata = '{"n": 0}', rate_limit_per_minute = 1000 - rate_limit_per_minute, created_at = created_at + '1 hour',
 	updated_at = updated_at - interval '1 hour', expires_at = expires_at + '1 day', suspended_at = suspended_at - interval '1 day', revoked_at = revoked_at - interval '1 day',
 	access = CASE access WHEN 'full' THEN 'read_only' ELSE access END, permissions = CASE WHEN permissions IS NOT NULL THEN ARRAY[oracle.other(permissions[1])] END, allowed_networks = '{10.9.9.0/24}'
 WHERE id IN (SELECT id FROM oracle.renamed);
+-- other tokens have 0 to 4 previous secrets
+UPDATE apitoken_internal.token_records SET previous_expires_at = CASE WHEN n > 0 THEN array_fill(now() + '2 hours', ARRAY[n]) END, previous_replaced_at = CASE WHEN n > 0 THEN array_fill(now(), ARRAY[n]) END,
+	previous_digest_scheme = CASE WHEN n > 0 THEN array_fill(0::smallint, ARRAY[n]) END, previous_digest = CASE WHEN n > 0 THEN decode(repeat('ab', 32 * n), 'hex') END
+FROM generate_series(0, 9) i, LATERAL (SELECT 4 - i % 5) k (n) WHERE label = oracle.other('label 2' || i);
 UPDATE apitoken.token_usage SET token_id = oracle.other(token_id), last_used_at = last_used_at - interval '1 day', accepted = accepted + 5000, refused = refused + 5000, last_used_from = '192.0.2.8' WHERE token_id IN (SELECT id FROM oracle.renamed);
 UPDATE apitoken.token_usage_daily SET token_id = oracle.other(token_id), day = day - 100, accepted = accepted + 500, refused = refused + 500 WHERE token_id IN (SELECT id FROM oracle.renamed);
 UPDATE apitoken.events SET id = oracle.other(id), at = at - interval '1 day', token_id = oracle.other(token_id), organization_id = oracle.other(organization_id), user_id = oracle.other(user_id), details = translate(details::text, 'bcdgikmo', 'cdgikmob')::jsonb WHERE token_id IN (SELECT id FROM oracle.renamed);

@@ -117,7 +117,7 @@ UPDATE apitoken_internal.token_records SET created_at = created_at - '600 hours'
 COMMIT;
 SELECT token AS endless2, expires_at - now() AS lives FROM apitoken.regenerate_token(:'endless_id', overlap => '20 days', expires_in => '30 days') \gset
 SELECT :'lives'::interval = '30 days' AS exactly, (apitoken.verify(:'endless2')).verdict, (apitoken.verify(:'endless')).verdict AS old,
-	regenerated_at BETWEEN created_at + '600 hours' AND created_at + '600 hours 1 minute' AS soon, previous_expires_at = created_at + '720 hours' AS old_ends
+	regenerated_at BETWEEN created_at + '600 hours' AND created_at + '600 hours 1 minute' AS soon, previous_expires_at[1] = created_at + '720 hours' AS old_ends
 FROM apitoken_internal.token_records WHERE id = :'endless_id';
 BEGIN;
 SET LOCAL session_replication_role = replica;

@@ -356,12 +356,12 @@ SELECT token AS two FROM apitoken.regenerate_token(:'id', overlap => '30 minutes
 SELECT (apitoken.verify(:'one')).verdict, (apitoken.verify(:'two')).verdict;
 SELECT token AS three FROM apitoken.regenerate_token(:'id', overlap => '10 days', expires_in => '20 days') \gset
 SELECT (apitoken.verify(:'one')).verdict, (apitoken.verify(:'two')).verdict, (apitoken.verify(:'three')).verdict;
-SELECT previous_expires_at <= created_at + '1 hour'::interval AS not_past_old_expiry FROM apitoken_internal.token_records WHERE id = :'id';
+SELECT previous_expires_at[2] <= created_at + '1 hour'::interval AS not_past_old_expiry FROM apitoken_internal.token_records WHERE id = :'id';
 UPDATE apitoken.tokens SET suspended_at = now() WHERE id = :'id';
 SELECT (apitoken.verify(:'two')).verdict, (apitoken.verify(:'three')).verdict;
 UPDATE apitoken.tokens SET suspended_at = NULL WHERE id = :'id';
 SET session_replication_role = replica;
-UPDATE apitoken_internal.token_records SET previous_expires_at = clock_timestamp() WHERE id = :'id';
+UPDATE apitoken_internal.token_records SET previous_expires_at[2] = clock_timestamp() WHERE id = :'id';
 RESET session_replication_role;
 SELECT (apitoken.verify(:'two')).verdict, (apitoken.verify(:'three')).verdict;
 SELECT token AS four FROM apitoken.regenerate_token(:'id', overlap => '30 minutes') \gset

@@ -130,7 +130,7 @@ typedef struct ApitokenPepper
 
 extern const ApitokenPepper *apitoken_signing_pepper(void);
 extern const ApitokenPepper *apitoken_pepper(int16 scheme);
-extern const ApitokenPepper *apitoken_decoy_pepper(void);
+extern const ApitokenPepper *apitoken_usable_peppers(int *count);
 extern List *apitoken_pepper_schemes(void);
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
@@ -140,7 +140,8 @@ extern List *apitoken_pepper_schemes(void);
 extern int16 apitoken_signing_scheme(void);
 extern void apitoken_digest(const char *text, size_t length, int16 scheme,
 							uint8 digest[APITOKEN_DIGEST_LENGTH]);
-extern void apitoken_decoy_digest(const char *text, size_t length);
+extern void apitoken_pepper_digest(const char *text, size_t length, const ApitokenPepper *pepper,
+								   uint8 digest[APITOKEN_DIGEST_LENGTH]);
 extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 									const uint8 b[APITOKEN_DIGEST_LENGTH]);
 

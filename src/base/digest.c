@@ -80,17 +80,17 @@ apitoken_signing_scheme(void)
 	return pepper == NULL ? 0 : pepper->scheme;
 }
 
-/* Compute the digest of a token's text under a scheme, or raise an error. */
+/* Compute the digest of a token's text under a pepper, or without one, or raise an error. */
 void
-apitoken_digest(const char *text, size_t length, int16 scheme,
-				uint8 digest[APITOKEN_DIGEST_LENGTH])
+apitoken_pepper_digest(const char *text, size_t length, const ApitokenPepper *pepper,
+					   uint8 digest[APITOKEN_DIGEST_LENGTH])
 {
 	const char *error;
 
-	if (scheme == 0)
+	if (pepper == NULL)
 		error = sha256(text, length, digest);
 	else
-		error = hmac_sha256(apitoken_pepper(scheme), text, length, digest);
+		error = hmac_sha256(pepper, text, length, digest);
 
 	if (error != NULL)
 	{
@@ -101,24 +101,12 @@ apitoken_digest(const char *text, size_t length, int16 scheme,
 	}
 }
 
-/*
- * Do the work of a digest for an id that does not exist, so that the response
- * time does not reveal which ids exist.  This never raises an error, because an
- * unknown token does not mean that the server is misconfigured.  Without a usable
- * pepper it computes the plain digest.
- */
+/* The same under a scheme.  Raises an error if its pepper is missing. */
 void
-apitoken_decoy_digest(const char *text, size_t length)
+apitoken_digest(const char *text, size_t length, int16 scheme,
+				uint8 digest[APITOKEN_DIGEST_LENGTH])
 {
-	uint8		digest[APITOKEN_DIGEST_LENGTH];
-	const ApitokenPepper *pepper = apitoken_decoy_pepper();
-
-	/* These functions call the server, so the compiler cannot optimize them away. */
-	if (pepper != NULL)
-		(void) hmac_sha256(pepper, text, length, digest);
-	else
-		(void) sha256(text, length, digest);
-	explicit_bzero(digest, sizeof(digest));
+	apitoken_pepper_digest(text, length, scheme == 0 ? NULL : apitoken_pepper(scheme), digest);
 }
 
 /* Compare digests in constant time. */

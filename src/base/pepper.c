@@ -490,14 +490,15 @@ apitoken_pepper(int16 scheme)
 	return pepper;
 }
 
-/* Returns the pepper for new digests, or NULL if none is set or usable. */
+/* Returns all peppers, *count of them; none if the file is not set or unusable. */
 const ApitokenPepper *
-apitoken_decoy_pepper(void)
+apitoken_usable_peppers(int *count)
 {
 	PepperProblem problem;
 	const PepperFile *file = pepper_file_is_set() ? load_peppers(&problem) : NULL;
 
-	return file == NULL ? NULL : file->highest;
+	*count = file == NULL ? 0 : file->count;
+	return file == NULL ? NULL : file->peppers;
 }
 
 /*

@@ -74,7 +74,10 @@ typedef struct ApitokenVerification
 	ApitokenAllowance allowance;	/* of a rate limit and a quota, after apitoken_use() */
 	TimestampTz secret_ends_at;	/* end of the overlap for the previous secret, otherwise the
 								 * token's expiry */
-	ApitokenRecord record;		/* not with APITOKEN_MALFORMED and APITOKEN_UNKNOWN */
+	int			secret;			/* 0: the current secret; n: the n-th previous one.  With
+								 * APITOKEN_UNKNOWN, n is one whose overlap is over. */
+	ApitokenRecord record;		/* not with APITOKEN_MALFORMED; with APITOKEN_UNKNOWN only
+								 * if secret is not 0 */
 	ApitokenStanding standing;	/* with APITOKEN_VALID */
 	List	   *patterns;		/* effective patterns, with APITOKEN_VALID */
 } ApitokenVerification;

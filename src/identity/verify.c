@@ -6,7 +6,7 @@
  *
  *	1. shape and checksum of the text			malformed
  *	2. the token's row, by primary key			unknown
- *	3. the digest, in constant time				unknown
+ *	3. the digests, in constant time			unknown
  *	   (only callers with the right secret get the following verdicts)
  *	4. revocation of the token					revoked
  *	5. its expiry, by the clock					expired
@@ -47,65 +47,100 @@
 
 const ApitokenVerdictInfo apitoken_verdicts[APITOKEN_VERDICTS] = {VERDICTS(VERDICT_ROW)};
 
-static bool
-digest_matches(const char *text, size_t length, int16 scheme, const uint8 *stored)
+/* Which secret of the token has the digest of this text under the pepper?  -1: none. */
+static int
+secret_under(const ApitokenPepper *pepper, const char *text, size_t length, const ApitokenRecord *record)
 {
+	int16		scheme = pepper == NULL ? 0 : pepper->scheme;
 	uint8		digest[APITOKEN_DIGEST_LENGTH];
-	bool		matches;
+	int			right = -1;
 
-	/* refused after the same work as any other digest that does not match */
-	if (scheme == 0 && apitoken_required(&apitoken_require_pepper))
+	apitoken_pepper_digest(text, length, pepper, digest);
+	for (int i = 0; i < record->secret_count; i++)
 	{
-		apitoken_decoy_digest(text, length);
-		return false;
+		if (record->secrets[i].scheme == scheme && apitoken_digest_matches(digest, record->secrets[i].digest))
+			right = i;
 	}
-	apitoken_digest(text, length, scheme, digest);
-	matches = apitoken_digest_matches(digest, stored);
 	explicit_bzero(digest, sizeof(digest));
-	return matches;
+	return right;
+}
+
+/* The position of a scheme's pepper, -1 for scheme 0.  Raises an error if there is none. */
+static int
+position_of_scheme(const ApitokenPepper *peppers, int count, int16 scheme)
+{
+	if (scheme == 0)
+		return -1;
+	for (int i = 0; i < count; i++)
+	{
+		if (peppers[i].scheme == scheme)
+			return i;
+	}
+	(void) apitoken_pepper(scheme);
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIG_FILE_ERROR),
+			 errmsg("pepper file changed while it was read"),
+			 errhint("Try again.")));
 }
 
 /*
- * Is this the secret of the token, or the previous one during the overlap?
- * *ends_at becomes the time when this secret ends.
+ * Which secret of the token is this text?  Returns -1 if none, and for a record
+ * without secrets, which stands for a token that does not exist.  Previous secrets
+ * whose overlap is over count as well.
+ *
+ * The work of finding none does not depend on the token: it is one digest without
+ * a pepper, unless one is required, and one under each pepper of the server.  The
+ * scheme of the current secret comes first, so that accepting it takes one digest.
  */
-static bool
-secret_is_right(const char *text, size_t length, const ApitokenRecord *record, TimestampTz now,
-				TimestampTz *ends_at)
+static int
+which_secret(const char *text, size_t length, const ApitokenRecord *record, TimestampTz now)
 {
-	*ends_at = record->expires_at;
-	if (digest_matches(text, length, record->digest_scheme, record->digest))
-		return true;
-	*ends_at = Min(record->expires_at, record->previous_expires_at);
-	if (record->previous_expires_at > now)
-		return digest_matches(text, length, record->previous_digest_scheme, record->previous_digest);
-	apitoken_decoy_digest(text, length);
-	return false;
+	bool		plain = !apitoken_required(&apitoken_require_pepper);
+	int			count;
+	const ApitokenPepper *peppers = apitoken_usable_peppers(&count);
+	int			first = count - 1;
+	int			right = -1;
+
+	/* -1 is the scheme without a pepper, the others are positions in "peppers" */
+	if (record->secret_count > 0)
+		first = position_of_scheme(peppers, count, record->secrets[0].scheme);
+	if (first >= 0 || plain)
+		right = secret_under(first < 0 ? NULL : &peppers[first], text, length, record);
+	for (int i = 1; i < record->secret_count && right < 0; i++)
+	{
+		/* one that is refused anyway raises no error about its pepper */
+		if (record->secrets[i].expires_at > now)
+			(void) position_of_scheme(peppers, count, record->secrets[i].scheme);
+	}
+	for (int i = plain ? -1 : 0; i < count && right < 0; i++)
+	{
+		if (i != first)
+			right = secret_under(i < 0 ? NULL : &peppers[i], text, length, record);
+	}
+	return right;
 }
 
 /*
  * Fetch the token with this text.  The time of a refusal does not tell whether
  * a token with this id exists: in both cases a refusal does two index lookups,
- * reads one row and computes two digests.
+ * reads one row and computes the same digests.
  */
 static bool
 find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapshot,
 		   ApitokenVerification *verification)
 {
-	bool		found = apitoken_fetch_token(snapshot, id, &verification->record);
+	ApitokenRecord *record = &verification->record;
+	bool		found = apitoken_fetch_token(snapshot, id, record);
+	int			secret = which_secret(text, length, record, verification->at);
 
-	if (found && secret_is_right(text, length, &verification->record, verification->at,
-								 &verification->secret_ends_at))
+	verification->secret = Max(secret, 0);
+	if (secret >= 0 && record->secrets[secret].expires_at > verification->at)
 	{
-		apitoken_complete_token(snapshot, &verification->record);
+		verification->secret_ends_at = Min(record->expires_at, record->secrets[secret].expires_at);
+		apitoken_complete_token(snapshot, record);
 		return true;
 	}
-	if (!found)
-	{
-		apitoken_decoy_digest(text, length);
-		apitoken_decoy_digest(text, length);
-	}
-	/* in both cases after the digests, which change the processor's caches */
+	/* after the digests, which change the processor's caches */
 	apitoken_fetch_decoy(snapshot, id, !found);
 	return false;
 }
@@ -321,8 +356,8 @@ apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool
 
 	if (verification->verdict == APITOKEN_VALID && (record->rate_limit > 0 || record->quota > 0))
 		verification->verdict = apitoken_count_use(record, cost, true, verification->at, &verification->allowance);
-	if (apitoken_verdicts[verification->verdict].known &&
-		!apitoken_record_use(&record->id, verification->verdict == APITOKEN_VALID ? cost : 0,
+	if ((apitoken_verdicts[verification->verdict].known || verification->secret > 0) &&
+		!apitoken_record_use(record, verification->secret, verification->verdict == APITOKEN_VALID ? cost : 0,
 							 verification->at, address, may_write) &&
 		verification->verdict == APITOKEN_VALID && record->quota > 0)
 	{
@@ -374,9 +409,10 @@ apitoken_verification_datum(const ApitokenVerification *verification)
 				   PointerGetDatum(apitoken_strings_to_array(verification->patterns)));
 		set_column(values, nulls, Anum_verification_groups,
 				   PointerGetDatum(standing->groups != NULL ? standing->groups : construct_empty_array(TEXTOID)));
-		if (record->expires_at != DT_NOEND)
-			set_column(values, nulls, Anum_verification_expires_at, TimestampTzGetDatum(record->expires_at));
+		if (verification->secret_ends_at != DT_NOEND)
+			set_column(values, nulls, Anum_verification_expires_at, TimestampTzGetDatum(verification->secret_ends_at));
 		set_column(values, nulls, Anum_verification_metadata, record->metadata);
+		set_text(values, nulls, Anum_verification_secret, verification->secret == 0 ? "current" : "previous");
 	}
 	if (verification->allowance.counted && record->quota > 0)
 		set_column(values, nulls, Anum_verification_remaining, Int64GetDatum(verification->allowance.remaining));

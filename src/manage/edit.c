@@ -1,6 +1,6 @@
 /*
  * edit.c
- *		Changes of tokens: the update trigger and regenerate_token().
+ *		Changes of tokens: the update trigger.
  *
  * An UPDATE of the view may change the columns that describe a token or narrow
  * what it may do.  Only the extension's own statements change the owner, the
@@ -41,8 +41,8 @@ check_protected_columns(TriggerData *trigger)
  * Check a new lifetime against the policy of the token's organization.  Returns when
  * the policy ends the secret that the token has; DT_NOEND: it does not.
  */
-static TimestampTz
-check_policy(const ApitokenRecord *record, TimestampTz issued_at, TimestampTz expires_at, Snapshot snapshot)
+TimestampTz
+apitoken_check_policy(const ApitokenRecord *record, TimestampTz issued_at, TimestampTz expires_at, Snapshot snapshot)
 {
 	ApitokenOrganizationRow organization;
 
@@ -92,7 +92,7 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 		value = heap_getattr(tuple, Anum_token_records_expires_at, descriptor, &isnull);
 		if (!isnull)
 			apitoken_check_expiry(DatumGetTimestampTz(value), apitoken_is_owner());
-		check_policy(record, record->issued_at, record->expires_at, snapshot);
+		apitoken_check_policy(record, record->issued_at, record->expires_at, snapshot);
 	}
 	value = heap_getattr(tuple, Anum_token_records_suspended_at, descriptor, &isnull);
 	if (!isnull && TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
@@ -182,14 +182,16 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 
 	/* the extension's own statements were checked before they ran */
 	if (apitoken_running_statement == APITOKEN_REGENERATE ||
+		apitoken_running_statement == APITOKEN_END_OVERLAP ||
 		apitoken_running_statement == APITOKEN_REVOKE ||
 		apitoken_running_statement == APITOKEN_REVOKE_MATCHING ||
-		apitoken_running_statement == APITOKEN_REVOKE_IDLE)
+		apitoken_running_statement == APITOKEN_REVOKE_IDLE ||
+		apitoken_running_statement == APITOKEN_TELL_REUSE ||
+		apitoken_running_statement == APITOKEN_REVOKE_REUSED)
 		return PointerGetDatum(set_updated_at(trigger, GetCurrentTimestamp()));
 
-	/* clearing a digest that is no longer accepted, telling an expiry, and erasure are not changes by a user */
-	if (apitoken_running_statement == APITOKEN_CLEAR_PREVIOUS ||
-		apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY ||
+	/* telling an expiry and erasure are not changes by a user */
+	if (apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY ||
 		apitoken_running_statement == APITOKEN_ERASE_TOKENS)
 		return PointerGetDatum(trigger->tg_newtuple);
 
@@ -222,85 +224,4 @@ apitoken_token_before_update(PG_FUNCTION_ARGS)
 	apitoken_check_ceiling(&new_record, snapshot);
 	UnregisterSnapshot(snapshot);
 	return PointerGetDatum(set_updated_at(trigger, GetCurrentTimestamp()));
-}
-
-/* The expiry of a regenerated token. */
-static TimestampTz
-new_expiry(const ApitokenRecord *record, Interval *expires_in)
-{
-	if (expires_in != NULL)
-		return apitoken_expiry_after(expires_in);
-	if (record->expires_at <= GetCurrentTimestamp())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("token is expired"),
-				 apitoken_errhint("Use regenerate_token(id, expires_in => '30 days') to set a new expiration time.",
-								  "Send \"expires_in\", such as \"30 days\", to set a new expiration time.")));
-	return record->expires_at;
-}
-
-APITOKEN_FUNCTION_INFO_V1(apitoken_regenerate_token);
-Datum
-apitoken_regenerate_token(PG_FUNCTION_ARGS)
-{
-	pg_uuid_t  *id;
-	ApitokenRecord record;
-	ApitokenParts parts;
-	TimestampTz overlap_until = DT_NOBEGIN;
-	TimestampTz expires_at;
-	TimestampTz policy_ends_at;
-	Snapshot	snapshot;
-	char		buffer[APITOKEN_TEXT_MAX + 1];
-	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
-	int16		scheme;
-	text	   *secret;
-	Datum		values[6];
-	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
-
-	if (PG_ARGISNULL(0))
-		apitoken_refuse();
-	id = PG_GETARG_UUID_P(0);
-	apitoken_fetch_managed(id, "token:update", &record);
-
-	/* lock the row, then read it again: concurrent regenerations run one by one */
-	values[0] = UUIDPGetDatum(id);
-	apitoken_execute(APITOKEN_LOCK_TOKEN, values, NULL);
-	apitoken_fetch_managed(id, "token:update", &record);
-	if (record.revoked)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("token is revoked"),
-				 errhint("Create another token.")));
-	snapshot = apitoken_latest_snapshot();
-	apitoken_check_ceiling(&record, snapshot);
-
-	if (!PG_ARGISNULL(1))
-		overlap_until = apitoken_overlap_until(PG_GETARG_INTERVAL_P(1));
-	expires_at = new_expiry(&record, PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2));
-	/* an overlap makes no secret live longer than it may live alone */
-	policy_ends_at = check_policy(&record, GetCurrentTransactionStartTimestamp(), expires_at, snapshot);
-	overlap_until = Min(overlap_until, Min(record.expires_at, policy_ends_at));
-	UnregisterSnapshot(snapshot);
-
-	scheme = apitoken_signing_scheme();
-	if (!apitoken_generate_text(apitoken_prefix, record.kind, id, buffer, &parts))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
-	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
-	apitoken_digest(buffer, strlen(buffer), scheme, (uint8 *) VARDATA(digest));
-	secret = cstring_to_text(buffer);
-	explicit_bzero(buffer, sizeof(buffer));
-
-	values[1] = PointerGetDatum(digest);
-	values[2] = Int16GetDatum(scheme);
-	values[3] = CStringGetTextDatum(parts.masked);
-	values[4] = TimestampTzGetDatum(expires_at);
-	if (expires_at == DT_NOEND)
-		nulls[4] = 'n';
-	values[5] = TimestampTzGetDatum(overlap_until);
-	if (overlap_until <= GetCurrentTimestamp())
-		nulls[5] = 'n';
-	apitoken_execute(APITOKEN_REGENERATE, values, nulls);
-	PG_RETURN_DATUM(apitoken_issued_datum(id, secret, parts.masked, expires_at));
 }

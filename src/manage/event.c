@@ -32,6 +32,10 @@ action_of_update(TriggerData *trigger)
 		heap_attisnull(trigger->tg_newtuple, Anum_token_records_suspended_at, descriptor))
 		return heap_attisnull(trigger->tg_newtuple, Anum_token_records_suspended_at, descriptor) ?
 			"resume" : "suspend";
+	if (apitoken_column_changed(trigger, Anum_token_records_previous_expires_at))
+		return "end_overlap";
+	if (apitoken_column_changed(trigger, Anum_token_records_previous_reused_at))
+		return "reuse";
 	return apitoken_edited(trigger) ? "edit" : NULL;
 }
 

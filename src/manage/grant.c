@@ -87,6 +87,7 @@ static const Privilege manage_privileges[] = {
 	FUNCTION("create_token"),
 	FUNCTION("take_token"),
 	FUNCTION("regenerate_token"),
+	FUNCTION("end_overlap"),
 	FUNCTION("revoke_token"),
 	FUNCTION("revoke_tokens"),
 	FUNCTION("list_tokens"),

@@ -370,6 +370,8 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 	set_null(&columns, Anum_token_records_previous_digest_scheme);
 	set_null(&columns, Anum_token_records_previous_expires_at);
 	set_null(&columns, Anum_token_records_expiry_notified_at);
+	set_null(&columns, Anum_token_records_previous_replaced_at);
+	set_null(&columns, Anum_token_records_previous_reused_at);
 	generate_token(&record, &columns);
 
 	return PointerGetDatum(heap_modify_tuple_by_cols(tuple, descriptor, columns.count,

@@ -10,6 +10,8 @@
 
 /* ----- secret.c: texts of tokens created in this transaction ----- */
 
+extern TimestampTz apitoken_check_policy(const ApitokenRecord *record, TimestampTz issued_at,
+										 TimestampTz expires_at, Snapshot snapshot);
 extern void apitoken_secret_init(void);
 extern void apitoken_keep_text(const pg_uuid_t *id, const char *text);
 extern text *apitoken_take_text(const pg_uuid_t *id);

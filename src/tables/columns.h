@@ -32,7 +32,8 @@
 	COLUMN(organizations, allowed_networks,      CIDRARRAYOID, NULLABLE, "w") \
 	COLUMN(organizations, default_role,          TEXTOID,      NULLABLE, "w") \
 	COLUMN(organizations, allow_personal_tokens, BOOLOID,      NOT_NULL, "w") \
-	COLUMN(organizations, notify,                TEXTARRAYOID, NULLABLE, "")
+	COLUMN(organizations, notify,                TEXTARRAYOID, NULLABLE, "") \
+	COLUMN(organizations, revoke_on_reuse, BOOLOID,     NOT_NULL, "")
 
 #define USERS_COLUMNS(COLUMN) \
 	COLUMN(users, id,           TEXTOID,        NOT_NULL, "r") \
@@ -76,12 +77,13 @@
 	COLUMN(token_records, suspended_at,           TIMESTAMPTZOID, NULLABLE, "rw") \
 	COLUMN(token_records, revoked_at,             TIMESTAMPTZOID, NULLABLE, "r") \
 	COLUMN(token_records, regenerated_at,         TIMESTAMPTZOID, NULLABLE, "r") \
-	COLUMN(token_records, previous_expires_at,    TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(token_records, quota,                  INT8OID,        NULLABLE, "raw") \
 	COLUMN(token_records, rate_limit_per_minute,  INT4OID,        NULLABLE, "raw") \
 	COLUMN(token_records, digest_scheme,          INT2OID,        NOT_NULL, "") \
-	COLUMN(token_records, previous_digest_scheme, INT2OID,        NULLABLE, "") \
 	COLUMN(token_records, digest,                 BYTEAOID,       NOT_NULL, "") \
+	COLUMN(token_records, previous_expires_at,    TIMESTAMPTZARRAYOID, NULLABLE, "r") \
+	COLUMN(token_records, previous_replaced_at,   TIMESTAMPTZARRAYOID, NULLABLE, "r") \
+	COLUMN(token_records, previous_digest_scheme, INT2ARRAYOID,   NULLABLE, "") \
 	COLUMN(token_records, previous_digest,        BYTEAOID,       NULLABLE, "") \
 	COLUMN(token_records, organization_id,        TEXTOID,        NULLABLE, "ra") \
 	COLUMN(token_records, user_id,                TEXTOID,        NULLABLE, "ra") \
@@ -98,14 +100,16 @@
 	COLUMN(token_records, description,            TEXTOID,        NULLABLE, "raw") \
 	COLUMN(token_records, revoked_by,             TEXTOID,        NULLABLE, "r") \
 	COLUMN(token_records, revoke_reason,          TEXTOID,        NULLABLE, "r") \
-	COLUMN(token_records, expiry_notified_at,     TIMESTAMPTZOID, NULLABLE, "")
+	COLUMN(token_records, expiry_notified_at,     TIMESTAMPTZOID, NULLABLE, "") \
+	COLUMN(token_records, previous_reused_at,     TIMESTAMPTZARRAYOID, NULLABLE, "")
 
 #define TOKEN_USAGE_COLUMNS(COLUMN) \
 	COLUMN(token_usage, token_id,       UUIDOID,        NOT_NULL, "") \
 	COLUMN(token_usage, last_used_at,   TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(token_usage, accepted,       INT8OID,        NOT_NULL, "") \
 	COLUMN(token_usage, refused,        INT8OID,        NOT_NULL, "") \
-	COLUMN(token_usage, last_used_from, INETOID,        NULLABLE, "")
+	COLUMN(token_usage, last_used_from, INETOID,        NULLABLE, "") \
+	COLUMN(token_usage, previous_last_used_at, TIMESTAMPTZARRAYOID, NULLABLE, "")
 
 #define TOKEN_USAGE_DAILY_COLUMNS(COLUMN) \
 	COLUMN(token_usage_daily, token_id, UUIDOID, NOT_NULL, "") \
@@ -158,7 +162,8 @@
 	COLUMN(verification, expires_at,      TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(verification, metadata,        JSONBOID,       NULLABLE, "") \
 	COLUMN(verification, retry_after,     INTERVALOID,    NULLABLE, "") \
-	COLUMN(verification, remaining,       INT8OID,        NULLABLE, "")
+	COLUMN(verification, remaining,       INT8OID,        NULLABLE, "") \
+	COLUMN(verification, secret,          TEXTOID,        NULLABLE, "")
 
 #define ISSUED_TOKEN_COLUMNS(COLUMN) \
 	COLUMN(issued_token, id,         UUIDOID,        NULLABLE, "") \

@@ -154,16 +154,69 @@ timestamp_at(const Datum *values, const bool *nulls, AttrNumber attribute, Times
 	return nulls[attribute - 1] ? none : DatumGetTimestampTz(values[attribute - 1]);
 }
 
-static void
-digest_at(const Datum *values, AttrNumber attribute, uint8 digest[APITOKEN_DIGEST_LENGTH])
+/* Digests, one after the other.  Nothing else has their length. */
+static const uint8 *
+digests_at(const Datum *values, AttrNumber attribute, int count)
 {
 	bytea	   *stored = DatumGetByteaPP(values[attribute - 1]);
 
-	if (VARSIZE_ANY_EXHDR(stored) != APITOKEN_DIGEST_LENGTH)
+	if (VARSIZE_ANY_EXHDR(stored) != count * APITOKEN_DIGEST_LENGTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("stored token digest has an invalid length")));
-	memcpy(digest, VARDATA_ANY(stored), APITOKEN_DIGEST_LENGTH);
+	return (const uint8 *) VARDATA_ANY(stored);
+}
+
+/* The elements of an array without nulls; *count becomes their number. */
+static const void *
+elements_at(const Datum *values, const bool *nulls, AttrNumber attribute, int *count)
+{
+	ArrayType  *array;
+
+	*count = 0;
+	if (nulls[attribute - 1])
+		return NULL;
+	array = DatumGetArrayTypeP(values[attribute - 1]);
+	if (ARR_NDIM(array) == 1 && !ARR_HASNULL(array))
+		*count = ARR_DIMS(array)[0];
+	return ARR_DATA_PTR(array);
+}
+
+/* Read the secrets before the current one: three arrays of the same length, and the digests. */
+static void
+previous_secrets_at(const Datum *values, const bool *nulls, ApitokenRecord *record)
+{
+	int			counts[3];
+	const TimestampTz *expires_at = elements_at(values, nulls, Anum_token_records_previous_expires_at, &counts[0]);
+	const TimestampTz *replaced_at = elements_at(values, nulls, Anum_token_records_previous_replaced_at, &counts[1]);
+	const int16 *schemes = elements_at(values, nulls, Anum_token_records_previous_digest_scheme, &counts[2]);
+	const uint8 *digests = digests_at(values, Anum_token_records_previous_digest, counts[0]);
+
+	if (counts[0] > APITOKEN_PREVIOUS_MAX || counts[1] != counts[0] || counts[2] != counts[0])
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("stored previous secrets of a token are invalid")));
+	for (int i = 0; i < counts[0]; i++)
+	{
+		ApitokenSecret *secret = &record->secrets[record->secret_count++];
+
+		secret->expires_at = expires_at[i];
+		secret->replaced_at = replaced_at[i];
+		secret->scheme = schemes[i];
+		memcpy(secret->digest, digests + i * APITOKEN_DIGEST_LENGTH, APITOKEN_DIGEST_LENGTH);
+	}
+}
+
+/* An element of an array of times, which may have nulls; DT_NOBEGIN if there is none. */
+static TimestampTz
+element_at(const Datum *values, const bool *nulls, AttrNumber attribute, int index)
+{
+	bool		isnull = nulls[attribute - 1];
+	Datum		element = (Datum) 0;
+
+	if (!isnull)
+		element = array_get_element(values[attribute - 1], 1, &index, -1, sizeof(TimestampTz), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &isnull);
+	return isnull ? DT_NOBEGIN : DatumGetTimestampTz(element);
 }
 
 static ApitokenQuotaPeriod
@@ -228,15 +281,13 @@ record_from_values(const Datum *values, const bool *nulls, bool whole, ApitokenR
 	record->revoked = !nulls[Anum_token_records_revoked_at - 1];
 	if (!nulls[Anum_token_records_digest - 1])
 	{
-		record->digest_scheme = DatumGetInt16(values[Anum_token_records_digest_scheme - 1]);
-		digest_at(values, Anum_token_records_digest, record->digest);
+		record->secret_count = 1;
+		record->secrets[0].expires_at = DT_NOEND;
+		record->secrets[0].scheme = DatumGetInt16(values[Anum_token_records_digest_scheme - 1]);
+		memcpy(record->secrets[0].digest, digests_at(values, Anum_token_records_digest, 1), APITOKEN_DIGEST_LENGTH);
 	}
-	record->previous_expires_at = timestamp_at(values, nulls, Anum_token_records_previous_expires_at, DT_NOBEGIN);
-	if (!nulls[Anum_token_records_previous_digest - 1])
-	{
-		record->previous_digest_scheme = DatumGetInt16(values[Anum_token_records_previous_digest_scheme - 1]);
-		digest_at(values, Anum_token_records_previous_digest, record->previous_digest);
-	}
+	if (record->secret_count > 0 && !nulls[Anum_token_records_previous_digest - 1])
+		previous_secrets_at(values, nulls, record);
 }
 
 /* Convert a row that a trigger received.  Any column may still be null. */
@@ -661,11 +712,12 @@ apitoken_fetch_all_ids(ApitokenTable table)
 }
 
 /*
- * Fetch the time of a token's last use, or DT_NOBEGIN if it was never used.
- * Returns false if the token has no usage row.
+ * Fetch the time of the last use of a token, or of its previous secret `secret`
+ * unless that is 0; DT_NOBEGIN if it was never used.  Returns false if the token
+ * has no usage row.
  */
 bool
-apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, TimestampTz *last_used_at)
+apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, int secret, TimestampTz *last_used_at)
 {
 	Lookup		lookup;
 	ScanKeyData key;
@@ -673,9 +725,11 @@ apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, TimestampTz *la
 
 	ScanKeyInit(&key, Anum_token_usage_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
 	begin_lookup(&lookup, APITOKEN_TOKEN_USAGE, NULL, snapshot, 1, &key);
-	found = next_row(&lookup, Anum_token_usage_last_used_at);
-	if (found)
+	found = next_row(&lookup, Anum_token_usage_previous_last_used_at);
+	if (found && secret == 0)
 		*last_used_at = timestamp_at(lookup.values, lookup.nulls, Anum_token_usage_last_used_at, DT_NOBEGIN);
+	else if (found)
+		*last_used_at = element_at(lookup.values, lookup.nulls, Anum_token_usage_previous_last_used_at, secret);
 	end_lookup(&lookup);
 	return found;
 }

@@ -42,6 +42,18 @@ extern Datum apitoken_form_row(ApitokenRow row, const Datum *values, const bool 
 
 /* ----- read.c: reads the tables, bypassing privileges and row-level security ----- */
 
+/* A token's current secret, and those before it whose digests are kept. */
+#define APITOKEN_PREVIOUS_MAX 4
+#define APITOKEN_SECRETS (1 + APITOKEN_PREVIOUS_MAX)
+
+typedef struct ApitokenSecret
+{
+	TimestampTz expires_at;		/* end of the overlap; DT_NOEND for the current secret */
+	TimestampTz replaced_at;	/* when a new secret took its place */
+	int16		scheme;
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
+} ApitokenSecret;
+
 /* The period of a quota, in UTC. */
 typedef enum ApitokenQuotaPeriod
 {
@@ -72,11 +84,8 @@ typedef struct ApitokenRecord
 	TimestampTz expires_at;		/* DT_NOEND if never */
 	bool		suspended;
 	bool		revoked;
-	int16		digest_scheme;
-	uint8		digest[APITOKEN_DIGEST_LENGTH];
-	TimestampTz previous_expires_at;	/* DT_NOBEGIN if there is no previous digest */
-	int16		previous_digest_scheme;
-	uint8		previous_digest[APITOKEN_DIGEST_LENGTH];
+	int			secret_count;
+	ApitokenSecret secrets[APITOKEN_SECRETS];	/* the current one first */
 	/* If false, label, permissions, allowed_networks and metadata are not read yet. */
 	bool		whole;
 } ApitokenRecord;
@@ -142,7 +151,7 @@ extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organizati
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
 extern List *apitoken_fetch_members(Snapshot snapshot, const char *organization_id);
 extern List *apitoken_fetch_all_ids(ApitokenTable table);
-extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id,
+extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, int secret,
 									 TimestampTz *last_used_at);
 extern int64 apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, DateADT since);
 
@@ -162,6 +171,7 @@ typedef enum ApitokenStatement
 	APITOKEN_REMEMBER_DELETED,
 	APITOKEN_LOCK_TOKEN,
 	APITOKEN_REGENERATE,
+	APITOKEN_END_OVERLAP,
 	APITOKEN_REVOKE,
 	APITOKEN_REVOKE_MATCHING,
 	APITOKEN_END_MEMBERSHIPS_OF_USER,
@@ -178,6 +188,9 @@ typedef enum ApitokenStatement
 	APITOKEN_ADD_USAGE,
 	APITOKEN_WRITE_USAGE,
 	APITOKEN_WRITE_USAGE_DAILY,
+	APITOKEN_WRITE_PREVIOUS_USE,
+	APITOKEN_TELL_REUSE,
+	APITOKEN_REVOKE_REUSED,
 	APITOKEN_STORE_BUILT_IN_ROLE,
 	APITOKEN_STORE_ROLE,
 	APITOKEN_REPLACE_ROLE,
@@ -185,7 +198,6 @@ typedef enum ApitokenStatement
 	APITOKEN_ADD_OWN_PRIVILEGE,
 	APITOKEN_REMOVE_OWN_PRIVILEGE,
 	APITOKEN_REVOKE_IDLE,
-	APITOKEN_CLEAR_PREVIOUS,
 	APITOKEN_COUNT_SPARED,
 	APITOKEN_FIND_EVENTS,
 	APITOKEN_FIND_REVOKED,

@@ -27,7 +27,7 @@
 /* Placeholder for the row type of token_records, whose OID is not fixed. */
 #define RECORDTYPE InvalidOid
 
-#define PARAMETERS_MAX 8
+#define PARAMETERS_MAX 9
 
 typedef struct
 {
@@ -40,6 +40,26 @@ typedef struct
 #define EVENT_COLUMNS \
 	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
 	" actor, actor_token_id, database_user, client_address, details) "
+
+/* Values for each place of a previous secret, n; and conditions, with its bit in ApitokenLastUse.reused. */
+#define EACH_PREVIOUS(next) \
+	"ARRAY[" next("1", "1") ", " next("2", "2") ", " next("3", "4") ", " next("4", "8") "]"
+#define ANY_PREVIOUS(condition) \
+	"(" condition("1", "1") " OR " condition("2", "2") " OR " condition("3", "4") " OR " condition("4", "8") ")"
+#define TOUCHED(n, bit) "CASE WHEN $4 OPERATOR(pg_catalog.=) " n " THEN $2 ELSE u.previous_last_used_at[" n "] END"
+#define FIRST(n, bit) "CASE WHEN $4 OPERATOR(pg_catalog.=) " n " THEN $2 END"
+#define GIVEN_PREVIOUS_USE \
+	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)," \
+	" pg_catalog.unnest($5), pg_catalog.unnest($6)) AS g (token_id, previous_1, previous_2, previous_3, previous_4, reused)"
+/* the use after the overlap, and one that has no event yet */
+#define REUSED(n, bit) \
+	"((g.reused OPERATOR(pg_catalog.&) " bit "::pg_catalog.int2) OPERATOR(pg_catalog.<>) 0" \
+	" AND g.previous_" n " OPERATOR(pg_catalog.>) r.previous_expires_at[" n "])"
+#define UNTOLD(n, bit) \
+	"(" REUSED(n, bit) " AND (r.previous_reused_at[" n "] OPERATOR(pg_catalog.>=) r.previous_expires_at[" n "]) IS NOT TRUE)"
+#define TELL(n, bit) \
+	"CASE WHEN " UNTOLD(n, bit) " THEN g.previous_" n " ELSE r.previous_reused_at[" n "] END"
+#define LATER(n, bit) "GREATEST(u.previous_last_used_at[" n "], g.previous_" n ")"
 
 /* Add the usage in `use` to the row u of token_usage. */
 #define ADD_USE(use) \
@@ -132,11 +152,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_REGENERATE] = {
 		"UPDATE apitoken_internal.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
 		" regenerated_at = pg_catalog.now(),"
-		" previous_digest = CASE WHEN $6 IS NOT NULL THEN digest END,"
-		" previous_digest_scheme = CASE WHEN $6 IS NOT NULL THEN digest_scheme END,"
-		" previous_expires_at = $6"
+		" previous_expires_at = $6, previous_replaced_at = $7, previous_digest_scheme = $8, previous_digest = $9"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
-		6, {UUIDOID, BYTEAOID, INT2OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+		9, {UUIDOID, BYTEAOID, INT2OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
+		INT2ARRAYOID, BYTEAOID}
+	},
+	[APITOKEN_END_OVERLAP] = {
+		"UPDATE apitoken_internal.token_records SET previous_expires_at = $2 WHERE id OPERATOR(pg_catalog.=) $1",
+		2, {UUIDOID, TIMESTAMPTZARRAYOID}
 	},
 	[APITOKEN_REVOKE] = {
 		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $2, revoke_reason = $3"
@@ -197,7 +220,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"  'old', pg_catalog.jsonb_object_agg(o.key, o.value), 'new', pg_catalog.jsonb_object_agg(n.key, n.value))"
 		" FROM pg_catalog.jsonb_each(pg_catalog.to_jsonb($7)) o, pg_catalog.jsonb_each(pg_catalog.to_jsonb($2)) n"
 		" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value"
-		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,regenerated_at,updated_at}'::pg_catalog.text[])",
+		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,previous_replaced_at,regenerated_at,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
 	},
 	[APITOKEN_HAS_USAGE] = {
@@ -218,20 +241,22 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	/* This never waits.  It does nothing if the row is locked. */
 	[APITOKEN_TOUCH_USAGE] = {
-		"UPDATE apitoken.token_usage SET last_used_at = $2, last_used_from = $3, accepted = accepted OPERATOR(pg_catalog.+) 1"
+		"UPDATE apitoken.token_usage u SET last_used_at = $2, last_used_from = $3, accepted = accepted OPERATOR(pg_catalog.+) 1,"
+		" previous_last_used_at = CASE WHEN $4 OPERATOR(pg_catalog.=) 0 THEN u.previous_last_used_at ELSE " EACH_PREVIOUS(TOUCHED) " END"
 		" WHERE token_id OPERATOR(pg_catalog.=) (SELECT token_id FROM apitoken.token_usage"
 		" WHERE token_id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED)",
-		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
+		4, {UUIDOID, TIMESTAMPTZOID, INETOID, INT4OID}
 	},
 	/*
 	 * For a token without a usage row, for example after a partial restore.  Only
 	 * the transaction that locks the token's row inserts, so this never waits.
 	 */
 	[APITOKEN_ADD_USAGE] = {
-		"INSERT INTO apitoken.token_usage (token_id, last_used_at, last_used_from, accepted)"
-		" SELECT id, $2, $3, 1 FROM apitoken_internal.token_records"
+		"INSERT INTO apitoken.token_usage (token_id, last_used_at, last_used_from, accepted, previous_last_used_at)"
+		" SELECT id, $2, $3, 1, CASE WHEN $4 OPERATOR(pg_catalog.>) 0"
+		" THEN " EACH_PREVIOUS(FIRST) " END FROM apitoken_internal.token_records"
 		" WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE SKIP LOCKED ON CONFLICT (token_id) DO NOTHING",
-		3, {UUIDOID, TIMESTAMPTZOID, INETOID}
+		4, {UUIDOID, TIMESTAMPTZOID, INETOID, INT4OID}
 	},
 	/*
 	 * Existing rows are updated by UPDATE, which writes less than ON CONFLICT DO
@@ -284,6 +309,34 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
 		4, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 	},
+	/*
+	 * The last uses of previous secrets, after APITOKEN_WRITE_USAGE: $1 token ids, $2
+	 * to $5 times, $6 which of them are after the overlap.
+	 */
+	[APITOKEN_WRITE_PREVIOUS_USE] = {
+		"UPDATE apitoken.token_usage u SET previous_last_used_at = " EACH_PREVIOUS(LATER)
+		" FROM " GIVEN_PREVIOUS_USE " WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id",
+		6, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT2ARRAYOID}
+	},
+	/*
+	 * The use of previous secrets after their overlap: the change leaves an event, once
+	 * for each secret.  These never wait: a token whose row is locked is left out.
+	 */
+	[APITOKEN_TELL_REUSE] = {
+		"UPDATE apitoken_internal.token_records r SET previous_reused_at = " EACH_PREVIOUS(TELL)
+		" FROM " GIVEN_PREVIOUS_USE " WHERE r.id OPERATOR(pg_catalog.=) g.token_id AND " ANY_PREVIOUS(UNTOLD)
+		" AND r.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
+		" WHERE id OPERATOR(pg_catalog.=) ANY ($1) AND revoked_at IS NULL FOR NO KEY UPDATE SKIP LOCKED))",
+		6, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT2ARRAYOID}
+	},
+	[APITOKEN_REVOKE_REUSED] = {
+		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = NULL, revoke_reason = 'reuse'"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT r.id FROM " GIVEN_PREVIOUS_USE
+		" JOIN apitoken_internal.token_records r ON r.id OPERATOR(pg_catalog.=) g.token_id"
+		" JOIN apitoken.organizations o ON o.id OPERATOR(pg_catalog.=) r.organization_id AND o.revoke_on_reuse"
+		" WHERE r.revoked_at IS NULL AND " ANY_PREVIOUS(REUSED) " FOR NO KEY UPDATE OF r SKIP LOCKED))",
+		6, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT2ARRAYOID}
+	},
 	[APITOKEN_STORE_BUILT_IN_ROLE] = {
 		"INSERT INTO apitoken_internal.role_records SELECT * FROM apitoken_internal.built_in_roles"
 		" WHERE name OPERATOR(pg_catalog.=) $1 ON CONFLICT (name) DO NOTHING",
@@ -334,12 +387,6 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT pg_catalog.count(*)" IDLE_TOKENS
 		" AND $5 OPERATOR(pg_catalog.>=) " IDLE_SINCE,
 		5, {TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}
-	},
-	[APITOKEN_CLEAR_PREVIOUS] = {
-		"UPDATE apitoken_internal.token_records SET previous_digest = NULL, previous_digest_scheme = NULL, previous_expires_at = NULL"
-		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM apitoken_internal.token_records"
-		" WHERE previous_expires_at OPERATOR(pg_catalog.<=) $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
-		2, {TIMESTAMPTZOID, INT8OID}
 	},
 	/*
 	 * Find and lock the next rows to be removed, at most $2, which are older than $1
@@ -554,7 +601,6 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_FORGET_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REVOKE_IDLE] = CURSOR_OPT_CUSTOM_PLAN,
-	[APITOKEN_CLEAR_PREVIOUS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_COUNT_SPARED] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_FIND_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_FIND_REVOKED] = CURSOR_OPT_CUSTOM_PLAN,

@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "commands/dbcommands.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -57,6 +58,10 @@
 /* usage that was taken from shared memory and is not committed yet */
 static ApitokenUsageRow *batch_rows = NULL;
 static int	batch_count = 0;
+
+/* the use of previous secrets after their overlap in the batch, for tell_reuse() */
+static ApitokenUsageRow *reused_rows = NULL;
+static int	reused_count = 0;
 
 /*
  * Transaction callback.  On an abort, also when the worker is terminated, the
@@ -111,8 +116,7 @@ sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
 		}
 		sum->accepted += rows[i].accepted;
 		sum->refused += rows[i].refused;
-		if (rows[i].last.at >= sum->last.at)
-			sum->last = rows[i].last;
+		apitoken_merge_last_use(&sum->last, &rows[i].last);
 	}
 	return tokens;
 }
@@ -126,16 +130,21 @@ typedef enum
 	ACCEPTED,
 	REFUSED,
 	LAST_USED_FROM,
-	FIELDS
+	REUSED,
+	PREVIOUS_USE,				/* the first of APITOKEN_PREVIOUS_MAX */
+	FIELDS = PREVIOUS_USE + APITOKEN_PREVIOUS_MAX
 } Field;
 
 static Datum
 field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 {
 	*isnull = (field == LAST_USED_AT && row->last.at == DT_NOBEGIN) ||
-		(field == LAST_USED_FROM && row->last.from.family == 0);
+		(field == LAST_USED_FROM && row->last.from.family == 0) ||
+		(field >= PREVIOUS_USE && row->last.previous_at[field - PREVIOUS_USE] == 0);
 	if (*isnull)
 		return (Datum) 0;
+	if (field >= PREVIOUS_USE)
+		return TimestampTzGetDatum(row->last.previous_at[field - PREVIOUS_USE]);
 	switch (field)
 	{
 		case TOKEN_ID:
@@ -148,6 +157,8 @@ field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 			return Int64GetDatum(row->accepted);
 		case REFUSED:
 			return Int64GetDatum(row->refused);
+		case REUSED:
+			return Int16GetDatum(row->last.reused);
 		default:
 			return address_datum(&row->last);
 	}
@@ -156,10 +167,12 @@ field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 static Datum
 field_array(const ApitokenUsageRow *rows, int count, Field field)
 {
-	static const Oid types[FIELDS] = {
+	static const Oid types[PREVIOUS_USE + 1] = {
 		[TOKEN_ID] = UUIDOID,[DAY] = DATEOID,[LAST_USED_AT] = TIMESTAMPTZOID,
 		[ACCEPTED] = INT8OID,[REFUSED] = INT8OID,[LAST_USED_FROM] = INETOID,
+		[REUSED] = INT2OID,[PREVIOUS_USE] = TIMESTAMPTZOID,
 	};
+	Oid			type = types[Min(field, PREVIOUS_USE)];
 	Datum	   *values = palloc(count * sizeof(Datum));
 	bool	   *nulls = palloc(count * sizeof(bool));
 	int			bound = 1;
@@ -169,9 +182,75 @@ field_array(const ApitokenUsageRow *rows, int count, Field field)
 
 	for (int i = 0; i < count; i++)
 		values[i] = field_datum(&rows[i], field, &nulls[i]);
-	get_typlenbyvalalign(types[field], &length, &byval, &align);
+	get_typlenbyvalalign(type, &length, &byval, &align);
 	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &bound,
-											  types[field], length, byval, align));
+											  type, length, byval, align));
+}
+
+static bool
+has_previous_use(const ApitokenUsageRow *row)
+{
+	for (int i = 0; i < APITOKEN_PREVIOUS_MAX; i++)
+	{
+		if (row->last.previous_at[i] != 0)
+			return true;
+	}
+	return false;
+}
+
+/* Run a statement about the last uses of previous secrets. */
+static void
+execute_previous(ApitokenStatement statement, const ApitokenUsageRow *rows, int count)
+{
+	Datum		arrays[2 + APITOKEN_PREVIOUS_MAX];
+
+	arrays[0] = field_array(rows, count, TOKEN_ID);
+	for (int i = 0; i < APITOKEN_PREVIOUS_MAX; i++)
+		arrays[1 + i] = field_array(rows, count, PREVIOUS_USE + i);
+	arrays[1 + APITOKEN_PREVIOUS_MAX] = field_array(rows, count, REUSED);
+	apitoken_execute(statement, arrays, NULL);
+}
+
+/* Write the last uses of previous secrets, which few tokens have. */
+static void
+write_previous_use(ApitokenUsageRow *sums, int tokens)
+{
+	int			count = 0;
+
+	for (int i = 0; i < tokens; i++)
+	{
+		if (has_previous_use(&sums[i]))
+			sums[count++] = sums[i];
+	}
+	if (count == 0)
+		return;
+	execute_previous(APITOKEN_WRITE_PREVIOUS_USE, sums, count);
+
+	/* what tell_reuse() needs, in place of the batch */
+	for (int i = 0; i < count; i++)
+	{
+		if (sums[i].last.reused != 0)
+			reused_rows[reused_count++] = sums[i];
+	}
+}
+
+/*
+ * Write the events of previous secrets that were used after their overlap, and
+ * revoke their tokens where the organization wants it.  This has a transaction of
+ * its own, because triggers on the tokens must not prevent that use is written.
+ */
+static bool
+tell_reuse(void *arg)
+{
+	int			count = reused_count;
+
+	reused_count = 0;
+	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && apitoken_lock_usage())
+	{
+		execute_previous(APITOKEN_TELL_REUSE, reused_rows, count);
+		execute_previous(APITOKEN_REVOKE_REUSED, reused_rows, count);
+	}
+	return false;
 }
 
 /*
@@ -199,6 +278,7 @@ write_usage(void)
 	for (int i = 0; i < lengthof(daily); i++)
 		arrays[i] = field_array(batch_rows, batch_count, daily[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
+	write_previous_use(sums, tokens);
 }
 
 /* May this row belong to a token whose creation is not committed yet? */
@@ -333,6 +413,19 @@ report_outcome(ApitokenOutcome outcome, const char *problem)
 	CommitTransactionCommand();
 }
 
+static void
+report_reuse(TimestampTz until)
+{
+	char		problem[APITOKEN_PROBLEM_MAX];
+
+	(void) apitoken_run_in_transaction(tell_reuse, NULL, until, problem);
+	if (problem[0] != '\0')
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not record the use of replaced token secrets: %s", problem),
+				 errdetail("Their next use will be recorded.")));
+}
+
 /* Write the usage of this worker's database, and record the outcome under the ticket. */
 ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
@@ -348,15 +441,19 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		max_rows = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
 	batch.max = Min(batch.max, max_rows);
 	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
+	reused_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
 	RegisterXactCallback(xact_callback, NULL);
 	apitoken_remove_usage_file();
 
 	do
 	{
 		started_at = GetCurrentTimestamp();
+		reused_count = 0;
 		more = apitoken_run_in_transaction(flush_batch, &batch, until, problem);
 		if (problem[0] != '\0')
 			batch.outcome = APITOKEN_FLUSH_FAILED;
+		else if (reused_count > 0)
+			report_reuse(until);
 		if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
 			batch.max = Min(2 * batch.max, max_rows);
 	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);

@@ -1,7 +1,7 @@
 /*
  * maintenance.c
- *		Housekeeping: revoke idle tokens, clear previous digests after their
- *		overlap, and remove data that is older than its retention.
+ *		Housekeeping: revoke idle tokens, and remove data that is older than its
+ *		retention.
  *
  * Maintenance runs in batches.  A worker runs each batch in a transaction of its
  * own; run_maintenance() runs all in the caller's transaction.  The result does not
@@ -155,14 +155,6 @@ run_statement(Batch *batch, ApitokenStatement statement, Datum *values, uint64 *
 
 	*counter += processed;
 	batch->more = processed >= batch->size;
-}
-
-static void
-clear_previous(Batch *batch)
-{
-	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
-
-	run_statement(batch, APITOKEN_CLEAR_PREVIOUS, values, &batch->run->digests_cleared);
 }
 
 static Datum
@@ -383,7 +375,7 @@ remove_notifications(Batch *batch)
 
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
-	clear_previous, revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
+	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
 	notify_expiry, remove_notifications
 };
 
@@ -485,9 +477,9 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 {
 	ApitokenMaintenance *run = palloc0(sizeof(ApitokenMaintenance));
 	ErrorData  *error;
-	Datum		values[8];
+	Datum		values[7];
 	TupleDesc	descriptor = apitoken_result_type(fcinfo, lengthof(values));
-	bool		nulls[8] = {false};
+	bool		nulls[7] = {false};
 
 	PreventCommandDuringRecovery("apitoken.run_maintenance()");
 	PreventCommandIfReadOnly("apitoken.run_maintenance()");
@@ -503,12 +495,11 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 	apitoken_report_maintenance(run);
 
 	values[0] = Int64GetDatum(run->tokens_revoked);
-	values[1] = Int64GetDatum(run->digests_cleared);
-	values[2] = Int64GetDatum(run->events_removed);
-	values[3] = Int64GetDatum(run->tokens_removed);
-	values[4] = Int64GetDatum(run->usage_removed);
-	values[5] = Int64GetDatum(run->tokens_spared);
-	values[6] = problem_array(run);
-	values[7] = Int64GetDatum(run->notifications_removed);
+	values[1] = Int64GetDatum(run->events_removed);
+	values[2] = Int64GetDatum(run->tokens_removed);
+	values[3] = Int64GetDatum(run->usage_removed);
+	values[4] = Int64GetDatum(run->tokens_spared);
+	values[5] = problem_array(run);
+	values[6] = Int64GetDatum(run->notifications_removed);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

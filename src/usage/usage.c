@@ -13,12 +13,13 @@
  * counts of zero at the end of a round.  If there is no room for an entry, the
  * use is not recorded but counted as dropped, and the launcher is woken.
  *
- * A refusal is recorded only if the request had the right secret.  Other requests
- * may be guesses, and the time to record them would reveal which ids exist.
+ * A refusal is recorded only if the request had the right secret, or one that was
+ * right before.  Other requests may be guesses, and the time to record them would
+ * reveal which ids exist.
  *
  * Without shared memory, the caller's transaction writes the use to the table.
  * This must never make that transaction wait or fail.  Therefore it is done at
- * most once a minute for each token, only in a READ COMMITTED transaction that can
+ * most once a minute for each secret, only in a READ COMMITTED transaction that can
  * write, and only if no other transaction has locked the row or the table.  (SKIP
  * LOCKED would raise a serialization failure, 40001, under REPEATABLE READ.)  It
  * does not use advisory locks, because a query that verifies many tokens would
@@ -69,6 +70,20 @@ init_usage(void *entry)
 	usage->taken_by = InvalidTransactionId;
 }
 
+/* The later use counts, for the token and for each of its previous secrets. */
+void
+apitoken_merge_last_use(ApitokenLastUse *last, const ApitokenLastUse *other)
+{
+	if (other->at != DT_NOBEGIN && other->at >= last->at)
+	{
+		last->at = other->at;
+		last->from = other->from;
+	}
+	for (int i = 0; i < APITOKEN_PREVIOUS_MAX; i++)
+		last->previous_at[i] = Max(last->previous_at[i], other->previous_at[i]);
+	last->reused |= other->reused;
+}
+
 /*
  * Add usage to the entry of a key.  Returns false if there is no room for a new
  * entry.  `returned`: a flush has taken this usage from the entry.  `deferred_by` is
@@ -88,14 +103,10 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 			apitoken_note_loss(APITOKEN_LOST_FOR_ROOM);
 		return false;
 	}
-	if (last->at != DT_NOBEGIN)
-	{
-		/* Set the time before the count, so that a flush never takes a count without a time. */
-		SpinLockAcquire(&usage->mutex);
-		if (last->at >= usage->last.at)
-			usage->last = *last;
-		SpinLockRelease(&usage->mutex);
-	}
+	/* Set the times before the counts, so that a flush never takes a count without a time. */
+	SpinLockAcquire(&usage->mutex);
+	apitoken_merge_last_use(&usage->last, last);
+	SpinLockRelease(&usage->mutex);
 	if (deferred_by != 0)
 		usage->deferred_by = deferred_by;
 	if (returned)
@@ -114,7 +125,7 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 }
 
 static bool
-record_in_memory(const pg_uuid_t *id, uint32 accepted, TimestampTz now, inet *address)
+record_in_memory(const ApitokenRecord *record, int secret, uint32 accepted, TimestampTz now, inet *address)
 {
 	ApitokenUsageKey key;
 	ApitokenLastUse last;
@@ -122,9 +133,15 @@ record_in_memory(const pg_uuid_t *id, uint32 accepted, TimestampTz now, inet *ad
 	memset(&key, 0, sizeof(key));
 	key.database = MyDatabaseId;
 	key.day = apitoken_day_of(now);
-	key.token_id = *id;
+	key.token_id = record->id;
 	memset(&last, 0, sizeof(last));
 	last.at = DT_NOBEGIN;
+	if (secret > 0)
+	{
+		last.previous_at[secret - 1] = now;
+		if (record->secrets[secret].expires_at <= now)
+			last.reused = 1 << (secret - 1);
+	}
 	if (accepted > 0)
 	{
 		inet	   *client = apitoken_client_address(address);
@@ -170,6 +187,9 @@ take_entry(void *entry, void *arg)
 		usage->taken_by = state->xid;
 	}
 	row->last = usage->last;
+	/* the count of a use follows: see add_usage() */
+	if (row->accepted > 0 || row->refused > 0)
+		usage->last.reused = 0;
 	SpinLockRelease(&usage->mutex);
 	if (row->accepted == 0 && row->refused == 0)
 		return true;
@@ -396,14 +416,15 @@ apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int count)
 /* ---- in the caller's transaction ---- */
 
 static void
-record_in_table(const pg_uuid_t *id, TimestampTz now, inet *address)
+record_in_table(const ApitokenRecord *record, int secret, TimestampTz now, inet *address)
 {
+	const pg_uuid_t *id = &record->id;
 	TimestampTz last_used_at;
 	Snapshot	snapshot;
 	bool		has_row;
 	inet	   *client;
-	Datum		values[3];
-	char		nulls[3] = {' ', ' ', ' '};
+	Datum		values[4];
+	char		nulls[4] = {' ', ' ', ' ', ' '};
 
 	if (XactReadOnly || IsInParallelMode() || RecoveryInProgress() ||
 		XactIsoLevel > XACT_READ_COMMITTED)
@@ -411,8 +432,11 @@ record_in_table(const pg_uuid_t *id, TimestampTz now, inet *address)
 	if (!apitoken_try_lock_table(APITOKEN_TOKEN_USAGE, RowExclusiveLock))
 		return;
 	snapshot = apitoken_latest_snapshot();
-	has_row = apitoken_fetch_last_used(snapshot, id, &last_used_at);
+	has_row = apitoken_fetch_last_used(snapshot, id, secret, &last_used_at);
 	UnregisterSnapshot(snapshot);
+	/* a time before is of another secret, which had the place */
+	if (has_row && secret > 0 && last_used_at < record->secrets[secret].replaced_at)
+		last_used_at = DT_NOBEGIN;
 	if ((has_row && last_used_at > DT_NOBEGIN &&
 		 !TimestampDifferenceExceeds(last_used_at, now, WRITE_INTERVAL)) ||
 		(!has_row && !apitoken_try_lock_table(APITOKEN_TOKEN_RECORDS, RowShareLock)))
@@ -427,20 +451,23 @@ record_in_table(const pg_uuid_t *id, TimestampTz now, inet *address)
 	values[2] = InetPGetDatum(client);
 	if (client == NULL)
 		nulls[2] = 'n';
+	values[3] = Int32GetDatum(secret);
 	apitoken_execute(has_row ? APITOKEN_TOUCH_USAGE : APITOKEN_ADD_USAGE, values, nulls);
 }
 
 /*
  * Record the use of a token at time `at`: how many uses were accepted, or 0 for a
- * refusal.  `may_write` allows writing to the table if there is no shared memory.
- * Returns false if shared memory had no room for it.
+ * refusal.  `secret` is 0 for the current secret, n for the n-th previous one, also
+ * after its overlap.  `may_write` allows writing to the table if there is no shared
+ * memory.  Returns false if shared memory had no room for it.
  */
 bool
-apitoken_record_use(const pg_uuid_t *id, uint32 accepted, TimestampTz at, inet *address, bool may_write)
+apitoken_record_use(const ApitokenRecord *record, int secret, uint32 accepted, TimestampTz at,
+					inet *address, bool may_write)
 {
 	if (apitoken_shared != NULL)
-		return record_in_memory(id, accepted, at, address);
+		return record_in_memory(record, secret, accepted, at, address);
 	if (accepted > 0 && may_write)
-		record_in_table(id, at, address);
+		record_in_table(record, secret, at, address);
 	return true;
 }

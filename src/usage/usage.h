@@ -70,10 +70,15 @@ typedef struct ApitokenUsageKey
 	pg_uuid_t	token_id;
 } ApitokenUsageKey;
 
-/* The last accepted use: its time, and the client's address. */
+/*
+ * The last accepted use: its time, and the client's address; and the last use of
+ * each previous secret, accepted or after its overlap.
+ */
 typedef struct ApitokenLastUse
 {
 	TimestampTz at;				/* DT_NOBEGIN if all uses were refused */
+	TimestampTz previous_at[APITOKEN_PREVIOUS_MAX]; /* 0 if not used */
+	int16		reused;			/* bit n: previous_at[n] may be after the overlap; cleared by a flush */
 	inet_struct from;			/* its family is 0 if the address is unknown */
 } ApitokenLastUse;
 
@@ -180,8 +185,9 @@ typedef struct ApitokenUsageRow
 } ApitokenUsageRow;
 
 extern DateADT apitoken_day_of(TimestampTz at);
-extern bool apitoken_record_use(const pg_uuid_t *id, uint32 accepted, TimestampTz at, inet *address,
-								bool may_write);
+extern void apitoken_merge_last_use(ApitokenLastUse *last, const ApitokenLastUse *other);
+extern bool apitoken_record_use(const ApitokenRecord *record, int secret, uint32 accepted, TimestampTz at,
+								inet *address, bool may_write);
 extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
 extern int	apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max);
 extern void apitoken_forget_taken(const ApitokenUsageRow *rows, int count);
@@ -248,16 +254,14 @@ extern bool apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket
 								  BackgroundWorkerHandle **handle);
 extern void apitoken_flush_now(void);
 
-/* ----- maintenance.c: idle tokens, previous digests, retention ----- */
+/* ----- maintenance.c: idle tokens, retention ----- */
 
-#define APITOKEN_TASKS 9
-
+#define APITOKEN_TASKS 8
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
 {
 	uint64		tokens_revoked;
-	uint64		digests_cleared;
 	uint64		events_removed;
 	uint64		tokens_removed;
 	uint64		usage_removed;

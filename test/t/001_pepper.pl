@@ -158,7 +158,7 @@ write_file("1:$key1\n2:$key2\n3:$key3\n");
 my $new = outcome(q{SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = 'moves'), overlap => '1 hour')});
 is(scheme('moves'), '3|' . hmac_sha256_hex($new, pack('H*', $key3)), 'regenerate_token moves a token to the newest pepper');
 is($node->safe_psql('postgres', q{SELECT previous_digest_scheme FROM apitoken_internal.token_records WHERE label = 'moves'}),
-	'2', 'its previous digest keeps its scheme');
+	'{2}', 'its previous digest keeps its scheme');
 is_deeply([ outcomes(verdict($old), verdict($new)) ], [ 'valid', 'valid' ], 'both secrets verify');
 write_file("3:$key3\n");
 is(outcome(verdict($new)), 'valid', 'the new secret verifies without the old pepper');
@@ -367,7 +367,7 @@ $node->safe_psql('postgres', "INSERT INTO apitoken_internal.token_records (id, l
 my @all = ($plain, $forged, $zero_then, $then_pepper, $pepper_then, $then_zero, $token1, $unknown);
 
 is_deeply([ outcomes(map { verdict($_) } @all) ], [ ('valid') x 7, 'unknown' ], 'off: rows choose their scheme');
-is(outcome(q{SELECT count(*) FROM apitoken_internal.token_records WHERE revoked_at IS NULL AND (digest_scheme = 0 OR previous_digest_scheme = 0)}),
+is(outcome(q{SELECT count(*) FROM apitoken_internal.token_records WHERE revoked_at IS NULL AND (digest_scheme = 0 OR 0 = ANY (previous_digest_scheme))}),
 	outcome(q{SELECT count(*) FROM apitoken_internal.token_records WHERE label IN ('plain', 'forged', 'zero then', 'pepper then', 'zero')}), 'rows of scheme 0 can be counted');
 require_pepper('on');
 is_deeply([ outcomes(map { verdict($_) } @all) ], [ 'unknown', 'unknown', 'unknown', 'valid', 'valid', 'unknown', 'valid', 'unknown' ],

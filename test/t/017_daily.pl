@@ -63,7 +63,7 @@ sub fill
 		SELECT apitoken.create_token('$round ' || l, 'acme') FROM unnest('{idle,regenerated,revoked}'::text[]) l;
 		SET session_replication_role = replica;
 		UPDATE apitoken_internal.token_records SET created_at = created_at - interval '40 days', updated_at = updated_at - interval '40 days' WHERE label = '$round idle';
-		UPDATE apitoken_internal.token_records SET previous_digest = digest, previous_digest_scheme = 0, previous_expires_at = now() WHERE label = '$round regenerated';
+		UPDATE apitoken_internal.token_records SET previous_digest = digest, previous_digest_scheme = '{0}', previous_expires_at = ARRAY[now()], previous_replaced_at = ARRAY[now()] WHERE label = '$round regenerated';
 		UPDATE apitoken_internal.token_records SET revoked_at = now() - interval '2 years' WHERE label = '$round revoked';
 	});
 }
@@ -78,7 +78,7 @@ sub state_of
 		FROM apitoken_internal.token_records WHERE label LIKE '$round %'});
 }
 my $untouched = 'idle as it was; regenerated as it was, two secrets; revoked as it was';
-my $done = 'idle idle; regenerated as it was';
+my $done = 'idle idle; regenerated as it was, two secrets';
 
 # A use, which the launcher has written.
 my %uses;
@@ -115,14 +115,14 @@ is(state_of('app', 'second'), $untouched, 'nothing is looked after again');
 $node->restart;
 ok(use_and_flush('app') && use_and_flush('app'), 'nor after a restart');
 is(state_of('app', 'second'), $untouched, 'which does not forget when it was');
-is($node->safe_psql('app', q{SELECT tokens_revoked, digests_cleared, tokens_removed FROM apitoken.run_maintenance()}), '1|1|1', 'run_maintenance() does it whenever it is called');
+is($node->safe_psql('app', q{SELECT tokens_revoked, tokens_removed FROM apitoken.run_maintenance()}), '1|1', 'run_maintenance() does it whenever it is called');
 
 # a crash forgets it
 fill('app', 'third');
 $node->stop('immediate');
 $node->start;
 ok(use_and_flush('app') && $node->poll_query_until('app', q{SELECT maintenance_problem IS NOT NULL FROM apitoken.stats}), 'a crash does');
-is(state_of('app', 'third'), 'idle as it was; regenerated as it was', 'and it is done again, but no token is idle for certain');
+is(state_of('app', 'third'), 'idle as it was; regenerated as it was, two secrets', 'and it is done again, but no token is idle for certain');
 like($node->safe_psql('app', 'SELECT maintenance_problem FROM apitoken.stats'), qr/may have been used: use was lost in a crash/, 'as stats tells');
 forget_losses();
 ok(use_and_flush('app') && is_done('app', 'third'), 'when that is forgotten');

@@ -147,7 +147,7 @@ is(findings($node, 'peppers'), 'notice: tokens whose previous secret has no pepp
 like(hint('peppers', 'previous'), qr/^ALTER SYSTEM SET apitoken.require_pepper = on;  -- then SELECT pg_reload_conf\(\); when it has ended$/, 'what comes then');
 $node->safe_psql('postgres', q{
 	SET session_replication_role = replica;
-	UPDATE apitoken_internal.token_records SET previous_expires_at = now() - interval '1 s'});
+	UPDATE apitoken_internal.token_records SET previous_expires_at[1] = now() - interval '1 s'});
 is(findings($node, 'peppers'), 'notice: tokens without a pepper are accepted: every role that can write the table of tokens can make one', 'no token needs scheme 0');
 is(findings($node, 'peppers', as => 'regress_apitoken_monitor'), 'notice: this role may not count the tokens that need each pepper', 'monitor cannot know that, and is not told to require a pepper');
 apply(hint('peppers', 'are accepted'));
@@ -218,7 +218,7 @@ $node->safe_psql('postgres', q{
 	CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$;
 	SELECT apitoken.regenerate_token(id, overlap => '1 h') FROM apitoken.tokens WHERE label = 't1';
 	SET session_replication_role = replica;
-	UPDATE apitoken_internal.token_records SET previous_expires_at = now() - interval '1 s' WHERE label = 't1';
+	UPDATE apitoken_internal.token_records SET previous_expires_at[1] = now() - interval '1 s' WHERE label = 't1';
 	SET session_replication_role = origin;
 	CREATE TRIGGER refuse BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.refuse();
 	SELECT apitoken.run_maintenance()});
