@@ -83,13 +83,13 @@ PROVE_TESTS = test/t/*.pl
 TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 015_stats 020_postgrest \
 	025_policy_plans 030_grants 031_known_users
 # These run the examples, and the extension beside other programs.
-TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer
+TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 
 # These look at how long something takes, or change the installed files, so no other
 # test runs beside them.
-TAP_ALONE = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 040_upgrade
+TAP_ALONE = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 040_upgrade 044_quota
 
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 
