@@ -216,11 +216,8 @@ gone('usage', '.');
 
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$;
-	SELECT apitoken.regenerate_token(id, overlap => '1 h') FROM apitoken.tokens WHERE label = 't1';
-	SET session_replication_role = replica;
-	UPDATE apitoken_internal.token_records SET previous_expires_at[1] = now() - interval '1 s' WHERE label = 't1';
-	SET session_replication_role = origin;
-	CREATE TRIGGER refuse BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.refuse();
+	INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused) SELECT id, '2020-02-29', 1, 0 FROM apitoken.tokens WHERE label = 't1';
+	CREATE TRIGGER refuse BEFORE DELETE ON apitoken.token_usage_daily FOR EACH ROW EXECUTE FUNCTION public.refuse();
 	SELECT apitoken.run_maintenance()});
 like(findings($node, 'usage'), qr/^warning: the last housekeeping could not do everything: .*not today/m, 'housekeeping that fails');
 $node->safe_psql('postgres', 'DROP FUNCTION public.refuse() CASCADE');
