@@ -177,7 +177,7 @@ apitoken_event_refuse_change(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("cannot change or delete events"),
 			 errdetail("Events can only be added."),
-			 errhint("Set \"apitoken.retention\" to limit how long events are kept.")));
+			 errhint("Set \"apitoken.retention\" to limit how long events are kept.  Use apitoken.forget_user(user_id) to remove what they tell of a person.")));
 	return PointerGetDatum(NULL);
 }
 
