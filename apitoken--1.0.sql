@@ -106,7 +106,7 @@ COMMENT ON COLUMN apitoken.organizations.max_tokens IS 'Greatest number of token
 COMMENT ON COLUMN apitoken.organizations.allowed_networks IS 'Networks from which tokens of the organization are accepted; a token''s own list must contain the address too; null: from everywhere';
 COMMENT ON COLUMN apitoken.organizations.default_role IS 'Role of a new token of the organization for which none is given; null: developer';
 COMMENT ON COLUMN apitoken.organizations.allow_personal_tokens IS 'False: personal tokens may do nothing in the organization; users who act directly may';
-COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire; null or empty: none';
+COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire, reuse; null or empty: none';
 COMMENT ON COLUMN apitoken.organizations.revoke_on_reuse IS 'True: a token is revoked when a previous secret of it is used after its overlap; needs shared preload';
 
 CREATE TABLE apitoken.users (
@@ -127,7 +127,7 @@ COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_gro
 COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what the user may do outside organizations; null: no limit';
 COMMENT ON COLUMN apitoken.users.suspended_at IS 'Time of the suspension; while it is not null, the user may do nothing and their personal tokens are refused; null: not suspended';
 COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was created';
-COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire; null or empty: none';
+COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire, reuse; null or empty: none';
 
 CREATE TABLE apitoken_internal.deleted_users (
 	id         text COLLATE "C" PRIMARY KEY,
@@ -353,7 +353,7 @@ CREATE INDEX notifications_token_id_idx ON apitoken.notifications (token_id, id)
 COMMENT ON TABLE apitoken.notifications IS 'Outbox: one row for each event that somebody wants to be told, made in the transaction of the event; a mailer claims the rows with claim_notifications(), and run_maintenance() removes those older than apitoken.notification_retention';
 COMMENT ON COLUMN apitoken.notifications.id IS 'UUID version 7 (RFC 9562): the id of the event in events; of an expiry, which is no event there, an id of its own';
 COMMENT ON COLUMN apitoken.notifications.created_at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke or expire';
+COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke, expire or reuse';
 COMMENT ON COLUMN apitoken.notifications.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.notifications.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.notifications.user_id IS 'User who owns the token; null: a token of an organization';

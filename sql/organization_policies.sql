@@ -304,7 +304,7 @@ SELECT who, c AS column, public.regress_as(who, pg_catalog.format('UPDATE apitok
 FROM pg_catalog.unnest('{ada,paul,dora,gina,nobody}'::text[]) who, pg_catalog.unnest(ARRAY[$$max_lifetime = '1 day'$$, $$name = 'Mine'$$]) c;
 SELECT c AS column, public.regress_as('paul', pg_catalog.format('UPDATE apitoken.organizations SET %s WHERE id = %L', c, 'acme')) AS answer
 FROM pg_catalog.unnest(ARRAY['require_expiry = true', 'max_tokens = 5', $$allowed_networks = '{10.0.0.0/8}'$$, 'default_role = NULL', 'allow_personal_tokens = false',
-	'suspended_at = NULL', 'idle_timeout = NULL', 'resumed_at = now()', 'created_at = now()', $$id = 'acme2'$$]) c;
+	$$notify = '{create,reuse}'$$, 'notify = NULL', 'revoke_on_reuse = true', 'suspended_at = NULL', 'idle_timeout = NULL', 'resumed_at = now()', 'created_at = now()', $$id = 'acme2'$$]) c;
 SELECT public.regress_as('paul', $$UPDATE apitoken.organizations SET max_tokens = 1 WHERE id = 'globex'$$) AS elsewhere,
 	public.regress_as('ada', $$UPDATE apitoken.organizations SET max_tokens = 1 WHERE id IN ('acme', 'globex') RETURNING id$$) AS own,
 	public.regress_as('paul', $$INSERT INTO apitoken.organizations (id) VALUES ('new')$$) AS insert,

@@ -50,7 +50,7 @@
 #define ERROR_READ (8 * ERROR_MAX)
 
 /* Events that notifications are about. */
-static const char *const events[] = {"create", "regenerate", "suspend", "revoke", "expire"};
+static const char *const events[] = {"create", "regenerate", "suspend", "revoke", "expire", "reuse"};
 
 /* A notification of this transaction. */
 typedef struct Queued
@@ -226,7 +226,7 @@ apitoken_check_notify(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("there are no notifications of event \"%s\"", apitoken_clip(lfirst(lc))),
-					 errhint("The events are create, regenerate, suspend, revoke and expire.")));
+					 errhint("The events are create, regenerate, suspend, revoke, expire and reuse.")));
 	}
 	PG_RETURN_BOOL(true);
 }

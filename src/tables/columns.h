@@ -32,8 +32,8 @@
 	COLUMN(organizations, allowed_networks,      CIDRARRAYOID, NULLABLE, "w") \
 	COLUMN(organizations, default_role,          TEXTOID,      NULLABLE, "w") \
 	COLUMN(organizations, allow_personal_tokens, BOOLOID,      NOT_NULL, "w") \
-	COLUMN(organizations, notify,                TEXTARRAYOID, NULLABLE, "") \
-	COLUMN(organizations, revoke_on_reuse, BOOLOID,     NOT_NULL, "")
+	COLUMN(organizations, notify,                TEXTARRAYOID, NULLABLE, "w") \
+	COLUMN(organizations, revoke_on_reuse,       BOOLOID,      NOT_NULL, "w")
 
 #define USERS_COLUMNS(COLUMN) \
 	COLUMN(users, id,           TEXTOID,        NOT_NULL, "r") \

@@ -12,7 +12,9 @@ my $node = start_node('rotation', preload => 'shared', conf => q{apitoken.flush_
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION apitoken;
 	INSERT INTO apitoken.organizations (id, revoke_on_reuse) VALUES ('acme', false), ('strict', true);
-	INSERT INTO apitoken.users (id) VALUES ('ada');
+	INSERT INTO apitoken.users (id, email) VALUES ('ada', 'ada@acme.example');
+	INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
+	UPDATE apitoken.organizations SET notify = '{reuse}' WHERE id = 'acme';
 	CREATE ROLE regress_apitoken_gateway LOGIN;
 	SELECT apitoken.allow('regress_apitoken_gateway', 'verify')});
 
@@ -69,6 +71,8 @@ flush();
 is(events('deploy'), 'reuse', 'the flush does');
 is(sql(q{SELECT count(*) FROM apitoken.events WHERE action = 'reuse' AND details->'new'->'previous_reused_at'->>1 IS NOT NULL AND details->'new'->'previous_reused_at'->>0 IS NULL AND details::text !~ 'digest'}),
 	'1', 'which tells the secret by its place, and when');
+is(sql(q{SELECT n.event, n.payload->>'label', n.payload->>'actor', n.recipients, n.created_at = e.at, n.payload::text ~ '_[0-9A-Za-z]{71}'
+		FROM apitoken.notifications n JOIN apitoken.events e USING (id, token_id)}), 'reuse|deploy||{ada@acme.example}|t|f', 'and tells who wants to be told');
 verdict_of($secret[1]);
 flush();
 is(events('deploy'), 'reuse', 'once for each secret');
