@@ -44,7 +44,7 @@ static pg_noreturn void
 refuse_request(const char *details, const char *hint)
 {
 	refuse(400, "invalid_request", "cannot authenticate the request", details, hint,
-		   (ApitokenHttpHeader[]) {{"WWW-Authenticate", "Bearer error=\"invalid_request\""}, {NULL}});
+		   (ApitokenHttpHeader[]) {{"WWW-Authenticate", "Bearer error=\"invalid_request\""}, {NULL, NULL}});
 }
 
 /* One of the policies that limit a token, for the fields below. */
@@ -174,7 +174,7 @@ refuse_token(const ApitokenVerification *verification)
 			/* RFC 6750, section 3 */
 			refuse(status, "invalid_token", "invalid token", details,
 				   "Check the token, or use another one.",
-				   (ApitokenHttpHeader[]) {{"WWW-Authenticate", "Bearer error=\"invalid_token\""}, {NULL}});
+				   (ApitokenHttpHeader[]) {{"WWW-Authenticate", "Bearer error=\"invalid_token\""}, {NULL, NULL}});
 	}
 }
 

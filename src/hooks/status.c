@@ -122,7 +122,7 @@ for_log(const ErrorData *error)
 static void
 replace_error(MemoryContext context)
 {
-	static const ApitokenHttpHeader insufficient_scope[] = {{"WWW-Authenticate", "Bearer error=\"insufficient_scope\""}, {NULL}};
+	static const ApitokenHttpHeader insufficient_scope[] = {{"WWW-Authenticate", "Bearer error=\"insufficient_scope\""}, {NULL, NULL}};
 	ApitokenHttpError http = {0};
 	ErrorData  *error;
 	int			status;
