@@ -101,11 +101,14 @@ $old->safe_psql('app', qq{
 	UPDATE apitoken_internal.token_records SET expires_at = now() - interval '1 day', created_at = now() - interval '9 days' WHERE label = 'expired';
 	UPDATE apitoken_internal.token_records SET previous_expires_at[1] = now() - interval '1 s' WHERE label = 'over';
 	ALTER TABLE apitoken_internal.token_records ENABLE TRIGGER USER;
+	-- what is pending stays with the old server: see 045_notifications
+	SELECT apitoken.claim_notifications();
+	SELECT apitoken.notification_delivered(id) FROM apitoken.notifications;
 });
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
 my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.memberships apitoken_internal.token_records),
-	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken_internal.own_privileges));
+	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges));
 
 # This must be the same afterwards, line by line.
 my %same = (
@@ -139,6 +142,7 @@ is($verdicts, join("\n", 'custom network_refused', 'expired expired', 'limit rat
 		'revoked revoked', 'sleeping suspended', 'strict policy_refused', 'suspended suspended', 'used valid'),
 	'the verdicts before');
 like($before->{'rows of apitoken.token_usage'}, qr/192\.0\.2\.7/, 'a use that was recorded');
+like($before->{'rows of apitoken.notifications'}, qr/u\@example\.org/, 'a notification that was delivered');
 like($before->{'column privileges'}, qr/regress_apitoken_partial token_records\.label UPDATE/, 'a privilege on a column');
 
 # Is the restored database the same as the old one, and does it work?

@@ -93,11 +93,11 @@ is(counted(), '', 'count nothing');
 # ----- memory, and writing ----------------------------------------------------------
 
 like(run(q{SELECT slots, entries, limits, dropped, last_flush_at IS NULL, last_flush_error, last_flush_error_at, started_at BETWEEN pg_postmaster_start_time() - interval '1 min' AND now() FROM apitoken.stats}),
-	qr/^65536\|8\|1\|0\|t\|\|\|t$/, 'eight tokens have been used, one of them has a limit, and nothing is written yet');
+	qr/^65536\|9\|2\|0\|t\|\|\|t$/, 'nine tokens have been used, two of them have limits, and nothing is written yet');
 is(run('SELECT flushes, masked IS NULL FROM apitoken.stats'), '0|f', 'no flush');
 # (flush_usage() itself answers an empty line)
 is(run('SELECT apitoken.flush_usage(); SELECT flushes, last_flush_at <= clock_timestamp(), last_flush_error IS NULL FROM apitoken.stats'), ' 1|t|t', 'one flush');
-is(run('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage WHERE accepted + refused > 0'), '8|6|21', 'as it is written');
+is(run('SELECT count(*), sum(accepted), sum(refused) FROM apitoken.token_usage WHERE accepted + refused > 0'), '9|7|23', 'as it is written');
 is(run('SELECT flushes, last_flush_at IS NULL FROM apitoken.stats', database => 'other'), '1|t', 'the other database has not been written to');
 is(run('SELECT apitoken.flush_usage(); SELECT flushes FROM apitoken.stats'), ' 1', 'with nothing to write nothing is');
 
