@@ -134,6 +134,7 @@ my %refused = (
 add($_, $refused{$_}[0]) foreach sort keys %refused;
 add('rate_limited', "user_id => 'u', rate_limit_per_minute => 1");
 add('regenerated');
+add('replaced');
 add('accepted');
 foreach my $label (sort keys %refused)
 {
@@ -147,18 +148,24 @@ is(run(verdict($token{rate_limited}, ", client_address => '192.0.2.3'") . verdic
 my $entries = stat_of($node, 'entries');
 my $before = stat_of($node, 'unknown, malformed');
 my $old = $token{regenerated};
-$node->safe_psql('postgres', q{SELECT apitoken.regenerate_token(id) IS NULL FROM apitoken.tokens WHERE label = 'regenerated'});
+# so often that its digest is no longer kept
+$node->safe_psql('postgres', q{SELECT apitoken.regenerate_token(id) IS NULL FROM apitoken.tokens WHERE label = 'regenerated'}) foreach 1 .. 5;
 $token{unknown} = $node->safe_psql('postgres', q{SELECT apitoken.generate('usr')});
 is(run("SELECT verdict FROM apitoken.verify('$old'); " . verdict($token{unknown}) . "SELECT verdict FROM apitoken.verify('garbage'); SELECT verdict FROM apitoken.verify(NULL)"),
 	'unknown unknown malformed malformed', 'refused: a wrong secret, an unknown id, garbage, nothing');
 is(stat_of($node, 'entries'), $entries, 'of which no entry is made');
 my ($unknown, $malformed) = split /\|/, $before;
 is(stat_of($node, 'unknown, malformed'), join('|', $unknown + 2, $malformed + 2), 'but the server counts them');
+# a secret that was right before is recorded
+$node->safe_psql('postgres', q{SELECT apitoken.regenerate_token(id) IS NULL FROM apitoken.tokens WHERE label = 'replaced'});
+is(run("SELECT verdict FROM apitoken.verify('$token{replaced}')"), 'unknown', 'refused: a secret that was replaced');
+is(stat_of($node, 'entries'), $entries + 1, 'of which an entry is made');
 # a role that may not verify is not counted
 is(run(verdict($token{accepted}), user => 'regress_apitoken_reader'), '[ERROR: 42501]', 'who may not verify');
 flush();
 is(written($_), '0 2 never', "recorded: $_") foreach sort keys %refused;
 is(written('rate_limited'), '1 1 192.0.2.3', 'recorded: rate_limited, with the address that was accepted');
+is(written('replaced'), '0 1 never', 'recorded: replaced');
 is(written($_), '0 0 never', "recorded: nothing of $_") foreach 'regenerated', 'accepted';
 days_agree('and by day');
 
