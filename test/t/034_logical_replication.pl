@@ -103,6 +103,39 @@ is($sub->safe_psql('fresh', q{SELECT name, permissions FROM apitoken.roles ORDER
 is($sub->safe_psql('fresh', q{SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = 'fresh'}), '0|0', 'without an error');
 $sub->safe_psql('fresh', 'DROP SUBSCRIPTION fresh');
 
+# ----- events on another server, by the commands of docs/operations.md ------------------
+
+{
+	my ($commands) = slurp_file('docs/operations.md') =~ /^### Events on another server\n.*?^```sh\n(.*?)^```/ms;
+	my ($publication, @other) = $commands =~ /-c "(.*?)"/gs;
+	my $connection = $pub->connstr('audited') =~ s/'/''/gr;
+
+	is(s/(CONNECTION ')[^']*'/$1$connection'/, 1, 'the connection of the subscription') foreach $other[-1];
+	$pub->safe_psql('postgres', 'CREATE DATABASE audited');
+	$pub->safe_psql('audited', q{CREATE EXTENSION apitoken; INSERT INTO apitoken.organizations (id) VALUES ('acme')});
+	create_each($pub, { before => "'acme'" }, database => 'audited');
+	$pub->safe_psql('audited', $publication);
+	$sub->safe_psql('postgres', 'CREATE DATABASE audit');
+	$sub->safe_psql('audit', $_) foreach @other;
+	$sub->wait_for_subscription_sync($pub, 'audit');
+	create_each($pub, { after => "'acme', allowed_networks => '{10.0.0.0/8}'" }, database => 'audited');
+	$pub->safe_psql('audited', q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens});
+	$pub->wait_for_catchup('audit');
+
+	my $all = q{SELECT e::text FROM apitoken.events e ORDER BY id};
+	my $events = $pub->safe_psql('audited', $all);
+	is($sub->safe_psql('audit', $all), $events, 'events on another server');
+	is($sub->safe_psql('audit', q{SELECT string_agg(action, ' ' ORDER BY id) FROM apitoken.events}), 'create create revoke revoke', 'from before and after');
+	# whatever a superuser does to them
+	$pub->safe_psql('audited', q{
+		SET session_replication_role = replica;
+		UPDATE apitoken.events SET actor = 'mallory' WHERE action = 'create'; DELETE FROM apitoken.events WHERE action = 'revoke'});
+	$pub->wait_for_catchup('audit');
+	is($sub->safe_psql('audit', $all), $events, 'stay as they were');
+	is($sub->safe_psql('audit', q{SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = 'audit'}), '0|0', 'without an error');
+	$sub->safe_psql('audit', 'DROP SUBSCRIPTION audit');
+}
+
 $_->stop foreach $sub, $pub;
 no_crash($_) foreach $sub, $pub;
 done_testing();
