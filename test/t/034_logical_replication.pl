@@ -119,7 +119,7 @@ $sub->safe_psql('fresh', 'DROP SUBSCRIPTION fresh');
 	$sub->safe_psql('audit', $_) foreach @other;
 	$sub->wait_for_subscription_sync($pub, 'audit');
 	create_each($pub, { after => "'acme', allowed_networks => '{10.0.0.0/8}'" }, database => 'audited');
-	$pub->safe_psql('audited', q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens});
+	$pub->safe_psql('audited', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens});
 	$pub->wait_for_catchup('audit');
 
 	my $all = q{SELECT e::text FROM apitoken.events e ORDER BY id};
