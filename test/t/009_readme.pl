@@ -192,9 +192,6 @@ sub run_file
 	my @blocks = blocks($file);
 	return 0 unless @blocks;
 
-	# a page that has a database of its own names it
-	my $database = slurp_file($file) =~ /is one of its own: `createdb (\w+)`/ ? $1 : 'app';
-
 	# what an earlier file left: its database, then its roles
 	$node->safe_psql('postgres', "DROP DATABASE IF EXISTS $database");
 	drop_roles($node);
