@@ -55,17 +55,26 @@ enum
 
 /*
  * A user who is being forgotten, or was while this transaction waited, must not
- * appear in a new event.  This does not wait: the erasure may wait for a row that
- * this transaction has locked.
+ * appear in a new event.  This does not wait for the erasure, which may wait for a
+ * row that this transaction has locked.  But an erasure that ends gives back its
+ * locks one after the other: whom one wakes may find the next one taken for a moment.
  */
 static void
 check_actor(const char *user_id)
 {
 	Snapshot	snapshot;
 	ApitokenUserRow user;
-	bool		forgotten = !apitoken_lock_actor(user_id, ShareLock, false);
+	bool		locked = apitoken_lock_actor(user_id, ShareLock, false);
+	bool		forgotten;
 
-	if (!forgotten)
+	for (int i = 0; !locked && i < 25; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(10000L);		/* 10 ms */
+		locked = apitoken_lock_actor(user_id, ShareLock, false);
+	}
+	forgotten = !locked;
+	if (locked)
 	{
 		snapshot = apitoken_latest_snapshot();
 		forgotten = apitoken_user_was_forgotten(snapshot, user_id) &&
