@@ -12,7 +12,7 @@ test/deps.sh build test examples matrix || exit
 mapfile -t others < <(make -s print-TAP_CORE print-TAP_MORE | xargs printf 'tap:%s\n')
 
 # a release candidate
-part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared regress isolation
+part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared -j 2 regress isolation
 part "make test" make --no-print-directory test
 part "the examples" make --no-print-directory test-examples
 part "the rest" make --no-print-directory test-more

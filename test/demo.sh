@@ -37,7 +37,7 @@ echo "Building for $("$PG_CONFIG" --version), and starting a temporary server ..
 private_server "$PG_CONFIG" "$WORK/server"
 BIN=$("$PRIVATE_PG_CONFIG" --bindir)
 build "$WORK/src" "$PRIVATE_PG_CONFIG"
-start_server "$WORK/data" "$WORK/src/test/apitoken.conf"
+start_server "$WORK/data" 5432 "$WORK/src/test/apitoken.conf"
 "$BIN/createdb" -h "$WORK/s" -p 5432 -U postgres demo
 echo
 rc=0

@@ -323,24 +323,24 @@ build() {
 	grep -E 'warning:' "$log" || true
 }
 
-# start_server DATADIR [FILE]: make a cluster, add the settings of FILE, start it
-# on the socket $WORK/s/.s.PGSQL.5432.  Its log is DATADIR.log.  Tests compare plans:
+# start_server DATADIR PORT [FILE]: make a cluster, add the settings of FILE, start it
+# on the socket $WORK/s/.s.PGSQL.PORT.  Its log is DATADIR.log.  Tests compare plans:
 # an autovacuum at the wrong moment would change one of two.
 start_server() {
-	local data=$1
+	local data=$1 port=$2
 	rm -rf "$data" "$data.log"
 	"$BIN/initdb" -D "$data" -U postgres -A trust -E UTF8 --no-locale --no-sync >"$data.initdb" 2>&1 ||
 		{ cat "$data.initdb"; return 1; }
 	cat >>"$data/postgresql.conf" <<-EOF
 		listen_addresses = ''
 		unix_socket_directories = '$WORK/s'
-		port = 5432
+		port = $port
 		fsync = off
 		autovacuum = off
 		max_prepared_transactions = 10
 		log_line_prefix = '%m [%p] %q%a '
 	EOF
-	[ $# -lt 2 ] || cat "$2" >>"$data/postgresql.conf"
+	[ $# -lt 3 ] || cat "$3" >>"$data/postgresql.conf"
 	[ -z "${APITOKEN_SETTINGS:-}" ] || echo "$APITOKEN_SETTINGS" >>"$data/postgresql.conf"
 	# 9 is the lock of a workplace that is kept: not the server's
 	"$BIN/pg_ctl" -D "$data" -l "$data.log" -s -w start 9>&- || { cat "$data.log"; return 1; }

@@ -6,11 +6,14 @@
 # unit, regress, isolation, tap; all of them unless some are named.
 #
 #   -c CONFIG     plain, session or shared (may be repeated; default: all three)
-#   -j JOBS       number of TAP tests that run at a time (default: 1)
+#   -j JOBS       number of configurations and TAP tests that run at a time (default: 1)
 #   -w DIR        workplace that is kept, and used again the next time
 #   -f PG_CONFIG  an older server, for the TAP tests that upgrade from one
 #
 # See test/README.md.
+
+# start_job calls functions by name
+# shellcheck disable=SC2317
 set -euo pipefail
 # shellcheck source=test/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -164,6 +167,36 @@ tap_file() {
 	fi
 }
 
+# start_job DIR FUNCTION ARGUMENT...: run it as soon as fewer than $jobs are running.
+# When it has ended, its output is printed in one block.
+job_dirs=()
+start_job() {
+	while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n || true; done
+	run_job "$@" &
+	job_dirs+=("$1")
+}
+run_job() {
+	local dir=$1
+	shift
+	rm -rf "$dir"
+	mkdir -p "$dir"
+	passed=0 failed=0 skipped=0
+	"$@" >"$dir/out" 2>&1
+	echo "$passed $failed $skipped" >"$dir/totals"
+	flock "$WORK" cat "$dir/out"
+}
+
+# finish_jobs: wait for all of them, and count.
+finish_jobs() {
+	local dir p f s
+	wait
+	for dir in "${job_dirs[@]}"; do
+		read -r p f s <"$dir/totals" || { p=0 f=1 s=0; cat "$dir/out" || true; }
+		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	done
+	job_dirs=()
+}
+
 # ---- unit ----
 
 if asked unit; then
@@ -193,17 +226,17 @@ unlisted() {
 	done
 }
 
-# pg_regress PART PROGRAM INPUTDIR CONFIG NAME...: each name is one case.  A case
+# run_pg_regress PART PROGRAM INPUTDIR CONFIG PORT NAME...: each name is one case.  A case
 # passes only if it is reported as passed.  (15 prints 'test x ... ok', 16 and
 # later 'ok 1 - x'; without an expected file, pg_regress stops.)
 run_pg_regress() {
-	local part=$1 program=$2 input=$3 config=$4 out n rc=0 good=0 bad=0 missing=() start=$SECONDS
-	shift 4
+	local part=$1 program=$2 input=$3 config=$4 port=$5 out n rc=0 good=0 bad=0 missing=() start=$SECONDS
+	shift 5
 	out=$WORK/out/$config/$part
 	rm -rf "$out"
 	mkdir -p "$out"
 	timeout --foreground -k 10 "$limit" "$pgxs/src/test/$program" --inputdir="$input" --outputdir="$out" --bindir="$BIN" \
-		--host="$WORK/s" --port=5432 --user=postgres --dbname="${part}_regression" \
+		--host="$WORK/s" --port="$port" --user=postgres --dbname="${part}_regression" \
 		"$@" >"$out/log" 2>&1 </dev/null || rc=$?
 	for n in "$@"; do
 		if grep -qE "^(test $n +\.\.\. ok|ok [0-9]+ +[-+] $n)( |\$)" "$out/log"; then
@@ -226,40 +259,42 @@ run_pg_regress() {
 	fi
 }
 
-for config in "${configs[@]}"; do
-	asked regress || asked isolation || break
-	# shellcheck disable=SC2046  # lists of words
-	{
-		mapfile -t regress < <(wanted regress $(variable REGRESS))
-		mapfile -t isolation < <(wanted isolation $(variable ISOLATION))
-	}
-	if [ "$config" = "${configs[0]}" ]; then
-		! asked_whole regress || unlisted regress sql sql REGRESS
-		! asked_whole isolation || unlisted isolation test/isolation/specs spec ISOLATION
-	fi
-	[ $((${#regress[@]} + ${#isolation[@]})) -gt 0 ] || break
-
-	data=$WORK/data-$config
+# test_config CONFIG PORT: on a server of its own
+test_config() {
+	local config=$1 port=$2 data=$WORK/data-$1 conf=()
 	case $config in
-		plain) conf=() ;;
 		session) conf=(test/session.conf) ;;
 		shared) conf=(test/apitoken.conf) ;;
 	esac
-	if ! start_server "$data" "${conf[@]}"; then
+	if ! start_server "$data" "$port" "${conf[@]}"; then
 		fail "$config: the server does not start"
-		continue
+		return
 	fi
 	[ ${#regress[@]} = 0 ] ||
-		run_pg_regress regress regress/pg_regress "$src" "$config" "${regress[@]}"
+		run_pg_regress regress regress/pg_regress "$src" "$config" "$port" "${regress[@]}"
 	[ ${#isolation[@]} = 0 ] ||
-		run_pg_regress isolation isolation/pg_isolation_regress "$src/test/isolation" "$config" "${isolation[@]}"
+		run_pg_regress isolation isolation/pg_isolation_regress "$src/test/isolation" "$config" "$port" "${isolation[@]}"
 	stop_server "$data" || fail "$config: the server does not stop"
 	# A crash does not always fail the test in which it happens.
 	if grep -nE 'terminated by signal|PANIC: |TRAP: ' "$data.log"; then
 		fail "$config: the server crashed"
 	fi
 	rm -rf "$data"
-done
+}
+
+# shellcheck disable=SC2046  # lists of words
+{
+	mapfile -t regress < <(wanted regress $(variable REGRESS))
+	mapfile -t isolation < <(wanted isolation $(variable ISOLATION))
+}
+! asked_whole regress || unlisted regress sql sql REGRESS
+! asked_whole isolation || unlisted isolation test/isolation/specs spec ISOLATION
+if [ $((${#regress[@]} + ${#isolation[@]})) -gt 0 ]; then
+	port=5432 # of a socket that is in our directory only
+	for config in "${configs[@]}"; do
+		start_job "$WORK/out/$config" test_config "$config" $((port++))
+	done
+fi
 
 # ---- TAP ----
 
@@ -286,13 +321,17 @@ if asked tap; then
 		fi
 	fi
 
-	# Several may run at a time, each in directories of its own, and with what PGXS's
-	# prove_installcheck sets.  Each prints its block when it has ended.
+	# 16 and later copy a cluster that stands ready
+	rm -rf "$WORK/initdb"
+	"$BIN/initdb" -D "$WORK/initdb" -A trust -N >"$WORK/initdb.log" 2>&1 || cat "$WORK/initdb.log"
+	export INITDB_TEMPLATE=$WORK/initdb
+
+	# Each runs in directories of its own, with what PGXS's prove_installcheck sets.
 	export PG_REGRESS=$pgxs/src/test/regress/pg_regress top_builddir=$WORK PGPORT=65432
 	run_tap() {
 		local n=$1
 		export TESTDIR=$WORK/tap/$1 TESTDATADIR=$WORK/tap/$1/tmp_check TESTLOGDIR=$WORK/tap/$1/tmp_check/log
-		passed=0 failed=0 skipped=0
+		mkdir -p "$TESTLOGDIR"
 		if ! tap_file "tap $n" "$TESTDIR/log" \
 			prove -v -I "$pgxs/src/test/perl" -I "$src/test/t" "test/t/$n.pl"; then
 			echo "--- the end of its log"
@@ -301,30 +340,20 @@ if asked tap; then
 		if grep -rE 'terminated by signal (6|11|4|7|8)|PANIC: |TRAP: ' "$TESTLOGDIR" 2>/dev/null; then
 			fail "tap $n: a server crashed"
 		fi
-		echo "$passed $failed $skipped" >"$TESTDIR/totals"
-	}
-	start_tap() {
-		rm -rf "$WORK/tap/$1"
-		mkdir -p "$WORK/tap/$1/tmp_check/log"
-		run_tap "$1" >"$WORK/tap/$1/out" 2>&1
-		flock "$WORK/tap" cat "$WORK/tap/$1/out"
 	}
 	alone=" $(variable TAP_ALONE) "
 	for n in "${names[@]}"; do
-		[[ "$alone" != *" $n "* ]] || continue
-		while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n || true; done
-		start_tap "$n" &
+		[[ "$alone" == *" $n "* ]] || start_job "$WORK/tap/$n" run_tap "$n"
 	done
-	wait
+	finish_jobs
+	jobs=1
 	for n in "${names[@]}"; do
-		[[ "$alone" != *" $n "* ]] || (start_tap "$n")
+		[[ "$alone" != *" $n "* ]] || start_job "$WORK/tap/$n" run_tap "$n"
 	done
-	for n in "${names[@]}"; do
-		read -r p f s <"$WORK/tap/$n/totals" || p=0 f=1 s=0
-		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-	done
-	# a kept workplace keeps the logs, not the clusters
-	find "$WORK/tap" -name pgdata -type d -prune -exec rm -rf {} + 2>/dev/null || true
 fi
+finish_jobs
+
+# a kept workplace keeps the logs, not the clusters
+find "$WORK/tap" -name pgdata -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 finish
