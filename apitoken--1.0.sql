@@ -995,9 +995,16 @@ BEGIN ATOMIC
 		'previous', (SELECT pg_catalog.jsonb_object_agg(s.scheme, s.count) FROM (
 			SELECT p.scheme, pg_catalog.count(DISTINCT t.id)
 			FROM token t, ROWS FROM (pg_catalog.unnest(t.previous_digest_scheme), pg_catalog.unnest(t.previous_expires_at)) p (scheme, expires_at)
-			WHERE p.expires_at > pg_catalog.now() GROUP BY 1) s));
+			WHERE p.expires_at > pg_catalog.now() GROUP BY 1) s),
+		-- of a token, the first is delivered before the next one can be claimed
+		'unclaimed', (SELECT pg_catalog.count(*) FROM (
+			SELECT DISTINCT ON (n.token_id) n.next_attempt_at FROM apitoken.notifications n
+			WHERE n.next_attempt_at IS NOT NULL ORDER BY n.token_id, n.id) n
+			WHERE n.next_attempt_at < pg_catalog.now() - interval '1 hour'),
+		'given_up', (SELECT pg_catalog.count(*) FROM apitoken.notifications n
+			WHERE n.next_attempt_at IS NULL AND n.delivered_at IS NULL AND n.recipients <> '{}'));
 END;
-COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of previous secrets whose overlap is not over';
+COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of notifications that could have been claimed for an hour (unclaimed) and that were given up (given_up), and of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of previous secrets whose overlap is not over';
 
 CREATE FUNCTION apitoken.check_setup() RETURNS TABLE (level text, subject text, message text, hint text)
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED ROWS 20
@@ -1024,6 +1031,7 @@ BEGIN ATOMIC
 	tokens AS MATERIALIZED (
 		SELECT CASE WHEN pg_catalog.has_table_privilege('apitoken_internal.token_records'::pg_catalog.regclass, 'SELECT')
 				AND NOT pg_catalog.row_security_active('apitoken_internal.token_records'::pg_catalog.regclass)
+				AND pg_catalog.has_table_privilege('apitoken.notifications'::pg_catalog.regclass, 'SELECT')
 			THEN apitoken_internal.count_tokens() END AS numbers
 	),
 	-- tokens whose current or previous secret needs this pepper (0: none)
@@ -1419,9 +1427,9 @@ BEGIN ATOMIC
 
 		-- tokens
 		UNION ALL
-		SELECT s.name, 'notice', 'this role may not count the tokens' || s.what,
+		SELECT s.name, 'notice', 'this role may not count the ' || s.what,
 			pg_catalog.format('SELECT * FROM apitoken.check_setup();  -- as role %s', u.owner::pg_catalog.regrole)
-		FROM tokens t, setup u, (VALUES ('tokens', ''), ('peppers', ' that need each pepper')) s (name, what) WHERE t.numbers IS NULL
+		FROM tokens t, setup u, (VALUES ('tokens', 'tokens'), ('peppers', 'tokens that need each pepper'), ('notifications', 'notifications')) s (name, what) WHERE t.numbers IS NULL
 		UNION ALL
 		SELECT 'tokens', 'notice', pg_catalog.format('tokens that never expire: %s', t.numbers ->> 'endless'),
 			'UPDATE apitoken.tokens SET expires_at = now() + interval ''90 days'' WHERE expires_at IS NULL AND revoked_at IS NULL;'
@@ -1429,6 +1437,16 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'tokens', 'error', pg_catalog.format('tokens with a rate limit or quota, which are refused because apitoken is not in shared_preload_libraries: %s', t.numbers ->> 'limited'), p.hint
 		FROM tokens t, preload p, stats s WHERE (t.numbers ->> 'limited')::bigint > 0 AND NOT s.preloaded
+
+		-- notifications
+		UNION ALL
+		SELECT 'notifications', 'warning', pg_catalog.format('notifications that no program has claimed for an hour: %s', t.numbers ->> 'unclaimed'),
+			'ALTER SYSTEM SET apitoken.notifications = off;' || r.hint || '  -- or run a mailer'
+		FROM tokens t, reload r WHERE (t.numbers ->> 'unclaimed')::bigint > 0
+		UNION ALL
+		SELECT 'notifications', 'warning', pg_catalog.format('notifications that were given up, last_error says why: %s', t.numbers ->> 'given_up'),
+			'UPDATE apitoken.notifications SET next_attempt_at = now(), attempts = 0 WHERE next_attempt_at IS NULL AND delivered_at IS NULL AND recipients <> ''{}'';'
+		FROM tokens t WHERE (t.numbers ->> 'given_up')::bigint > 0
 	)
 	SELECT COALESCE(f.level, 'ok'), s.name, COALESCE(f.message, s.in_order), f.hint
 	FROM (VALUES
@@ -1442,7 +1460,8 @@ BEGIN ATOMIC
 			(8, 'privileges', 'PUBLIC has the privileges that the extension gave it'),
 			(9, 'default privileges', 'no default privileges give away objects of the extension'),
 			(10, 'tables', 'each table with a policy that depends on the extension has row-level security, no login owns it, and no view or partition passes the policies by'),
-			(11, 'tokens', 'each token expires')
+			(11, 'tokens', 'each token expires'),
+			(12, 'notifications', 'each notification was delivered, or waits for its next attempt')
 		) s (n, name, in_order) LEFT JOIN finding f ON f.subject = s.name
 	ORDER BY s.n, pg_catalog.array_position('{error,warning,notice}'::text[], f.level), f.message COLLATE "C";
 END;

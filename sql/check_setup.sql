@@ -406,6 +406,29 @@ UNION ALL
 SELECT 'error', 'tokens with a rate limit or quota, which are refused because apitoken is not in shared_preload_libraries: 1', true FROM apitoken.stats WHERE preloaded
 EXCEPT
 SELECT 'ok', 'each token expires', NULL FROM apitoken.stats WHERE preloaded;
+
+--
+-- notifications: those that wait for an earlier one of their token are not counted
+--
+SELECT c.* FROM public.regress_check('notifications') c;
+BEGIN;
+INSERT INTO apitoken.notifications (id, created_at, event, token_id, payload, recipients, attempts, next_attempt_at, delivered_at)
+SELECT n.id::pg_catalog.uuid, pg_catalog.now() - interval '1 day', 'create', n.token::pg_catalog.uuid, '{}', n.recipients, 1, n.next_attempt_at, n.delivered_at
+FROM (VALUES
+	('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-00000000000a', '{a@example.org}'::text[], pg_catalog.now() + interval '1 minute', NULL::timestamptz),
+	('00000000-0000-0000-0000-000000000002', '00000000-0000-0000-0000-00000000000a', '{a@example.org}', pg_catalog.now() - interval '1 day', NULL),
+	('00000000-0000-0000-0000-000000000003', '00000000-0000-0000-0000-00000000000b', '{a@example.org}', pg_catalog.now() - interval '59 minutes', NULL),
+	('00000000-0000-0000-0000-000000000004', '00000000-0000-0000-0000-00000000000b', '{a@example.org}', NULL, pg_catalog.now()),
+	('00000000-0000-0000-0000-000000000005', '00000000-0000-0000-0000-00000000000b', '{}', NULL, NULL)) n (id, token, recipients, next_attempt_at, delivered_at);
+SELECT c.* FROM public.regress_check('notifications') c;
+UPDATE apitoken.notifications SET next_attempt_at = pg_catalog.now() - interval '61 minutes' WHERE id IN ('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000003');
+UPDATE apitoken.notifications SET next_attempt_at = NULL WHERE id = '00000000-0000-0000-0000-000000000002';
+SELECT c.level, c.message, pg_catalog.regexp_replace(c.hint, '--.*  --', '...') AS hint FROM public.regress_check('notifications') c;
+-- the second hint does what it says
+SELECT c.hint FROM public.regress_check('notifications') c WHERE c.message ~ 'given up' \gexec
+SELECT c.message FROM public.regress_check('notifications') c;
+ROLLBACK;
+
 SELECT c.* FROM public.regress_check('version') c;
 SELECT extversion AS version FROM pg_catalog.pg_extension WHERE extname = 'apitoken' \gset
 UPDATE pg_catalog.pg_extension SET extversion = '0.9' WHERE extname = 'apitoken';

@@ -86,13 +86,15 @@ COMMENT ON TYPE app.issued_token IS 'A new token. Its text is shown only here.';
 CREATE FUNCTION app.create_token(
     label text, organization_id text DEFAULT NULL, description text DEFAULT NULL, role text DEFAULT NULL,
     access text DEFAULT NULL, permissions text[] DEFAULT NULL, expires_in interval DEFAULT NULL,
-    allowed_networks cidr[] DEFAULT NULL, rate_limit_per_minute integer DEFAULT NULL, metadata jsonb DEFAULT '{}')
+    allowed_networks cidr[] DEFAULT NULL, rate_limit_per_minute integer DEFAULT NULL, metadata jsonb DEFAULT '{}',
+    quota bigint DEFAULT NULL, quota_period text DEFAULT NULL)
 RETURNS app.issued_token LANGUAGE sql BEGIN ATOMIC
     SELECT made.id, made.token, made.masked, made.expires_at
     FROM apitoken.create_token(
         label => label, organization_id => organization_id, description => description, role => role,
         access => access, permissions => permissions, expires_in => expires_in, allowed_networks => allowed_networks,
-        rate_limit_per_minute => rate_limit_per_minute, metadata => metadata) made;
+        rate_limit_per_minute => rate_limit_per_minute, metadata => metadata,
+        quota => quota, quota_period => quota_period) made;
 END;
 COMMENT ON FUNCTION app.create_token IS 'Create a token of an organization, or without one, a token of your own.';
 

@@ -195,7 +195,7 @@ sub run_file
 	# what an earlier file left: its database, then its roles
 	$node->safe_psql('postgres', "DROP DATABASE IF EXISTS $database");
 	drop_roles($node);
-	($database) = (slurp_file($file) =~ /\bcreatedb (\w+)/, 'app');
+	($database) = (slurp_file($file) =~ /^The database is one of its own: `createdb (\w+)`/m, 'app');
 	$node->safe_psql('postgres', "CREATE DATABASE $database");
 
 	my $script = '';
