@@ -344,7 +344,8 @@ CREATE TABLE apitoken.notifications (
 	attempts        integer NOT NULL DEFAULT 0,
 	next_attempt_at timestamptz,
 	delivered_at    timestamptz,
-	last_error      text
+	last_error      text,
+	recipient_ids   text[] NOT NULL DEFAULT '{}'
 );
 CREATE INDEX notifications_organization_id_idx ON apitoken.notifications (organization_id, id) WHERE organization_id IS NOT NULL;
 CREATE INDEX notifications_user_id_idx ON apitoken.notifications (user_id, id) WHERE user_id IS NOT NULL;
@@ -363,6 +364,7 @@ COMMENT ON COLUMN apitoken.notifications.attempts IS 'How often it was claimed';
 COMMENT ON COLUMN apitoken.notifications.next_attempt_at IS 'When it may be claimed: the end of the lease, or of the delay after a failure; null: delivered, given up, or restored from a dump';
 COMMENT ON COLUMN apitoken.notifications.delivered_at IS 'When it was delivered; null: not yet, or never';
 COMMENT ON COLUMN apitoken.notifications.last_error IS 'Why the last attempt failed, without secrets; granted to nobody, because it can contain addresses; null: none failed';
+COMMENT ON COLUMN apitoken.notifications.recipient_ids IS 'Ids of the users who had these addresses, in the same order; granted to nobody';
 
 -- The planner uses statistics of all rows, and EXPLAIN shows its estimates to
 -- everybody: how frequent a value is, or where in the table's order it stands.
@@ -409,7 +411,7 @@ ALTER TABLE apitoken_internal.token_records ALTER expiry_notified_at SET STATIST
 ALTER TABLE apitoken.notifications
 	ALTER id SET STATISTICS 0, ALTER created_at SET STATISTICS 0, ALTER event SET STATISTICS 0,
 	ALTER token_id SET STATISTICS 0, ALTER organization_id SET STATISTICS 0, ALTER user_id SET STATISTICS 0,
-	ALTER payload SET STATISTICS 0, ALTER recipients SET STATISTICS 0, ALTER attempts SET STATISTICS 0,
+	ALTER payload SET STATISTICS 0, ALTER recipients SET STATISTICS 0, ALTER recipient_ids SET STATISTICS 0, ALTER attempts SET STATISTICS 0,
 	ALTER next_attempt_at SET STATISTICS 0, ALTER delivered_at SET STATISTICS 0, ALTER last_error SET STATISTICS 0;
 
 -- For apitoken.allow() and apitoken.disallow(): see src/manage/grant.c.
@@ -663,13 +665,13 @@ SELECT r.id,
 		WHEN r.revoked_at IS NOT NULL THEN 'revoked'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp() THEN 'expired'
 		WHEN r.suspended_at IS NOT NULL THEN 'suspended'
-		-- as apitoken_lifetime_allowed() has it
-		WHEN EXISTS (
-			SELECT FROM apitoken.organizations o
-			WHERE o.id = r.organization_id
-				AND CASE WHEN r.expires_at IS NULL THEN o.require_expiry OR o.max_lifetime IS NOT NULL
+		-- as apitoken_lifetime_allowed() has it.  EXISTS would let the planner hash the whole table.
+		WHEN (
+			SELECT CASE WHEN r.expires_at IS NULL THEN o.require_expiry OR o.max_lifetime IS NOT NULL
 					ELSE pg_catalog.timezone('UTC', r.expires_at) - o.max_lifetime
 						> pg_catalog.timezone('UTC', COALESCE(r.regenerated_at, r.created_at)) END
+			FROM apitoken.organizations o
+			WHERE o.id = r.organization_id
 		) THEN 'policy_refused'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp()
 			+ LEAST('7 days'::interval, GREATEST((r.expires_at - r.created_at) / 2, '3 days'::interval)) THEN 'expiring'
@@ -1002,7 +1004,7 @@ BEGIN ATOMIC
 			WHERE n.next_attempt_at IS NOT NULL ORDER BY n.token_id, n.id) n
 			WHERE n.next_attempt_at < pg_catalog.now() - interval '1 hour'),
 		'given_up', (SELECT pg_catalog.count(*) FROM apitoken.notifications n
-			WHERE n.next_attempt_at IS NULL AND n.delivered_at IS NULL AND n.recipients <> '{}'));
+			WHERE n.next_attempt_at IS NULL AND n.delivered_at IS NULL AND n.attempts >= 20 AND n.recipients <> '{}'));
 END;
 COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of notifications that could have been claimed for an hour (unclaimed) and that were given up (given_up), and of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of previous secrets whose overlap is not over';
 
@@ -1445,7 +1447,7 @@ BEGIN ATOMIC
 		FROM tokens t, reload r WHERE (t.numbers ->> 'unclaimed')::bigint > 0
 		UNION ALL
 		SELECT 'notifications', 'warning', pg_catalog.format('notifications that were given up, last_error says why: %s', t.numbers ->> 'given_up'),
-			'UPDATE apitoken.notifications SET next_attempt_at = now(), attempts = 0 WHERE next_attempt_at IS NULL AND delivered_at IS NULL AND recipients <> ''{}'';'
+			'UPDATE apitoken.notifications SET next_attempt_at = now(), attempts = 0 WHERE next_attempt_at IS NULL AND delivered_at IS NULL AND attempts >= 20 AND recipients <> ''{}'';'
 		FROM tokens t WHERE (t.numbers ->> 'given_up')::bigint > 0
 	)
 	SELECT COALESCE(f.level, 'ok'), s.name, COALESCE(f.message, s.in_order), f.hint

@@ -172,7 +172,7 @@ RESET SESSION AUTHORIZATION;
 -- The id used again: a session or a JWT that is still valid brings nobody back,
 -- nor does the pseudonym.  The directory may, and nothing returns.
 --
-SELECT pg_catalog.count(*) AS rows, pg_catalog.count(*) FILTER (WHERE id = :'pseudonym') AS pseudonym, pg_catalog.count(*) FILTER (WHERE id ~ '^sha256:[0-9a-f]{64}$' AND deleted_at = '-infinity') AS marks
+SELECT pg_catalog.count(*) AS rows, pg_catalog.count(*) FILTER (WHERE id = :'pseudonym') AS pseudonym, pg_catalog.count(*) FILTER (WHERE id ~ '^forgotten:[0-9a-f]{64}$' AND deleted_at = '-infinity') AS marks
 FROM apitoken_internal.deleted_users;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 SELECT public.regress_try($$SELECT apitoken.act_as('ada')$$) AS id;
@@ -217,6 +217,46 @@ SELECT apitoken.forget_user(42), apitoken.forget_user('a0eebc99-9c0b-4ef8-bb6d-6
 RESET SESSION AUTHORIZATION;
 SELECT * FROM public.regress_traces('bob', 'carl', '(dora', ',dora,', 'stranger');
 SELECT public.regress_try($$SELECT apitoken.create_token('x', user_id => 'stranger')$$) AS stranger;
+
+--
+-- Notifications: erin's row in users is deleted first, as by a trigger of the
+-- application, and her address had changed before.  fay has the address of the team,
+-- too, and hal has the first one of two.
+--
+INSERT INTO apitoken.organizations (id, notify) VALUES ('told', '{create}');
+INSERT INTO apitoken.users (id, email) VALUES ('erin', 'erin@old.example'), ('fay', 'team@told.example'), ('gus', 'team@told.example'), ('hal', 'hal@told.example');
+INSERT INTO apitoken.memberships SELECT 'told', u, 'admin' FROM pg_catalog.unnest('{erin,fay,gus,hal}'::text[]) u;
+BEGIN;
+SELECT apitoken.act_as('hal');
+SELECT (apitoken.create_token('first', 'told')).id IS NOT NULL AS made;
+COMMIT;
+UPDATE apitoken.users SET email = 'erin@new.example' WHERE id = 'erin';
+BEGIN;
+SELECT apitoken.act_as('hal');
+SELECT (apitoken.create_token('second', 'told')).id IS NOT NULL AS made;
+COMMIT;
+UPDATE apitoken.notifications SET last_error = 'erin@new.example: no such mailbox' WHERE payload->>'label' = 'second';
+SELECT payload->>'label' AS label, recipients, recipient_ids FROM apitoken.notifications WHERE organization_id = 'told' ORDER BY id;
+SET SESSION AUTHORIZATION regress_apitoken_job;
+DELETE FROM apitoken.users WHERE id = 'erin';
+SELECT apitoken.forget_user('erin'), apitoken.forget_user('fay');
+RESET SESSION AUTHORIZATION;
+SELECT * FROM public.regress_traces('erin', 'fay');
+SELECT payload->>'label' AS label, recipients, recipient_ids, next_attempt_at IS NOT NULL AS pending, last_error FROM apitoken.notifications WHERE organization_id = 'told' ORDER BY id;
+SET SESSION AUTHORIZATION regress_apitoken_job;
+SELECT apitoken.forget_user('hal'), apitoken.forget_user('gus');
+RESET SESSION AUTHORIZATION;
+SELECT payload->>'label' AS label, recipients, recipient_ids, next_attempt_at IS NOT NULL AS pending FROM apitoken.notifications WHERE organization_id = 'told' ORDER BY id;
+
+-- what stands for a forgotten user is no id, so nobody can be given it or have it erased
+SELECT id AS mark FROM apitoken_internal.deleted_users WHERE id = 'forgotten:' || pg_catalog.encode(pg_catalog.sha256('erin'), 'hex') \gset
+SET SESSION AUTHORIZATION regress_apitoken_job;
+SELECT pg_catalog.replace(public.regress_try(pg_catalog.format(s, :'mark')), :'mark', '(mark)') AS mark
+FROM (VALUES ('SELECT apitoken.forget_user(%L)'), ('INSERT INTO apitoken.users (id) VALUES (%L)'), ('INSERT INTO apitoken.organizations (id) VALUES (%L)')) v (s);
+RESET SESSION AUTHORIZATION;
+BEGIN;
+SELECT public.regress_try($$SELECT apitoken.act_as('erin')$$) AS erin;
+ROLLBACK;
 
 DROP FUNCTION public.regress_traces, public.regress_rows;
 DROP TABLE public.regress_before;

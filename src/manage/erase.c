@@ -41,6 +41,7 @@ static const ApitokenStatement erasures[] = {
 	APITOKEN_ERASE_DELETED,
 	APITOKEN_ERASE_TOKENS,
 	APITOKEN_ERASE_EVENTS,
+	APITOKEN_ERASE_RECIPIENT,
 	APITOKEN_ERASE_NOTIFICATIONS,
 	APITOKEN_ERASE_USAGE,
 };
@@ -169,7 +170,6 @@ apitoken_forget_user(PG_FUNCTION_ARGS)
 	(void) apitoken_lock_actor(user_id, ExclusiveLock, true);
 	values[0] = CStringGetTextDatum(user_id);
 	values[1] = new_pseudonym();
-	apitoken_execute(APITOKEN_ERASE_RECIPIENT, values, NULL);
 	changed = apitoken_execute(APITOKEN_DELETE_USER, values, NULL);
 	/* again, for a user without a row */
 	changed += apitoken_end_owner(true, values[0]);

@@ -130,7 +130,7 @@
 	COLUMN(events, client_address,  INETOID,        NULLABLE, "") \
 	COLUMN(events, details,         JSONBOID,       NOT_NULL, "")
 
-/* Addresses, also those in errors, are for the mailer alone. */
+/* Addresses, also those in errors, and who has them, are for the mailer alone. */
 #define NOTIFICATIONS_COLUMNS(COLUMN) \
 	COLUMN(notifications, id,              UUIDOID,        NOT_NULL, "r") \
 	COLUMN(notifications, created_at,      TIMESTAMPTZOID, NOT_NULL, "r") \
@@ -143,7 +143,8 @@
 	COLUMN(notifications, attempts,        INT4OID,        NOT_NULL, "r") \
 	COLUMN(notifications, next_attempt_at, TIMESTAMPTZOID, NULLABLE, "r") \
 	COLUMN(notifications, delivered_at,    TIMESTAMPTZOID, NULLABLE, "r") \
-	COLUMN(notifications, last_error,      TEXTOID,        NULLABLE, "")
+	COLUMN(notifications, last_error,      TEXTOID,        NULLABLE, "") \
+	COLUMN(notifications, recipient_ids,   TEXTARRAYOID,   NOT_NULL, "")
 
 /* Composite types that functions return. */
 

@@ -576,7 +576,7 @@ apitoken_forgotten_mark(const char *id)
 
 	apitoken_digest(id, strlen(id), 0, digest);
 	initStringInfo(&mark);
-	appendStringInfoString(&mark, "sha256:");
+	appendStringInfoString(&mark, APITOKEN_FORGOTTEN_MARK);
 	for (int i = 0; i < APITOKEN_DIGEST_LENGTH; i++)
 		appendStringInfo(&mark, "%02x", digest[i]);
 	return mark.data;

@@ -97,19 +97,21 @@ typedef struct
  */
 #define REACHABLE "u.email OPERATOR(pg_catalog.<>) '' AND u.suspended_at IS NULL"
 #define NOTIFY(id, at, actor, event) \
-	"INSERT INTO apitoken.notifications (id, created_at, event, token_id, organization_id, user_id, payload, recipients, next_attempt_at)" \
+	"INSERT INTO apitoken.notifications (id, created_at, event, token_id, organization_id, user_id, payload, recipients," \
+	" recipient_ids, next_attempt_at)" \
 	" SELECT " id ", " at ", " event ", t.id, t.organization_id, t.user_id, pg_catalog.jsonb_build_object(" \
 	"'event', " event ", 'at', " at ", 'token_id', t.id, 'organization_id', t.organization_id, 'organization_name', r.name," \
 	" 'user_id', t.user_id, 'label', t.label, 'masked', t.masked, 'role', t.role, 'access', t.access," \
 	" 'created_by', t.created_by, 'created_by_name', t.created_by_name, 'created_at', t.created_at, 'expires_at', t.expires_at," \
-	" 'actor', " actor ", 'reason', t.revoke_reason), r.addresses, " at \
+	" 'actor', " actor ", 'reason', t.revoke_reason), r.addresses, r.ids, " at \
 	" FROM t, LATERAL (" \
-	"SELECT o.name, (pg_catalog.array_agg(DISTINCT u.email COLLATE pg_catalog.\"C\"))[1:1000] AS addresses" \
+	"SELECT a.name, (pg_catalog.array_agg(a.email))[1:1000] AS addresses, (pg_catalog.array_agg(a.id))[1:1000] AS ids" \
+	" FROM (SELECT DISTINCT ON (u.email COLLATE pg_catalog.\"C\") o.name, u.email, u.id" \
 	" FROM apitoken.organizations o, apitoken.memberships m, apitoken.users u" \
 	" WHERE o.id OPERATOR(pg_catalog.=) t.organization_id AND " event " OPERATOR(pg_catalog.=) ANY (o.notify)" \
 	" AND m.organization_id OPERATOR(pg_catalog.=) o.id AND u.id OPERATOR(pg_catalog.=) m.user_id AND " REACHABLE \
-	" AND apitoken_internal.role_allows(m.role, 'token:read') GROUP BY o.id" \
-	" UNION ALL SELECT NULL, ARRAY[u.email] FROM apitoken.users u" \
+	" AND apitoken_internal.role_allows(m.role, 'token:read') ORDER BY u.email COLLATE pg_catalog.\"C\", u.id) a GROUP BY a.name" \
+	" UNION ALL SELECT NULL, ARRAY[u.email], ARRAY[u.id] FROM apitoken.users u" \
 	" WHERE u.id OPERATOR(pg_catalog.=) t.user_id AND " event " OPERATOR(pg_catalog.=) ANY (u.notify) AND " REACHABLE ") r"
 
 /* A notification is given up after so many attempts, which is after about three days. */
@@ -504,11 +506,24 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE user_id OPERATOR(pg_catalog.=) $1 OR actor OPERATOR(pg_catalog.=) $1",
 		2, {TEXTOID, TEXTOID}
 	},
-	/* Before the row in users is deleted, which has the address. */
+	/* An address that another user has as well stays, as that user's. */
 	[APITOKEN_ERASE_RECIPIENT] = {
-		"UPDATE apitoken.notifications n SET recipients = pg_catalog.array_remove(n.recipients, u.email), last_error = NULL,"
-		" next_attempt_at = CASE WHEN pg_catalog.cardinality(n.recipients) OPERATOR(pg_catalog.>) 1 THEN n.next_attempt_at END"
-		" FROM apitoken.users u WHERE u.id OPERATOR(pg_catalog.=) $1 AND u.email OPERATOR(pg_catalog.=) ANY (n.recipients)",
+		"WITH other AS (SELECT u.email, pg_catalog.min(u.id) AS id FROM apitoken.users u"
+		" WHERE u.id OPERATOR(pg_catalog.<>) $1 AND u.email OPERATOR(pg_catalog.=) ANY (SELECT r.address"
+		" FROM apitoken.notifications n, ROWS FROM (pg_catalog.unnest(n.recipients), pg_catalog.unnest(n.recipient_ids)) r (address, id)"
+		" WHERE r.id OPERATOR(pg_catalog.=) $1) GROUP BY u.email),"
+		" changed AS (SELECT n.id, pg_catalog.array_agg(r.address ORDER BY r.n) AS recipients, pg_catalog.array_agg(r.id ORDER BY r.n) AS ids"
+		" FROM apitoken.notifications n LEFT JOIN LATERAL ("
+		"SELECT r.address, CASE WHEN r.id OPERATOR(pg_catalog.=) $1 THEN o.id ELSE r.id END AS id, r.n"
+		" FROM ROWS FROM (pg_catalog.unnest(n.recipients), pg_catalog.unnest(n.recipient_ids)) WITH ORDINALITY r (address, id, n)"
+		" LEFT JOIN other o ON o.email OPERATOR(pg_catalog.=) r.address"
+		" WHERE COALESCE(r.id, '') OPERATOR(pg_catalog.<>) $1 OR o.id IS NOT NULL) r ON true"
+		" WHERE $1 OPERATOR(pg_catalog.=) ANY (n.recipient_ids) GROUP BY n.id)"
+		" UPDATE apitoken.notifications n SET last_error = NULL,"
+		" recipients = CASE WHEN c.recipients[1] IS NULL THEN '{}' ELSE c.recipients END,"
+		" recipient_ids = CASE WHEN c.recipients[1] IS NULL THEN '{}' ELSE c.ids END,"
+		" next_attempt_at = CASE WHEN c.recipients[1] IS NOT NULL THEN n.next_attempt_at END"
+		" FROM changed c WHERE n.id OPERATOR(pg_catalog.=) c.id",
 		1, {TEXTOID}
 	},
 	[APITOKEN_ERASE_NOTIFICATIONS] = {

@@ -148,6 +148,8 @@ apitoken_id_fault(const char *id, size_t length)
 {
 	if (length == 0 || length > APITOKEN_OWNER_ID_MAX)
 		return "Use an id of 1 to 255 bytes.";
+	if (length >= strlen(APITOKEN_FORGOTTEN_MARK) && memcmp(id, APITOKEN_FORGOTTEN_MARK, strlen(APITOKEN_FORGOTTEN_MARK)) == 0)
+		return "Use an id that does not begin with \"" APITOKEN_FORGOTTEN_MARK "\", which marks users who were forgotten.";
 	if (reads_as_uuid(id, length) && !is_canonical_uuid(id, length))
 		return "Write a UUID as PostgreSQL does, in lower case and with hyphens: cast it to uuid and then to text.";
 	if (reads_as_bigint(id, length) && !is_canonical_bigint(id, length))

@@ -77,6 +77,9 @@ extern bool apitoken_mask_secrets(char *text, size_t length);
 /* maximum length of an id, in bytes; the minimum is 1 */
 #define APITOKEN_OWNER_ID_MAX 255
 
+/* What deleted_users has before the digest of an id.  No id begins with it. */
+#define APITOKEN_FORGOTTEN_MARK "forgotten:"
+
 extern int	apitoken_hex_value(char digit);
 extern const char *apitoken_id_fault(const char *id, size_t length);
 extern void apitoken_check_id(const char *owner, const char *id);

@@ -37,7 +37,7 @@ main(void)
 {
 	static const char *const ids[] = {
 		/* names, and what looks like a number or a uuid but is none */
-		"acme", "a b", "x", "_", "-", "--", "{}", "{", "}", "0x", "0X", "0b", "0o", "0xg", "0b2", "0o8", "1_", "_1", "1__0", "0x1_", "0x1__0", "1.0", "1.2.3", "1e3", "00-1", "1-0",
+		"acme", "forgotten", "forgotten-1", "Forgotten:1", " forgotten:1", "a b", "x", "_", "-", "--", "{}", "{", "}", "0x", "0X", "0b", "0o", "0xg", "0b2", "0o8", "1_", "_1", "1__0", "0x1_", "0x1__0", "1.0", "1.2.3", "1e3", "00-1", "1-0",
 		"+", "+-1", "- 1", "1 000", "\xc3\xa9", "a\tb", "12a", "007a", "a007", "0x0g", "1,000", "{1}",
 		/* white space around other texts, which no type skips */
 		" ", "  ", "\n", " acme", "acme ", "\tacme", "acme\n", " -", "+ ", "7\xc2\xa0", " 5f0e7d4c-2a57-4d3a-9d8e-0123456789ab", "5F0E7D4C-2A57-4D3A-9D8E-0123456789AB ",
@@ -55,6 +55,8 @@ main(void)
 		"5G0E7D4C-2A57-4D3A-9D8E-0123456789AB", "urn:uuid:5f0e7d4c-2a57-4d3a-9d8e-0123456789ab", "d41d8cd98f00b204e9800998ecf8427", "507f1f77bcf86cd799439011", "01ARZ3NDEKTSV4RRFFQ69G5FAV",
 	};
 	static const char *const others[] = {
+		/* what stands for users who were forgotten */
+		"forgotten:", "forgotten:1",
 		/* integers with white space around */
 		" 7", "7 ", "\t7", "7\n", "7\v", "7\f", "\r7", "  -42 \n", " +7", " 0x2A ", " 9223372036854775807",
 		/* integers in another form */
