@@ -615,6 +615,10 @@ CREATE FUNCTION apitoken_internal.read_members(OUT organization_id text, OUT use
 	AS 'MODULE_PATHNAME', 'apitoken_read_members' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 100;
 COMMENT ON FUNCTION apitoken_internal.read_members() IS 'Rows of the view apitoken.members';
 
+CREATE FUNCTION apitoken_internal.refuses_lifetime(organization_id text, issued_at timestamptz, expires_at timestamptz) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_refuses_lifetime' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION apitoken_internal.refuses_lifetime(text, timestamptz, timestamptz) IS 'For the view tokens: does the policy of the organization refuse this lifetime of a token? expires_at null: never expires. False for an organization that the caller does not see, and for null.';
+
 CREATE FUNCTION apitoken_internal.in_words(at timestamptz) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_in_words' LANGUAGE C STABLE PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.in_words(timestamptz) IS 'How long ago a time was, in words: just now, 5 minutes ago, 5 days ago; never for null; null for an infinite time';
@@ -665,14 +669,7 @@ SELECT r.id,
 		WHEN r.revoked_at IS NOT NULL THEN 'revoked'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp() THEN 'expired'
 		WHEN r.suspended_at IS NOT NULL THEN 'suspended'
-		-- as apitoken_lifetime_allowed() has it.  EXISTS would let the planner hash the whole table.
-		WHEN (
-			SELECT CASE WHEN r.expires_at IS NULL THEN o.require_expiry OR o.max_lifetime IS NOT NULL
-					ELSE pg_catalog.timezone('UTC', r.expires_at) - o.max_lifetime
-						> pg_catalog.timezone('UTC', COALESCE(r.regenerated_at, r.created_at)) END
-			FROM apitoken.organizations o
-			WHERE o.id = r.organization_id
-		) THEN 'policy_refused'
+		WHEN apitoken_internal.refuses_lifetime(r.organization_id, COALESCE(r.regenerated_at, r.created_at), r.expires_at) THEN 'policy_refused'
 		WHEN r.expires_at <= pg_catalog.statement_timestamp()
 			+ LEAST('7 days'::interval, GREATEST((r.expires_at - r.created_at) / 2, '3 days'::interval)) THEN 'expiring'
 		ELSE 'active'
@@ -1727,6 +1724,7 @@ GRANT EXECUTE ON FUNCTION
 	apitoken_internal.was_granted(oid, text),
 	apitoken_internal.check_id(text, text),
 	apitoken_internal.check_notify(text[]),
+	apitoken_internal.refuses_lifetime(text, timestamptz, timestamptz),
 	apitoken_internal.in_words(timestamptz),
 	-- the planner calls these to cast a constant
 	apitoken_internal.id_in(cstring),

@@ -96,7 +96,18 @@ BEGIN;
 SELECT apitoken.act_as('mary') AS me \gset
 SELECT label, status FROM apitoken.tokens WHERE revoked_at IS NULL ORDER BY label COLLATE "C";
 COMMIT;
+-- nor does the function that the view calls tell anything of another organization
+SELECT c.who, apitoken_internal.refuses_lifetime('acme', pg_catalog.now(), NULL) FROM (SELECT 'nobody' AS who) c;
+BEGIN;
+SELECT apitoken.act_as('gina') AS me \gset
+SELECT c.who, apitoken_internal.refuses_lifetime('acme', pg_catalog.now(), NULL), apitoken_internal.refuses_lifetime(NULL, NULL, NULL) FROM (SELECT 'gina' AS who) c;
+COMMIT;
+BEGIN;
+SELECT apitoken.act_as('ada') AS me \gset
+SELECT c.who, apitoken_internal.refuses_lifetime('acme', pg_catalog.now(), e) FROM (SELECT 'ada' AS who) c, (VALUES (NULL), (pg_catalog.now() + '29 days'), (pg_catalog.now() + '31 days')) v (e);
+COMMIT;
 RESET SESSION AUTHORIZATION;
+SELECT c.who, apitoken_internal.refuses_lifetime('acme', pg_catalog.now(), NULL), apitoken_internal.refuses_lifetime('none', pg_catalog.now(), NULL) FROM (SELECT 'owner' AS who) c;
 -- a transaction that is already authenticated may do nothing more
 SELECT token FROM public.regress_token WHERE label = 'a year' \gset
 UPDATE apitoken.organizations SET max_lifetime = NULL WHERE id = 'acme';

@@ -409,6 +409,27 @@ apitoken_sees_organization(PG_FUNCTION_ARGS)
 				   manages_organization(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
 }
 
+/*
+ * Does the policy of an organization refuse this lifetime?  A subquery in the view
+ * would be planned with the policy on organizations, as a scan for each token.
+ */
+APITOKEN_FUNCTION_INFO_V1(apitoken_refuses_lifetime);
+Datum
+apitoken_refuses_lifetime(PG_FUNCTION_ARGS)
+{
+	ApitokenOrganizationRow organization;
+	text	   *id;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_BOOL(false);
+	id = PG_GETARG_TEXT_PP(0);
+	if (!manages_organization(get_managed(NULL), id) && !apitoken_sees_all(APITOKEN_ORGANIZATIONS) && !apitoken_bypasses_rls())
+		PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(apitoken_fetch_organization(GetActiveSnapshot(), text_to_cstring(id), &organization) &&
+				   !apitoken_lifetime_allowed(&organization, PG_GETARG_TIMESTAMPTZ(1),
+											  PG_ARGISNULL(2) ? DT_NOEND : PG_GETARG_TIMESTAMPTZ(2)));
+}
+
 APITOKEN_FUNCTION_INFO_V1(apitoken_sees_members);
 Datum
 apitoken_sees_members(PG_FUNCTION_ARGS)
