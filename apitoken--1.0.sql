@@ -809,7 +809,7 @@ COMMENT ON FUNCTION apitoken.take_token(uuid) IS 'Text of a token that the same 
 CREATE FUNCTION apitoken.regenerate_token(id uuid, overlap interval DEFAULT '0', expires_in interval DEFAULT NULL)
 	RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_regenerate_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry, and overlaps of earlier calls go on. An overlap of 0 ends all of them. expires_in null keeps the expiry. 42501 if the token does not exist or the caller may not change it; 55000 if it is revoked, if it is expired and expires_in is null, or if 4 overlaps are not over; 22023 for a duration out of range, and for an expiry that the organization''s policy does not allow.';
+COMMENT ON FUNCTION apitoken.regenerate_token(uuid, interval, interval) IS 'Give a token a new secret. The old secret is accepted for overlap longer, but never past its old expiry, and overlaps of earlier calls go on. An overlap of 0 ends all of them. expires_in null keeps the expiry. A token whose own permissions name token:rotate may call this for itself. 42501 if the token does not exist or the caller may not change it, and if a token calls this for itself by a previous secret; 55000 if it is revoked, if it is expired and expires_in is null, or if 4 overlaps are not over; 22023 for a duration out of range, for an expiry that the organization''s policy does not allow, and for a later one that a token would give itself.';
 
 CREATE FUNCTION apitoken.end_overlap(id uuid) RETURNS integer
 	AS 'MODULE_PATHNAME', 'apitoken_end_overlap' LANGUAGE C VOLATILE PARALLEL UNSAFE;

@@ -193,6 +193,200 @@ SELECT apitoken.revoke_token(:'seen_id', 'seen');
 SELECT previous_secrets IS NULL AS none FROM apitoken.tokens WHERE id = :'seen_id';
 
 --
+-- A token whose own permissions name token:rotate regenerates itself, and nothing else
+--
+CREATE TABLE public.regress_ci (n serial, label text, id uuid, token text);
+GRANT ALL ON public.regress_ci, public.regress_ci_n_seq TO regress_apitoken_app;
+INSERT INTO apitoken.roles (name, permissions) VALUES ('rotator', '{article:read,token:rotate}');
+INSERT INTO public.regress_ci (label, id, token) SELECT u.label, c.id, c.token
+FROM (VALUES (1, 'ci', 'developer', '{deploy:write,token:rotate}'::text[], '30 days'::interval),	-- which the role need not have
+	(2, 'forever', 'developer', '{deploy:write,token:rotate}', NULL),
+	(3, 'plain', 'developer', '{deploy:write}', '30 days'),
+	(4, 'by role', 'rotator', NULL, '30 days'),
+	(5, 'by pattern', 'rotator', '{*:*,article:read}', '30 days'),
+	(6, 'reader', 'reader', '{token:read,token:rotate}', '30 days'),
+	(7, 'unlimited', 'developer', '{token:rotate}', NULL),
+	(8, 'updater', 'updater', '{token:update,article:read}', '30 days')) u (n, label, role, permissions, expires_in),
+	LATERAL apitoken.create_token(u.label, 'acme', role => u.role, permissions => u.permissions, expires_in => u.expires_in) c ORDER BY u.n;
+INSERT INTO public.regress_ci (label, id, token) SELECT 'read-only', c.id, c.token FROM apitoken.create_token('read-only', 'acme', role => 'rotator', access => 'read_only') c;
+INSERT INTO public.regress_ci (label, id, token) SELECT 'personal', c.id, c.token FROM apitoken.create_token('personal', user_id => 'rita', permissions => '{article:read,token:rotate}', expires_in => '30 days') c;
+INSERT INTO public.regress_ci (label, id, token) SELECT 'all personal', c.id, c.token FROM apitoken.create_token('all personal', user_id => 'rita', expires_in => '30 days') c;
+-- the n-th last secret of a token, and what regenerate_token() answers if it is presented
+CREATE FUNCTION public.regress_ci_secret(name text, n int DEFAULT 0) RETURNS text LANGUAGE sql AS $$
+	SELECT token FROM public.regress_ci c WHERE c.label = name ORDER BY c.n DESC LIMIT 1 OFFSET regress_ci_secret.n $$;
+CREATE FUNCTION public.regress_rotate(name text, overlap interval DEFAULT '1 hour', expires_in interval DEFAULT NULL) RETURNS text LANGUAGE sql AS $$
+	WITH r AS MATERIALIZED (SELECT * FROM apitoken.regenerate_token((SELECT id FROM public.regress_ci WHERE label = name LIMIT 1), overlap, expires_in)),
+		i AS (INSERT INTO public.regress_ci (label, id, token) SELECT name, r.id, r.token FROM r)
+	SELECT 'new secret' FROM r $$;
+CREATE FUNCTION public.regress_rotate_by(name text, arguments text DEFAULT '', n int DEFAULT 0) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM apitoken.authenticate(public.regress_ci_secret(name, n));
+	RETURN public.regress_try(format('SELECT public.regress_rotate(%L%s)', name, arguments));
+END $$;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+-- authenticate() warns outside of transaction blocks
+SET client_min_messages = error;
+SELECT expires_at AS ci_expiry FROM apitoken.authenticate(public.regress_ci_secret('ci')) \gset
+SELECT public.regress_rotate_by('ci');
+SELECT v.verdict, v.secret, v.expires_at = :'ci_expiry' AS same_expiry, v.permissions FROM generate_series(0, 1) n, apitoken.authenticate(public.regress_ci_secret('ci')) v WHERE n = 0;
+-- the secret before it is in its overlap: it is accepted, and does not rotate
+SELECT (apitoken.authenticate(public.regress_ci_secret('ci', 1))).secret;
+SELECT public.regress_rotate_by('ci', n => 1);
+SELECT public.regress_rotate_by('ci', ', overlap => ''0''', n => 1);
+-- nor does it if the current one is presented after it, or if the current one was replaced in this transaction
+BEGIN;
+SELECT (apitoken.authenticate(public.regress_ci_secret('ci', 1))).secret;
+SELECT public.regress_rotate_by('ci');
+COMMIT;
+BEGIN;
+SELECT public.regress_rotate_by('ci');
+SELECT public.regress_try('SELECT public.regress_rotate(''ci'')');
+ROLLBACK;
+-- a rolled-back savepoint changes nothing
+BEGIN;
+SELECT (apitoken.authenticate(public.regress_ci_secret('ci'))).secret;
+SAVEPOINT s;
+SELECT public.regress_rotate('ci');
+ROLLBACK TO s;
+SELECT public.regress_rotate('ci');
+COMMIT;
+-- by the setting; without an overlap
+BEGIN;
+SELECT set_config('apitoken.token', public.regress_ci_secret('ci'), true) IS NOT NULL AS set;
+SELECT public.regress_rotate('ci', NULL);
+COMMIT;
+BEGIN;
+SELECT set_config('apitoken.token', public.regress_ci_secret('ci', 1), true) IS NOT NULL AS set \g /dev/null
+SELECT public.regress_rotate('ci', NULL);
+COMMIT;
+SELECT public.regress_rotate_by('ci');
+-- not in a READ ONLY transaction
+BEGIN READ ONLY;
+SELECT (apitoken.authenticate(public.regress_ci_secret('ci'))).verdict;
+SELECT public.regress_try('SELECT apitoken.regenerate_token(apitoken.current_token_id())') AS answer;
+COMMIT;
+-- never longer-lived than it was; it may give itself less
+SELECT public.regress_rotate_by('ci', ', expires_in => ''31 days''');
+SELECT public.regress_rotate_by('ci', ', expires_in => ''100 years''');
+SELECT public.regress_rotate_by('ci', ', expires_in => ''30 days 1 minute''');
+SELECT public.regress_rotate_by('ci', ', expires_in => ''-1 day''');
+SELECT public.regress_rotate_by('ci', ', overlap => ''29 days'', expires_in => ''1 day''');
+SELECT expires_at < now() + '25 hours' AS shorter FROM apitoken.authenticate(public.regress_ci_secret('ci'));
+SELECT public.regress_rotate_by('ci', ', expires_in => ''25 hours''');
+SELECT public.regress_rotate_by('forever');
+SELECT expires_at FROM apitoken.authenticate(public.regress_ci_secret('forever'));
+SELECT public.regress_rotate_by('forever', ', expires_in => ''1 day''');
+-- a personal token as well
+SELECT public.regress_rotate_by('personal');
+SELECT public.regress_rotate_by('personal', n => 1);
+-- nobody without the name in the token's own permissions: not by a role, nor by a pattern; a read-only token writes nothing
+SELECT public.regress_rotate_by('plain');
+SELECT public.regress_rotate_by('by role');
+SELECT public.regress_rotate_by('by pattern');
+BEGIN;
+SELECT (apitoken.authenticate(public.regress_ci_secret('read-only'))).verdict;
+SELECT public.regress_try('SELECT apitoken.regenerate_token(apitoken.current_token_id())') AS answer;
+COMMIT;
+SELECT public.regress_rotate_by('all personal');
+-- with token:update the token manages the others too, and its own lifetime
+SELECT public.regress_rotate_by('updater', ', expires_in => ''60 days''');
+-- nothing else: neither another token nor anything but a new secret
+SELECT id AS ci_id FROM public.regress_ci WHERE label = 'ci' LIMIT 1 \gset
+CREATE FUNCTION pg_temp.others(secret text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+	own uuid = (apitoken.authenticate(secret)).token_id;
+	command text;
+	name text;
+BEGIN
+	FOREACH name IN ARRAY '{plain,by role,personal,all personal,forever,ci,updater}'::text[] LOOP
+		CONTINUE WHEN own = (SELECT id FROM public.regress_ci WHERE label = name LIMIT 1);
+		RETURN NEXT name || ': ' || public.regress_try(format('SELECT public.regress_rotate(%L)', name));
+	END LOOP;
+	RETURN NEXT 'none: ' || public.regress_try('SELECT apitoken.regenerate_token(NULL)');
+	RETURN NEXT 'unknown: ' || public.regress_try('SELECT apitoken.regenerate_token(''00000000-0000-7000-8000-000000000000'')');
+	FOREACH command IN ARRAY ARRAY['SELECT apitoken.end_overlap(%L)', 'SELECT apitoken.revoke_token(%L, ''ci'')', 'SELECT apitoken.revoke_token(%L)',
+		'UPDATE apitoken.tokens SET label = ''x'' WHERE id = %L RETURNING label', 'UPDATE apitoken.tokens SET expires_at = NULL WHERE id = %L RETURNING label',
+		'SELECT apitoken.take_token(%L)', 'SELECT FROM apitoken.tokens WHERE id = %L', 'SELECT FROM apitoken.list_tokens(organization_id => ''globex'')',
+		'SELECT FROM apitoken.token_usage WHERE token_id = %L', 'SELECT FROM apitoken.revoke_tokens(''acme'') n WHERE n > 0', 'SELECT apitoken.create_token(''more'', ''acme'')', 'SELECT apitoken.create_token(''more'')'] LOOP
+		RETURN NEXT command || ': ' || public.regress_try(format(command, own));
+	END LOOP;
+END $$;
+SELECT * FROM pg_temp.others(public.regress_ci_secret('ci'));
+SELECT * FROM pg_temp.others(public.regress_ci_secret('personal'));
+SELECT * FROM pg_temp.others(public.regress_ci_secret('reader'));
+-- its user, and anybody who is no token, regenerates nothing by this name
+BEGIN;
+SELECT apitoken.act_as('rita') AS me \gset
+SELECT public.regress_try('SELECT public.regress_rotate(''ci'')');
+COMMIT;
+SELECT public.regress_try('SELECT public.regress_rotate(''ci'')') AS anonymous;
+-- the database role needs the capability for regenerate_token(), as any other caller
+SET SESSION AUTHORIZATION regress_apitoken_gateway;
+SELECT public.regress_try(format('SELECT apitoken.regenerate_token(%L)', :'ci_id')) AS answer;
+RESET SESSION AUTHORIZATION;
+-- who did it
+SELECT DISTINCT t.label, action, actor, actor_token_id = token_id AS by_itself FROM apitoken.events e JOIN apitoken.tokens t ON t.id = e.token_id
+WHERE action = 'regenerate' AND t.label IN ('ci', 'forever', 'personal', 'updater') ORDER BY 1;
+-- the policy of the organization applies
+INSERT INTO public.regress_ci (label, id, token) SELECT 'limited', c.id, c.token FROM apitoken.create_token('limited', 'acme', permissions => '{deploy:write,token:rotate}', expires_in => '5 days') c;
+UPDATE apitoken.organizations SET max_lifetime = '10 days', require_expiry = true WHERE id = 'acme';
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT public.regress_rotate_by('limited', ', overlap => ''20 days''');
+SELECT v.secret, v.expires_at < now() + '5 days' AS within FROM generate_series(0, 1) n, apitoken.authenticate(public.regress_ci_secret('limited', n)) v WHERE n = 1;
+SELECT public.regress_rotate_by('limited', ', expires_in => ''6 days''');
+-- one that the policy refuses cannot help itself
+SELECT public.regress_rotate_by('unlimited', ', expires_in => ''1 day''');
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.organizations SET max_lifetime = NULL, require_expiry = false WHERE id = 'acme';
+-- at most four previous secrets, as for everybody
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT public.regress_rotate_by('limited');
+SELECT public.regress_rotate_by('limited');
+SELECT public.regress_rotate_by('limited');
+SELECT public.regress_rotate_by('limited');
+SELECT public.regress_rotate_by('limited', ', overlap => ''0''');
+RESET SESSION AUTHORIZATION;
+-- a user or an organization that is suspended within the transaction; the token's user who was deleted; a role that allows nothing more
+CREATE FUNCTION public.regress_as_dba(command text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE command; END';
+CREATE FUNCTION public.regress_meanwhile(name text, command text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM apitoken.authenticate(public.regress_ci_secret(name));
+	PERFORM public.regress_as_dba(command);
+	RETURN public.regress_try(format('SELECT public.regress_rotate(%L)', name));
+END $$;
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT public.regress_meanwhile('personal', $$UPDATE apitoken.users SET suspended_at = now() WHERE id = 'rita'$$);
+ROLLBACK;
+BEGIN;
+SELECT public.regress_meanwhile('personal', $$DELETE FROM apitoken.users WHERE id = 'rita'$$);
+ROLLBACK;
+BEGIN;
+SELECT public.regress_meanwhile('ci', $$UPDATE apitoken.organizations SET suspended_at = now() WHERE id = 'acme'$$);
+ROLLBACK;
+BEGIN;
+SELECT public.regress_meanwhile('ci', $$UPDATE apitoken.tokens SET permissions = '{deploy:write}' WHERE label = 'ci'$$);
+ROLLBACK;
+BEGIN;
+SELECT public.regress_meanwhile('ci', $$UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'ci'$$);
+ROLLBACK;
+-- the user's role and membership limit what a personal token does, not that it is replaced
+BEGIN;
+SELECT public.regress_meanwhile('personal', $$DELETE FROM apitoken.memberships WHERE user_id = 'rita'; UPDATE apitoken.users SET role = 'reader' WHERE id = 'rita'$$);
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+-- who gives it to a token must have it, where the token's role includes it
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT (apitoken.authenticate(public.regress_ci_secret('updater'))).verdict;
+SELECT public.regress_try($$UPDATE apitoken.tokens SET permissions = '{token:rotate}' WHERE label = 'by role'$$);
+ROLLBACK;
+RESET SESSION AUTHORIZATION;
+DROP FUNCTION public.regress_ci_secret(text, int), public.regress_rotate(text, interval, interval), public.regress_rotate_by(text, text, int), public.regress_as_dba(text), public.regress_meanwhile(text, text), pg_temp.others(text);
+DROP TABLE public.regress_ci;
+RESET client_min_messages;
+
+--
 -- What a restore or a replication brings must be readable
 --
 SELECT public.regress_regenerate('deploy', '1 day');

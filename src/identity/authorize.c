@@ -104,19 +104,60 @@ apitoken_refuse(void)
 }
 
 /*
- * Fetch a token by its id, and check that the caller has this permission on it.
+ * Is this the token that is acting, and may it regenerate itself?  Its own
+ * permissions must name that: no pattern includes it, and no role gives it or takes
+ * it away.  So CI jobs can replace their credential although their role manages no
+ * tokens.
+ */
+static bool
+rotates_itself(Snapshot snapshot, ApitokenRecord *record)
+{
+	const ApitokenPrincipal *principal = apitoken_principal();
+
+	if (principal == NULL || principal->source != APITOKEN_SOURCE_TOKEN ||
+		memcmp(&principal->token_id, &record->id, sizeof(record->id)) != 0)
+		return false;
+	apitoken_complete_token(snapshot, record);
+	return record->access == APITOKEN_CUSTOM && apitoken_strings_contain(record->permissions, "token:rotate");
+}
+
+/*
+ * Check a token that regenerates itself, after its row was locked.  It must still be
+ * accepted, and by its current secret: whoever kept an old one must not take the
+ * token over, and of two calls at the same time only one succeeds.
+ */
+void
+apitoken_check_rotation(const ApitokenRecord *record, Snapshot snapshot)
+{
+	ApitokenVerification verification = {.verdict = apitoken_decide_again(record, snapshot)};
+
+	apitoken_require_valid(&verification);
+	if (!apitoken_digest_matches(apitoken_principal()->digest, record->secrets[0].digest))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("previous secret of a token cannot regenerate it"),
+				 errdetail("The token has a new secret."),
+				 errhint("Use the current secret.  If it was lost, a caller with the permission \"token:update\" can regenerate the token.")));
+}
+
+/*
+ * Fetch a token by its id, and check that the caller has this permission on it, or
+ * unless by_itself is NULL, that the token may regenerate itself.
  * A refusal makes the same lookups whether the token exists or not, and whoever
  * owns it: everybody sees in the statistics views and in EXPLAIN (ANALYZE,
  * BUFFERS) what a call has read.
  */
 void
-apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record)
+apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, bool *by_itself, ApitokenRecord *record)
 {
 	Snapshot	snapshot = apitoken_latest_snapshot();
 	bool		found = apitoken_fetch_token(snapshot, id, record);
+	bool		managed = found && apitoken_may_manage(record, permission);
 	ApitokenRecord decoy = {.organization_id = "", .user_id = ""};
 
-	if (found && apitoken_may_manage(record, permission))
+	if (by_itself != NULL)
+		*by_itself = found && !managed && rotates_itself(snapshot, record);
+	if (managed || (by_itself != NULL && *by_itself))
 	{
 		apitoken_complete_token(snapshot, record);
 		UnregisterSnapshot(snapshot);

@@ -176,11 +176,13 @@ fix_principal(const ApitokenPrincipal *principal)
 }
 
 static void
-fix_token(const ApitokenRecord *record)
+fix_token(const ApitokenVerification *verification)
 {
+	const ApitokenRecord *record = &verification->record;
 	ApitokenPrincipal principal;
 
 	apitoken_principal_of_token(record, &principal);
+	memcpy(principal.digest, record->secrets[verification->secret].digest, sizeof(principal.digest));
 	fix_principal(&principal);
 }
 
@@ -269,8 +271,8 @@ sync_jwt_user(void)
 	fixed.jwt_user_id = fixed.principal.user_id;
 }
 
-static void
-require_valid(const ApitokenVerification *verification)
+void
+apitoken_require_valid(const ApitokenVerification *verification)
 {
 	if (verification->verdict != APITOKEN_VALID)
 		ereport(ERROR,
@@ -302,8 +304,8 @@ act_by_setting(const char *token)
 	apitoken_verify(token, strlen(token), NULL, NULL, NULL, &verification);
 	/* any statement may have led here, so the use must not be written now */
 	apitoken_use(&verification, 1, NULL, false);
-	require_valid(&verification);
-	fix_token(&verification.record);
+	apitoken_require_valid(&verification);
+	fix_token(&verification);
 }
 
 /* Fix the identity that the settings name, if the settings have changed. */
@@ -372,7 +374,7 @@ enter_database_role(const char *name)
 void
 apitoken_act_by(const ApitokenVerification *verification)
 {
-	fix_token(&verification->record);
+	fix_token(verification);
 	if (verification->standing.database_role != NULL)
 		enter_database_role(verification->standing.database_role);
 }
@@ -387,7 +389,7 @@ apitoken_authenticate(PG_FUNCTION_ARGS)
 	warn_outside_block("authenticate");
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
 	apitoken_use(&verification, 1, NULL, true);
-	require_valid(&verification);
+	apitoken_require_valid(&verification);
 	apitoken_act_by(&verification);
 	PG_RETURN_DATUM(apitoken_verification_datum(&verification));
 }

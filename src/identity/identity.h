@@ -29,6 +29,8 @@ typedef struct ApitokenPrincipal
 	List	   *permissions;
 	TimestampTz issued_at;
 	TimestampTz expires_at;
+	/* of the secret that was presented; only in the identity of the transaction */
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
 } ApitokenPrincipal;
 
 /*
@@ -109,6 +111,7 @@ extern void apitoken_verify_in_steps(Datum token, bool isnull, const char *permi
 									 const char *organization_id, inet *address,
 									 Snapshot snapshot, List **steps,
 									 ApitokenVerification *verification);
+extern ApitokenVerdict apitoken_decide_again(const ApitokenRecord *record, Snapshot snapshot);
 extern void apitoken_explain_use(ApitokenVerification *verification, List **steps);
 extern void apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool may_write);
 extern Datum apitoken_verification_datum(const ApitokenVerification *verification);
@@ -123,6 +126,7 @@ extern void apitoken_enforce_read_only(void);
 extern const ApitokenPrincipal *apitoken_principal(void);
 extern bool apitoken_principal_read_only(void);
 extern bool apitoken_identity_is_fixed(void);
+extern void apitoken_require_valid(const ApitokenVerification *verification);
 extern void apitoken_act_by(const ApitokenVerification *verification);
 
 /* ----- authorize.c: which tokens the caller may manage ----- */
@@ -130,7 +134,9 @@ extern void apitoken_act_by(const ApitokenVerification *verification);
 extern bool apitoken_may_manage(const ApitokenRecord *record, const char *permission);
 extern void apitoken_check_ceiling(const ApitokenRecord *record, Snapshot snapshot);
 extern pg_noreturn void apitoken_refuse(void);
-extern void apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record);
+extern void apitoken_check_rotation(const ApitokenRecord *record, Snapshot snapshot);
+extern void apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, bool *by_itself,
+								   ApitokenRecord *record);
 
 /* ----- policy.c: functions of the row policies ----- */
 

@@ -317,6 +317,16 @@ apitoken_verify_datum(Datum token, bool isnull, const char *permission,
 	apitoken_verify_in_steps(token, isnull, permission, organization_id, address, NULL, NULL, verification);
 }
 
+/* Would a whole record be accepted now, if its secret is right? */
+ApitokenVerdict
+apitoken_decide_again(const ApitokenRecord *record, Snapshot snapshot)
+{
+	ApitokenStanding standing;
+	List	   *patterns;
+
+	return decide(record, NULL, NULL, NULL, snapshot, GetCurrentTimestamp(), &standing, &patterns, NULL);
+}
+
 /* The steps that follow when a token is used: what they would decide now, without a use. */
 void
 apitoken_explain_use(ApitokenVerification *verification, List **steps)

@@ -20,13 +20,13 @@
 
 /* Lock the token's row, then read it again: concurrent calls run one after the other. */
 static void
-lock_managed(const pg_uuid_t *id, const char *permission, ApitokenRecord *record)
+lock_managed(const pg_uuid_t *id, const char *permission, bool *by_itself, ApitokenRecord *record)
 {
 	Datum		value = UUIDPGetDatum(id);
 
-	apitoken_fetch_managed(id, permission, record);
+	apitoken_fetch_managed(id, permission, by_itself, record);
 	apitoken_execute(APITOKEN_LOCK_TOKEN, &value, NULL);
-	apitoken_fetch_managed(id, permission, record);
+	apitoken_fetch_managed(id, permission, by_itself, record);
 }
 
 static Datum
@@ -118,12 +118,22 @@ retire_secret(ApitokenRecord *record, TimestampTz until, TimestampTz now)
 	record->secrets[place].replaced_at = now;
 }
 
-/* The expiry of a regenerated token. */
+/* The expiry of a regenerated token.  A token does not prolong its own life. */
 static TimestampTz
-new_expiry(const ApitokenRecord *record, Interval *expires_in)
+new_expiry(const ApitokenRecord *record, Interval *expires_in, bool by_itself)
 {
 	if (expires_in != NULL)
-		return apitoken_expiry_after(expires_in);
+	{
+		TimestampTz expires_at = apitoken_expiry_after(expires_in);
+
+		if (by_itself && expires_at > record->expires_at)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("token cannot give itself a later expiration time"),
+					 apitoken_errhint("Omit expires_in to keep the expiration time, or specify a shorter interval.",
+									  "Omit \"expires_in\" to keep the expiration time, or send a shorter interval.")));
+		return expires_at;
+	}
 	if (record->expires_at <= GetCurrentTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -138,6 +148,7 @@ Datum
 apitoken_regenerate_token(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id;
+	bool		by_itself;
 	ApitokenRecord record;
 	ApitokenParts parts;
 	TimestampTz overlap_until = DT_NOBEGIN;
@@ -155,18 +166,21 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		apitoken_refuse();
 	id = PG_GETARG_UUID_P(0);
-	lock_managed(id, "token:update", &record);
+	lock_managed(id, "token:update", &by_itself, &record);
 	if (record.revoked)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("token is revoked"),
 				 errhint("Create another token.")));
 	snapshot = apitoken_latest_snapshot();
-	apitoken_check_ceiling(&record, snapshot);
+	if (by_itself)
+		apitoken_check_rotation(&record, snapshot);
+	else
+		apitoken_check_ceiling(&record, snapshot);
 
 	if (!PG_ARGISNULL(1))
 		overlap_until = apitoken_overlap_until(PG_GETARG_INTERVAL_P(1));
-	expires_at = new_expiry(&record, PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2));
+	expires_at = new_expiry(&record, PG_ARGISNULL(2) ? NULL : PG_GETARG_INTERVAL_P(2), by_itself);
 	/* an overlap makes no secret live longer than it may live alone */
 	policy_ends_at = apitoken_check_policy(&record, GetCurrentTransactionStartTimestamp(), expires_at, snapshot);
 	UnregisterSnapshot(snapshot);
@@ -215,7 +229,7 @@ apitoken_end_overlap(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0))
 		apitoken_refuse();
-	lock_managed(PG_GETARG_UUID_P(0), "token:update", &record);
+	lock_managed(PG_GETARG_UUID_P(0), "token:update", NULL, &record);
 	count = record.revoked ? 0 : end_overlaps(&record, GetCurrentTimestamp());
 	if (count > 0)
 	{

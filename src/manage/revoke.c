@@ -67,7 +67,7 @@ apitoken_revoke_token(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0))
 		apitoken_refuse();
-	apitoken_fetch_managed(PG_GETARG_UUID_P(0), "token:delete", &record);
+	apitoken_fetch_managed(PG_GETARG_UUID_P(0), "token:delete", NULL, &record);
 	reason = reason_argument(fcinfo, 2, &reason_null);
 	if (record.revoked)
 		PG_RETURN_BOOL(false);

@@ -189,6 +189,22 @@ sub api_tests
 	is(request_is('X-API-Key' => $again->{body}{token}), 'token ada - web_user', 'the new one is good');
 	refused_with(manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @bob), 403, '42501', 'not by Bob');
 
+	# ---- a token that regenerates itself
+
+	my $job = create_by_api('ada', label => 'job', organization_id => 'acme', permissions => [ 'article:read', 'token:rotate' ], expires_in => '30 days');
+	my $rotated = manage('POST', '/rpc/regenerate_token', { id => $job->{id}, overlap => '1 hour' }, 'X-API-Key' => $job->{token});
+	is("$rotated->{status} " . ($rotated->{body}{expires_at} // '?'), "200 $job->{expires_at}", 'a job replaces its credential, which ends when it did');
+	is(request_is('X-API-Key' => $rotated->{body}{token}), request_is('X-API-Key' => $job->{token}), 'both are good');
+	refused_with(manage('POST', '/rpc/regenerate_token', { id => $job->{id} }, 'X-API-Key' => $job->{token}), 403, '42501', 'not by the old one');
+	my @job = ('X-API-Key' => $rotated->{body}{token});
+	refused_with(manage('POST', '/rpc/regenerate_token', { id => $job->{id}, expires_in => '60 days' }, @job), 400, '22023', 'nor for longer');
+	refused_with(manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @job), 403, '42501', 'nor another token');
+	refused_with(manage('POST', '/rpc/end_overlap', { id => $job->{id} }, @job), 403, '42501', 'nor anything else of it');
+	is_deeply(manage('PATCH', "/tokens?id=eq.$job->{id}", { label => 'mine' }, @job, Prefer => 'return=representation')->{body}, [], 'which it does not see');
+	is($node->safe_psql('app', "SELECT string_agg(concat_ws(' ', action, actor, actor_token_id = token_id), ', ' ORDER BY id) FROM apitoken.events WHERE token_id = '$job->{id}'"),
+		'create ada, regenerate t', 'the event says that the token did it');
+	is(manage('POST', '/rpc/revoke_token', { id => $job->{id}, confirm_label => 'job' }, @ada)->{body}, 1, 'it is over');
+
 	# ---- embedding
 
 	is_deeply(manage('GET', '/tokens?select=label,organizations(name)&label=eq.deploy', undef, @ada)->{body},
