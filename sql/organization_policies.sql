@@ -46,6 +46,14 @@ SELECT c.organization_id, c.expires_in, public.regress_try(pg_catalog.format('SE
 FROM (VALUES (1, 'acme', NULL), (2, 'acme', '30 days 1 second'), (3, 'acme', '1 mon 1 day'), (4, 'acme', '30 days'), (5, 'acme', '1 minute'),
 	(6, 'globex', NULL), (7, 'globex', '90 years'), (8, NULL, NULL)) c (n, organization_id, expires_in)
 WHERE c.organization_id IS NOT NULL ORDER BY c.n;
+-- a lifetime of exactly the limit is allowed on each day, whatever the lengths of the months
+BEGIN;
+SET LOCAL TimeZone = 'UTC';
+INSERT INTO apitoken.organizations (id, max_lifetime) SELECT 'policy ' || l, l FROM pg_catalog.unnest('{1 mon 1 day,1 mon,1 year 1 mon 30 days}'::interval[]) l;
+SELECT l AS max_lifetime, pg_catalog.count(*) AS days, pg_catalog.count(*) FILTER (WHERE apitoken_internal.refuses_lifetime('policy ' || l, d, d + l)) AS refused,
+	pg_catalog.count(*) FILTER (WHERE NOT apitoken_internal.refuses_lifetime('policy ' || l, d, d + l + interval '4 days')) AS too_long
+FROM pg_catalog.unnest('{1 mon 1 day,1 mon,1 year 1 mon 30 days}'::interval[]) l, pg_catalog.generate_series('2023-01-01Z', '2026-12-31Z', interval '1 day') d GROUP BY 1;
+ROLLBACK;
 -- the same whatever the time zone of the session and the way of creation
 SET TimeZone = 'America/New_York';
 SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id, expires_at) VALUES ('insert 1', 'acme', now() + '40 days')$$),

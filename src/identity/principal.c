@@ -48,9 +48,11 @@ apitoken_principal_of_token(const ApitokenRecord *record, ApitokenPrincipal *pri
 
 /*
  * Does the policy of an organization allow this lifetime of a token?  It starts
- * with the secret, so that a regeneration can end a refusal.  The interval is
- * subtracted from the expiry, which is mostly in the future, so that no date is
- * out of range, and in UTC, so that the time zone of the session does not matter.
+ * with the secret, so that a regeneration can end a refusal.  Months have different
+ * lengths, so adding an interval to the start is not the same as subtracting it from
+ * the expiry: either is good enough.  The sum is not computed for a much earlier
+ * expiry, so no date is out of range.  All of it is in UTC, so that the time zone of
+ * the session does not matter.
  */
 bool
 apitoken_lifetime_allowed(const ApitokenOrganizationRow *organization,
@@ -60,7 +62,9 @@ apitoken_lifetime_allowed(const ApitokenOrganizationRow *organization,
 		return organization->max_lifetime == NULL && !organization->require_expiry;
 	return organization->max_lifetime == NULL ||
 		DatumGetTimestamp(DirectFunctionCall2(timestamp_mi_interval, TimestampGetDatum(expires_at),
-											  IntervalPGetDatum(organization->max_lifetime))) <= issued_at;
+											  IntervalPGetDatum(organization->max_lifetime))) <= issued_at ||
+		DatumGetTimestamp(DirectFunctionCall2(timestamp_pl_interval, TimestampGetDatum(issued_at),
+											  IntervalPGetDatum(organization->max_lifetime))) >= expires_at;
 }
 
 /*

@@ -5,7 +5,8 @@
  * Only requests that know the token's secret count, so a stranger cannot use up
  * the limit of a token.  A use counts if nothing else refuses it, even if the
  * transaction is rolled back.  It counts against the rate limit and the quota, or
- * against neither: both are in one entry, under its spinlock.
+ * against neither: both are in one entry, under its spinlock.  Only a use that turns
+ * out to have no place to be recorded gives back its part of the quota alone.
  *
  * Rate limits
  *
