@@ -289,6 +289,8 @@ CREATE TABLE apitoken.token_usage_daily (
 	day      date,
 	accepted bigint NOT NULL DEFAULT 0,
 	refused  bigint NOT NULL DEFAULT 0,
+	refusals jsonb CHECK (pg_catalog.jsonb_typeof(refusals) = 'object'
+		AND NOT pg_catalog.jsonb_path_exists(refusals, '$.* ? (@.type() <> "number")')),
 	PRIMARY KEY (token_id, day)
 ) WITH (fillfactor = 70);
 CREATE INDEX token_usage_daily_day_idx ON apitoken.token_usage_daily (day);
@@ -297,6 +299,7 @@ COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'Day in UTC';
 COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted uses on that day: each verification counts its cost, mostly 1';
 COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap, on that day';
+COMMENT ON COLUMN apitoken.token_usage_daily.refusals IS 'The refused verifications by verdict, as a JSON object: {"expired": 3, "network_refused": 1}; null: none';
 
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
@@ -399,7 +402,7 @@ ALTER TABLE apitoken.token_usage
 	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0, ALTER previous_last_used_at SET STATISTICS 0;
 ALTER TABLE apitoken.token_usage_daily
 	ALTER token_id SET STATISTICS 0, ALTER day SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
-	ALTER refused SET STATISTICS 0;
+	ALTER refused SET STATISTICS 0, ALTER refusals SET STATISTICS 0;
 ALTER TABLE apitoken.events
 	ALTER id SET STATISTICS 0, ALTER at SET STATISTICS 0, ALTER action SET STATISTICS 0,
 	ALTER token_id SET STATISTICS 0, ALTER organization_id SET STATISTICS 0, ALTER user_id SET STATISTICS 0,

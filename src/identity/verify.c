@@ -367,7 +367,7 @@ apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool
 	if (verification->verdict == APITOKEN_VALID && (record->rate_limit > 0 || record->quota > 0))
 		verification->verdict = apitoken_count_use(record, cost, true, verification->at, &verification->allowance);
 	if ((apitoken_verdicts[verification->verdict].known || verification->secret > 0) &&
-		!apitoken_record_use(record, verification->secret, verification->verdict == APITOKEN_VALID ? cost : 0,
+		!apitoken_record_use(record, verification->secret, verification->verdict, cost,
 							 verification->at, address, may_write) &&
 		verification->verdict == APITOKEN_VALID && record->quota > 0)
 	{

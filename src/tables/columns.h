@@ -115,7 +115,8 @@
 	COLUMN(token_usage_daily, token_id, UUIDOID, NOT_NULL, "") \
 	COLUMN(token_usage_daily, day,      DATEOID, NOT_NULL, "") \
 	COLUMN(token_usage_daily, accepted, INT8OID, NOT_NULL, "") \
-	COLUMN(token_usage_daily, refused,  INT8OID, NOT_NULL, "")
+	COLUMN(token_usage_daily, refused,  INT8OID, NOT_NULL, "") \
+	COLUMN(token_usage_daily, refusals, JSONBOID, NULLABLE, "")
 
 #define EVENTS_COLUMNS(COLUMN) \
 	COLUMN(events, id,              UUIDOID,        NOT_NULL, "") \

@@ -69,6 +69,16 @@ typedef struct
 	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
 	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused"
 
+/* Add the usage in `use` to the row d of token_usage_daily. */
+#define ADD_DAY(use) \
+	"accepted = d.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
+	" refused = d.refused OPERATOR(pg_catalog.+) " use ".refused," \
+	" refusals = CASE WHEN " use ".refusals IS NULL THEN d.refusals ELSE (" \
+	"SELECT pg_catalog.jsonb_object_agg(s.verdict, s.count) FROM (" \
+	"SELECT v.key AS verdict, pg_catalog.sum(v.value::pg_catalog.numeric) AS count FROM (" \
+	"SELECT * FROM pg_catalog.jsonb_each_text(d.refusals) UNION ALL" \
+	" SELECT * FROM pg_catalog.jsonb_each_text(" use ".refusals)) v GROUP BY v.key) s) END"
+
 /*
  * Idle tokens, and the time since which an idle token was not used.
  *
@@ -289,27 +299,23 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),
 		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
 	},
-	/* The same for token_usage_daily: $1 token ids, $2 days, $3 accepted, $4 refused. */
+	/* The same for token_usage_daily: $1 token ids, $2 days, $3 accepted, $4 refused, $5 refused by verdict, as JSON. */
 	[APITOKEN_WRITE_USAGE_DAILY] = {
 		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.day, g.accepted, g.refused"
-		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4))"
-		" AS g (token_id, day, accepted, refused)"
+		"SELECT g.token_id, g.day, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS refusals"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
+		" pg_catalog.unnest($5)) AS g (token_id, day, accepted, refused, refusals)"
 		"), updated AS ("
-		"UPDATE apitoken.token_usage_daily d SET"
-		" accepted = d.accepted OPERATOR(pg_catalog.+) g.accepted,"
-		" refused = d.refused OPERATOR(pg_catalog.+) g.refused"
+		"UPDATE apitoken.token_usage_daily d SET " ADD_DAY("g")
 		" FROM given g WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id AND d.day OPERATOR(pg_catalog.=) g.day"
 		" RETURNING d.token_id, d.day"
 		") "
-		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused)"
-		" SELECT g.token_id, g.day, g.accepted, g.refused FROM given g"
+		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused, refusals)"
+		" SELECT g.token_id, g.day, g.accepted, g.refused, g.refusals FROM given g"
 		" WHERE NOT ((g.token_id, g.day) OPERATOR(pg_catalog.=) ANY (SELECT token_id, day FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
-		" ON CONFLICT (token_id, day) DO UPDATE SET"
-		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
-		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused",
-		4, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+		" ON CONFLICT (token_id, day) DO UPDATE SET " ADD_DAY("excluded"),
+		5, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TEXTARRAYOID}
 	},
 	/*
 	 * The last uses of previous secrets, after APITOKEN_WRITE_USAGE: $1 token ids, $2

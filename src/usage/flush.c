@@ -19,6 +19,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "commands/dbcommands.h"
+#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -54,6 +55,8 @@
  * committed yet.  Its usage is deferred until its id is this old.
  */
 #define UNCOMMITTED_AGE_MAX (1 * USECS_PER_MINUTE)
+
+#define VERDICT_NAME(NAME, name, known, status) #name,
 
 /* usage that was taken from shared memory and is not committed yet */
 static ApitokenUsageRow *batch_rows = NULL;
@@ -115,7 +118,8 @@ sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
 			continue;
 		}
 		sum->accepted += rows[i].accepted;
-		sum->refused += rows[i].refused;
+		for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+			sum->refused[verdict] = Min((uint64) sum->refused[verdict] + rows[i].refused[verdict], PG_UINT32_MAX);
 		apitoken_merge_last_use(&sum->last, &rows[i].last);
 	}
 	return tokens;
@@ -129,17 +133,36 @@ typedef enum
 	LAST_USED_AT,
 	ACCEPTED,
 	REFUSED,
+	REFUSALS,
 	LAST_USED_FROM,
 	REUSED,
 	PREVIOUS_USE,				/* the first of APITOKEN_PREVIOUS_MAX */
 	FIELDS = PREVIOUS_USE + APITOKEN_PREVIOUS_MAX
 } Field;
 
+/* The refused uses by verdict, as the text of a JSON object. */
+static Datum
+refusals_datum(const ApitokenUsageRow *row)
+{
+	static const char *const names[APITOKEN_VERDICTS] = {VERDICTS(VERDICT_NAME)};
+	StringInfoData object;
+
+	initStringInfo(&object);
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+	{
+		if (row->refused[verdict] > 0)
+			appendStringInfo(&object, "%s\"%s\": %u", object.len == 0 ? "{" : ", ", names[verdict], row->refused[verdict]);
+	}
+	appendStringInfoChar(&object, '}');
+	return CStringGetTextDatum(object.data);
+}
+
 static Datum
 field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 {
 	*isnull = (field == LAST_USED_AT && row->last.at == DT_NOBEGIN) ||
 		(field == LAST_USED_FROM && row->last.from.family == 0) ||
+		(field == REFUSALS && apitoken_refused_total(row) == 0) ||
 		(field >= PREVIOUS_USE && row->last.previous_at[field - PREVIOUS_USE] == 0);
 	if (*isnull)
 		return (Datum) 0;
@@ -156,7 +179,9 @@ field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 		case ACCEPTED:
 			return Int64GetDatum(row->accepted);
 		case REFUSED:
-			return Int64GetDatum(row->refused);
+			return Int64GetDatum(apitoken_refused_total(row));
+		case REFUSALS:
+			return refusals_datum(row);
 		case REUSED:
 			return Int16GetDatum(row->last.reused);
 		default:
@@ -170,7 +195,7 @@ field_array(const ApitokenUsageRow *rows, int count, Field field)
 	static const Oid types[PREVIOUS_USE + 1] = {
 		[TOKEN_ID] = UUIDOID,[DAY] = DATEOID,[LAST_USED_AT] = TIMESTAMPTZOID,
 		[ACCEPTED] = INT8OID,[REFUSED] = INT8OID,[LAST_USED_FROM] = INETOID,
-		[REUSED] = INT2OID,[PREVIOUS_USE] = TIMESTAMPTZOID,
+		[REFUSALS] = TEXTOID,[REUSED] = INT2OID,[PREVIOUS_USE] = TIMESTAMPTZOID,
 	};
 	Oid			type = types[Min(field, PREVIOUS_USE)];
 	Datum	   *values = palloc(count * sizeof(Datum));
@@ -265,7 +290,7 @@ static void
 write_usage(void)
 {
 	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
-	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED};
+	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED, REFUSALS};
 	Datum		arrays[FIELDS];
 	ApitokenUsageRow *sums = palloc(batch_count * sizeof(ApitokenUsageRow));
 	int			tokens;

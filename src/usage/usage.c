@@ -1,7 +1,7 @@
 /*
  * usage.c
  *		Record the usage of tokens: the time and address of the last use, and
- *		the numbers of accepted and refused uses.
+ *		the numbers of accepted uses, and of refused ones by verdict.
  *
  * With shared_preload_libraries, a use is recorded in shared memory at once, even
  * if the caller's transaction is rolled back later (see shared.c for the locking
@@ -41,6 +41,9 @@
 
 #define WRITE_INTERVAL (1 * SECS_PER_MINUTE * 1000)	/* milliseconds */
 
+/* Refused uses with a verdict that an entry counts between two flushes. */
+#define REFUSED_MAX (PG_UINT32_MAX / 2)
+
 DateADT
 apitoken_day_of(TimestampTz at)
 {
@@ -61,7 +64,8 @@ init_usage(void *entry)
 		   !pg_atomic_compare_exchange_u32(&apitoken_shared->first_day, &first, (uint32) usage->key.day))
 		;
 	pg_atomic_init_u64(&usage->accepted, 0);
-	pg_atomic_init_u64(&usage->refused, 0);
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+		pg_atomic_init_u32(&usage->refused[verdict], 0);
 	usage->deferred_by = 0;
 	SpinLockInit(&usage->mutex);
 	memset(&usage->last, 0, sizeof(usage->last));
@@ -84,28 +88,55 @@ apitoken_merge_last_use(ApitokenLastUse *last, const ApitokenLastUse *other)
 	last->reused |= other->reused;
 }
 
+uint64
+apitoken_refused_total(const ApitokenUsageRow *row)
+{
+	uint64		total = 0;
+
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+		total += row->refused[verdict];
+	return total;
+}
+
 /*
- * Add usage to the entry of a key.  Returns false if there is no room for a new
+ * Add refused uses.  While flushes fail, a count ends between REFUSED_MAX and twice
+ * that, so it never starts again at zero.
+ */
+static void
+add_refused(ApitokenUsage *usage, const ApitokenUsageRow *row)
+{
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+	{
+		if (row->refused[verdict] == 0)
+			continue;
+		if (pg_atomic_read_u32(&usage->refused[verdict]) < REFUSED_MAX)
+			pg_atomic_fetch_add_u32(&usage->refused[verdict], Min(row->refused[verdict], REFUSED_MAX));
+		else
+			apitoken_count(APITOKEN_DROPPED, row->refused[verdict]);
+	}
+}
+
+/*
+ * Add usage to the entry of its key.  Returns false if there is no room for a new
  * entry.  `returned`: a flush has taken this usage from the entry.  `deferred_by` is
  * the flush that must not take it again, or 0.
  */
 static bool
-add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const ApitokenLastUse *last,
-		  bool returned, uint32 deferred_by)
+add_usage(const ApitokenUsageRow *row, bool returned, uint32 deferred_by)
 {
 	LWLock	   *lock;
-	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, key, init_usage, &lock);
+	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, &row->key, init_usage, &lock);
 
 	if (usage == NULL)
 	{
-		apitoken_count(APITOKEN_DROPPED, accepted + refused);
-		if (accepted > 0)
+		apitoken_count(APITOKEN_DROPPED, row->accepted + apitoken_refused_total(row));
+		if (row->accepted > 0)
 			apitoken_note_loss(APITOKEN_LOST_FOR_ROOM);
 		return false;
 	}
 	/* Set the times before the counts, so that a flush never takes a count without a time. */
 	SpinLockAcquire(&usage->mutex);
-	apitoken_merge_last_use(&usage->last, last);
+	apitoken_merge_last_use(&usage->last, &row->last);
 	SpinLockRelease(&usage->mutex);
 	if (deferred_by != 0)
 		usage->deferred_by = deferred_by;
@@ -113,44 +144,45 @@ add_usage(const ApitokenUsageKey *key, uint64 accepted, uint64 refused, const Ap
 	{
 		SpinLockAcquire(&usage->mutex);
 		usage->taken = 0;
-		pg_atomic_fetch_add_u64(&usage->accepted, accepted);
+		pg_atomic_fetch_add_u64(&usage->accepted, row->accepted);
 		SpinLockRelease(&usage->mutex);
 	}
-	else if (accepted > 0)
-		pg_atomic_fetch_add_u64(&usage->accepted, accepted);
-	if (refused > 0)
-		pg_atomic_fetch_add_u64(&usage->refused, refused);
+	else if (row->accepted > 0)
+		pg_atomic_fetch_add_u64(&usage->accepted, row->accepted);
+	add_refused(usage, row);
 	LWLockRelease(lock);
 	return true;
 }
 
 static bool
-record_in_memory(const ApitokenRecord *record, int secret, uint32 accepted, TimestampTz now, inet *address)
+record_in_memory(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
+				 TimestampTz now, inet *address)
 {
-	ApitokenUsageKey key;
-	ApitokenLastUse last;
+	ApitokenUsageRow use;
 
-	memset(&key, 0, sizeof(key));
-	key.database = MyDatabaseId;
-	key.day = apitoken_day_of(now);
-	key.token_id = record->id;
-	memset(&last, 0, sizeof(last));
-	last.at = DT_NOBEGIN;
+	memset(&use, 0, sizeof(use));
+	use.key.database = MyDatabaseId;
+	use.key.day = apitoken_day_of(now);
+	use.key.token_id = record->id;
+	use.last.at = DT_NOBEGIN;
 	if (secret > 0)
 	{
-		last.previous_at[secret - 1] = now;
+		use.last.previous_at[secret - 1] = now;
 		if (record->secrets[secret].expires_at <= now)
-			last.reused = 1 << (secret - 1);
+			use.last.reused = 1 << (secret - 1);
 	}
-	if (accepted > 0)
+	if (verdict == APITOKEN_VALID)
 	{
 		inet	   *client = apitoken_client_address(address);
 
-		last.at = now;
+		use.accepted = cost;
+		use.last.at = now;
 		if (client != NULL)
-			memcpy(&last.from, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(last.from)));
+			memcpy(&use.last.from, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(use.last.from)));
 	}
-	if (add_usage(&key, accepted, accepted > 0 ? 0 : 1, &last, false, 0))
+	else
+		use.refused[verdict] = 1;
+	if (add_usage(&use, false, 0))
 		return true;
 	apitoken_wake_launcher();
 	return false;
@@ -173,12 +205,15 @@ take_entry(void *entry, void *arg)
 	ApitokenUsage *usage = entry;
 	TakeState  *state = arg;
 	ApitokenUsageRow *row = &state->rows[state->count];
+	bool		used;
 
 	if (usage->key.database != state->database)
 		return true;
 	if (state->flush != 0 && usage->deferred_by == state->flush)
 		return true;
-	row->refused = pg_atomic_exchange_u64(&usage->refused, 0);
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+		row->refused[verdict] = pg_atomic_exchange_u32(&usage->refused[verdict], 0);
+	used = apitoken_refused_total(row) > 0;
 	SpinLockAcquire(&usage->mutex);
 	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
 	if (TransactionIdIsValid(state->xid))
@@ -187,11 +222,12 @@ take_entry(void *entry, void *arg)
 		usage->taken_by = state->xid;
 	}
 	row->last = usage->last;
+	used = used || row->accepted > 0;
 	/* the count of a use follows: see add_usage() */
-	if (row->accepted > 0 || row->refused > 0)
+	if (used)
 		usage->last.reused = 0;
 	SpinLockRelease(&usage->mutex);
-	if (row->accepted == 0 && row->refused == 0)
+	if (!used)
 		return true;
 	row->key = usage->key;
 	state->count++;
@@ -221,7 +257,7 @@ void
 apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
 {
 	for (int i = 0; i < count; i++)
-		(void) add_usage(&rows[i].key, rows[i].accepted, rows[i].refused, &rows[i].last, true, flush);
+		(void) add_usage(&rows[i], true, flush);
 }
 
 /*
@@ -311,7 +347,12 @@ apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today)
 static bool
 is_written(ApitokenUsage *usage)
 {
-	return pg_atomic_read_u64(&usage->accepted) == 0 && pg_atomic_read_u64(&usage->refused) == 0;
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+	{
+		if (pg_atomic_read_u32(&usage->refused[verdict]) != 0)
+			return false;
+	}
+	return pg_atomic_read_u64(&usage->accepted) == 0;
 }
 
 /* Arguments and results of add_database(). */
@@ -456,18 +497,18 @@ record_in_table(const ApitokenRecord *record, int secret, TimestampTz now, inet 
 }
 
 /*
- * Record the use of a token at time `at`: how many uses were accepted, or 0 for a
- * refusal.  `secret` is 0 for the current secret, n for the n-th previous one, also
+ * Record the use of a token at time `at`: an accepted one as `cost` uses, a refused
+ * one by its verdict.  `secret` is 0 for the current secret, n for the n-th previous one, also
  * after its overlap.  `may_write` allows writing to the table if there is no shared
  * memory.  Returns false if shared memory had no room for it.
  */
 bool
-apitoken_record_use(const ApitokenRecord *record, int secret, uint32 accepted, TimestampTz at,
-					inet *address, bool may_write)
+apitoken_record_use(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
+					TimestampTz at, inet *address, bool may_write)
 {
 	if (apitoken_shared != NULL)
-		return record_in_memory(record, secret, accepted, at, address);
-	if (accepted > 0 && may_write)
+		return record_in_memory(record, secret, verdict, cost, at, address);
+	if (verdict == APITOKEN_VALID && may_write)
 		record_in_table(record, secret, at, address);
 	return true;
 }

@@ -86,12 +86,12 @@ typedef struct ApitokenUsage
 {
 	ApitokenUsageKey key;		/* never changes */
 	pg_atomic_uint64 accepted;	/* uses not yet taken by a flush */
-	pg_atomic_uint64 refused;	/* the same */
+	pg_atomic_uint32 refused[APITOKEN_VERDICTS];	/* the same, by verdict */
 	uint32		deferred_by;	/* the flush that deferred this entry, or 0; only flushes access it */
 	slock_t		mutex;			/* protects the following, and moving uses between accepted and taken */
+	TransactionId taken_by;		/* the transaction of the flush that has taken uses */
 	ApitokenLastUse last;
 	uint64		taken;			/* accepted uses that a flush has taken and not yet committed */
-	TransactionId taken_by;		/* the transaction of that flush */
 } ApitokenUsage;
 
 typedef struct ApitokenLimitKey
@@ -180,14 +180,15 @@ typedef struct ApitokenUsageRow
 {
 	ApitokenUsageKey key;
 	uint64		accepted;
-	uint64		refused;
 	ApitokenLastUse last;
+	uint32		refused[APITOKEN_VERDICTS];	/* by verdict */
 } ApitokenUsageRow;
 
 extern DateADT apitoken_day_of(TimestampTz at);
 extern void apitoken_merge_last_use(ApitokenLastUse *last, const ApitokenLastUse *other);
-extern bool apitoken_record_use(const ApitokenRecord *record, int secret, uint32 accepted, TimestampTz at,
-								inet *address, bool may_write);
+extern uint64 apitoken_refused_total(const ApitokenUsageRow *row);
+extern bool apitoken_record_use(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
+								TimestampTz at, inet *address, bool may_write);
 extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
 extern int	apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max);
 extern void apitoken_forget_taken(const ApitokenUsageRow *rows, int count);

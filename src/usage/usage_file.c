@@ -104,9 +104,10 @@ write_row(void *entry, void *arg)
 	memset(&row, 0, sizeof(row));
 	row.key = usage->key;
 	row.accepted = pg_atomic_read_u64(&usage->accepted);
-	row.refused = pg_atomic_read_u64(&usage->refused);
+	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
+		row.refused[verdict] = pg_atomic_read_u32(&usage->refused[verdict]);
 	row.last = usage->last;
-	if (row.accepted == 0 && row.refused == 0)
+	if (row.accepted == 0 && apitoken_refused_total(&row) == 0)
 		return true;
 	usage_file->rows++;
 	if (usage_file->file != NULL)

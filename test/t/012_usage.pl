@@ -51,10 +51,16 @@ sub written
 	return ($on // $node)->safe_psql($database // 'postgres',
 		"SELECT concat_ws(' ', accepted, refused, CASE WHEN last_used_at IS NULL THEN 'never' END, host(last_used_from)) FROM used WHERE label = '$label'");
 }
+# The refused uses by verdict, with a space between two days.
+sub refusals
+{
+	my ($label) = @_;
+	return $node->safe_psql('postgres', "SELECT string_agg(coalesce(d.refusals::text, '-'), ' ' ORDER BY d.day) FROM apitoken.token_usage_daily d JOIN apitoken.tokens t ON t.id = d.token_id WHERE t.label = '$label'");
+}
 run_on($node);
 
-# The daily counts add up to the total.  Days are in UTC, whatever the session's
-# time zone.
+# The daily counts add up to the total, and those of the verdicts to the refused uses
+# of the day.  Days are in UTC, whatever the session's time zone.
 sub days_agree
 {
 	my ($name, $on, $database) = @_;
@@ -64,6 +70,9 @@ sub days_agree
 			FROM apitoken.token_usage_daily GROUP BY 1) d USING (token_id)
 		WHERE (coalesce(u.accepted, 0), coalesce(u.refused, 0)) IS DISTINCT FROM (coalesce(d.accepted, 0), coalesce(d.refused, 0))
 			OR d.day < (u.last_used_at AT TIME ZONE 'UTC')::date}), '0', $name);
+	is(($on // $node)->safe_psql($database // 'postgres', q{
+		SELECT count(*) FROM apitoken.token_usage_daily d
+		WHERE refused <> coalesce((SELECT sum(value::numeric) FROM jsonb_each_text(refusals)), 0) OR refusals = '{}'}), '0', "$name and verdict");
 }
 
 # ----- however the transaction ends --------------------------------------------
@@ -166,6 +175,10 @@ flush();
 is(written($_), '0 2 never', "recorded: $_") foreach sort keys %refused;
 is(written('rate_limited'), '1 1 192.0.2.3', 'recorded: rate_limited, with the address that was accepted');
 is(written('replaced'), '0 1 never', 'recorded: replaced');
+is(refusals($_), qq({"$_": 2}), "by verdict: $_") foreach sort keys %refused;
+is(refusals('rate_limited'), '{"rate_limited": 1}', 'by verdict: rate_limited');
+is(refusals('replaced'), '{"unknown": 1}', 'by verdict: a secret that was replaced is unknown');
+is(refusals($_), '', "by verdict: nothing of $_") foreach 'regenerated', 'accepted';
 is(written($_), '0 0 never', "recorded: nothing of $_") foreach 'regenerated', 'accepted';
 days_agree('and by day');
 
@@ -179,6 +192,40 @@ flush();
 flush();
 is(stat_of($node, 'flushes'), $flushes + 1, 'and a flush that writes something');
 is(stat_of($node, q{last_flush_at IS NOT NULL, last_flush_error, last_flush_error_at, dropped, preloaded}), 't|||0|t', 'and tells how flushes go');
+
+# several verdicts on one day, however the transaction ends, and after a flush that failed
+add('several', "user_id => 'u', allowed_networks => '{10.0.0.0/8}'");
+my $elsewhere = verdict($token{several}, ", client_address => '192.0.2.1'");
+is(run("BEGIN READ ONLY; $elsewhere ROLLBACK; BEGIN; SAVEPOINT s; $elsewhere ROLLBACK TO s; COMMIT;", user => 'regress_apitoken_backend'),
+	'network_refused network_refused', 'refused, and rolled back');
+$node->safe_psql('postgres', q{
+	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$;
+	CREATE TRIGGER refuse BEFORE INSERT ON apitoken.token_usage_daily FOR EACH ROW EXECUTE FUNCTION refuse()});
+is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'a flush that fails');
+is(refusals('several'), '', 'writes no verdict');
+$node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'several'});
+is(run($elsewhere x 3, user => 'regress_apitoken_backend'), 'suspended suspended suspended', 'refused with another verdict');
+$node->safe_psql('postgres', 'DROP TRIGGER refuse ON apitoken.token_usage_daily');
+flush();
+is(refusals('several'), '{"suspended": 3, "network_refused": 2}', 'the next flush writes each once');
+$node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'several'});
+run($elsewhere . verdict($token{several}, ", client_address => '10.0.0.1'"), user => 'regress_apitoken_backend');
+$node->restart;
+flush();
+is(refusals('several'), '{"suspended": 3, "network_refused": 3}', 'and adds to the day, also after a restart');
+# what an owner may write there stops no flush
+is(run(qq{UPDATE apitoken.token_usage_daily SET refusals = '$_'}), '[ERROR: 23514]', "refusals cannot be $_") foreach '[1]', '{"expired": "many"}', '{"expired": {"a": 1}}', '3';
+$node->safe_psql('postgres', q{UPDATE apitoken.token_usage_daily d SET refused = 9000000000000000001, refusals = '{"network_refused": 9000000000000000000.5, "of old": 0.5}' FROM apitoken.tokens t WHERE t.id = d.token_id AND t.label = 'several'});
+run($elsewhere, user => 'regress_apitoken_backend');
+flush();
+is(refusals('several'), '{"of old": 0.5, "network_refused": 9000000000000000001.5}', 'numbers of all sizes are added');
+$node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage_daily d USING apitoken.tokens t WHERE t.id = d.token_id AND t.label = 'several';
+	DELETE FROM apitoken.token_usage u USING apitoken.tokens t WHERE t.id = u.token_id AND t.label = 'several'});
+# nobody but the owner writes them, and who may not see the token does not read them
+is(run(q{UPDATE apitoken.token_usage_daily SET refusals = NULL}, user => 'regress_apitoken_backend'), '[ERROR: 42501]', 'members do not write them');
+is(run(q{SELECT count(refusals) FROM apitoken.token_usage_daily}, user => 'regress_apitoken_backend'), '0', 'others do not read them');
+is(run(q{BEGIN; SELECT apitoken.act_as('u'); SELECT count(refusals) > 0 FROM apitoken.token_usage_daily; SELECT count(*) FROM apitoken.token_usage_daily d WHERE NOT EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = d.token_id); COMMIT;}, user => 'regress_apitoken_backend'),
+	'u t 0', 'the user of the tokens does');
 
 # ----- from where --------------------------------------------------------------
 
@@ -565,10 +612,13 @@ $good = slurp_file($saved);
 my ($row_size, $rows) = unpack 'x32 l< x4 q<', $good;
 is($rows, 1, 'one row is saved');
 my $row = substr $good, 56, $row_size;
-my ($day, $time) = unpack 'x4 l< x16 x16 q<', $row;
+my ($day, $time) = unpack 'x4 l< x16 x8 q<', $row;
 # yesterday's: 5 accepted, 2 refused, from elsewhere
-my $yesterday = substr($row, 0, 4) . pack('l<', $day - 1) . substr($row, 8, 16) . pack('Q< Q< q<', 5, 2, $time - 86_400_000_000) . substr($row, 48);
-substr($yesterday, 50, 4) = pack 'C4', 198, 51, 100, 7;
+my $yesterday = substr($row, 0, 4) . pack('l<', $day - 1) . substr($row, 8, 16) . pack('Q< q<', 5, $time - 86_400_000_000) . substr($row, 40);
+# key, accepted, last use (its address last), refused by verdict (suspended is the sixth)
+substr($yesterday, 76, 4) = pack 'C4', 198, 51, 100, 7;
+my $suspended = 96 + 5 * 4;
+substr($yesterday, $suspended, 4) = pack 'L<', 2;
 my $two_days = 0;
 my $rest = substr $good, 56 + $row_size, length($good) - 56 - $row_size - 4;
 # in either order
@@ -585,8 +635,20 @@ foreach my $order ([ $row, $yesterday ], [ $yesterday, $row ])
 		SELECT string_agg(concat_ws(' ', d.accepted, d.refused, d.day - (u.last_used_at AT TIME ZONE 'UTC')::date), ', ' ORDER BY d.day)
 		FROM apitoken.token_usage_daily d JOIN used u ON d.token_id = (SELECT id FROM apitoken.tokens WHERE label = u.label) WHERE u.label = 'days'}),
 		join(', ', 5 * $times . ' ' . 2 * $times . ' -1', "$times 0 0"), 'and each day has its own');
+	is(refusals('days'), sprintf('{"suspended": %d} -', 2 * $times), 'and its own verdicts');
 	$node->stop;
 }
+# so many refusals between two flushes that the counter would start again
+my $many = $yesterday;
+substr($many, $suspended, 4) = pack 'L<', 0xffffffff;
+my $flood = substr($good, 0, 40) . pack('q<', 2) . substr($good, 48, 8) . $many x 2 . $rest;
+unlink $saved;
+append_to_file($saved, $flood . crc32c($flood));
+$node->start;
+is(stat_of($node, 'dropped'), 0xffffffff, 'refusals that do not fit are dropped');
+flush();
+is(refusals('days'), sprintf('{"suspended": %d} -', 4 + 0x7fffffff), 'and the count does not start again');
+$node->stop;
 
 # ----- crashes -----------------------------------------------------------------
 
