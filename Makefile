@@ -35,6 +35,7 @@ OBJS = \
 	src/usage/limit.o \
 	src/usage/flush_state.o \
 	src/usage/usage.o \
+	src/usage/seen.o \
 	src/usage/complete.o \
 	src/usage/usage_file.o \
 	src/usage/flush.o \

@@ -301,6 +301,19 @@ COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted use
 COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap, on that day';
 COMMENT ON COLUMN apitoken.token_usage_daily.refusals IS 'The refused verifications by verdict, as a JSON object: {"expired": 3, "network_refused": 1}; null: none';
 
+CREATE TABLE apitoken_internal.personal_token_use (
+	organization_id text COLLATE "C",
+	token_id        uuid,
+	last_used_at    timestamptz NOT NULL,
+	PRIMARY KEY (organization_id, token_id)
+) WITH (fillfactor = 70);
+ALTER TABLE apitoken_internal.personal_token_use
+	ALTER organization_id SET STATISTICS 0, ALTER token_id SET STATISTICS 0, ALTER last_used_at SET STATISTICS 0;
+COMMENT ON TABLE apitoken_internal.personal_token_use IS 'When each personal token last acted in each organization, kept for apitoken.usage_retention; filled with shared preload only';
+COMMENT ON COLUMN apitoken_internal.personal_token_use.organization_id IS 'Id of the organization';
+COMMENT ON COLUMN apitoken_internal.personal_token_use.token_id IS 'Id of the personal token';
+COMMENT ON COLUMN apitoken_internal.personal_token_use.last_used_at IS 'When it was last accepted there, or allowed a permission there';
+
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
 	at              timestamptz NOT NULL CHECK (pg_catalog.isfinite(at)),
@@ -445,6 +458,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.notifications', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.personal_token_use', '');
 
 ------------------------------------------------------------------------------
 -- Types
@@ -727,6 +741,23 @@ COMMENT ON COLUMN apitoken.members.organization_id IS 'Id of the organization';
 COMMENT ON COLUMN apitoken.members.user_id IS 'Id of the member';
 COMMENT ON COLUMN apitoken.members.name IS 'Name of the member; null: none given';
 COMMENT ON COLUMN apitoken.members.role IS 'Name of the member''s role in the organization';
+
+CREATE FUNCTION apitoken_internal.read_personal_tokens_seen(OUT organization_id text, OUT user_id text, OUT label text, OUT masked text,
+		OUT last_used_at timestamptz) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'apitoken_read_personal_tokens_seen' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION apitoken_internal.read_personal_tokens_seen() IS 'Rows of the view apitoken.personal_tokens_seen';
+
+CREATE VIEW apitoken.personal_tokens_seen AS
+SELECT s.organization_id COLLATE "C" AS organization_id, s.user_id COLLATE "C" AS user_id, s.label, s.masked, s.last_used_at,
+	apitoken_internal.in_words(s.last_used_at) AS last_used
+FROM apitoken_internal.read_personal_tokens_seen() s;
+COMMENT ON VIEW apitoken.personal_tokens_seen IS 'Personal tokens that acted in the organizations where the caller has the permission token:read; filled with shared preload only';
+COMMENT ON COLUMN apitoken.personal_tokens_seen.organization_id IS 'Id of the organization where the token acted';
+COMMENT ON COLUMN apitoken.personal_tokens_seen.user_id IS 'Id of the user who owns the token';
+COMMENT ON COLUMN apitoken.personal_tokens_seen.label IS 'Name of the token';
+COMMENT ON COLUMN apitoken.personal_tokens_seen.masked IS 'Token text without its secret';
+COMMENT ON COLUMN apitoken.personal_tokens_seen.last_used_at IS 'When the token was last accepted in the organization, or allowed a permission there, as of the last flush';
+COMMENT ON COLUMN apitoken.personal_tokens_seen.last_used IS 'The same in words: just now, 5 minutes ago, 5 days ago';
 
 -- Computed relationships: with them, automatic APIs embed rows of one relation in
 -- those of another.  Foreign keys would do it too, but there are none on owners.
@@ -1535,6 +1566,9 @@ ALTER TABLE apitoken.token_usage ENABLE REPLICA TRIGGER usage_before_insert;
 CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken.token_usage_daily
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
 ALTER TABLE apitoken.token_usage_daily ENABLE REPLICA TRIGGER usage_before_insert;
+CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken_internal.personal_token_use
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
+ALTER TABLE apitoken_internal.personal_token_use ENABLE REPLICA TRIGGER usage_before_insert;
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER role_before_truncate BEFORE TRUNCATE ON apitoken_internal.role_records
@@ -1593,6 +1627,7 @@ ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.personal_token_use ENABLE ROW LEVEL SECURITY;
 
 -- The directory: a database role that was granted DELETE on a table (capability
 -- directory) sees all its rows, whatever the identity.  pg_write_all_data grants

@@ -76,6 +76,7 @@ typedef struct ApitokenVerification
 	ApitokenAllowance allowance;	/* of a rate limit and a quota, after apitoken_use() */
 	TimestampTz secret_ends_at;	/* end of the overlap for the previous secret, otherwise the
 								 * token's expiry */
+	const char *organization_id;	/* where the token is to act; NULL: not said */
 	int			secret;			/* 0: the current secret; n: the n-th previous one.  With
 								 * APITOKEN_UNKNOWN, n is one whose overlap is over. */
 	ApitokenRecord record;		/* not with APITOKEN_MALFORMED; with APITOKEN_UNKNOWN only

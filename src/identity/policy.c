@@ -474,6 +474,43 @@ apitoken_seen_users(PG_FUNCTION_ARGS)
 	PG_RETURN_ARRAYTYPE_P(construct_array(&id, managed->user_id == NULL ? 0 : 1, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
+/* The rows of the view personal_tokens_seen: for members who may read the tokens of the organization. */
+APITOKEN_FUNCTION_INFO_V1(apitoken_read_personal_tokens_seen);
+Datum
+apitoken_read_personal_tokens_seen(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const Managed *managed = get_managed(apitoken_strings_to_array(list_make1("token:read")));
+	Snapshot	snapshot = apitoken_latest_snapshot();
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	for (int i = 0; i < managed->count; i++)
+	{
+		ListCell   *lc;
+
+		foreach(lc, apitoken_fetch_personal_use(snapshot, TextDatumGetCString(managed->ids[i])))
+		{
+			const ApitokenPersonalUse *use = lfirst(lc);
+			ApitokenRecord record;
+			Datum		values[5];
+			bool		nulls[5] = {false};
+
+			CHECK_FOR_INTERRUPTS();
+			if (!apitoken_fetch_token(snapshot, &use->token_id, &record) || record.kind != APITOKEN_USER)
+				continue;
+			apitoken_complete_token(snapshot, &record);
+			values[0] = managed->ids[i];
+			values[1] = CStringGetTextDatum(record.user_id);
+			values[2] = CStringGetTextDatum(record.label);
+			values[3] = CStringGetTextDatum(record.masked);
+			values[4] = TimestampTzGetDatum(use->last_used_at);
+			tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		}
+	}
+	UnregisterSnapshot(snapshot);
+	return (Datum) 0;
+}
+
 /* Adds the members of an organization to the result. */
 static void
 put_members(ReturnSetInfo *result, Snapshot snapshot, Datum organization_id)

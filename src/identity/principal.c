@@ -230,15 +230,27 @@ apitoken_effective_patterns(const ApitokenPrincipal *principal, const ApitokenSt
 	return narrowed(principal, standing->role_patterns);
 }
 
+/* The principal was allowed something in an organization: record it of a personal token. */
+static void
+record_seen(const ApitokenPrincipal *principal, const char *organization_id)
+{
+	if (!is_direct(principal) && principal->kind == APITOKEN_USER)
+		apitoken_record_seen(&principal->token_id, organization_id, GetCurrentTimestamp());
+}
+
 bool
 apitoken_may(const ApitokenPrincipal *principal, const char *permission, const char *organization_id)
 {
 	Snapshot	snapshot = apitoken_latest_snapshot();
 	ApitokenStanding standing;
+	bool		may;
 
 	apitoken_standing(principal, organization_id, snapshot, &standing);
 	UnregisterSnapshot(snapshot);
-	return apitoken_standing_allows(principal, &standing, permission);
+	may = apitoken_standing_allows(principal, &standing, permission);
+	if (may && organization_id != NULL)
+		record_seen(principal, organization_id);
+	return may;
 }
 
 /* Does this role allow at least one of these permissions?  True for an empty list. */
@@ -308,7 +320,11 @@ apitoken_organizations_where(const ApitokenPrincipal *principal, List *permissio
 			apitoken_fetch_organization(snapshot, membership->organization_id, &organization) &&
 			!is_refused(principal, &organization) &&
 			(!organization.suspended || (permissions == NIL && principal->kind == APITOKEN_USER)))
+		{
 			organizations = lappend(organizations, membership->organization_id);
+			if (permissions != NIL)
+				record_seen(principal, membership->organization_id);
+		}
 	}
 	UnregisterSnapshot(snapshot);
 	return organizations;

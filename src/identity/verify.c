@@ -252,6 +252,7 @@ verify_text(const char *text, size_t length, const char *permission,
 
 	memset(verification, 0, sizeof(*verification));
 	verification->verdict = APITOKEN_MALFORMED;
+	verification->organization_id = organization_id;
 	if (permission != NULL)
 		apitoken_check_permission(permission);
 	passed = apitoken_parse_text(text, length, &parts);
@@ -374,6 +375,8 @@ apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool
 		verification->verdict = APITOKEN_RATE_LIMITED;
 		apitoken_uncount_use(record, cost, verification->at, &verification->allowance);
 	}
+	if (verification->verdict == APITOKEN_VALID && record->kind == APITOKEN_USER && verification->organization_id != NULL)
+		apitoken_record_seen(&record->id, verification->organization_id, verification->at);
 	apitoken_count((ApitokenCounter) verification->verdict, 1);
 }
 

@@ -17,9 +17,9 @@
  * event.c).
  *
  * Use of the user's tokens may still be in shared memory.  A flush is kept from
- * writing its address between the erasure and its commit.  At the commit, the
- * addresses in shared memory are removed.  The tokens are revoked, so no further
- * address is recorded.
+ * writing its address and organizations between the erasure and its commit.  At the
+ * commit, they are removed from shared memory.  The tokens are revoked, so no more
+ * are recorded.
  */
 #include "postgres.h"
 
@@ -44,11 +44,12 @@ static const ApitokenStatement erasures[] = {
 	APITOKEN_ERASE_RECIPIENT,
 	APITOKEN_ERASE_NOTIFICATIONS,
 	APITOKEN_ERASE_USAGE,
+	APITOKEN_ERASE_SEEN,
 };
 
 /*
  * The personal tokens of users whom this transaction has forgotten, in
- * TopTransactionContext.  After a ROLLBACK TO SAVEPOINT, addresses that are not
+ * TopTransactionContext.  After a ROLLBACK TO SAVEPOINT, what is not
  * written yet may be lost.
  */
 typedef struct Forgotten
@@ -72,15 +73,15 @@ xact_callback(XactEvent event, void *arg)
 		{
 			Forgotten  *forgotten = lfirst(lc);
 
-			apitoken_forget_addresses(MyDatabaseId, forgotten->ids, forgotten->count);
+			apitoken_forget_places(MyDatabaseId, forgotten->ids, forgotten->count);
 		}
 	}
 	forgotten_tokens = NIL;
 }
 
-/* Remove the addresses in shared memory when this transaction commits. */
+/* Remove the addresses and organizations in shared memory when this transaction commits. */
 static void
-forget_addresses_at_commit(Datum pseudonym)
+forget_places_at_commit(Datum pseudonym)
 {
 	static bool registered = false;
 	Datum		found = (Datum) 0;
@@ -186,7 +187,7 @@ apitoken_forget_user(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(false);
 	/* nobody acts as the pseudonym, either */
 	apitoken_execute(APITOKEN_REMEMBER_DELETED, &values[1], NULL);
-	forget_addresses_at_commit(values[1]);
+	forget_places_at_commit(values[1]);
 	write_event(values[1]);
 	PG_RETURN_BOOL(true);
 }

@@ -212,7 +212,7 @@ apitoken_token_refuse_delete(PG_FUNCTION_ARGS)
 }
 
 /*
- * Of token_usage and token_usage_daily, for logical replication only.  Both
+ * Of the tables of usage, for logical replication only.  Both
  * servers may record the use of a token.  If this server has a row already, the
  * row of the publisher is left out; it must not stop the replication.
  */
@@ -220,21 +220,33 @@ APITOKEN_FUNCTION_INFO_V1(apitoken_usage_before_insert);
 Datum
 apitoken_usage_before_insert(PG_FUNCTION_ARGS)
 {
+	/* the first columns are the key */
+	static const struct
+	{
+		ApitokenTable table;
+		int			key_columns;
+		ApitokenStatement has_row;
+	}			usage[] = {
+		{APITOKEN_TOKEN_USAGE_DAILY, 2, APITOKEN_HAS_USAGE_DAILY},
+		{APITOKEN_PERSONAL_TOKEN_USE, 2, APITOKEN_HAS_SEEN},
+		{APITOKEN_TOKEN_USAGE, 1, APITOKEN_HAS_USAGE}
+	};
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
-	bool		daily = CALLED_AS_TRIGGER(fcinfo) &&
-		RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_TOKEN_USAGE_DAILY);
+	int			n = 0;
 	Datum		key[2] = {0};
 	bool		isnull;
 
-	if (!daily)
-		apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_USAGE);
-	for (int i = 0; i < (daily ? 2 : 1); i++)
+	while (n < lengthof(usage) - 1 && CALLED_AS_TRIGGER(fcinfo) &&
+		   RelationGetRelid(trigger->tg_relation) != apitoken_table(usage[n].table))
+		n++;
+	apitoken_expect_trigger(fcinfo, usage[n].table);
+	for (int i = 0; i < usage[n].key_columns; i++)
 	{
 		key[i] = heap_getattr(trigger->tg_trigtuple, i + 1, RelationGetDescr(trigger->tg_relation), &isnull);
 		if (isnull)
 			return PointerGetDatum(trigger->tg_trigtuple);	/* which the table refuses */
 	}
-	if (apitoken_execute(daily ? APITOKEN_HAS_USAGE_DAILY : APITOKEN_HAS_USAGE, key, NULL) > 0)
+	if (apitoken_execute(usage[n].has_row, key, NULL) > 0)
 		return PointerGetDatum(NULL);
 	return PointerGetDatum(trigger->tg_trigtuple);
 }

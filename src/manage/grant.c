@@ -111,6 +111,8 @@ static const Privilege manage_privileges[] = {
 	TABLE(select, "members"),
 	FUNCTION("organizations"),
 	FUNCTION("members"),
+	INTERNAL("read_personal_tokens_seen"),
+	TABLE(select, "personal_tokens_seen"),
 };
 
 static const Privilege verify_privileges[] = {

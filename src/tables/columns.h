@@ -147,6 +147,12 @@
 	COLUMN(notifications, last_error,      TEXTOID,        NULLABLE, "") \
 	COLUMN(notifications, recipient_ids,   TEXTARRAYOID,   NOT_NULL, "")
 
+/* Members read it through the view personal_tokens_seen. */
+#define PERSONAL_TOKEN_USE_COLUMNS(COLUMN) \
+	COLUMN(personal_token_use, organization_id, TEXTOID,        NOT_NULL, "") \
+	COLUMN(personal_token_use, token_id,        UUIDOID,        NOT_NULL, "") \
+	COLUMN(personal_token_use, last_used_at,    TIMESTAMPTZOID, NOT_NULL, "")
+
 /* Composite types that functions return. */
 
 #define VERIFICATION_COLUMNS(COLUMN) \
@@ -188,7 +194,8 @@
 	RELATION(TOKEN_USAGE, apitoken, token_usage) \
 	RELATION(TOKEN_USAGE_DAILY, apitoken, token_usage_daily) \
 	RELATION(EVENTS, apitoken, events) \
-	RELATION(NOTIFICATIONS, apitoken, notifications)
+	RELATION(NOTIFICATIONS, apitoken, notifications) \
+	RELATION(PERSONAL_TOKEN_USE, apitoken_internal, personal_token_use)
 
 #define ROW_RELATIONS(RELATION) \
 	RELATION(VERIFICATION, apitoken, verification) \

@@ -692,6 +692,40 @@ apitoken_fetch_members(Snapshot snapshot, const char *organization_id)
 	return finish_memberships_lookup(&lookup);
 }
 
+/*
+ * Returns the personal tokens that acted in an organization, as a list of
+ * ApitokenPersonalUse.  What is older than the organization was in another one, which
+ * had the same id and was deleted.
+ */
+List *
+apitoken_fetch_personal_use(Snapshot snapshot, const char *organization_id)
+{
+	Lookup		lookup;
+	ScanKeyData key;
+	TimestampTz since = DT_NOEND;
+	List	   *uses = NIL;
+
+	text_key(&key, Anum_organizations_id, organization_id);
+	begin_lookup(&lookup, APITOKEN_ORGANIZATIONS, NULL, snapshot, 1, &key);
+	if (next_row(&lookup, Anum_organizations_created_at))
+		since = timestamp_at(lookup.values, lookup.nulls, Anum_organizations_created_at, DT_NOBEGIN);
+	end_lookup(&lookup);
+
+	text_key(&key, Anum_personal_token_use_organization_id, organization_id);
+	begin_lookup(&lookup, APITOKEN_PERSONAL_TOKEN_USE, NULL, snapshot, 1, &key);
+	while (next_row(&lookup, Anum_personal_token_use_last_used_at))
+	{
+		ApitokenPersonalUse *use = palloc(sizeof(ApitokenPersonalUse));
+
+		use->token_id = *DatumGetUUIDP(lookup.values[Anum_personal_token_use_token_id - 1]);
+		use->last_used_at = timestamp_at(lookup.values, lookup.nulls, Anum_personal_token_use_last_used_at, DT_NOBEGIN);
+		if (use->last_used_at >= since)
+			uses = lappend(uses, use);
+	}
+	end_lookup(&lookup);
+	return uses;
+}
+
 /* Returns all ids of a table whose first column is the id, as a list of strings. */
 List *
 apitoken_fetch_all_ids(ApitokenTable table)

@@ -124,6 +124,13 @@ typedef struct ApitokenMembership
 	char	   *role;
 } ApitokenMembership;
 
+/* A personal token that acted in an organization. */
+typedef struct ApitokenPersonalUse
+{
+	pg_uuid_t	token_id;
+	TimestampTz last_used_at;
+} ApitokenPersonalUse;
+
 typedef struct ApitokenOwner
 {
 	ApitokenKind kind;
@@ -150,6 +157,7 @@ extern bool apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRol
 extern char *apitoken_fetch_membership(Snapshot snapshot, const char *organization_id, const char *user_id);
 extern List *apitoken_fetch_memberships(Snapshot snapshot, const char *user_id);
 extern List *apitoken_fetch_members(Snapshot snapshot, const char *organization_id);
+extern List *apitoken_fetch_personal_use(Snapshot snapshot, const char *organization_id);
 extern List *apitoken_fetch_all_ids(ApitokenTable table);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, int secret,
 									 TimestampTz *last_used_at);
@@ -223,6 +231,10 @@ typedef enum ApitokenStatement
 	APITOKEN_NOTIFICATION_DELIVERED,
 	APITOKEN_NOTIFICATION_FAILED,
 	APITOKEN_REMOVE_NOTIFICATIONS,
+	APITOKEN_HAS_SEEN,
+	APITOKEN_WRITE_SEEN,
+	APITOKEN_REMOVE_SEEN,
+	APITOKEN_ERASE_SEEN,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
 

@@ -608,6 +608,37 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT id FROM apitoken.notifications WHERE id OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
 		2, {UUIDOID, INT8OID}
 	},
+	[APITOKEN_HAS_SEEN] = {
+		"SELECT FROM apitoken_internal.personal_token_use WHERE organization_id OPERATOR(pg_catalog.=) $1 AND token_id OPERATOR(pg_catalog.=) $2",
+		2, {TEXTOID, UUIDOID}
+	},
+	/*
+	 * Where personal tokens acted: $1 organizations, $2 token ids, $3 times.  There is
+	 * only one flush at a time, and no other statement waits for a row of this table.
+	 */
+	[APITOKEN_WRITE_SEEN] = {
+		"INSERT INTO apitoken_internal.personal_token_use AS s (organization_id, token_id, last_used_at)"
+		" SELECT g.organization_id, g.token_id, g.last_used_at"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3))"
+		" AS g (organization_id, token_id, last_used_at)"
+		" WHERE EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
+		" AND EXISTS (SELECT FROM apitoken.organizations o WHERE o.id OPERATOR(pg_catalog.=) g.organization_id)"
+		" ON CONFLICT (organization_id, token_id) DO UPDATE SET last_used_at = GREATEST(s.last_used_at, excluded.last_used_at)",
+		3, {TEXTARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID}
+	},
+	[APITOKEN_REMOVE_SEEN] = {
+		"DELETE FROM apitoken_internal.personal_token_use WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT s.ctid FROM apitoken_internal.personal_token_use s WHERE s.last_used_at OPERATOR(pg_catalog.<) $1"
+		" OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) s.token_id)"
+		" OR NOT EXISTS (SELECT FROM apitoken.organizations o WHERE o.id OPERATOR(pg_catalog.=) s.organization_id)"
+		" LIMIT $2 FOR UPDATE OF s SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	[APITOKEN_ERASE_SEEN] = {
+		"DELETE FROM apitoken_internal.personal_token_use WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT id FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $2))",
+		2, {TEXTOID, TEXTOID}
+	},
 };
 
 /*
@@ -637,6 +668,9 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_NOTIFY_EXPIRY] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_CLAIM_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_WRITE_SEEN] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_REMOVE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_ERASE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];

@@ -3,7 +3,8 @@
  *		Write the recorded usage of a database to its tables.
  *
  * A flush runs in a worker.  In each batch it takes usage of the database from
- * shared memory, writes it to token_usage and token_usage_daily, and commits.  On
+ * shared memory, writes it to token_usage, token_usage_daily and personal_token_use,
+ * and commits.  On
  * an error, the usage goes back to shared memory.  Batches grow while they are
  * fast, and are smaller after failures.  If time runs out, the flush wakes the
  * launcher, so that another flush follows soon.
@@ -62,6 +63,11 @@
 static ApitokenUsageRow *batch_rows = NULL;
 static int	batch_count = 0;
 
+/* the organizations of personal tokens, as batch_rows */
+#define SEEN_MAX 1000
+static ApitokenSeenRow *seen_rows = NULL;
+static int	seen_count = 0;
+
 /* the use of previous secrets after their overlap in the batch, for tell_reuse() */
 static ApitokenUsageRow *reused_rows = NULL;
 static int	reused_count = 0;
@@ -75,11 +81,14 @@ static void
 xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
+	{
 		apitoken_return_usage(batch_rows, batch_count, 0);
+		apitoken_return_seen(seen_rows, seen_count);
+	}
 	if (event == XACT_EVENT_COMMIT && batch_count > 0)
 		apitoken_forget_taken(batch_rows, batch_count);
 	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_COMMIT)
-		batch_count = 0;
+		batch_count = seen_count = 0;
 }
 
 static Datum
@@ -306,6 +315,28 @@ write_usage(void)
 	write_previous_use(sums, tokens);
 }
 
+/* Write where personal tokens acted. */
+static void
+write_seen(void)
+{
+	Datum	   *columns[3];
+	Datum		arrays[3];
+
+	for (int i = 0; i < lengthof(columns); i++)
+		columns[i] = palloc(seen_count * sizeof(Datum));
+	for (int i = 0; i < seen_count; i++)
+	{
+		columns[0][i] = CStringGetTextDatum(seen_rows[i].key.organization_id);
+		columns[1][i] = UUIDPGetDatum(&seen_rows[i].key.token_id);
+		columns[2][i] = TimestampTzGetDatum(seen_rows[i].at);
+	}
+	arrays[0] = PointerGetDatum(construct_array(columns[0], seen_count, TEXTOID, -1, false, TYPALIGN_INT));
+	arrays[1] = PointerGetDatum(construct_array(columns[1], seen_count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	arrays[2] = PointerGetDatum(construct_array(columns[2], seen_count, TIMESTAMPTZOID, sizeof(TimestampTz),
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	apitoken_execute(APITOKEN_WRITE_SEEN, arrays, NULL);
+}
+
 /* May this row belong to a token whose creation is not committed yet? */
 static bool
 may_be_uncommitted(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz now)
@@ -364,13 +395,15 @@ flush_batch(void *arg)
 		return false;
 	}
 	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, GetCurrentTransactionId(), batch_rows, batch->max);
-	batch->outcome = batch_count < batch->max ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
+	seen_count = apitoken_take_seen(MyDatabaseId, seen_rows, SEEN_MAX);
+	batch->outcome = batch_count < batch->max && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
 	defer_uncommitted(batch->flush);
 	if (batch_count > 0)
-	{
 		write_usage();
+	if (seen_count > 0)
+		write_seen();
+	if (batch_count + seen_count > 0)
 		apitoken_count(APITOKEN_FLUSHES, 1);
-	}
 	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;
 }
 
@@ -466,6 +499,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		max_rows = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
 	batch.max = Min(batch.max, max_rows);
 	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
+	seen_rows = MemoryContextAlloc(TopMemoryContext, SEEN_MAX * sizeof(ApitokenSeenRow));
 	reused_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
 	RegisterXactCallback(xact_callback, NULL);
 	apitoken_remove_usage_file();

@@ -350,6 +350,20 @@ remove_orphans(Batch *batch)
 	usage_checked(batch, values[1]);
 }
 
+/* Remove the use of personal tokens in organizations, when it is old or one of them is gone. */
+static void
+remove_seen(Batch *batch)
+{
+	TimestampTz cutoff;
+	Datum		values[2];
+
+	if (!retention_cutoff(apitoken_usage_retention, batch->now, &cutoff))
+		cutoff = DT_NOBEGIN;
+	values[0] = TimestampTzGetDatum(cutoff);
+	values[1] = Int64GetDatum(batch->size);
+	run_statement(batch, APITOKEN_REMOVE_SEEN, values, &batch->run->usage_removed);
+}
+
 /* Make the notifications of coming expiries. */
 static void
 notify_expiry(Batch *batch)
@@ -376,7 +390,7 @@ remove_notifications(Batch *batch)
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
 	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
-	notify_expiry, remove_notifications
+	notify_expiry, remove_notifications, remove_seen
 };
 
 static void

@@ -6,8 +6,9 @@
  *
  * Contents
  *
- *	- two maps: from a token to its usage that is not written yet (usage.c), and
- *	  from a token to the state of its rate limit and quota (limit.c);
+ *	- three maps: from a token to its usage that is not written yet (usage.c), from a
+ *	  token to the state of its rate limit and quota (limit.c), and from a personal
+ *	  token and an organization to the time of its last use there (seen.c);
  *	- the state of each database that has usage (flush_state.c);
  *	- counters since the start of the server (stats.c).
  *
@@ -54,6 +55,7 @@
 struct ApitokenMap
 {
 	const char *name;
+	int			share;			/* it has room for one entry for so many slots */
 	Size		key_size;
 	Size		entry_size;
 	HTAB	   *partitions[APITOKEN_PARTITIONS];
@@ -62,17 +64,28 @@ struct ApitokenMap
 
 static ApitokenMap usage_map = {
 	.name = "apitoken usage",
+	.share = 1,
 	.key_size = sizeof(ApitokenUsageKey),
 	.entry_size = sizeof(ApitokenUsage)
 };
 static ApitokenMap limit_map = {
 	.name = "apitoken limits",
+	.share = 1,
 	.key_size = sizeof(ApitokenLimitKey),
 	.entry_size = sizeof(ApitokenLimit)
 };
 
+/* Its entries are long, and personal tokens that act in organizations are few. */
+static ApitokenMap seen_map = {
+	.name = "apitoken organizations",
+	.share = 16,
+	.key_size = sizeof(ApitokenSeenKey),
+	.entry_size = sizeof(ApitokenSeen)
+};
+
 ApitokenMap *const apitoken_usage_map = &usage_map;
 ApitokenMap *const apitoken_limit_map = &limit_map;
+ApitokenMap *const apitoken_seen_map = &seen_map;
 
 HTAB	   *apitoken_flush_states = NULL;
 LWLock	   *apitoken_flush_states_lock = NULL;
@@ -83,15 +96,17 @@ static shmem_request_hook_type previous_shmem_request = NULL;
 static shmem_startup_hook_type previous_shmem_startup = NULL;
 
 static int
-slots_in_partition(void)
+slots_in_partition(const ApitokenMap *map)
 {
-	return (apitoken_usage_slots + APITOKEN_PARTITIONS - 1) / APITOKEN_PARTITIONS;
+	int			partitions = APITOKEN_PARTITIONS * map->share;
+
+	return (apitoken_usage_slots + partitions - 1) / partitions;
 }
 
 static Size
 map_size(const ApitokenMap *map)
 {
-	return mul_size(APITOKEN_PARTITIONS, hash_estimate_size(slots_in_partition(), map->entry_size));
+	return mul_size(APITOKEN_PARTITIONS, hash_estimate_size(slots_in_partition(map), map->entry_size));
 }
 
 static void
@@ -102,8 +117,9 @@ request_shmem(void)
 	RequestAddinShmemSpace(MAXALIGN(sizeof(ApitokenShared)));
 	RequestAddinShmemSpace(map_size(&usage_map));
 	RequestAddinShmemSpace(map_size(&limit_map));
+	RequestAddinShmemSpace(map_size(&seen_map));
 	RequestAddinShmemSpace(hash_estimate_size(APITOKEN_DATABASES_MAX, sizeof(ApitokenFlushState)));
-	RequestNamedLWLockTranche(TRANCHE, 2 * APITOKEN_PARTITIONS + 1);
+	RequestNamedLWLockTranche(TRANCHE, 3 * APITOKEN_PARTITIONS + 1);
 }
 
 /* Create a hash table whose entries are all allocated at once, so it cannot grow. */
@@ -122,7 +138,7 @@ create_map(ApitokenMap *map, LWLockPadded *locks)
 {
 	map->locks = locks;
 	for (int i = 0; i < APITOKEN_PARTITIONS; i++)
-		map->partitions[i] = create_table(psprintf("%s %d", map->name, i), slots_in_partition(),
+		map->partitions[i] = create_table(psprintf("%s %d", map->name, i), slots_in_partition(map),
 										map->key_size, map->entry_size);
 }
 
@@ -139,8 +155,9 @@ startup_shmem(void)
 	locks = GetNamedLWLockTranche(TRANCHE);
 	create_map(&usage_map, locks);
 	create_map(&limit_map, locks + APITOKEN_PARTITIONS);
+	create_map(&seen_map, locks + 2 * APITOKEN_PARTITIONS);
 	apitoken_flush_states = create_table("apitoken databases", APITOKEN_DATABASES_MAX, sizeof(Oid), sizeof(ApitokenFlushState));
-	apitoken_flush_states_lock = &locks[2 * APITOKEN_PARTITIONS].lock;
+	apitoken_flush_states_lock = &locks[3 * APITOKEN_PARTITIONS].lock;
 	if (!found)
 	{
 		memset(apitoken_shared, 0, sizeof(ApitokenShared));

@@ -364,20 +364,31 @@ typedef struct DatabaseList
 } DatabaseList;
 
 static bool
-add_database(void *entry, void *arg)
+add_database(DatabaseList *list, Oid database)
 {
-	ApitokenUsage *usage = entry;
-	DatabaseList *list = arg;
-
-	if (is_written(usage))
-		return true;
 	for (int i = 0; i < list->count; i++)
 	{
-		if (list->databases[i] == usage->key.database)
+		if (list->databases[i] == database)
 			return true;
 	}
-	list->databases[list->count++] = usage->key.database;
+	list->databases[list->count++] = database;
 	return list->count < list->max;
+}
+
+static bool
+add_database_of_usage(void *entry, void *arg)
+{
+	ApitokenUsage *usage = entry;
+
+	return is_written(usage) || add_database(arg, usage->key.database);
+}
+
+static bool
+add_database_of_seen(void *entry, void *arg)
+{
+	ApitokenSeen *seen = entry;
+
+	return pg_atomic_read_u64(&seen->at) == 0 || add_database(arg, seen->key.database);
 }
 
 /* Get the databases that have usage to be written, at most `max`.  Returns their number. */
@@ -386,7 +397,9 @@ apitoken_databases_with_usage(Oid *databases, int max)
 {
 	DatabaseList list = {databases, max, 0};
 
-	apitoken_map_each(apitoken_usage_map, add_database, &list);
+	apitoken_map_each(apitoken_usage_map, add_database_of_usage, &list);
+	if (list.count < max)
+		apitoken_map_each(apitoken_seen_map, add_database_of_seen, &list);
 	return list.count;
 }
 
@@ -412,9 +425,10 @@ apitoken_remove_written_usage(Oid *busy, int count)
 	DatabaseList list = {busy, count, count};
 
 	apitoken_map_remove(apitoken_usage_map, is_removable, &list);
+	apitoken_remove_written_seen();
 }
 
-/* Arguments of forget_address(). */
+/* Arguments of forget_address() and forget_seen(). */
 typedef struct ForgottenTokens
 {
 	Oid			database;
@@ -429,13 +443,19 @@ compare_ids(const void *a, const void *b)
 }
 
 static bool
+is_forgotten(const ForgottenTokens *tokens, Oid database, const pg_uuid_t *id)
+{
+	return database == tokens->database &&
+		bsearch(id, tokens->ids, tokens->count, sizeof(pg_uuid_t), compare_ids) != NULL;
+}
+
+static bool
 forget_address(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
 	ForgottenTokens *tokens = arg;
 
-	if (usage->key.database == tokens->database &&
-		bsearch(&usage->key.token_id, tokens->ids, tokens->count, sizeof(pg_uuid_t), compare_ids) != NULL)
+	if (is_forgotten(tokens, usage->key.database, &usage->key.token_id))
 	{
 		SpinLockAcquire(&usage->mutex);
 		memset(&usage->last.from, 0, sizeof(usage->last.from));
@@ -444,14 +464,26 @@ forget_address(void *entry, void *arg)
 	return true;
 }
 
-/* Forget the client addresses of these tokens, which are sorted by id.  This cannot fail. */
+static bool
+forget_seen(void *entry, void *arg)
+{
+	ApitokenSeen *seen = entry;
+
+	if (is_forgotten(arg, seen->key.database, &seen->key.token_id))
+		pg_atomic_write_u64(&seen->at, 0);
+	return true;
+}
+
+/* Forget the client addresses and the organizations of these tokens, which are sorted by id.  This cannot fail. */
 void
-apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int count)
+apitoken_forget_places(Oid database, const pg_uuid_t *ids, int count)
 {
 	ForgottenTokens tokens = {database, ids, count};
 
-	if (apitoken_shared != NULL)
-		apitoken_map_each(apitoken_usage_map, forget_address, &tokens);
+	if (apitoken_shared == NULL)
+		return;
+	apitoken_map_each(apitoken_usage_map, forget_address, &tokens);
+	apitoken_map_each(apitoken_seen_map, forget_seen, &tokens);
 }
 
 /* ---- in the caller's transaction ---- */

@@ -94,6 +94,20 @@ typedef struct ApitokenUsage
 	uint64		taken;			/* accepted uses that a flush has taken and not yet committed */
 } ApitokenUsage;
 
+/* A personal token in an organization. */
+typedef struct ApitokenSeenKey
+{
+	Oid			database;
+	pg_uuid_t	token_id;
+	char		organization_id[APITOKEN_OWNER_ID_MAX + 1]; /* padded with zeros */
+} ApitokenSeenKey;
+
+typedef struct ApitokenSeen
+{
+	ApitokenSeenKey key;		/* never changes */
+	pg_atomic_uint64 at;		/* the last time; 0 if a flush has taken it */
+} ApitokenSeen;
+
 typedef struct ApitokenLimitKey
 {
 	Oid			database;
@@ -153,6 +167,7 @@ typedef struct ApitokenMap ApitokenMap;
 extern ApitokenShared *apitoken_shared; /* NULL without shared_preload_libraries */
 extern ApitokenMap *const apitoken_usage_map;
 extern ApitokenMap *const apitoken_limit_map;
+extern ApitokenMap *const apitoken_seen_map;
 extern HTAB *apitoken_flush_states;
 extern LWLock *apitoken_flush_states_lock;
 
@@ -195,7 +210,21 @@ extern void apitoken_forget_taken(const ApitokenUsageRow *rows, int count);
 extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
 extern int	apitoken_databases_with_usage(Oid *databases, int max);
 extern void apitoken_remove_written_usage(Oid *busy, int count);
-extern void apitoken_forget_addresses(Oid database, const pg_uuid_t *ids, int count);
+extern void apitoken_forget_places(Oid database, const pg_uuid_t *ids, int count);
+
+/* ----- seen.c: records in which organizations personal tokens act ----- */
+
+/* The same, taken from shared memory to be written to the table. */
+typedef struct ApitokenSeenRow
+{
+	ApitokenSeenKey key;
+	TimestampTz at;
+} ApitokenSeenRow;
+
+extern void apitoken_record_seen(const pg_uuid_t *token_id, const char *organization_id, TimestampTz at);
+extern int	apitoken_take_seen(Oid database, ApitokenSeenRow *rows, int max);
+extern void apitoken_return_seen(const ApitokenSeenRow *rows, int count);
+extern void apitoken_remove_written_seen(void);
 
 /* ----- limit.c: rate limits and quotas ----- */
 
@@ -257,7 +286,7 @@ extern void apitoken_flush_now(void);
 
 /* ----- maintenance.c: idle tokens, retention ----- */
 
-#define APITOKEN_TASKS 8
+#define APITOKEN_TASKS 9
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance

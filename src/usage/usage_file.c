@@ -35,7 +35,7 @@
 #define TEMPORARY_FILE SAVED_FILE ".tmp"
 
 /*
- * The file's header.  Rows of usage, databases, the times of losses, and a CRC of
+ * The file's header.  Rows of usage, organizations of personal tokens, databases, the times of losses, and a CRC of
  * everything before it follow.
  */
 typedef struct Header
@@ -45,6 +45,7 @@ typedef struct Header
 	int32		row_size;
 	int32		database_size;
 	int64		rows;			/* number of ApitokenUsageRow */
+	int64		seen;			/* number of ApitokenSeenRow */
 	int64		databases;		/* number of SavedDatabase */
 } Header;
 
@@ -115,19 +116,41 @@ write_row(void *entry, void *arg)
 	return true;
 }
 
+static bool
+write_seen(void *entry, void *arg)
+{
+	ApitokenSeen *seen = entry;
+	UsageFile  *usage_file = arg;
+	ApitokenSeenRow row;
+
+	memset(&row, 0, sizeof(row));
+	row.key = seen->key;
+	row.at = pg_atomic_read_u64(&seen->at);
+	if (row.at == 0)
+		return true;
+	usage_file->rows++;
+	if (usage_file->file != NULL)
+		write_data(usage_file, &row, sizeof(row));
+	return true;
+}
+
 static void
 write_file(UsageFile *usage_file)
 {
 	Header		header;
 	UsageFile	counting = {0};
+	UsageFile	counting_seen = {0};
 	Oid		   *databases = palloc(APITOKEN_DATABASES_MAX * sizeof(Oid));
 
 	apitoken_map_each(apitoken_usage_map, write_row, &counting);
+	apitoken_map_each(apitoken_seen_map, write_seen, &counting_seen);
 	fill_header(&header);
 	header.rows = counting.rows;
+	header.seen = counting_seen.rows;
 	header.databases = apitoken_flush_state_databases(databases, APITOKEN_DATABASES_MAX);
 	write_data(usage_file, &header, sizeof(header));
 	apitoken_map_each(apitoken_usage_map, write_row, usage_file);
+	apitoken_map_each(apitoken_seen_map, write_seen, usage_file);
 	for (int i = 0; i < header.databases; i++)
 	{
 		ApitokenFlushState state = {0};
@@ -208,6 +231,7 @@ read_file(UsageFile *usage_file, bool apply)
 	if (!read_data(usage_file, &header, sizeof(header)))
 		return false;
 	expected.rows = header.rows;
+	expected.seen = header.seen;
 	expected.databases = header.databases;
 	if (memcmp(&header, &expected, sizeof(header)) != 0)
 		return false;
@@ -219,6 +243,15 @@ read_file(UsageFile *usage_file, bool apply)
 			return false;
 		if (apply)
 			apitoken_return_usage(&row, 1, 0);
+	}
+	for (int64 i = 0; i < header.seen; i++)
+	{
+		ApitokenSeenRow row;
+
+		if (!read_data(usage_file, &row, sizeof(row)))
+			return false;
+		if (apply)
+			apitoken_return_seen(&row, 1);
 	}
 	for (int64 i = 0; i < header.databases; i++)
 	{

@@ -14,7 +14,7 @@ my $settings = "apitoken.flush_interval = '1h'\nwal_retrieve_retry_interval = 10
 my $pub = start_node('publisher', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my $sub = start_node('subscriber', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my @tables = (map({ "apitoken.$_" } qw(organizations users memberships events token_usage token_usage_daily)),
-	map({ "apitoken_internal.$_" } qw(role_records token_records)));
+	map({ "apitoken_internal.$_" } qw(role_records token_records personal_token_use)));
 
 foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 {
@@ -61,7 +61,10 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 	$pub->wait_for_catchup($db);
 	$on->($sub, verdict($_) . 'SELECT apitoken.flush_usage()') foreach $token{auditor}, $new{new};
 	$on->($pub, verdict($_) . 'SELECT apitoken.flush_usage()') foreach $token{auditor}, $new{new};
-	$same->('after use on both', grep { !/usage/ } @tables);
+	# a personal token in an organization, on the subscriber first
+	$on->($_, verdict($token{ada}, ", 'article:read', 'acme'") . 'SELECT apitoken.flush_usage()') foreach $sub, $pub;
+	$same->('after use on both', grep { !/usage|personal_token_use/ } @tables);
+	is($on->($_, 'SELECT count(*) FROM apitoken_internal.personal_token_use'), '1', "$what: one row of a personal token in an organization") foreach $sub, $pub;
 	is($on->($sub, q{SELECT count(*), min(accepted) FROM apitoken.token_usage_daily d JOIN apitoken.tokens t ON t.id = d.token_id WHERE label IN ('auditor', 'new')}), '2|1', "$what: each token has one row of the day");
 
 	# ----- changes take effect, and are written once -----------------------------------
