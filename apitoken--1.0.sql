@@ -965,11 +965,11 @@ COMMENT ON FUNCTION apitoken.claim_notifications(integer, interval) IS 'Claim no
 
 CREATE FUNCTION apitoken.notification_delivered(id uuid) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_notification_delivered' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.notification_delivered(uuid) IS 'Record that a claimed notification was delivered. False if it was recorded already, was never claimed or does not exist. Null for null.';
+COMMENT ON FUNCTION apitoken.notification_delivered(uuid) IS 'Record that a claimed notification was delivered, also after the lease has ended. False if it was recorded already, was never claimed or does not exist. Null for null.';
 
-CREATE FUNCTION apitoken.notification_failed(id uuid, error text) RETURNS timestamptz
+CREATE FUNCTION apitoken.notification_failed(id uuid, error text, attempts integer DEFAULT NULL) RETURNS timestamptz
 	AS 'MODULE_PATHNAME', 'apitoken_notification_failed' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.notification_failed(uuid, text) IS 'Record that the delivery of a claimed notification failed, and why. Returns when it can be claimed again: after a minute, then twice as long each time, at most six hours. Null if it was given up (after 20 attempts), was delivered, was never claimed or does not exist. Secrets in the error are masked, and only its beginning is kept.';
+COMMENT ON FUNCTION apitoken.notification_failed(uuid, text, integer) IS 'Record that the delivery of a claimed notification failed, and why. Returns when it can be claimed again: after a minute, then twice as long each time, at most six hours. Null, and nothing changes, if it was given up (after 20 attempts), was delivered, was never claimed or does not exist, or if attempts is given, as claim_notifications() returned it, and the notification was claimed again since. Secrets in the error are masked, and only its beginning is kept.';
 
 CREATE FUNCTION apitoken_internal.role_allows(role text, permission text) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_role_allows' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;

@@ -188,6 +188,19 @@ SELECT pg_catalog.count(*) FROM apitoken.claim_notifications(10, '1 second');
 SELECT pg_catalog.count(*) FROM apitoken.claim_notifications();
 SELECT pg_catalog.pg_sleep(1.1);
 SELECT attempts FROM apitoken.claim_notifications();
+-- a mailer whose lease has ended does not take the row from the next one, but its delivery counts
+UPDATE apitoken.notifications SET next_attempt_at = now();
+SELECT attempts FROM apitoken.claim_notifications(10, '1 hour');
+SET SESSION AUTHORIZATION regress_apitoken_mailer;
+SELECT apitoken.notification_failed(:'id', 'ended', a) FROM pg_catalog.unnest('{2,1,0,-1,4}'::integer[]) a;
+SELECT pg_catalog.count(*) FROM apitoken.claim_notifications();
+RESET SESSION AUTHORIZATION;
+SELECT last_error, attempts, next_attempt_at > now() + '50 minutes' AS still_leased FROM apitoken.notifications;
+BEGIN;
+SELECT apitoken.notification_delivered(:'id');
+ROLLBACK;
+SELECT apitoken.notification_failed(:'id', 'mine', attempts => 3) > now() AS failed, apitoken.notification_failed(:'id', 'unknown', NULL) > now() AS unknown;
+UPDATE apitoken.notifications SET attempts = 2;
 -- failures: a growing delay, an end, and the error without secrets
 SELECT apitoken.generate('organization') AS secret \gset
 CREATE FUNCTION public.regress_fail(error text) RETURNS text LANGUAGE sql AS $$

@@ -304,8 +304,8 @@ APITOKEN_FUNCTION_INFO_V1(apitoken_notification_failed);
 Datum
 apitoken_notification_failed(PG_FUNCTION_ARGS)
 {
-	Datum		values[3];
-	char		nulls[3] = {' ', ' ', PG_ARGISNULL(1) ? 'n' : ' '};
+	Datum		values[4];
+	char		nulls[4] = {' ', ' ', PG_ARGISNULL(1) ? 'n' : ' ', PG_ARGISNULL(2) ? 'n' : ' '};
 	Datum		next_attempt_at = (Datum) 0;
 
 	PreventCommandIfReadOnly("apitoken.notification_failed()");
@@ -314,6 +314,7 @@ apitoken_notification_failed(PG_FUNCTION_ARGS)
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[2] = PG_ARGISNULL(1) ? (Datum) 0 : PointerGetDatum(kept_error(PG_GETARG_DATUM(1)));
+	values[3] = PG_GETARG_DATUM(2);
 	(void) apitoken_execute_value(APITOKEN_NOTIFICATION_FAILED, values, nulls, &next_attempt_at);
 	if (next_attempt_at == (Datum) 0)
 		PG_RETURN_NULL();

@@ -593,14 +593,18 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE id OPERATOR(pg_catalog.=) $1 AND delivered_at IS NULL AND attempts OPERATOR(pg_catalog.>) 0",
 		2, {UUIDOID, TIMESTAMPTZOID}
 	},
-	/* The delay is a minute, and doubles each time, up to six hours. */
+	/*
+	 * The delay is a minute, and doubles each time, up to six hours.  A mailer whose
+	 * lease has ended must not take the row from the one that claimed it since: that
+	 * has counted $4 up.
+	 */
 	[APITOKEN_NOTIFICATION_FAILED] = {
 		"UPDATE apitoken.notifications SET last_error = $3, next_attempt_at ="
 		" CASE WHEN attempts OPERATOR(pg_catalog.<) " ATTEMPTS_MAX " THEN $2 OPERATOR(pg_catalog.+) pg_catalog.make_interval(mins =>"
 		" LEAST(360, 1 OPERATOR(pg_catalog.<<) LEAST(attempts OPERATOR(pg_catalog.-) 1, 9))) END"
 		" WHERE id OPERATOR(pg_catalog.=) $1 AND next_attempt_at IS NOT NULL AND attempts OPERATOR(pg_catalog.>) 0"
-		" RETURNING next_attempt_at",
-		3, {UUIDOID, TIMESTAMPTZOID, TEXTOID}
+		" AND ($4 IS NULL OR attempts OPERATOR(pg_catalog.=) $4) RETURNING next_attempt_at",
+		4, {UUIDOID, TIMESTAMPTZOID, TEXTOID, INT4OID}
 	},
 	/* $1: upper bound on the ids, which begin with the time */
 	[APITOKEN_REMOVE_NOTIFICATIONS] = {
