@@ -10,7 +10,9 @@
  * NOTIFY only wakes the mailer, which also looks at intervals.  It is queued when
  * the transaction commits: PREPARE TRANSACTION refuses a transaction that has
  * executed NOTIFY, but tokens can be created in two phases.  A prepared transaction
- * wakes nobody.
+ * wakes nobody.  COMMIT fails if the server's queue of notifications is full, and
+ * any session that listens and never ends its transaction can fill it.  A revocation
+ * must not fail by that, so nobody is woken while the queue is more than half full.
  *
  * Rows that a restore or replication brings are delivered by the server from which
  * they came.  The trigger removes their next_attempt_at.
@@ -27,6 +29,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -39,6 +42,9 @@
 
 /* NOTIFY is sent for so many notifications of a transaction.  One would be enough to wake the mailer. */
 #define QUEUED_MAX 100
+
+/* NOTIFY is not sent if more than this fraction of the server's queue is in use. */
+#define QUEUE_USAGE_MAX 0.5
 
 /* Limits of the arguments of claim_notifications(). */
 #define CLAIM_MAX 1000
@@ -103,6 +109,8 @@ transaction_ended(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+			if (queued == 0 || DatumGetFloat8(OidFunctionCall0(F_PG_NOTIFICATION_QUEUE_USAGE)) > QUEUE_USAGE_MAX)
+				break;
 			dlist_foreach(iter, &queue)
 			{
 				Queued	   *notification = dlist_container(Queued, entry.node, iter.cur);

@@ -1,5 +1,5 @@
-# The outbox on a server: NOTIFY at commit, two-phase transactions,
-# dump and restore, and logical replication.
+# The outbox on a server: NOTIFY at commit, a full queue of it, two-phase
+# transactions, dump and restore, and logical replication.
 
 use strict;
 use warnings;
@@ -35,6 +35,37 @@ is(heard('BEGIN; SAVEPOINT s; ' . create_sql('three') . ' ROLLBACK TO s; ' . cre
 my $many = heard("BEGIN; SELECT count(apitoken.create_token('many ' || i, user_id => 'ada')) FROM generate_series(1, 150) i; COMMIT;");
 is(scalar(split / /, $many), 100, 'at most 100 for a transaction');
 is(heard('SET apitoken.notifications = off; ' . create_sql('silent')), '', 'nothing is sent if the outbox is off');
+
+# ---- nobody is woken while the server's queue is more than half full; a full one stops nothing
+SKIP:
+{
+	skip 'before 17 the queue holds 8 GB', 8 if $node->pg_version < 17;
+	my $small = start_node('small', conf => 'max_notify_queue_pages = 64');
+	my $listener = $small->background_psql('postgres');
+	my $usage = sub { $small->safe_psql('postgres', 'SELECT round(pg_notification_queue_usage()::numeric, 1)') };
+	my $fill = sub { $small->psql('postgres', "SELECT pg_notify('other', repeat('x', 7900) || $_)") foreach 1 .. $_[0] };
+	$small->safe_psql('postgres', $set_up);
+	$listener->query_safe('LISTEN other');
+	$listener->query_safe('BEGIN; SELECT 1;');
+	$fill->(26);
+	is($usage->(), '0.4', 'a session that listens keeps the queue');
+	$small->safe_psql('postgres', create_sql("some $_")) foreach 1 .. 3;
+	cmp_ok($small->safe_psql('postgres', q{SELECT pg_notification_queue_usage() - 0.4}), '<', 0.05, 'below a half it is used');
+	$fill->(70);
+	isnt($small->psql('postgres', "NOTIFY other, 'one'"), 0, 'it is full: other transactions with NOTIFY fail');
+	is($small->psql('postgres', 'BEGIN; ' . create_sql('full') . ' COMMIT;'), 0, '... and the creation of a token does not');
+	is($small->psql('postgres', q{SELECT apitoken.revoke_token(id) FROM apitoken.tokens WHERE label = 'full'}), 0, '... nor its revocation');
+	is($small->safe_psql('postgres', q{SELECT string_agg(event, ' ' ORDER BY id) FROM apitoken.notifications WHERE payload->>'label' = 'full'}),
+		'create revoke', 'a mailer finds both at its next look');
+	$listener->query_safe('COMMIT');
+	$listener->quit;
+	ok($small->poll_query_until('postgres', 'SELECT pg_notification_queue_usage() < 0.1'), 'the session is gone');
+	my $out = '';
+	$small->psql('postgres', "LISTEN apitoken;\n" . create_sql('after'), stdout => \$out);
+	like($out, qr/Asynchronous notification "apitoken"/, 'mailers are woken again');
+	no_crash($small);
+	$small->stop;
+}
 
 # ---- in two phases
 sql('DELETE FROM apitoken.notifications');
