@@ -99,6 +99,29 @@ SELECT masked IS NOT NULL AS created FROM apitoken.create_token('ten', 'acme');
 COMMIT;
 SELECT event, label FROM public.regress_outbox;
 
+-- The cost in an organization with many administrators: its row is read once, members only if the event is wanted, and no
+-- more than can be told.
+INSERT INTO apitoken.organizations (id, notify) VALUES ('huge', '{revoke}');
+INSERT INTO apitoken.users (id, email) SELECT 'huge-' || i, 'huge-' || i || '@huge.example' FROM pg_catalog.generate_series(1, 1500) i;
+INSERT INTO apitoken.memberships SELECT 'huge', 'huge-' || i, 'admin' FROM pg_catalog.generate_series(1, 1500) i;
+CREATE FUNCTION public.regress_reads(relation text) RETURNS bigint LANGUAGE sql VOLATILE AS $$
+	SELECT CASE relation WHEN 'organizations' THEN seq_scan + idx_scan ELSE seq_tup_read + idx_tup_fetch END
+	FROM pg_catalog.pg_stat_xact_all_tables WHERE relid = ('apitoken.' || relation)::pg_catalog.regclass $$;
+BEGIN;
+DELETE FROM apitoken.notifications;
+SELECT public.regress_reads('organizations') AS organizations, public.regress_reads('memberships') AS memberships, public.regress_reads('users') AS users \gset
+SELECT id AS many FROM apitoken.create_token('many', 'huge') \gset
+SELECT public.regress_reads('organizations') - :organizations < 10 AS organizations, public.regress_reads('memberships') - :memberships < 10 AS memberships,
+	public.regress_reads('users') - :users < 10 AS users;
+SELECT public.regress_reads('organizations') AS organizations, public.regress_reads('memberships') AS memberships \gset
+SELECT apitoken.revoke_token(:'many', 'many');
+SELECT public.regress_reads('organizations') - :organizations < 10 AS organizations, public.regress_reads('memberships') - :memberships < 1100 AS memberships;
+SELECT event, pg_catalog.cardinality(recipients) FROM apitoken.notifications;
+ROLLBACK;
+DELETE FROM apitoken.organizations WHERE id = 'huge';
+DELETE FROM apitoken.users WHERE id ~ '^huge';
+DROP FUNCTION public.regress_reads(text);
+
 -- names of events are checked
 SELECT public.regress_try($$UPDATE apitoken.organizations SET notify = '$$ || n || $$' WHERE id = 'acme'$$)
 FROM pg_catalog.unnest(ARRAY['{create,nothing}', '{Create}', '{NULL}', '{create,create,create,create,create,create,create}', '{{create},{revoke}}', '{""}']) n;

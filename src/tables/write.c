@@ -104,6 +104,8 @@ typedef struct
  * Insert the notification of an event of the token t, unless nobody wants it: for
  * an organization's token to the members whose role includes token:read, and for a
  * personal token to its user.  `id`, `at`, `actor` and `event` are expressions.
+ * Members are read only if the organization wants this event, and no more of them
+ * than can be told.
  */
 #define REACHABLE "u.email OPERATOR(pg_catalog.<>) '' AND u.suspended_at IS NULL"
 #define NOTIFY(id, at, actor, event) \
@@ -115,14 +117,17 @@ typedef struct
 	" 'created_by', t.created_by, 'created_by_name', t.created_by_name, 'created_at', t.created_at, 'expires_at', t.expires_at," \
 	" 'actor', " actor ", 'reason', t.revoke_reason), r.addresses, r.ids, " at \
 	" FROM t, LATERAL (" \
-	"SELECT a.name, (pg_catalog.array_agg(a.email))[1:1000] AS addresses, (pg_catalog.array_agg(a.id))[1:1000] AS ids" \
-	" FROM (SELECT DISTINCT ON (u.email COLLATE pg_catalog.\"C\") o.name, u.email, u.id" \
-	" FROM apitoken.organizations o, apitoken.memberships m, apitoken.users u" \
+	"SELECT o.name, a.addresses, a.ids FROM apitoken.organizations o, LATERAL (" \
+	"SELECT pg_catalog.array_agg(d.email) AS addresses, pg_catalog.array_agg(d.id) AS ids" \
+	" FROM (SELECT DISTINCT ON (l.email COLLATE pg_catalog.\"C\") l.email, l.id FROM (SELECT u.email, u.id" \
+	" FROM apitoken.memberships m, apitoken.users u" \
+	" WHERE m.organization_id OPERATOR(pg_catalog.=) o.id AND apitoken_internal.role_allows(m.role, 'token:read')" \
+	" AND u.id OPERATOR(pg_catalog.=) m.user_id AND " REACHABLE " LIMIT 1000) l" \
+	" ORDER BY l.email COLLATE pg_catalog.\"C\", l.id) d) a" \
 	" WHERE o.id OPERATOR(pg_catalog.=) t.organization_id AND " event " OPERATOR(pg_catalog.=) ANY (o.notify)" \
-	" AND m.organization_id OPERATOR(pg_catalog.=) o.id AND u.id OPERATOR(pg_catalog.=) m.user_id AND " REACHABLE \
-	" AND apitoken_internal.role_allows(m.role, 'token:read') ORDER BY u.email COLLATE pg_catalog.\"C\", u.id) a GROUP BY a.name" \
 	" UNION ALL SELECT NULL, ARRAY[u.email], ARRAY[u.id] FROM apitoken.users u" \
-	" WHERE u.id OPERATOR(pg_catalog.=) t.user_id AND " event " OPERATOR(pg_catalog.=) ANY (u.notify) AND " REACHABLE ") r"
+	" WHERE u.id OPERATOR(pg_catalog.=) t.user_id AND " event " OPERATOR(pg_catalog.=) ANY (u.notify) AND " REACHABLE ") r" \
+	" WHERE r.addresses IS NOT NULL"
 
 /* A notification is given up after so many attempts, which is after about three days. */
 #define ATTEMPTS_MAX "20"
