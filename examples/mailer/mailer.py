@@ -26,7 +26,6 @@ import time
 import urllib.error
 import urllib.request
 from datetime import datetime, timezone
-from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -43,7 +42,7 @@ class Failed(Exception):
 
 
 class Unreachable(Failed):
-    """The server cannot be reached, so others need not be tried now."""
+    """The server cannot be reached, so it need not be tried for others now."""
 
 
 def one_line(value):
@@ -51,19 +50,44 @@ def one_line(value):
     return re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]+', ' ', str(value)).strip()
 
 
+def for_record(text):
+    """Text of a server, for the log and the database, which may have an encoding without other characters than ASCII."""
+    return one_line(text).encode('ascii', 'backslashreplace').decode()
+
+
 def in_words(at):
     """A time of the payload, in UTC."""
     if at is None:
         return 'never'
-    at = datetime.fromisoformat(re.sub(r'\.\d+', '', at))
-    return at.astimezone(timezone.utc).strftime('%d %B %Y, %H:%M UTC')
+    try:
+        utc = datetime.fromisoformat(re.sub(r'\.\d+', '', at)).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        # after the year 9999
+        return one_line(at)
+    return utc.strftime('%d %B %Y, %H:%M UTC')
+
+
+def to_header(address):
+    """A mail to this address, or None if it is not valid.
+
+    The parser raises more kinds of exceptions than it documents, and its time can grow with the square of the length.
+    It decodes encoded words.  The header must name the address to which the mail is sent.
+    """
+    message = EmailMessage(policy=SMTP)
+    if len(address) > 254:
+        return None
+    try:
+        message['To'] = Address(addr_spec=address)
+        valid = [to.addr_spec for to in message['To'].addresses] == [address]
+    except Exception:
+        return None
+    return message if valid else None
 
 
 class Mail:
     """Sends each recipient a mail of their own, over one connection."""
 
     def __init__(self, config, templates):
-        self.config = config
         self.sender = config['from']
         self.domain = config.get('message_id_domain', self.sender.rpartition('@')[2].strip('>'))
         self.templates = {}
@@ -73,26 +97,31 @@ class Mail:
                     self.templates[name[:-4]] = string.Template(file.read())
         with open(os.path.join(templates, 'layout.html'), encoding='utf-8') as file:
             self.layout = string.Template(file.read())
+        self.host, self.port = config.get('host', 'localhost'), config.getint('port', 25)
+        self.tls = config.get('tls', 'starttls')
+        self.context = ssl.create_default_context(cafile=config.get('ca_file'))
+        self.user, self.password_file = config.get('user'), config.get('password_file')
+        if self.user and not self.password_file:
+            sys.exit('the configuration has a user in [smtp], but no password_file')
         self.connection = None
 
     def connect(self):
-        config = self.config
-        host, port = config.get('host', 'localhost'), config.getint('port', 25)
-        tls = config.get('tls', 'starttls')
-        context = ssl.create_default_context(cafile=config.get('ca_file'))
         try:
-            if tls == 'implicit':
-                self.connection = smtplib.SMTP_SSL(host, port, timeout=30, context=context)
+            if self.tls == 'implicit':
+                self.connection = smtplib.SMTP_SSL(self.host, self.port, timeout=30, context=self.context)
             else:
-                self.connection = smtplib.SMTP(host, port, timeout=30)
-                if tls == 'starttls':
-                    self.connection.starttls(context=context)
-            if 'user' in config:
-                with open(config['password_file'], encoding='utf-8') as file:
-                    self.connection.login(config['user'], file.read().strip())
-        except (OSError, smtplib.SMTPException) as error:
+                self.connection = smtplib.SMTP(self.host, self.port, timeout=30)
+                if self.tls == 'starttls':
+                    self.connection.starttls(context=self.context)
+            if self.user:
+                with open(self.password_file, encoding='utf-8') as file:
+                    self.connection.login(self.user, file.read().strip())
+        except Exception as error:
+            # a connection without TLS or the login must not be used
             self.close()
-            raise Unreachable(f'{host}:{port}: {error}') from error
+            if not isinstance(error, (OSError, smtplib.SMTPException)):
+                error = type(error).__name__
+            raise Unreachable(f'{self.host}:{self.port}: {error}') from None
 
     def close(self):
         connection, self.connection = self.connection, None
@@ -102,7 +131,8 @@ class Mail:
             except (OSError, smtplib.SMTPException):
                 connection.close()
 
-    def message(self, notification, address):
+    def message(self, notification, message, address):
+        """Completes the message, which has the recipient's header already."""
         payload = notification['payload']
         values = {key: one_line(value) if value is not None else '' for key, value in payload.items()}
         values['organization'] = values['organization_name'] or values['organization_id'] or 'your personal tokens'
@@ -112,31 +142,31 @@ class Mail:
         values['reason'] = values['reason'] or '(none given)'
         for key in ('at', 'created_at', 'expires_at'):
             values[key] = in_words(payload[key])
-        subject, _, text = self.templates[notification['event']].substitute(values).partition('\n')
-        message = EmailMessage(policy=SMTP)
-        message['Subject'] = subject
+        try:
+            subject, _, text = self.templates[notification['event']].substitute(values).partition('\n')
+            text = text.strip() + '\n'
+            body = '\n'.join('<p>' + html.escape(part).replace('\n', '<br>\n') + '</p>' for part in text.strip().split('\n\n'))
+            page = self.layout.substitute(subject=html.escape(subject), body=body)
+        except (KeyError, ValueError) as error:
+            raise Failed(f"no template {notification['event']}, or a mistake in it: {error}") from error
+        # without encoded words, which a mail program decodes: they could have control characters, too
+        message['Subject'] = subject.replace('=?', '= ?')
         message['From'] = self.sender
-        message['To'] = Address(addr_spec=address)
         message['Date'] = format_datetime(datetime.now(timezone.utc))
         # the same each time, so that the recipient's server can drop a repetition
         of_address = hashlib.sha256(address.encode()).hexdigest()[:12]
         message['Message-ID'] = f"<{notification['id']}.{of_address}@{self.domain}>"
         message['Auto-Submitted'] = 'auto-generated'
-        text = text.strip() + '\n'
         message.set_content(text)
-        body = '\n'.join('<p>' + html.escape(part).replace('\n', '<br>\n') + '</p>' for part in text.strip().split('\n\n'))
-        message.add_alternative(self.layout.substitute(subject=html.escape(subject), body=body), subtype='html')
-        return message
+        message.add_alternative(page, subtype='html')
 
     def send(self, notification, address):
         """True if the server has accepted the mail, false if it never will."""
-        try:
-            message = self.message(notification, address)
-        except KeyError as error:
-            raise Failed(f'no template, or an unknown name in one: {error}') from error
-        except (ValueError, IndexError, MessageError) as error:
-            log.warning('%s: an address is not valid: %s', notification['id'], type(error).__name__)
+        message = to_header(address)
+        if message is None:
+            log.warning('%s: an address is not valid', notification['id'])
             return False
+        self.message(notification, message, address)
         for attempt in (1, 2):
             if self.connection is None:
                 self.connect()
@@ -144,23 +174,27 @@ class Mail:
             try:
                 self.connection.send_message(message, to_addrs=[address])
                 return True
-            except smtplib.SMTPServerDisconnected as error:
-                # it may have been idle for too long
-                self.close()
-                if attempt == 2:
-                    raise Unreachable(str(error)) from error
             except smtplib.SMTPRecipientsRefused as error:
                 code, text = error.recipients[address]
-                text = text.decode(errors='replace')
+                text = for_record(text.decode(errors='replace'))
                 if code < 500:
                     raise Failed(f'{code} {text}') from error
                 log.warning('%s: a recipient was refused: %s %s', notification['id'], code, text)
                 return False
-            except (smtplib.SMTPException, UnicodeError) as error:
+            except smtplib.SMTPServerDisconnected as error:
+                # it may have been idle for too long
+                self.close()
+                if attempt == 2:
+                    raise Failed(str(error)) from error
+            except smtplib.SMTPException as error:
                 raise Failed(str(error)) from error
             except OSError as error:
                 self.close()
-                raise Unreachable(str(error)) from error
+                raise Failed(str(error)) from error
+            except Exception:
+                # it may be in the middle of a mail
+                self.close()
+                raise
         return False
 
 
@@ -169,6 +203,8 @@ class Webhook:
 
     def __init__(self, config):
         self.url = config['url']
+        if not self.url.startswith(('https://', 'http://')):
+            sys.exit('the url of the webhook must begin with https:// or http://')
         with open(config['secret_file'], encoding='utf-8') as file:
             self.secret = base64.b64decode(file.read().strip().removeprefix('whsec_'), validate=True)
         if len(self.secret) < 24:
@@ -180,7 +216,7 @@ class Webhook:
                         urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler()):
             self.opener.add_handler(handler)
 
-    def send(self, notification):
+    def send(self, notification, _):
         payload = notification['payload']
         body = json.dumps({'type': 'token.' + notification['event'], 'timestamp': payload['at'], 'data': payload}).encode()
         at = str(int(time.time()))
@@ -191,9 +227,11 @@ class Webhook:
             'webhook-id': str(notification['id']), 'webhook-timestamp': at, 'webhook-signature': 'v1,' + signature})
         try:
             with self.opener.open(request, timeout=15):
-                pass
+                return True
         except urllib.error.HTTPError as error:
             raise Failed(f'the webhook answered {error.code}') from error
+        except urllib.error.URLError as error:
+            raise Unreachable(f'webhook: {error}') from error
         except OSError as error:
             raise Failed(f'webhook: {error}') from error
 
@@ -210,7 +248,7 @@ class Mailer:
         self.webhook = Webhook(config['webhook']) if 'webhook' in config else None
         if self.mail is None and self.webhook is None:
             sys.exit('the configuration has neither [smtp] nor [webhook]')
-        # what was accepted of notifications that have failed in part, by id
+        # the addresses that have the mail of a notification that has failed in part, and None if the webhook has it; by id
         self.accepted = {}
         self.stopping = False
         self.wake, self.waker = os.pipe()
@@ -220,36 +258,40 @@ class Mailer:
         self.stopping = True
         os.write(self.waker, b'x')
 
-    def deliver(self, notification):
+    def deliver(self, notification, until, unreachable):
+        """Sends what was not accepted before.  unreachable has the servers that cannot be reached, and why."""
         accepted = self.accepted.setdefault(notification['id'], set())
         failure = None
-        if self.webhook is not None and 'webhook' not in accepted:
+        for channel, address in [(self.webhook, None)] + [(self.mail, address) for address in notification['recipients']]:
+            if channel is None or address in accepted:
+                continue
+            if self.stopping:
+                raise Failed('the mailer was stopped')
+            if time.monotonic() > until:
+                raise Failed('the time of the lease was over')
+            if channel in unreachable:
+                failure = unreachable[channel]
+                continue
             try:
-                self.webhook.send(notification)
-                accepted.add('webhook')
+                if channel.send(notification, address):
+                    accepted.add(address)
+            except Unreachable as error:
+                failure = unreachable[channel] = error
             except Failed as error:
                 failure = error
-        if self.mail is not None:
-            for address in notification['recipients']:
-                if address in accepted:
-                    continue
-                try:
-                    if self.mail.send(notification, address):
-                        accepted.add(address)
-                except Unreachable:
-                    raise
-                except Failed as error:
-                    failure = error
+            except Exception as error:
+                # Libraries raise more than they document.  The text may quote what is not for the log.
+                failure = Failed(type(error).__name__)
         if failure is not None:
             raise failure
-        if not accepted:
+        if self.mail is not None and not accepted - {None}:
             raise Failed('all recipients were refused')
 
     def sweep(self, connection):
         """Delivers what is due.  Returns whether all of it was delivered."""
         good = True
-        unreachable = None
-        while not self.stopping and unreachable is None:
+        unreachable = {}
+        while not self.stopping and not all(channel in unreachable for channel in (self.webhook, self.mail) if channel is not None):
             until = time.monotonic() + 0.8 * self.lease
             rows = connection.execute('SELECT * FROM apitoken.claim_notifications(%s, make_interval(secs => %s))',
                                       (self.batch, self.lease)).fetchall()
@@ -257,19 +299,12 @@ class Mailer:
                 break
             for row in rows:
                 try:
-                    if self.stopping:
-                        raise Failed('the mailer was stopped')
-                    if time.monotonic() > until:
-                        raise Failed('the time of the lease was over')
-                    if unreachable is not None:
-                        raise unreachable
-                    self.deliver(row)
+                    self.deliver(row, until, unreachable)
                 except Failed as error:
                     good = False
-                    if isinstance(error, Unreachable):
-                        unreachable = error
-                    again = connection.execute('SELECT apitoken.notification_failed(%s, %s) AS at', (row['id'], str(error))).fetchone()['at']
-                    log.warning('%s: %s; %s', row['id'], error, 'given up' if again is None else f'again at {again}')
+                    reason = for_record(error)
+                    again = connection.execute('SELECT apitoken.notification_failed(%s, %s) AS at', (row['id'], reason)).fetchone()['at']
+                    log.warning('%s: %s; %s', row['id'], reason, 'given up' if again is None else f'again at {again}')
                     if again is None:
                         self.accepted.pop(row['id'], None)
                 else:

@@ -22,8 +22,10 @@ my ($smtp_port, $http_port) = map { PostgreSQL::Test::Cluster::get_free_port() }
 
 # Each mail becomes a line of JSON.  Addresses that begin with "bounce" are refused
 # for good, and those that begin with "later" as long as the file "later" exists.
+# The connection ends at "drop", and the reply to "nul" has other characters than ASCII.
+# If the file "hold" exists, it becomes "held", and one mail is answered when that is gone.
 append_to_file("$dir/smtp_sink.py", q{
-import email, email.policy, json, os, ssl, sys, time
+import asyncio, email, email.policy, json, os, ssl, sys, time
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
 port, directory, tls = int(sys.argv[1]), sys.argv[2], len(sys.argv) > 3
@@ -31,6 +33,8 @@ class Handler:
     async def handle_RCPT(self, server, session, envelope, address, options):
         if address.startswith('bounce'): return '550 5.1.1 no such user'
         if address.startswith('later') and os.path.exists(directory + '/later'): return '451 4.7.1 greylisted'
+        if address.startswith('drop'): server.transport.abort()
+        if address.startswith('nul'): return '451 4.7.1 n\0ul \u00fc'
         envelope.rcpt_tos.append(address)
         return '250 OK'
     async def handle_DATA(self, server, session, envelope):
@@ -39,6 +43,9 @@ class Handler:
             'text': m.get_body(('plain',)).get_content(), 'html': m.get_body(('html',)).get_content(),
             'raw': envelope.content.decode('ascii'), 'session': id(session), 'tls': session.ssl is not None, 'login': session.authenticated})
         with open(directory + '/mails', 'a') as f: f.write(line + '\n')
+        if os.path.exists(directory + '/hold'):
+            os.rename(directory + '/hold', directory + '/held')
+            while os.path.exists(directory + '/held'): await asyncio.sleep(0.05)
         return '250 accepted'
 def authenticate(server, session, envelope, mechanism, data):
     return AuthResult(success=data.login == b'apitoken' and data.password == b'smtp password')
@@ -50,7 +57,7 @@ if tls:
 Controller(Handler(), hostname='127.0.0.1', port=port, server_kwargs=arguments).start()
 while True: time.sleep(1000)
 });
-# Answers what the file "status" has.
+# Answers what the file "status" has; 0 is no HTTP.
 append_to_file("$dir/http_sink.py", q{
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -59,6 +66,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers['Content-Length'])).decode()
         status = int(open(sys.argv[2] + '/status').read())
         with open(sys.argv[2] + '/hooks', 'a') as f: f.write(json.dumps({'headers': {k.lower(): v for k, v in self.headers.items()}, 'body': body, 'status': status}) + '\n')
+        if status == 0:
+            self.wfile.write(b'garbage\r\n\r\n')
+            return
         self.send_response(status)
         if status == 302: self.send_header('Location', 'http://127.0.0.1:' + sys.argv[1] + '/elsewhere')
         self.send_header('Content-Length', '0')
@@ -72,6 +82,7 @@ sub write_file { my ($name, $text) = @_; unlink "$dir/$name"; append_to_file("$d
 sub lines { my ($name) = @_; return -e "$dir/$name" ? map { $json->decode($_) } split /\n/, slurp_file("$dir/$name") : (); }
 sub clear { unlink "$dir/mails", "$dir/hooks"; return; }
 sub start_smtp { start_program('smtp', [ '/usr/bin/python3', "$dir/smtp_sink.py", $smtp_port, $dir, @_ ], port => $smtp_port); return; }
+sub start_http { start_program('http', [ '/usr/bin/python3', "$dir/http_sink.py", $http_port, $dir ], port => $http_port); return; }
 
 my $node = start_node('main');
 $node->safe_psql('postgres', q{
@@ -90,6 +101,7 @@ my $webhook = "[webhook]\nurl = http://127.0.0.1:$http_port/hook\nsecret_file = 
 write_file('mail.conf', "[database]\nconninfo = $conninfo\n$smtp\[outbox]\nlease = 2\nbatch = 5\npoll = 1\n");
 write_file('hook.conf', "[database]\nconninfo = $conninfo\n$webhook");
 write_file('both.conf', "[database]\nconninfo = $conninfo\n$smtp$webhook");
+write_file('two.conf', "[database]\nconninfo = $conninfo\n$smtp$webhook\[outbox]\nbatch = 2\n");
 write_file('long.conf', "[database]\nconninfo = $conninfo\n$smtp\[outbox]\npoll = 600\n");
 
 my @mailer = ('/usr/bin/python3', '-B', 'examples/mailer/mailer.py');
@@ -216,7 +228,7 @@ is(header($mails[0], 'Message-ID'), header($mails[1], 'Message-ID'), 'with the s
 # ---- webhooks
 clear();
 write_file('status', '200');
-start_program('http', [ '/usr/bin/python3', "$dir/http_sink.py", $http_port, $dir ], port => $http_port);
+start_http();
 my $token = create_one('hooked');
 is(scalar(once('hook')), 0, 'a webhook');
 my ($hook, @more) = lines('hooks');
@@ -244,6 +256,141 @@ clear();
 create_one('both');
 is(scalar(once('both')), 0, 'both ways');
 is(scalar(lines('mails')) . scalar(lines('hooks')), '11', 'once each');
+
+# ---- names and addresses from others
+sub templates
+{
+	my ($first) = @_;
+	my $text = slurp_file('examples/mailer/templates/create.txt');
+	mkdir "$dir/templates";
+	PostgreSQL::Test::Utils::system_or_bail('cp', glob('examples/mailer/templates/*'), "$dir/templates");
+	write_file('templates/create.txt', $text =~ s/^.*/$first/r);
+	write_file('templates.conf', "[database]\nconninfo = $conninfo\n${smtp}templates = $dir/templates\n");
+	return;
+}
+clear();
+my $word = '=?utf-8?q?=0d=0aBcc:_x?=';
+sql("UPDATE apitoken.organizations SET name = '$word'");
+create_one("a $word");
+is(scalar(once('mail')), 0, 'an encoded word in a label');
+templates('API token "$label" of $organization was created');
+create_one('by name');
+is(scalar(once('templates')), 0, '... and in the name of an organization');
+is(join('|', map { header($_, 'Subject') } lines('mails')), join('|', map { s/=\?utf/= ?utf/r } "API token \"a $word\" was created", "API token \"by name\" of $word was created"), '... is not decoded');
+
+clear();
+sql(q{DELETE FROM apitoken.notifications; UPDATE apitoken.organizations SET name = 'Acme';
+	INSERT INTO apitoken.users (id, email) VALUES ('bad1', 'a@[1.2.3.4'), ('bad2', repeat('(', 5000) || 'a@b.c'), ('bad3', E'_@ [\t'),
+		('bad4', 'x@=?utf-8?q?=0d=0aBcc:_x?='), ('bad5', 'a.' || repeat('b', 300) || '@c.example'), ('nul', 'nul@acme.example');
+	INSERT INTO apitoken.memberships SELECT 'acme', id, 'admin' FROM apitoken.users WHERE id LIKE 'bad%'});
+create_one('bad 1');
+create_one('bad 2');
+($status, $log) = once('mail');
+is($status, 0, 'no address ends the mailer');
+is(join(' ', map { "@{$_->{to}}" } lines('mails')), 'ada@acme.example ada@acme.example', '... and others have their mails');
+is(scalar(() = $log =~ /an address is not valid/g), 10, '... as the log tells of each');
+is(outbox(), '2 delivered, 0 pending', '... at the first attempt');
+sql(q{DELETE FROM apitoken.memberships WHERE user_id LIKE 'bad%'; INSERT INTO apitoken.memberships VALUES ('acme', 'nul', 'admin')});
+clear();
+create_one('nul');
+sql(q{DELETE FROM apitoken.memberships WHERE user_id = 'nul'});
+create_one('after nul');
+is(scalar(once('mail')), 1, 'a reply with a NUL byte is a failure');
+is(sql('SELECT last_error FROM apitoken.notifications WHERE next_attempt_at IS NOT NULL'), '451 4.7.1 n ul \xfc', '... which is recorded, in ASCII');
+is(scalar(lines('mails')), 2, '... and others have their mails');
+clear();
+write_file('status', '0');
+sql('DELETE FROM apitoken.notifications');
+create_one("garbage $_") foreach 1, 2;
+($status, $log) = once('both');
+is($status, 1, 'a webhook that does not answer in HTTP is a failure');
+is(sql(q{SELECT string_agg(last_error, ' ') FROM apitoken.notifications WHERE next_attempt_at IS NOT NULL}), 'BadStatusLine BadStatusLine', '... which is recorded');
+is(scalar(lines('mails')), 2, '... and the mails are sent');
+unlike($log, qr/garbage/, 'the log has no text of an unexpected exception');
+
+clear();
+write_file('status', '200');
+sql('DELETE FROM apitoken.notifications');
+templates('100 % $ wrong');
+create_one('mistake');
+($status, $log) = once('templates');
+is($status, 1, 'a template with a mistake is a failure');
+like(sql('SELECT last_error FROM apitoken.notifications'), qr/^no template create, or a mistake in it: Invalid placeholder/, '... which the record tells');
+unlike($log, qr/address/, '... and not one of an address');
+clear();
+sql('DELETE FROM apitoken.notifications');
+create_one('far');
+sql(q{UPDATE apitoken.notifications SET payload = payload || '{"expires_at": "12026-01-02T03:04:05+00:00"}'});
+is(scalar(once('mail')), 0, 'a time that Python does not know is no failure');
+like((lines('mails'))[0]{text}, qr/Expires: 12026-01-02T03:04:05/, '... and is in its mail');
+
+# ---- a server that ends the connection at one mail
+clear();
+sql(q{DELETE FROM apitoken.notifications; INSERT INTO apitoken.users (id, email) VALUES ('drop', 'drop@acme.example'); INSERT INTO apitoken.memberships VALUES ('acme', 'drop', 'admin')});
+create_one('dropped');
+sql(q{DELETE FROM apitoken.memberships WHERE user_id = 'drop'});
+create_one('not dropped');
+is(scalar(once('mail')), 1, 'a server that ends the connection: a failure');
+is(join(' ', map { "@{$_->{to}}" } lines('mails')), 'ada@acme.example ada@acme.example', '... of that mail only');
+is(outbox(), '1 delivered, 1 pending', '... and of that notification');
+
+# ---- the end of a lease, and SIGTERM, between two recipients
+sub start_held
+{
+	my ($config, @options) = @_;
+	clear();
+	sql(q{DELETE FROM apitoken.notifications});
+	write_file('hold', '');
+	create_one('held');
+	my $output = '';
+	my $mailer = IPC::Run::start([ '/bin/sh', '-c', "echo \$\$ > $pid_file; exec @mailer $dir/$config.conf @options" ], '<', \undef, '>&', \$output);
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		last if -e "$dir/held";
+		select undef, undef, undef, 0.1;
+	}
+	ok(-e "$dir/held", 'the mailer waits for the reply to its first mail');
+	return ($mailer, \$output);
+}
+sql(q{INSERT INTO apitoken.users (id, email) SELECT 'many' || i, 'many' || i || '@acme.example' FROM generate_series(1, 3) i;
+	INSERT INTO apitoken.memberships SELECT 'acme', id, 'admin' FROM apitoken.users WHERE id LIKE 'many%'});
+my ($held, $held_log) = start_held('mail', '--once');
+$node->poll_query_until('postgres', 'SELECT bool_and(next_attempt_at < now()) FROM apitoken.notifications');
+is(scalar(once('long')), 0, 'its lease ends, and another mailer delivers');
+unlink "$dir/held";
+$held->finish;
+is(scalar(lines('mails')), 5, 'who lost the lease sends nothing more');
+like($$held_log, qr/the time of the lease was over/, '... and tells why');
+is(outbox(), '1 delivered, 0 pending', '... and takes nothing back');
+
+($held, $held_log) = start_held('long');
+chomp($pid = slurp_file($pid_file));
+kill TERM => $pid;
+unlink "$dir/held";
+$held->finish;
+is(scalar(lines('mails')), 1, 'SIGTERM ends it after the mail that is being sent');
+is(sql('SELECT last_error FROM apitoken.notifications'), 'the mailer was stopped', '... as the record tells');
+sql(q{DELETE FROM apitoken.memberships WHERE user_id LIKE 'many%'});
+
+# ---- one way fails, and the other one does not
+clear();
+sql(q{DELETE FROM apitoken.notifications; UPDATE apitoken.users SET email = 'bounce@acme.example' WHERE id = 'ada'});
+create_one('all refused, hooked');
+is(scalar(once('both')), 1, 'all are refused for good: a failure, although the webhook has it');
+is(sql('SELECT last_error FROM apitoken.notifications'), 'all recipients were refused', '... as the record tells');
+is(scalar(lines('hooks')), 1, '... and it does');
+sql(q{UPDATE apitoken.users SET email = 'ada@acme.example' WHERE id = 'ada'});
+foreach my $down ('smtp', 'http')
+{
+	clear();
+	sql('DELETE FROM apitoken.notifications');
+	stop_program($down);
+	create_one("$down is down $_") foreach 1 .. 5;
+	is(scalar(once('two')), 1, "$down cannot be reached: a failure");
+	is(scalar(lines($down eq 'smtp' ? 'hooks' : 'mails')), 5, '... but not of the other way');
+	is(outbox(), '0 delivered, 5 pending', '... and all are tried again');
+	$down eq 'smtp' ? start_smtp() : start_http();
+}
 
 # ---- STARTTLS and a login
 SKIP:
