@@ -303,8 +303,9 @@ class Mailer:
                 except Failed as error:
                     good = False
                     reason = for_record(error)
-                    again = connection.execute('SELECT apitoken.notification_failed(%s, %s) AS at', (row['id'], reason)).fetchone()['at']
-                    log.warning('%s: %s; %s', row['id'], reason, 'given up' if again is None else f'again at {again}')
+                    again = connection.execute('SELECT apitoken.notification_failed(%s, %s, %s) AS at',
+                                               (row['id'], reason, row['attempts'])).fetchone()['at']
+                    log.warning('%s: %s; %s', row['id'], reason, 'given up, or claimed by another mailer' if again is None else f'again at {again}')
                     if again is None:
                         self.accepted.pop(row['id'], None)
                 else:

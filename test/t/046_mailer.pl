@@ -363,6 +363,14 @@ is(scalar(lines('mails')), 5, 'who lost the lease sends nothing more');
 like($$held_log, qr/the time of the lease was over/, '... and tells why');
 is(outbox(), '1 delivered, 0 pending', '... and takes nothing back');
 
+($held, $held_log) = start_held('mail', '--once');
+$node->poll_query_until('postgres', 'SELECT bool_and(next_attempt_at < now()) FROM apitoken.notifications');
+is(sql(q{SELECT attempts FROM apitoken.claim_notifications(lease => '1 day')}), 2, 'its lease ends, and another mailer has the notification');
+unlink "$dir/held";
+$held->finish;
+is(sql(q{SELECT next_attempt_at > now() + '1 hour' AND last_error IS NULL FROM apitoken.notifications}), 't', 'who lost the lease does not take it back');
+like($$held_log, qr/claimed by another mailer/, '... and tells so');
+
 ($held, $held_log) = start_held('long');
 chomp($pid = slurp_file($pid_file));
 kill TERM => $pid;
