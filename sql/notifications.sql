@@ -33,6 +33,7 @@ CREATE VIEW public.regress_outbox AS
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada');
+SET LOCAL apitoken.client_address = '192.0.2.7';
 SELECT id AS one FROM apitoken.create_token('one', 'acme', role => 'developer', expires_in => '90 days') \gset
 SELECT id AS mine FROM apitoken.create_token('mine') \gset
 -- resuming and editing are no events that anybody is told
@@ -49,7 +50,8 @@ SELECT key, CASE WHEN key ~ '_at$|^at$|^token_id$|^masked$' AND value <> 'null' 
 FROM apitoken.notifications, pg_catalog.jsonb_each(payload) WHERE event = 'revoke' ORDER BY key COLLATE "C";
 SELECT pg_catalog.count(*) AS with_digest FROM apitoken.notifications n, apitoken_internal.token_records r
 WHERE n.payload::text ~ pg_catalog.encode(r.digest, 'hex') OR n.payload::text ~ '_[0-9A-Za-z]{71}';
-SELECT e.action, n.event, n.created_at = e.at AS same_time FROM apitoken.events e JOIN apitoken.notifications n USING (id, token_id) ORDER BY e.id;
+SELECT e.action, n.event, n.created_at = e.at AS same_time, (n.payload->>'client_address')::inet IS NOT DISTINCT FROM e.client_address AS same_address,
+	n.payload->>'at' ~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00$' AND (n.payload->>'at')::timestamptz = e.at AS at_in_utc FROM apitoken.events e JOIN apitoken.notifications n USING (id, token_id) ORDER BY e.id;
 -- all events, and none
 UPDATE apitoken.organizations SET notify = '{create,regenerate,suspend,revoke,expire}' WHERE id = 'acme';
 UPDATE apitoken.users SET notify = '{}' WHERE id = 'ada';
@@ -175,7 +177,8 @@ SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['SELECT id FROM apitok
 SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['SELECT apitoken.claim_notifications(0)', 'SELECT apitoken.claim_notifications(1001)',
 	'SELECT apitoken.claim_notifications(NULL)', 'SELECT apitoken.claim_notifications(1, NULL)', $$SELECT apitoken.claim_notifications(1, '0')$$,
 	$$SELECT apitoken.claim_notifications(1, '-1 hour')$$, $$SELECT apitoken.claim_notifications(1, '25 hours')$$,
-	$$SELECT apitoken.claim_notifications(1, '2 months')$$, $$SELECT apitoken.claim_notifications(1, '178000000 years')$$]) s;
+	$$SELECT apitoken.claim_notifications(1, '2 months')$$, $$SELECT apitoken.claim_notifications(1, '178000000 years')$$,
+	$$SELECT apitoken.claim_notifications(1, '-178000000 years')$$, $$SELECT apitoken.claim_notifications(1, '5900000 years -2147483000 days')$$]) s;
 BEGIN READ ONLY;
 SELECT public.regress_try('SELECT apitoken.claim_notifications()'), public.regress_try($$SELECT apitoken.notification_failed(NULL, 'x')$$);
 SELECT public.regress_try($$SELECT apitoken.notification_delivered(pg_catalog.gen_random_uuid())$$),

@@ -134,7 +134,7 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 		values[EVENT_ACTION] = CStringGetTextDatum(action);
 		apitoken_execute(APITOKEN_CHANGED, values, nulls);
 	}
-	apitoken_notify(&id, values[EVENT_TOKEN], values[EVENT_ACTOR], nulls[EVENT_ACTOR] == 'n',
+	apitoken_notify(&id, values[EVENT_TOKEN], values[EVENT_ACTOR], nulls[EVENT_ACTOR] == 'n', address,
 					old == NULL ? "create" : action);
 }
 

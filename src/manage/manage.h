@@ -53,7 +53,7 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 /* ----- notify.c: the outbox ----- */
 
 extern void apitoken_notify_init(void);
-extern void apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const char *event);
+extern void apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address, const char *event);
 
 /* ----- issue.c: creation of tokens ----- */
 

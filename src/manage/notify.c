@@ -24,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "commands/async.h"
 #include "commands/trigger.h"
+#include "common/int.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -31,8 +32,10 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inet.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "manage/manage.h"
@@ -82,13 +85,14 @@ is_event(const char *name)
 
 /*
  * Insert the notification of an event, unless nobody wants it.  `token` is its row,
- * `actor` the id of the user who acted, unless that is null.
+ * `actor` the id of the user who acted, unless that is null, and `address` the
+ * client's address, or NULL.
  */
 void
-apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const char *event)
+apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address, const char *event)
 {
-	Datum		values[4] = {UUIDPGetDatum(id), token, actor, CStringGetTextDatum(event)};
-	char		nulls[4] = {' ', ' ', no_actor ? 'n' : ' ', ' '};
+	Datum		values[5] = {UUIDPGetDatum(id), token, actor, CStringGetTextDatum(event), InetPGetDatum(address)};
+	char		nulls[5] = {' ', ' ', no_actor ? 'n' : ' ', ' ', address == NULL ? 'n' : ' '};
 
 	if (apitoken_notifications && is_event(event))
 		apitoken_execute(APITOKEN_NOTIFY, values, nulls);
@@ -245,7 +249,8 @@ apitoken_claim_notifications(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz until;
+	Interval   *lease = PG_ARGISNULL(1) ? NULL : PG_GETARG_INTERVAL_P(1);
+	int64		length = 0;
 	Datum		values[3];
 	Datum		claimed = (Datum) 0;
 	Datum	   *rows;
@@ -257,15 +262,17 @@ apitoken_claim_notifications(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("number of notifications must be between 1 and %d", CLAIM_MAX),
 				 errhint("Call the function again for more notifications.")));
-	until = PG_ARGISNULL(1) ? now :
-		DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(now), PG_GETARG_DATUM(1)));
-	if (until < now + LEASE_MIN || until > now + LEASE_MAX)
+	/* a day has 24 hours, whatever the session's time zone */
+	if (lease == NULL ||
+		pg_mul_s64_overflow((int64) lease->month * DAYS_PER_MONTH + lease->day, USECS_PER_DAY, &length) ||
+		pg_add_s64_overflow(length, lease->time, &length) ||
+		length < LEASE_MIN || length > LEASE_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("lease must be between one second and one day"),
 				 errhint("Specify an interval with its unit, like '5 minutes'.")));
 	values[0] = PG_GETARG_DATUM(0);
-	values[1] = TimestampTzGetDatum(until);
+	values[1] = TimestampTzGetDatum(now + length);
 	values[2] = TimestampTzGetDatum(now);
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	(void) apitoken_execute_value(APITOKEN_CLAIM_NOTIFICATIONS, values, NULL, &claimed);

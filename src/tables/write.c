@@ -103,19 +103,23 @@ typedef struct
 /*
  * Insert the notification of an event of the token t, unless nobody wants it: for
  * an organization's token to the members whose role includes token:read, and for a
- * personal token to its user.  `id`, `at`, `actor` and `event` are expressions.
+ * personal token to its user.  `id`, `at`, `actor`, `address` and `event` are expressions.
  * Members are read only if the organization wants this event, and no more of them
  * than can be told.
  */
 #define REACHABLE "u.email OPERATOR(pg_catalog.<>) '' AND u.suspended_at IS NULL"
-#define NOTIFY(id, at, actor, event) \
+/* the same text whatever the session's time zone */
+#define IN_UTC(time) \
+	"pg_catalog.to_char(pg_catalog.timezone('UTC'::pg_catalog.text, " time "), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"'::pg_catalog.text)"
+#define NOTIFY(id, at, actor, address, event) \
 	"INSERT INTO apitoken.notifications (id, created_at, event, token_id, organization_id, user_id, payload, recipients," \
 	" recipient_ids, next_attempt_at)" \
 	" SELECT " id ", " at ", " event ", t.id, t.organization_id, t.user_id, pg_catalog.jsonb_build_object(" \
-	"'event', " event ", 'at', " at ", 'token_id', t.id, 'organization_id', t.organization_id, 'organization_name', r.name," \
+	"'event', " event ", 'at', " IN_UTC(at) ", 'token_id', t.id, 'organization_id', t.organization_id, 'organization_name', r.name," \
 	" 'user_id', t.user_id, 'label', t.label, 'masked', t.masked, 'role', t.role, 'access', t.access," \
-	" 'created_by', t.created_by, 'created_by_name', t.created_by_name, 'created_at', t.created_at, 'expires_at', t.expires_at," \
-	" 'actor', " actor ", 'reason', t.revoke_reason), r.addresses, r.ids, " at \
+	" 'created_by', t.created_by, 'created_by_name', t.created_by_name, 'created_at', " IN_UTC("t.created_at") "," \
+	" 'expires_at', " IN_UTC("t.expires_at") "," \
+	" 'actor', " actor ", 'client_address', " address ", 'reason', t.revoke_reason), r.addresses, r.ids, " at \
 	" FROM t, LATERAL (" \
 	"SELECT o.name, a.addresses, a.ids FROM apitoken.organizations o, LATERAL (" \
 	"SELECT pg_catalog.array_agg(d.email) AS addresses, pg_catalog.array_agg(d.id) AS ids" \
@@ -543,7 +547,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHEN (payload OPERATOR(pg_catalog.->>) 'created_by') OPERATOR(pg_catalog.=) $1"
 		" THEN pg_catalog.jsonb_build_object('created_by', $2, 'created_by_name', NULL) ELSE '{}' END OPERATOR(pg_catalog.||)"
 		" CASE WHEN (payload OPERATOR(pg_catalog.->>) 'actor') OPERATOR(pg_catalog.=) $1"
-		" THEN pg_catalog.jsonb_build_object('actor', $2) ELSE '{}' END"
+		" THEN pg_catalog.jsonb_build_object('actor', $2, 'client_address', NULL) ELSE '{}' END"
 		" WHERE user_id IS NULL AND ((payload OPERATOR(pg_catalog.->>) 'created_by') OPERATOR(pg_catalog.=) $1"
 		" OR (payload OPERATOR(pg_catalog.->>) 'actor') OPERATOR(pg_catalog.=) $1)",
 		2, {TEXTOID, TEXTOID}
@@ -557,10 +561,10 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT pg_catalog.array_agg(id ORDER BY id) FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $1",
 		1, {TEXTOID}
 	},
-	/* $1: id of the event, $2: the token, $3: the user who acted, $4: the event */
+	/* $1: id of the event, $2: the token, $3: the user who acted, $4: the event, $5: the client's address */
 	[APITOKEN_NOTIFY] = {
-		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) " NOTIFY("$1", "t.updated_at", "$3", "$4"),
-		4, {UUIDOID, RECORDTYPE, TEXTOID, TEXTOID}
+		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) " NOTIFY("$1", "t.updated_at", "$3", "$5", "$4"),
+		5, {UUIDOID, RECORDTYPE, TEXTOID, TEXTOID, INETOID}
 	},
 	/*
 	 * The coming expiry of a token is told a week and a day before.  expiry_notified_at
@@ -575,7 +579,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" CASE WHEN r.expires_at OPERATOR(pg_catalog.<=) ($1 OPERATOR(pg_catalog.+) '24 hours'::pg_catalog.interval)"
 		" THEN '24 hours'::pg_catalog.interval ELSE '168 hours'::pg_catalog.interval END)"
 		" LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED),"
-		" told AS (" NOTIFY("apitoken_internal.new_id()", "$1", "NULL::pg_catalog.text", "'expire'::pg_catalog.text") ")"
+		" told AS (" NOTIFY("apitoken_internal.new_id()", "$1", "NULL::pg_catalog.text", "NULL::pg_catalog.inet", "'expire'::pg_catalog.text") ")"
 		" UPDATE apitoken_internal.token_records SET expiry_notified_at = $1 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM t))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
