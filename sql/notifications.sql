@@ -339,6 +339,7 @@ UPDATE apitoken.users SET notify = '{create}', suspended_at = NULL WHERE id = 's
 DELETE FROM apitoken.notifications;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
+SET LOCAL apitoken.client_address = '198.51.100.9';
 SELECT apitoken.act_as('sue');
 SELECT masked IS NOT NULL AS created FROM apitoken.create_token('by sue', 'acme', role => 'developer');
 SELECT masked IS NOT NULL AS created FROM apitoken.create_token('sues own');
@@ -349,7 +350,7 @@ SELECT masked IS NOT NULL AS created FROM apitoken.create_token('to sue only', '
 SELECT event, label, recipients, pending FROM public.regress_outbox;
 SELECT apitoken.forget_user('sue');
 SELECT event, label, recipients, pending FROM public.regress_outbox;
-SELECT pg_catalog.count(*) AS left_over FROM apitoken.notifications n WHERE n::text ~ '\msue@|"sue"|Sue';
+SELECT pg_catalog.count(*) AS left_over FROM apitoken.notifications n WHERE n::text ~ '\msue@|"sue"|198\.51\.100\.9|Sue';
 UPDATE apitoken.users SET email = 'ada@acme.example' WHERE id = 'ada';
 DELETE FROM apitoken.notifications;
 

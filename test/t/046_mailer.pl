@@ -335,13 +335,14 @@ is(join(' ', map { "@{$_->{to}}" } lines('mails')), 'ada@acme.example ada@acme.e
 is(outbox(), '1 delivered, 1 pending', '... and of that notification');
 
 # ---- the end of a lease, and SIGTERM, between two recipients
+my $holds = 0;
 sub start_held
 {
 	my ($config, @options) = @_;
 	clear();
 	sql(q{DELETE FROM apitoken.notifications});
 	write_file('hold', '');
-	create_one('held');
+	create_one('held ' . ++$holds);
 	my $output = '';
 	my $mailer = IPC::Run::start([ '/bin/sh', '-c', "echo \$\$ > $pid_file; exec @mailer $dir/$config.conf @options" ], '<', \undef, '>&', \$output);
 	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
