@@ -57,7 +57,8 @@ apitoken_record_seen(const pg_uuid_t *token_id, const char *organization_id, Tim
 	memset(&row, 0, sizeof(row));
 	row.key.database = MyDatabaseId;
 	row.key.token_id = *token_id;
-	strlcpy(row.key.organization_id, organization_id, sizeof(row.key.organization_id));
+	/* not strlcpy(), which only some C libraries have */
+	snprintf(row.key.organization_id, sizeof(row.key.organization_id), "%s", organization_id);
 	row.at = at;
 	if (!add_seen(&row))
 		apitoken_wake_launcher();
