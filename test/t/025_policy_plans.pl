@@ -195,7 +195,8 @@ foreach my $case (
 
 		is($scan ? "$scan->{'Node Type'} $scan->{'Actual Rows'}" : 'none', "Index Scan $expected", "$what: reads those only");
 		is($scan->{'Rows Removed by Filter'} // 0, 0, "$what: and no others to be left out");
-		ok(!(grep { $_->{'Node Type'} eq 'Sort' } @nodes), "$what: in order");
+		# 16 and later sort the previous secrets of one token by a node of its own
+		ok(!(grep { $_->{'Node Type'} eq 'Sort' && "@{ $_->{'Sort Key'} }" =~ /created_at/ } @nodes), "$what: in order");
 	}
 }
 foreach my $sql ("SELECT * FROM apitoken.tokens $newest", 'SELECT * FROM apitoken.list_tokens()', 'SELECT count(*) FROM apitoken.tokens')
