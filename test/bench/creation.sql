@@ -86,3 +86,8 @@ CREATE ROLE bench_creator LOGIN;
 SELECT apitoken.allow('bench_creator', 'act', 'manage');
 INSERT INTO apitoken.organizations (id) VALUES ('creation');
 INSERT INTO apitoken.memberships VALUES ('creation', 'creator', 'admin');
+
+-- an organization that is told of each of its tokens
+INSERT INTO apitoken.organizations (id) VALUES ('told');
+INSERT INTO apitoken.users (id, email) SELECT 'told-' || i, 'told-' || i || '@example.com' FROM generate_series(1, 3) i;
+INSERT INTO apitoken.memberships SELECT 'told', 'told-' || i, 'admin' FROM generate_series(1, 3) i;

@@ -30,6 +30,12 @@ Bench::figure('11', 'making tokens', sub {
 		ours => sub { $pgbench->("BEGIN;\nSELECT FROM apitoken.act_as('creator');\n" . $create =~ s/'organization-' \|\| :owner/'creation'/r . "\nEND;", user => 'bench_creator') },
 		yardstick => sub { $pgbench->("BEGIN;\n$bare\nEND;", user => 'postgres') }) unless $b->{quick};
 
+	$b->compare(
+		figure => '11f', unit => 'tokens/s', wanted => '>= 0.5', what => 'create_token() that three members are told of / INSERT of the row alone, each committed',
+		ours => sub { $pgbench->($create =~ s/'organization-' \|\| :owner/'told'/r, user => 'postgres') },
+		yardstick => sub { $pgbench->($bare, user => 'postgres') });
+	$b->psql(q{SELECT 1 / (count(*) FILTER (WHERE cardinality(recipients) = 3))::int FROM apitoken.notifications WHERE organization_id = 'told'});
+
 	my $rate = sub {
 		my ($function, $number) = @_;
 		return $number / $b->psql("SELECT bench.$function($number)");
