@@ -88,9 +88,11 @@ TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 
-# These look at how long something takes, or change the installed files, so no other
-# test runs beside them.
-TAP_ALONE = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 040_upgrade 044_quota
+# These look at how long something takes, and mostly wait.  They run beside each other
+# only, at most two at a time.
+TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota
+# This one changes the installed files, so no other test runs beside it.
+TAP_ALONE = 040_upgrade
 
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 

@@ -341,14 +341,19 @@ if asked tap; then
 			fail "tap $n: a server crashed"
 		fi
 	}
-	alone=" $(variable TAP_ALONE) "
+	timed=" $(variable TAP_TIMED) " alone=" $(variable TAP_ALONE) "
 	for n in "${names[@]}"; do
-		[[ "$alone" == *" $n "* ]] || start_job "$WORK/tap/$n" run_tap "$n"
+		[[ "$timed$alone" == *" $n "* ]] || start_job "$WORK/tap/$n" run_tap "$n"
 	done
 	finish_jobs
-	jobs=1
+	[ "$jobs" -le 2 ] || jobs=2
+	for n in "${names[@]}"; do
+		[[ "$timed" != *" $n "* ]] || start_job "$WORK/tap/$n" run_tap "$n"
+	done
+	finish_jobs
 	for n in "${names[@]}"; do
 		[[ "$alone" != *" $n "* ]] || start_job "$WORK/tap/$n" run_tap "$n"
+		finish_jobs
 	done
 fi
 finish_jobs
