@@ -294,11 +294,11 @@ sub made
 }
 
 my $deploy = made(request($browser, $make, variables => { input => { label => 'Deploy', organizationId => 'acme', expiresIn => { days => 90 },
-	permissions => [ 'article:read', 'article:create' ], allowedNetworks => [ '127.0.0.0/8' ], metadata => { ticket => 4711 }, quota => '1000000', quotaPeriod => 'month' } }));
+	permissions => [ 'article:read', 'article:create' ], allowedNetworks => [ '127.0.0.0/8' ], metadata => { ticket => 4711 } } }));
 like($deploy->{token}, qr/^apt_org_[0-9A-Za-z]{71}$/, 'createToken gives the text');
 is($deploy->{masked}, sql("SELECT apitoken.mask('$deploy->{token}')"), '... and its masked form');
-is(sql(q{SELECT count(*), min(created_by), bool_and(expires_at = created_at + interval '90 days'), min(metadata::text), min(quota), min(quota_period) FROM apitoken.tokens WHERE label = 'Deploy'}),
-	'1|alice|t|{"ticket": 4711}|1000000|month', 'one token was made, by the user');
+is(sql(q{SELECT count(*), min(created_by), bool_and(expires_at = created_at + interval '90 days'), min(metadata::text) FROM apitoken.tokens WHERE label = 'Deploy'}),
+	'1|alice|t|{"ticket": 4711}', 'one token was made, by the user');
 is(seen(key($deploy->{token})), 'Anvils, New', 'it works at once');
 check_query(key($deploy->{token}), $create, '200 {"createArticle":{"article":{"organizationId":"acme","title":"New"}}}', '... within its permissions');
 check_query(key($deploy->{token}), by_id('deleteArticle', 'a', ''), '200 {"deleteArticleByRowId":null} [An error occurred (masked)]', '... and not beyond');
@@ -376,6 +376,8 @@ foreach my $case (
 	[ { label => 'CLI' }, '23505', 'label "CLI" is already in use' ],
 	[ { label => '' }, '22023', undef ],
 	[ { label => 'x', access => 'all' }, '22023', undef ],
+	[ { label => 'x', quota => '0' }, '22023', undef ],
+	[ { label => 'x', quota => '5', quotaPeriod => 'week' }, '22023', undef ],
 	[ { label => 'x', organizationId => 'acme', role => 'nobody' }, '23503', 'token role "nobody" does not exist' ],
 	[ { label => 'x', expiresIn => { seconds => 1 } }, '22023', undef ])
 {
