@@ -401,12 +401,17 @@ apitoken_was_granted_sql(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(apitoken_was_granted(PG_GETARG_OID(0), mode));
 }
 
+static bool
+sees_organization(text *id)
+{
+	return apitoken_sees_all(APITOKEN_ORGANIZATIONS) || manages_organization(get_managed(NULL), id);
+}
+
 APITOKEN_FUNCTION_INFO_V1(apitoken_sees_organization);
 Datum
 apitoken_sees_organization(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(apitoken_sees_all(APITOKEN_ORGANIZATIONS) ||
-				   manages_organization(get_managed(NULL), PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(sees_organization(PG_GETARG_TEXT_PP(0)));
 }
 
 /*
@@ -423,7 +428,7 @@ apitoken_refuses_lifetime(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_BOOL(false);
 	id = PG_GETARG_TEXT_PP(0);
-	if (!manages_organization(get_managed(NULL), id) && !apitoken_sees_all(APITOKEN_ORGANIZATIONS) && !apitoken_bypasses_rls())
+	if (!sees_organization(id) && !apitoken_bypasses_rls())
 		PG_RETURN_BOOL(false);
 	PG_RETURN_BOOL(apitoken_fetch_organization(GetActiveSnapshot(), text_to_cstring(id), &organization) &&
 				   !apitoken_lifetime_allowed(&organization, PG_GETARG_TIMESTAMPTZ(1),

@@ -114,10 +114,7 @@ new_pseudonym(void)
 	uint8		random[16];
 	StringInfoData name;
 
-	if (!pg_strong_random(random, sizeof(random)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(pg_strong_random(random, sizeof(random)));
 	initStringInfo(&name);
 	appendStringInfoString(&name, "forgotten-");
 	for (int i = 0; i < sizeof(random); i++)
@@ -135,10 +132,7 @@ write_event(Datum pseudonym)
 	Datum		values[4];
 	char		nulls[4] = {' ', ' ', ' ', address == NULL ? 'n' : ' '};
 
-	if (!apitoken_generate_id(&id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(apitoken_generate_id(&id));
 	namestrcpy(&login, GetUserNameFromId(GetSessionUserId(), false));
 	values[0] = UUIDPGetDatum(&id);
 	values[1] = pseudonym;
@@ -161,7 +155,7 @@ apitoken_forget_user(PG_FUNCTION_ARGS)
 	PreventCommandIfParallelMode("apitoken.forget_user()");
 	apitoken_require_triggers("forget users");
 	apitoken_check_id("user", user_id);
-	/* whoever holds a token, or has signed in, must not be able to erase what the audit tells */
+	/* the holder of a token, or a user, must not be able to erase what the audit tells of them */
 	if (apitoken_principal() != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

@@ -102,10 +102,7 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	Datum		values[EVENT_PARAMETERS] = {0};
 	char		nulls[EVENT_PARAMETERS];
 
-	if (!apitoken_generate_id(&id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(apitoken_generate_id(&id));
 	namestrcpy(&login, GetUserNameFromId(GetSessionUserId(), false));
 	memset(nulls, ' ', sizeof(nulls));
 	values[EVENT_ID] = UUIDPGetDatum(&id);

@@ -257,6 +257,16 @@ check_place(const char *organization_id)
 			 errhint("Revoke a token first, also one that is expired.")));
 }
 
+/* Raise an error unless the server's source of random values gave some. */
+void
+apitoken_check_random(bool generated)
+{
+	if (!generated)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+}
+
 /* Generate id, digest and masked text.  The token text is kept for take_token(). */
 static void
 generate_token(ApitokenRecord *record, Columns *columns)
@@ -267,11 +277,8 @@ generate_token(ApitokenRecord *record, Columns *columns)
 	bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 
-	if (!apitoken_generate_id(id) ||
-		!apitoken_generate_text(apitoken_prefix, record->kind, id, text, &parts))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(apitoken_generate_id(id) &&
+						  apitoken_generate_text(apitoken_prefix, record->kind, id, text, &parts));
 	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	apitoken_digest(text, strlen(text), scheme, (uint8 *) VARDATA(digest));
 	apitoken_keep_text(id, text);

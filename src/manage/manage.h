@@ -10,8 +10,6 @@
 
 /* ----- secret.c: texts of tokens created in this transaction ----- */
 
-extern TimestampTz apitoken_check_policy(const ApitokenRecord *record, TimestampTz issued_at,
-										 TimestampTz expires_at, Snapshot snapshot);
 extern void apitoken_secret_init(void);
 extern void apitoken_keep_text(const pg_uuid_t *id, const char *text);
 extern text *apitoken_take_text(const pg_uuid_t *id);
@@ -60,8 +58,14 @@ extern void apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool 
 /* of an organization that has no default role */
 #define APITOKEN_DEFAULT_ROLE "developer"
 
+extern void apitoken_check_random(bool generated);
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked,
 								   TimestampTz expires_at);
+
+/* ----- edit.c: changes of tokens ----- */
+
+extern TimestampTz apitoken_check_policy(const ApitokenRecord *record, TimestampTz issued_at,
+										 TimestampTz expires_at, Snapshot snapshot);
 
 /* ----- revoke.c: revocation of tokens ----- */
 

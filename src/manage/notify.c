@@ -207,10 +207,7 @@ apitoken_new_id(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 
-	if (!apitoken_generate_id(id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(apitoken_generate_id(id));
 	PG_RETURN_UUID_P(id);
 }
 

@@ -197,10 +197,7 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 	retire_secret(&record, Min(overlap_until, Min(record.expires_at, policy_ends_at)), now);
 
 	scheme = apitoken_signing_scheme();
-	if (!apitoken_generate_text(apitoken_prefix, record.kind, id, buffer, &parts))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(apitoken_generate_text(apitoken_prefix, record.kind, id, buffer, &parts));
 	SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
 	apitoken_digest(buffer, strlen(buffer), scheme, (uint8 *) VARDATA(digest));
 	secret = cstring_to_text(buffer);

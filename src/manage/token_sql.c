@@ -29,11 +29,8 @@ apitoken_generate_sql(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid token kind"),
 				 errhint("Use \"organization\" or \"user\".")));
-	if (!apitoken_generate_id(&id) ||
-		!apitoken_generate_text(apitoken_prefix, kind, &id, buffer, &parts))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+	apitoken_check_random(apitoken_generate_id(&id) &&
+						  apitoken_generate_text(apitoken_prefix, kind, &id, buffer, &parts));
 	result = cstring_to_text(buffer);
 	explicit_bzero(buffer, sizeof(buffer));
 	PG_RETURN_TEXT_P(result);
