@@ -1,6 +1,6 @@
 --
--- Erasure: forget_user() leaves nothing of a person but a pseudonym, for whoever
--- looks, and nothing of anybody else changes.
+-- Erasure: forget_user() leaves nothing of a person but a pseudonym, and nothing of
+-- anybody else changes.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'
@@ -162,7 +162,7 @@ SELECT last_used_from FROM apitoken.token_usage WHERE token_id = :'adam_id';
 SELECT id, name FROM apitoken.users ORDER BY id;
 
 --
--- Events can still not be changed, by whoever it is
+-- Otherwise nobody can change events
 --
 SELECT public.regress_try($$UPDATE apitoken.events SET actor = 'x'$$), public.regress_try($$DELETE FROM apitoken.events$$);
 SET SESSION AUTHORIZATION regress_apitoken_job;

@@ -123,8 +123,8 @@ rotates_itself(Snapshot snapshot, ApitokenRecord *record)
 
 /*
  * Check a token that regenerates itself, after its row was locked.  It must still be
- * accepted, and by its current secret: whoever kept an old one must not take the
- * token over, and of two calls at the same time only one succeeds.
+ * accepted, and by its current secret.  An old one, which somebody may have kept, must
+ * not take the token over, and of two calls at the same time only one succeeds.
  */
 void
 apitoken_check_rotation(const ApitokenRecord *record, Snapshot snapshot)

@@ -351,8 +351,8 @@ apitoken_lock_usage(void)
 }
 
 /*
- * Lock the events of a user as actor until the end of the transaction: whoever
- * writes one takes ShareLock, and who erases them ExclusiveLock.  The lock is on
+ * Lock the events of a user as actor until the end of the transaction.  A
+ * session that writes one takes ShareLock, and one that erases them ExclusiveLock.  The lock is on
  * an object that does not exist, as in apitoken_lock_usage().  Two users may have
  * the same one.  Returns false if it must not wait, but would.
  */

@@ -8,8 +8,8 @@
  * rules).  A worker writes it to the tables (flush.c).  There is one entry for
  * each token and day, because daily counts are kept.  When a flush takes the usage
  * of an entry, it sets the counts to zero, and notes the accepted uses as taken
- * until it has committed.  So whoever asks how often a token was used counts each
- * use once: in the tables, or here.  The launcher removes entries with
+ * until it has committed.  So a sum of the uses of a token counts each one once:
+ * in the tables, or here.  The launcher removes entries with
  * counts of zero at the end of a round.  If there is no room for an entry, the
  * use is not recorded but counted as dropped, and the launcher is woken.
  *
