@@ -212,14 +212,19 @@ $node->safe_psql('postgres', q{
 	GRANT CREATE ON DATABASE lure TO regress_apitoken_lurer;
 });
 my $id = $node->safe_psql('app', "SELECT id FROM apitoken.parse('$token')");
-my $columns = join(', ', map { "c$_ bigint DEFAULT 8" } 2 .. 27);
+# all of its tables, with as many columns, of another type
+my $tables = $node->safe_psql('app', q{
+	SELECT string_agg(format('CREATE TABLE %s (%s);', c.oid::regclass,
+		(SELECT string_agg(CASE WHEN c.relname = 'token_records' AND a.attnum = 1 THEN 'id uuid PRIMARY KEY'
+			ELSE format('%I bigint DEFAULT 8', a.attname) END, ', ' ORDER BY a.attnum)
+		 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)), ' ')
+	FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace IN ('apitoken'::regnamespace, 'apitoken_internal'::regnamespace)});
+is(scalar(() = $tables =~ /CREATE TABLE/g), scalar(() = slurp_file('src/tables/columns.h') =~ /^\tRELATION\(\w+, apitoken\w*, (?!verification|issued_token)/gm) + 1,
+	'all tables are copied: those that the library reads, and own_privileges');
 is( run(qq{
 		CREATE SCHEMA apitoken;
 		CREATE SCHEMA apitoken_internal;
-		CREATE TABLE apitoken.organizations (); CREATE TABLE apitoken.users (); CREATE TABLE apitoken_internal.role_records ();
-		CREATE TABLE apitoken_internal.built_in_roles ();
-		CREATE TABLE apitoken.memberships (); CREATE TABLE apitoken.token_usage (); CREATE TABLE apitoken.token_usage_daily (); CREATE TABLE apitoken.events ();
-		CREATE TABLE apitoken_internal.token_records (id uuid PRIMARY KEY, $columns);
+		$tables
 		INSERT INTO apitoken_internal.token_records (id) VALUES ('$id');
 		BEGIN; SET LOCAL apitoken.token = '$token'; SELECT 1; ROLLBACK;
 		SELECT 2;
