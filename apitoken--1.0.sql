@@ -106,7 +106,7 @@ COMMENT ON COLUMN apitoken.organizations.max_tokens IS 'Greatest number of token
 COMMENT ON COLUMN apitoken.organizations.allowed_networks IS 'Networks from which tokens of the organization are accepted; a token''s own list must contain the address too; null: from everywhere';
 COMMENT ON COLUMN apitoken.organizations.default_role IS 'Role of a new token of the organization for which none is given; null: developer';
 COMMENT ON COLUMN apitoken.organizations.allow_personal_tokens IS 'False: personal tokens may do nothing in the organization; users who act directly may';
-COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire, reuse; null or empty: none';
+COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire, reuse, new_network; null or empty: none';
 COMMENT ON COLUMN apitoken.organizations.revoke_on_reuse IS 'True: a token is revoked when a previous secret of it is used after its overlap; needs shared preload';
 
 CREATE TABLE apitoken.users (
@@ -127,7 +127,7 @@ COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_gro
 COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what the user may do outside organizations; null: no limit';
 COMMENT ON COLUMN apitoken.users.suspended_at IS 'Time of the suspension; while it is not null, the user may do nothing and their personal tokens are refused; null: not suspended';
 COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was created';
-COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire, reuse; null or empty: none';
+COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire, reuse, new_network; null or empty: none';
 
 CREATE TABLE apitoken_internal.deleted_users (
 	id         text COLLATE "C" PRIMARY KEY,
@@ -314,6 +314,21 @@ COMMENT ON COLUMN apitoken_internal.personal_token_use.organization_id IS 'Id of
 COMMENT ON COLUMN apitoken_internal.personal_token_use.token_id IS 'Id of the personal token';
 COMMENT ON COLUMN apitoken_internal.personal_token_use.last_used_at IS 'When it was last accepted there, or allowed a permission there';
 
+CREATE TABLE apitoken_internal.token_networks (
+	token_id      uuid,
+	network       cidr,
+	first_seen_at timestamptz NOT NULL,
+	last_seen_at  timestamptz NOT NULL,
+	PRIMARY KEY (token_id, network)
+) WITH (fillfactor = 70);
+ALTER TABLE apitoken_internal.token_networks
+	ALTER token_id SET STATISTICS 0, ALTER network SET STATISTICS 0, ALTER first_seen_at SET STATISTICS 0, ALTER last_seen_at SET STATISTICS 0;
+COMMENT ON TABLE apitoken_internal.token_networks IS 'Networks from which tokens were accepted whose owner is told of new ones, at most 32 of a token, kept for apitoken.usage_retention and the latest as long as the token; filled with shared preload only';
+COMMENT ON COLUMN apitoken_internal.token_networks.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken_internal.token_networks.network IS 'Network of the client: a /24 of IPv4, a /48 of IPv6';
+COMMENT ON COLUMN apitoken_internal.token_networks.first_seen_at IS 'When the token was first accepted from there';
+COMMENT ON COLUMN apitoken_internal.token_networks.last_seen_at IS 'When it was last accepted from there';
+
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
 	at              timestamptz NOT NULL CHECK (pg_catalog.isfinite(at)),
@@ -368,9 +383,9 @@ CREATE INDEX notifications_user_id_idx ON apitoken.notifications (user_id, id) W
 CREATE INDEX notifications_next_attempt_at_idx ON apitoken.notifications (next_attempt_at, id) WHERE next_attempt_at IS NOT NULL;
 CREATE INDEX notifications_token_id_idx ON apitoken.notifications (token_id, id) WHERE next_attempt_at IS NOT NULL;
 COMMENT ON TABLE apitoken.notifications IS 'Outbox: one row for each event that somebody wants to be told, made in the transaction of the event; a mailer claims the rows with claim_notifications(), and run_maintenance() removes those older than apitoken.notification_retention';
-COMMENT ON COLUMN apitoken.notifications.id IS 'UUID version 7 (RFC 9562): the id of the event in events; of an expiry, which is no event there, an id of its own';
+COMMENT ON COLUMN apitoken.notifications.id IS 'UUID version 7 (RFC 9562): the id of the event in events; of expire and new_network, which are no events there, an id of its own';
 COMMENT ON COLUMN apitoken.notifications.created_at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke, expire or reuse';
+COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke, expire, reuse or new_network';
 COMMENT ON COLUMN apitoken.notifications.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.notifications.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.notifications.user_id IS 'User who owns the token; null: a token of an organization';
@@ -459,6 +474,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.notifications', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.personal_token_use', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_networks', '');
 
 ------------------------------------------------------------------------------
 -- Types
@@ -1569,6 +1585,9 @@ ALTER TABLE apitoken.token_usage_daily ENABLE REPLICA TRIGGER usage_before_inser
 CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken_internal.personal_token_use
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
 ALTER TABLE apitoken_internal.personal_token_use ENABLE REPLICA TRIGGER usage_before_insert;
+CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken_internal.token_networks
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
+ALTER TABLE apitoken_internal.token_networks ENABLE REPLICA TRIGGER usage_before_insert;
 CREATE TRIGGER role_before_change BEFORE INSERT OR UPDATE OR DELETE ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER role_before_truncate BEFORE TRUNCATE ON apitoken_internal.role_records
@@ -1628,6 +1647,7 @@ ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.personal_token_use ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.token_networks ENABLE ROW LEVEL SECURITY;
 
 -- The directory: a database role that was granted DELETE on a table (capability
 -- directory) sees all its rows, whatever the identity.  pg_write_all_data grants

@@ -164,6 +164,22 @@ apitoken_client_address(inet *argument)
 	return connection_address();
 }
 
+/*
+ * The network that an address counts as in news of networks: a provider's customers
+ * mostly keep a /24 of IPv4 and a /48 of IPv6, though their addresses change.  The
+ * address is that of apitoken_client_address(), so none is mapped.
+ */
+void
+apitoken_network_of(const inet *address, inet_struct *network)
+{
+	memset(network, 0, sizeof(*network));
+	network->family = ip_family(address);
+	network->bits = Min(ip_bits(address), ip_family(address) == PGSQL_AF_INET ? 24 : 48);
+	memcpy(network->ipaddr, ip_addr(address), network->bits / 8);
+	if (network->bits % 8 != 0)
+		network->ipaddr[network->bits / 8] = ip_addr(address)[network->bits / 8] & (0xff << (8 - network->bits % 8));
+}
+
 /* The list with mapped IPv4 networks converted; the same pointer if there are none. */
 ArrayType *
 apitoken_canonical_networks(ArrayType *networks)

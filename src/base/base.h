@@ -171,6 +171,7 @@ extern bool apitoken_setter_counts(Oid setter, bool (*has_capability) (Oid role)
 /* ----- address.c: the address of the client ----- */
 
 extern inet *apitoken_client_address(inet *argument);
+extern void apitoken_network_of(const inet *address, inet_struct *network);
 extern ArrayType *apitoken_canonical_networks(ArrayType *networks);
 extern bool apitoken_in_networks(inet *address, ArrayType *networks);
 

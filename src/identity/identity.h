@@ -41,6 +41,7 @@ typedef struct ApitokenStanding
 {
 	bool		suspended;		/* the owner is suspended, or has no row and needs one */
 	bool		policy_refused; /* the policy of the organization refuses the token */
+	bool		tells_networks; /* the owner wants to be told of new networks of the token */
 	ArrayType  *allowed_networks;	/* of an organization for its tokens; NULL: not restricted */
 	char	   *role;			/* NULL: none */
 	List	   *role_patterns;	/* not yet narrowed by access; NIL: nothing is allowed */

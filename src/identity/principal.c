@@ -136,6 +136,7 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 	if (standing->suspended)
 		return;
 	standing->allowed_networks = organization.allowed_networks;
+	standing->tells_networks = organization.tells_networks;
 	standing->policy_refused = is_refused(principal, &organization);
 	if (standing->policy_refused)
 		return;
@@ -180,6 +181,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 	fetch_acting_user(principal, snapshot, &user);
 	standing->suspended = user.suspended;
 	standing->groups = user.groups;
+	standing->tells_networks = user.tells_networks;
 	if (user.suspended)
 		return;
 

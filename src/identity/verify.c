@@ -377,6 +377,8 @@ apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool
 	}
 	if (verification->verdict == APITOKEN_VALID && record->kind == APITOKEN_USER && verification->organization_id != NULL)
 		apitoken_record_seen(&record->id, verification->organization_id, verification->at);
+	if (verification->verdict == APITOKEN_VALID && verification->standing.tells_networks)
+		apitoken_record_network(&record->id, apitoken_client_address(address), verification->at);
 	apitoken_count((ApitokenCounter) verification->verdict, 1);
 }
 

@@ -17,7 +17,7 @@
  * event.c).
  *
  * Use of the user's tokens may still be in shared memory.  A flush is kept from
- * writing its address and organizations between the erasure and its commit.  At the
+ * writing its address and places between the erasure and its commit.  At the
  * commit, they are removed from shared memory.  The tokens are revoked, so no more
  * are recorded.
  */
@@ -45,6 +45,7 @@ static const ApitokenStatement erasures[] = {
 	APITOKEN_ERASE_NOTIFICATIONS,
 	APITOKEN_ERASE_USAGE,
 	APITOKEN_ERASE_SEEN,
+	APITOKEN_ERASE_NETWORKS,
 };
 
 /*
@@ -79,7 +80,7 @@ xact_callback(XactEvent event, void *arg)
 	forgotten_tokens = NIL;
 }
 
-/* Remove the addresses and organizations in shared memory when this transaction commits. */
+/* Remove the addresses and places in shared memory when this transaction commits. */
 static void
 forget_places_at_commit(Datum pseudonym)
 {

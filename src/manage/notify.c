@@ -59,7 +59,7 @@
 #define ERROR_READ (8 * ERROR_MAX)
 
 /* Events that notifications are about. */
-static const char *const events[] = {"create", "regenerate", "suspend", "revoke", "expire", "reuse"};
+static const char *const events[] = {"create", "regenerate", "suspend", "revoke", "expire", "reuse", APITOKEN_NEW_NETWORK};
 
 /* A notification of this transaction. */
 typedef struct Queued
@@ -169,7 +169,8 @@ apitoken_notification_before_change(PG_FUNCTION_ARGS)
 	else
 	{
 		tuple = trigger->tg_trigtuple;
-		if (apitoken_running_statement == APITOKEN_NOTIFY || apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY)
+		if (apitoken_running_statement == APITOKEN_NOTIFY || apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY ||
+			apitoken_running_statement == APITOKEN_WRITE_NETWORKS)
 		{
 			bool		no_id;
 			Datum		id = heap_getattr(tuple, Anum_notifications_id, descriptor, &no_id);
@@ -235,7 +236,7 @@ apitoken_check_notify(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("there are no notifications of event \"%s\"", apitoken_clip(lfirst(lc))),
-					 errhint("The events are create, regenerate, suspend, revoke, expire and reuse.")));
+					 errhint("The events are create, regenerate, suspend, revoke, expire, reuse and new_network.")));
 	}
 	PG_RETURN_BOOL(true);
 }

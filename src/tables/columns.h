@@ -153,6 +153,12 @@
 	COLUMN(personal_token_use, token_id,        UUIDOID,        NOT_NULL, "") \
 	COLUMN(personal_token_use, last_used_at,    TIMESTAMPTZOID, NOT_NULL, "")
 
+#define TOKEN_NETWORKS_COLUMNS(COLUMN) \
+	COLUMN(token_networks, token_id,      UUIDOID,        NOT_NULL, "") \
+	COLUMN(token_networks, network,       CIDROID,        NOT_NULL, "") \
+	COLUMN(token_networks, first_seen_at, TIMESTAMPTZOID, NOT_NULL, "") \
+	COLUMN(token_networks, last_seen_at,  TIMESTAMPTZOID, NOT_NULL, "")
+
 /* Composite types that functions return. */
 
 #define VERIFICATION_COLUMNS(COLUMN) \
@@ -195,7 +201,8 @@
 	RELATION(TOKEN_USAGE_DAILY, apitoken, token_usage_daily) \
 	RELATION(EVENTS, apitoken, events) \
 	RELATION(NOTIFICATIONS, apitoken, notifications) \
-	RELATION(PERSONAL_TOKEN_USE, apitoken_internal, personal_token_use)
+	RELATION(PERSONAL_TOKEN_USE, apitoken_internal, personal_token_use) \
+	RELATION(TOKEN_NETWORKS, apitoken_internal, token_networks)
 
 #define ROW_RELATIONS(RELATION) \
 	RELATION(VERIFICATION, apitoken, verification) \

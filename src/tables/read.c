@@ -494,6 +494,23 @@ apitoken_count_tokens(Snapshot snapshot, const char *organization_id, int max)
 	return count;
 }
 
+/*
+ * Is new_network one of the events in `notify`?  No other event contains this word,
+ * and the constraint allows only events.  So the array is searched as it is, because
+ * each verification does it.
+ */
+static bool
+tells_networks(const Datum *values, const bool *nulls, AttrNumber notify)
+{
+	struct varlena *events;
+
+	if (nulls[notify - 1])
+		return false;
+	events = PG_DETOAST_DATUM_PACKED(values[notify - 1]);
+	return memmem(VARDATA_ANY(events), VARSIZE_ANY_EXHDR(events),
+				  APITOKEN_NEW_NETWORK, strlen(APITOKEN_NEW_NETWORK)) != NULL;
+}
+
 static void
 organization_from_values(const Datum *values, const bool *nulls, ApitokenOrganizationRow *row)
 {
@@ -509,6 +526,7 @@ organization_from_values(const Datum *values, const bool *nulls, ApitokenOrganiz
 		row->allowed_networks = DatumGetArrayTypePCopy(values[Anum_organizations_allowed_networks - 1]);
 	row->default_role = text_at(values, nulls, Anum_organizations_default_role);
 	row->allow_personal_tokens = DatumGetBool(values[Anum_organizations_allow_personal_tokens - 1]);
+	row->tells_networks = tells_networks(values, nulls, Anum_organizations_notify);
 }
 
 bool
@@ -538,13 +556,14 @@ apitoken_fetch_user(Snapshot snapshot, const char *id, ApitokenUserRow *user)
 
 	text_key(&key, Anum_users_id, id);
 	begin_lookup(&lookup, APITOKEN_USERS, NULL, snapshot, 1, &key);
-	found = next_row(&lookup, Anum_users_suspended_at);
+	found = next_row(&lookup, Natts_users);
 	if (found)
 	{
 		user->name = text_at(lookup.values, lookup.nulls, Anum_users_name);
 		user->role = text_at(lookup.values, lookup.nulls, Anum_users_role);
 		user->groups = DatumGetArrayTypePCopy(lookup.values[Anum_users_groups - 1]);
 		user->suspended = !lookup.nulls[Anum_users_suspended_at - 1];
+		user->tells_networks = tells_networks(lookup.values, lookup.nulls, Anum_users_notify);
 	}
 	end_lookup(&lookup);
 	return found;

@@ -100,6 +100,7 @@ typedef struct ApitokenOrganizationRow
 	ArrayType  *allowed_networks;	/* NULL if not restricted */
 	char	   *default_role;	/* NULL if none */
 	bool		allow_personal_tokens;
+	bool		tells_networks; /* notify has new_network */
 } ApitokenOrganizationRow;
 
 typedef struct ApitokenUserRow
@@ -108,6 +109,7 @@ typedef struct ApitokenUserRow
 	char	   *role;			/* limits the user outside organizations; NULL if none */
 	ArrayType  *groups;
 	bool		suspended;
+	bool		tells_networks; /* notify has new_network */
 } ApitokenUserRow;
 
 typedef struct ApitokenRoleRow
@@ -137,6 +139,9 @@ typedef struct ApitokenOwner
 	text	   *id;
 	TimestampTz created_at;		/* creation time of the token */
 } ApitokenOwner;
+
+/* The event of a token that is used from a network where it was never seen. */
+#define APITOKEN_NEW_NETWORK "new_network"
 
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
@@ -235,6 +240,10 @@ typedef enum ApitokenStatement
 	APITOKEN_WRITE_SEEN,
 	APITOKEN_REMOVE_SEEN,
 	APITOKEN_ERASE_SEEN,
+	APITOKEN_HAS_NETWORK,
+	APITOKEN_WRITE_NETWORKS,
+	APITOKEN_REMOVE_NETWORKS,
+	APITOKEN_ERASE_NETWORKS,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
 

@@ -136,6 +136,12 @@ typedef struct
 /* A notification is given up after so many attempts, which is after about three days. */
 #define ATTEMPTS_MAX "20"
 
+/*
+ * The number of networks that are kept of a token.  One that was seen in so many is
+ * used from everywhere: no further one is kept or told, until retention removes one.
+ */
+#define NETWORKS_MAX "32"
+
 #define AND_NEXT " AND id OPERATOR(pg_catalog.>) $3 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED"
 
 static const Statement statements[APITOKEN_STATEMENTS] = {
@@ -652,6 +658,60 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT id FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $2))",
 		2, {TEXTOID, TEXTOID}
 	},
+	[APITOKEN_HAS_NETWORK] = {
+		"SELECT FROM apitoken_internal.token_networks WHERE token_id OPERATOR(pg_catalog.=) $1 AND network OPERATOR(pg_catalog.=) $2",
+		2, {UUIDOID, CIDROID}
+	},
+	/*
+	 * From which networks tokens were used: $1 networks, $2 token ids, $3 times.  A
+	 * network that is new is told if $4 is true, but not the first one of a token.
+	 * Its row is locked, so that forget_user() finds the notification or prevents it.
+	 * This never waits for a row: if one is locked, the next use counts.
+	 */
+	[APITOKEN_WRITE_NETWORKS] = {
+		"WITH given AS MATERIALIZED (SELECT g.network, g.token_id, g.seen_at"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) AS g (network, token_id, seen_at)),"
+		" known AS MATERIALIZED (SELECT n.ctid, g.seen_at FROM given g JOIN apitoken_internal.token_networks n"
+		" ON n.token_id OPERATOR(pg_catalog.=) g.token_id AND n.network OPERATOR(pg_catalog.=) g.network"
+		" FOR NO KEY UPDATE OF n SKIP LOCKED),"
+		" again AS (UPDATE apitoken_internal.token_networks n SET last_seen_at = GREATEST(n.last_seen_at, k.seen_at)"
+		" FROM known k WHERE n.ctid OPERATOR(pg_catalog.=) k.ctid),"
+		" fresh AS MATERIALIZED (SELECT g.network, g.token_id, g.seen_at FROM given g WHERE NOT EXISTS ("
+		"SELECT FROM apitoken_internal.token_networks n"
+		" WHERE n.token_id OPERATOR(pg_catalog.=) g.token_id AND n.network OPERATOR(pg_catalog.=) g.network)),"
+		" token AS MATERIALIZED (SELECT r.* FROM apitoken_internal.token_records r"
+		" WHERE r.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT token_id FROM fresh)) AND r.revoked_at IS NULL"
+		" ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED),"
+		" numbered AS MATERIALIZED (SELECT f.network, f.token_id, f.seen_at, k.count OPERATOR(pg_catalog.+)"
+		" pg_catalog.row_number() OVER (PARTITION BY f.token_id ORDER BY f.seen_at, f.network) AS n"
+		" FROM fresh f, LATERAL (SELECT pg_catalog.count(*) AS count FROM apitoken_internal.token_networks n"
+		" WHERE n.token_id OPERATOR(pg_catalog.=) f.token_id) k"
+		" WHERE f.token_id OPERATOR(pg_catalog.=) ANY (SELECT id FROM token)),"
+		" added AS (INSERT INTO apitoken_internal.token_networks (token_id, network, first_seen_at, last_seen_at)"
+		" SELECT token_id, network, seen_at, seen_at FROM numbered WHERE n OPERATOR(pg_catalog.<=) " NETWORKS_MAX
+		" ON CONFLICT (token_id, network) DO NOTHING RETURNING token_id, network),"
+		" t AS (SELECT r.*, f.network, f.seen_at FROM added a, numbered f, token r"
+		" WHERE f.token_id OPERATOR(pg_catalog.=) a.token_id AND f.network OPERATOR(pg_catalog.=) a.network"
+		" AND f.n OPERATOR(pg_catalog.>) 1 AND r.id OPERATOR(pg_catalog.=) f.token_id AND $4) "
+		NOTIFY("apitoken_internal.new_id()", "t.seen_at", "NULL::pg_catalog.text", "t.network",
+			   "'" APITOKEN_NEW_NETWORK "'::pg_catalog.text"),
+		4, {CIDRARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, BOOLOID}
+	},
+	/* The latest network of a token stays as long as the token does, so that the next one is news. */
+	[APITOKEN_REMOVE_NETWORKS] = {
+		"DELETE FROM apitoken_internal.token_networks WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT n.ctid FROM apitoken_internal.token_networks n WHERE (n.last_seen_at OPERATOR(pg_catalog.<) $1"
+		" AND EXISTS (SELECT FROM apitoken_internal.token_networks l"
+		" WHERE l.token_id OPERATOR(pg_catalog.=) n.token_id AND l.last_seen_at OPERATOR(pg_catalog.>) n.last_seen_at))"
+		" OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) n.token_id)"
+		" LIMIT $2 FOR UPDATE OF n SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	[APITOKEN_ERASE_NETWORKS] = {
+		"DELETE FROM apitoken_internal.token_networks WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT id FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $2))",
+		2, {TEXTOID, TEXTOID}
+	},
 };
 
 /*
@@ -684,6 +744,9 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_WRITE_SEEN] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REMOVE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_ERASE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_WRITE_NETWORKS] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_REMOVE_NETWORKS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_ERASE_NETWORKS] = CURSOR_OPT_CUSTOM_PLAN,
 };
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];

@@ -4,8 +4,9 @@
  *
  * A flush runs in a worker.  In each batch it takes usage of the database from
  * shared memory, writes it to token_usage, token_usage_daily and personal_token_use,
- * and commits.  On
- * an error, the usage goes back to shared memory.  Batches grow while they are
+ * and commits.  The networks of tokens follow in transactions of their own, because
+ * they also make notifications, which must not prevent that use is written.  On
+ * an error, what was taken goes back to shared memory.  Batches grow while they are
  * fast, and are smaller after failures.  If time runs out, the flush wakes the
  * launcher, so that another flush follows soon.
  *
@@ -63,7 +64,7 @@
 static ApitokenUsageRow *batch_rows = NULL;
 static int	batch_count = 0;
 
-/* the organizations of personal tokens, as batch_rows */
+/* the organizations of personal tokens, or the networks of tokens, as batch_rows */
 #define SEEN_MAX 1000
 static ApitokenSeenRow *seen_rows = NULL;
 static int	seen_count = 0;
@@ -92,11 +93,11 @@ xact_callback(XactEvent event, void *arg)
 }
 
 static Datum
-address_datum(const ApitokenLastUse *last)
+address_datum(const inet_struct *from)
 {
 	inet	   *address = palloc0(sizeof(inet));
 
-	memcpy(VARDATA(address), &last->from, sizeof(last->from));
+	memcpy(VARDATA(address), from, sizeof(*from));
 	SET_INET_VARSIZE(address);
 	return InetPGetDatum(address);
 }
@@ -194,7 +195,7 @@ field_datum(const ApitokenUsageRow *row, Field field, bool *isnull)
 		case REUSED:
 			return Int16GetDatum(row->last.reused);
 		default:
-			return address_datum(&row->last);
+			return address_datum(&row->last.from);
 	}
 }
 
@@ -315,26 +316,29 @@ write_usage(void)
 	write_previous_use(sums, tokens);
 }
 
-/* Write where personal tokens acted. */
+/* Write where tokens were seen: the statement gets the places, the tokens and the times. */
 static void
-write_seen(void)
+write_seen(ApitokenPlace place)
 {
+	bool		in_network = place == APITOKEN_IN_NETWORK;
 	Datum	   *columns[3];
-	Datum		arrays[3];
+	Datum		values[4];
 
 	for (int i = 0; i < lengthof(columns); i++)
 		columns[i] = palloc(seen_count * sizeof(Datum));
 	for (int i = 0; i < seen_count; i++)
 	{
-		columns[0][i] = CStringGetTextDatum(seen_rows[i].key.organization_id);
+		columns[0][i] = in_network ? address_datum(&seen_rows[i].key.in.network) :
+			CStringGetTextDatum(seen_rows[i].key.in.organization_id);
 		columns[1][i] = UUIDPGetDatum(&seen_rows[i].key.token_id);
 		columns[2][i] = TimestampTzGetDatum(seen_rows[i].at);
 	}
-	arrays[0] = PointerGetDatum(construct_array(columns[0], seen_count, TEXTOID, -1, false, TYPALIGN_INT));
-	arrays[1] = PointerGetDatum(construct_array(columns[1], seen_count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	arrays[2] = PointerGetDatum(construct_array(columns[2], seen_count, TIMESTAMPTZOID, sizeof(TimestampTz),
+	values[0] = PointerGetDatum(construct_array(columns[0], seen_count, in_network ? CIDROID : TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(columns[1], seen_count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	values[2] = PointerGetDatum(construct_array(columns[2], seen_count, TIMESTAMPTZOID, sizeof(TimestampTz),
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	apitoken_execute(APITOKEN_WRITE_SEEN, arrays, NULL);
+	values[3] = BoolGetDatum(apitoken_notifications);
+	apitoken_execute(in_network ? APITOKEN_WRITE_NETWORKS : APITOKEN_WRITE_SEEN, values, NULL);
 }
 
 /* May this row belong to a token whose creation is not committed yet? */
@@ -395,16 +399,28 @@ flush_batch(void *arg)
 		return false;
 	}
 	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, GetCurrentTransactionId(), batch_rows, batch->max);
-	seen_count = apitoken_take_seen(MyDatabaseId, seen_rows, SEEN_MAX);
+	seen_count = apitoken_take_seen(APITOKEN_IN_ORGANIZATION, MyDatabaseId, seen_rows, SEEN_MAX);
 	batch->outcome = batch_count < batch->max && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
 	defer_uncommitted(batch->flush);
 	if (batch_count > 0)
 		write_usage();
 	if (seen_count > 0)
-		write_seen();
+		write_seen(APITOKEN_IN_ORGANIZATION);
 	if (batch_count + seen_count > 0)
 		apitoken_count(APITOKEN_FLUSHES, 1);
 	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;
+}
+
+/* Write one batch of networks, within a transaction.  Returns whether there may be more. */
+static bool
+flush_networks(void *arg)
+{
+	if (!apitoken_lock_usage())
+		return false;
+	seen_count = apitoken_take_seen(APITOKEN_IN_NETWORK, MyDatabaseId, seen_rows, SEEN_MAX);
+	if (seen_count > 0)
+		write_seen(APITOKEN_IN_NETWORK);
+	return seen_count == SEEN_MAX;
 }
 
 /*
@@ -516,6 +532,20 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
 			batch.max = Min(2 * batch.max, max_rows);
 	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
+	/* Also if use remains, so that networks do not wait until there is less of it. */
+	if (batch.outcome == APITOKEN_FLUSH_DONE || batch.outcome == APITOKEN_FLUSH_UNFINISHED)
+	{
+		bool		more_networks;
+
+		do
+			more_networks = apitoken_run_in_transaction(flush_networks, NULL, until, problem);
+		while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
+		if (problem[0] != '\0')
+			batch.outcome = APITOKEN_FLUSH_FAILED;
+		else if (more_networks)
+			batch.outcome = APITOKEN_FLUSH_UNFINISHED;
+		more = more || more_networks;
+	}
 	if (more)
 		apitoken_wake_launcher();
 

@@ -350,9 +350,9 @@ remove_orphans(Batch *batch)
 	usage_checked(batch, values[1]);
 }
 
-/* Remove the use of personal tokens in organizations, when it is old or one of them is gone. */
+/* Remove places where tokens were seen, when that is old or one of them is gone. */
 static void
-remove_seen(Batch *batch)
+remove_places(Batch *batch, ApitokenStatement statement)
 {
 	TimestampTz cutoff;
 	Datum		values[2];
@@ -361,7 +361,19 @@ remove_seen(Batch *batch)
 		cutoff = DT_NOBEGIN;
 	values[0] = TimestampTzGetDatum(cutoff);
 	values[1] = Int64GetDatum(batch->size);
-	run_statement(batch, APITOKEN_REMOVE_SEEN, values, &batch->run->usage_removed);
+	run_statement(batch, statement, values, &batch->run->usage_removed);
+}
+
+static void
+remove_seen(Batch *batch)
+{
+	remove_places(batch, APITOKEN_REMOVE_SEEN);
+}
+
+static void
+remove_networks(Batch *batch)
+{
+	remove_places(batch, APITOKEN_REMOVE_NETWORKS);
 }
 
 /* Make the notifications of coming expiries. */
@@ -390,7 +402,7 @@ remove_notifications(Batch *batch)
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
 	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
-	notify_expiry, remove_notifications, remove_seen
+	notify_expiry, remove_notifications, remove_seen, remove_networks
 };
 
 static void

@@ -1,18 +1,21 @@
 /*
  * seen.c
- *		Record in which organizations personal tokens act.
+ *		Record where tokens are seen: in which organizations personal tokens act,
+ *		and from which networks tokens are used.
  *
  * A personal token acts in an organization when verify() accepts it there, or when
- * it is allowed a permission there.  This is recorded in shared memory at once, as
- * usage is (usage.c): also in a READ ONLY transaction, and even if the transaction
- * is rolled back later.  A flush writes it to personal_token_use.  Without shared
- * memory it is not recorded.
+ * it is allowed a permission there.  The network of an accepted use is recorded only
+ * if the owner of the token wants to be told of new ones (`notify`).  Both are
+ * recorded in shared memory at once, as usage is (usage.c): also in a READ ONLY
+ * transaction, and even if the transaction is rolled back later.  A flush writes
+ * them to personal_token_use and token_networks.  Without shared memory they are not
+ * recorded.
  *
- * There is one entry for each token and organization.  When a flush takes it, its
- * time is set to zero, and the launcher removes it at the end of a round.  The
- * entries have a map of their own, so they never take the room of usage, on which
- * quotas depend.  If there is no room, the use is counted as dropped, and the
- * launcher is woken.
+ * There is one entry for each token and place.  When a flush takes it, its time is
+ * set to zero, and the launcher removes it at the end of a round.  Each kind of
+ * place has a map of its own, so none takes the room of another, or that of usage, on
+ * which quotas depend.  If there is no room, the place is counted as dropped, and
+ * the launcher is woken.
  */
 #include "postgres.h"
 
@@ -20,10 +23,28 @@
 
 #include "usage/usage.h"
 
-static void
-init_seen(void *entry)
+static const Size key_sizes[APITOKEN_PLACES] = {
+	[APITOKEN_IN_ORGANIZATION] = APITOKEN_SEEN_KEY_SIZE(organization_id),
+	[APITOKEN_IN_NETWORK] = APITOKEN_SEEN_KEY_SIZE(network)
+};
+
+/* The last time in an entry; 0 if a flush has taken it. */
+static pg_atomic_uint64 *
+time_of(ApitokenPlace place, void *entry)
 {
-	pg_atomic_init_u64(&((ApitokenSeen *) entry)->at, 0);
+	return (pg_atomic_uint64 *) ((char *) entry + MAXALIGN(key_sizes[place]));
+}
+
+static void
+init_in_organization(void *entry)
+{
+	pg_atomic_init_u64(time_of(APITOKEN_IN_ORGANIZATION, entry), 0);
+}
+
+static void
+init_in_network(void *entry)
+{
+	pg_atomic_init_u64(time_of(APITOKEN_IN_NETWORK, entry), 0);
 }
 
 /* Set the time of an entry, unless it has a later one.  Returns false if there is no room. */
@@ -31,19 +52,34 @@ static bool
 add_seen(const ApitokenSeenRow *row)
 {
 	LWLock	   *lock;
-	ApitokenSeen *seen = apitoken_map_entry(apitoken_seen_map, &row->key, init_seen, &lock);
+	void	   *entry = apitoken_map_entry(apitoken_seen_maps[row->place], &row->key,
+										   row->place == APITOKEN_IN_NETWORK ? init_in_network : init_in_organization,
+										   &lock);
+	pg_atomic_uint64 *last;
 	uint64		at;
 
-	if (seen == NULL)
+	if (entry == NULL)
 	{
 		apitoken_count(APITOKEN_DROPPED, 1);
 		return false;
 	}
-	at = pg_atomic_read_u64(&seen->at);
-	while ((TimestampTz) at < row->at && !pg_atomic_compare_exchange_u64(&seen->at, &at, row->at))
+	last = time_of(row->place, entry);
+	at = pg_atomic_read_u64(last);
+	while ((TimestampTz) at < row->at && !pg_atomic_compare_exchange_u64(last, &at, row->at))
 		;
 	LWLockRelease(lock);
 	return true;
+}
+
+/* A row without its place. */
+static void
+init_row(ApitokenSeenRow *row, ApitokenPlace place, const pg_uuid_t *token_id, TimestampTz at)
+{
+	memset(row, 0, sizeof(*row));
+	row->place = place;
+	row->key.database = MyDatabaseId;
+	row->key.token_id = *token_id;
+	row->at = at;
 }
 
 /* Record that a personal token acts in an organization, whose id is valid. */
@@ -54,19 +90,47 @@ apitoken_record_seen(const pg_uuid_t *token_id, const char *organization_id, Tim
 
 	if (apitoken_shared == NULL)
 		return;
-	memset(&row, 0, sizeof(row));
-	row.key.database = MyDatabaseId;
-	row.key.token_id = *token_id;
+	init_row(&row, APITOKEN_IN_ORGANIZATION, token_id, at);
 	/* not strlcpy(), which only some C libraries have */
-	snprintf(row.key.organization_id, sizeof(row.key.organization_id), "%s", organization_id);
-	row.at = at;
+	snprintf(row.key.in.organization_id, sizeof(row.key.in.organization_id), "%s", organization_id);
 	if (!add_seen(&row))
 		apitoken_wake_launcher();
+}
+
+/* Record that a token is used from the network of an address; an unknown one is in none. */
+void
+apitoken_record_network(const pg_uuid_t *token_id, const inet *address, TimestampTz at)
+{
+	ApitokenSeenRow row;
+
+	if (apitoken_shared == NULL || address == NULL)
+		return;
+	init_row(&row, APITOKEN_IN_NETWORK, token_id, at);
+	apitoken_network_of(address, &row.key.in.network);
+	if (!add_seen(&row))
+		apitoken_wake_launcher();
+}
+
+/* What an entry has recorded, which is taken from it if `take` is true.  Returns false if nothing. */
+static bool
+read_entry(ApitokenPlace place, void *entry, bool take, ApitokenSeenRow *row)
+{
+	pg_atomic_uint64 *last = time_of(place, entry);
+	uint64		at = take ? pg_atomic_exchange_u64(last, 0) : pg_atomic_read_u64(last);
+
+	if (at == 0)
+		return false;
+	memset(row, 0, sizeof(*row));
+	row->place = place;
+	memcpy(&row->key, entry, key_sizes[place]);
+	row->at = at;
+	return true;
 }
 
 /* Arguments and results of take_entry(). */
 typedef struct TakeState
 {
+	ApitokenPlace place;
 	Oid			database;
 	ApitokenSeenRow *rows;
 	int			max;
@@ -76,27 +140,22 @@ typedef struct TakeState
 static bool
 take_entry(void *entry, void *arg)
 {
-	ApitokenSeen *seen = entry;
 	TakeState  *state = arg;
-	ApitokenSeenRow *row = &state->rows[state->count];
 
-	if (seen->key.database != state->database)
-		return true;
-	row->at = pg_atomic_exchange_u64(&seen->at, 0);
-	if (row->at == 0)
-		return true;
-	row->key = seen->key;
-	state->count++;
+	/* an entry begins with its key */
+	if (((ApitokenSeenKey *) entry)->database == state->database &&
+		read_entry(state->place, entry, true, &state->rows[state->count]))
+		state->count++;
 	return state->count < state->max;
 }
 
 /* Take what is recorded of a database, at most `max` rows (one or more).  Returns their number. */
 int
-apitoken_take_seen(Oid database, ApitokenSeenRow *rows, int max)
+apitoken_take_seen(ApitokenPlace place, Oid database, ApitokenSeenRow *rows, int max)
 {
-	TakeState	state = {database, rows, max, 0};
+	TakeState	state = {place, database, rows, max, 0};
 
-	apitoken_map_each(apitoken_seen_map, take_entry, &state);
+	apitoken_map_each(apitoken_seen_maps[place], take_entry, &state);
 	return state.count;
 }
 
@@ -108,15 +167,77 @@ apitoken_return_seen(const ApitokenSeenRow *rows, int count)
 		(void) add_seen(&rows[i]);
 }
 
+/* Arguments of visit_entry(). */
+typedef struct VisitState
+{
+	ApitokenPlace place;
+	bool		(*visit) (const ApitokenSeenRow *row, void *arg);
+	void	   *arg;
+} VisitState;
+
+static bool
+visit_entry(void *entry, void *arg)
+{
+	VisitState *state = arg;
+	ApitokenSeenRow row;
+
+	return !read_entry(state->place, entry, false, &row) || state->visit(&row, state->arg);
+}
+
+/* Call `visit` for all that is recorded; it ends with the places of a kind when that returns false. */
+void
+apitoken_each_seen(bool (*visit) (const ApitokenSeenRow *row, void *arg), void *arg)
+{
+	for (int place = 0; place < APITOKEN_PLACES; place++)
+	{
+		VisitState	state = {place, visit, arg};
+
+		apitoken_map_each(apitoken_seen_maps[place], visit_entry, &state);
+	}
+}
+
+/* Arguments of forget_entry(). */
+typedef struct ForgetState
+{
+	ApitokenPlace place;
+	const ApitokenForgottenTokens *tokens;
+} ForgetState;
+
+static bool
+forget_entry(void *entry, void *arg)
+{
+	ForgetState *state = arg;
+	ApitokenSeenKey *key = entry;
+
+	if (apitoken_is_forgotten(state->tokens, key->database, &key->token_id))
+		pg_atomic_write_u64(time_of(state->place, entry), 0);
+	return true;
+}
+
+/* Forget where these tokens were seen.  This cannot fail. */
+void
+apitoken_forget_seen(const ApitokenForgottenTokens *tokens)
+{
+	for (int place = 0; place < APITOKEN_PLACES; place++)
+	{
+		ForgetState state = {place, tokens};
+
+		apitoken_map_each(apitoken_seen_maps[place], forget_entry, &state);
+	}
+}
+
 static bool
 is_removable(void *entry, void *arg)
 {
-	return pg_atomic_read_u64(&((ApitokenSeen *) entry)->at) == 0;
+	ApitokenPlace *place = arg;
+
+	return pg_atomic_read_u64(time_of(*place, entry)) == 0;
 }
 
 /* Make room by removing the entries that were taken. */
 void
 apitoken_remove_written_seen(void)
 {
-	apitoken_map_remove(apitoken_seen_map, is_removable, NULL);
+	for (ApitokenPlace place = 0; place < APITOKEN_PLACES; place++)
+		apitoken_map_remove(apitoken_seen_maps[place], is_removable, &place);
 }

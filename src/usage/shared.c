@@ -6,9 +6,10 @@
  *
  * Contents
  *
- *	- three maps: from a token to its usage that is not written yet (usage.c), from a
- *	  token to the state of its rate limit and quota (limit.c), and from a personal
- *	  token and an organization to the time of its last use there (seen.c);
+ *	- four maps: from a token to its usage that is not written yet (usage.c), from a
+ *	  token to the state of its rate limit and quota (limit.c), from a personal
+ *	  token and an organization, and from a token and a network, to the time of its
+ *	  last use there (seen.c);
  *	- the state of each database that has usage (flush_state.c);
  *	- counters since the start of the server (stats.c).
  *
@@ -76,16 +77,27 @@ static ApitokenMap limit_map = {
 };
 
 /* Its entries are long, and personal tokens that act in organizations are few. */
-static ApitokenMap seen_map = {
+static ApitokenMap organization_map = {
 	.name = "apitoken organizations",
 	.share = 16,
-	.key_size = sizeof(ApitokenSeenKey),
-	.entry_size = sizeof(ApitokenSeen)
+	.key_size = APITOKEN_SEEN_KEY_SIZE(organization_id),
+	.entry_size = APITOKEN_SEEN_ENTRY_SIZE(organization_id)
 };
+static ApitokenMap network_map = {
+	.name = "apitoken networks",
+	.share = 1,
+	.key_size = APITOKEN_SEEN_KEY_SIZE(network),
+	.entry_size = APITOKEN_SEEN_ENTRY_SIZE(network)
+};
+
+static ApitokenMap *const maps[] = {&usage_map, &limit_map, &organization_map, &network_map};
 
 ApitokenMap *const apitoken_usage_map = &usage_map;
 ApitokenMap *const apitoken_limit_map = &limit_map;
-ApitokenMap *const apitoken_seen_map = &seen_map;
+ApitokenMap *const apitoken_seen_maps[APITOKEN_PLACES] = {
+	[APITOKEN_IN_ORGANIZATION] = &organization_map,
+	[APITOKEN_IN_NETWORK] = &network_map
+};
 
 HTAB	   *apitoken_flush_states = NULL;
 LWLock	   *apitoken_flush_states_lock = NULL;
@@ -115,11 +127,10 @@ request_shmem(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	RequestAddinShmemSpace(MAXALIGN(sizeof(ApitokenShared)));
-	RequestAddinShmemSpace(map_size(&usage_map));
-	RequestAddinShmemSpace(map_size(&limit_map));
-	RequestAddinShmemSpace(map_size(&seen_map));
+	for (int i = 0; i < lengthof(maps); i++)
+		RequestAddinShmemSpace(map_size(maps[i]));
 	RequestAddinShmemSpace(hash_estimate_size(APITOKEN_DATABASES_MAX, sizeof(ApitokenFlushState)));
-	RequestNamedLWLockTranche(TRANCHE, 3 * APITOKEN_PARTITIONS + 1);
+	RequestNamedLWLockTranche(TRANCHE, lengthof(maps) * APITOKEN_PARTITIONS + 1);
 }
 
 /* Create a hash table whose entries are all allocated at once, so it cannot grow. */
@@ -153,11 +164,10 @@ startup_shmem(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	apitoken_shared = ShmemInitStruct("apitoken", sizeof(ApitokenShared), &found);
 	locks = GetNamedLWLockTranche(TRANCHE);
-	create_map(&usage_map, locks);
-	create_map(&limit_map, locks + APITOKEN_PARTITIONS);
-	create_map(&seen_map, locks + 2 * APITOKEN_PARTITIONS);
+	for (int i = 0; i < lengthof(maps); i++)
+		create_map(maps[i], locks + i * APITOKEN_PARTITIONS);
 	apitoken_flush_states = create_table("apitoken databases", APITOKEN_DATABASES_MAX, sizeof(Oid), sizeof(ApitokenFlushState));
-	apitoken_flush_states_lock = &locks[3 * APITOKEN_PARTITIONS].lock;
+	apitoken_flush_states_lock = &locks[lengthof(maps) * APITOKEN_PARTITIONS].lock;
 	if (!found)
 	{
 		memset(apitoken_shared, 0, sizeof(ApitokenShared));

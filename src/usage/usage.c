@@ -384,11 +384,11 @@ add_database_of_usage(void *entry, void *arg)
 }
 
 static bool
-add_database_of_seen(void *entry, void *arg)
+add_database_of_seen(const ApitokenSeenRow *row, void *arg)
 {
-	ApitokenSeen *seen = entry;
+	DatabaseList *list = arg;
 
-	return pg_atomic_read_u64(&seen->at) == 0 || add_database(arg, seen->key.database);
+	return list->count < list->max && add_database(list, row->key.database);
 }
 
 /* Get the databases that have usage to be written, at most `max`.  Returns their number. */
@@ -398,8 +398,7 @@ apitoken_databases_with_usage(Oid *databases, int max)
 	DatabaseList list = {databases, max, 0};
 
 	apitoken_map_each(apitoken_usage_map, add_database_of_usage, &list);
-	if (list.count < max)
-		apitoken_map_each(apitoken_seen_map, add_database_of_seen, &list);
+	apitoken_each_seen(add_database_of_seen, &list);
 	return list.count;
 }
 
@@ -428,22 +427,14 @@ apitoken_remove_written_usage(Oid *busy, int count)
 	apitoken_remove_written_seen();
 }
 
-/* Arguments of forget_address() and forget_seen(). */
-typedef struct ForgottenTokens
-{
-	Oid			database;
-	const pg_uuid_t *ids;
-	int			count;
-} ForgottenTokens;
-
 static int
 compare_ids(const void *a, const void *b)
 {
 	return memcmp(a, b, sizeof(pg_uuid_t));
 }
 
-static bool
-is_forgotten(const ForgottenTokens *tokens, Oid database, const pg_uuid_t *id)
+bool
+apitoken_is_forgotten(const ApitokenForgottenTokens *tokens, Oid database, const pg_uuid_t *id)
 {
 	return database == tokens->database &&
 		bsearch(id, tokens->ids, tokens->count, sizeof(pg_uuid_t), compare_ids) != NULL;
@@ -453,9 +444,8 @@ static bool
 forget_address(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
-	ForgottenTokens *tokens = arg;
 
-	if (is_forgotten(tokens, usage->key.database, &usage->key.token_id))
+	if (apitoken_is_forgotten(arg, usage->key.database, &usage->key.token_id))
 	{
 		SpinLockAcquire(&usage->mutex);
 		memset(&usage->last.from, 0, sizeof(usage->last.from));
@@ -464,26 +454,16 @@ forget_address(void *entry, void *arg)
 	return true;
 }
 
-static bool
-forget_seen(void *entry, void *arg)
-{
-	ApitokenSeen *seen = entry;
-
-	if (is_forgotten(arg, seen->key.database, &seen->key.token_id))
-		pg_atomic_write_u64(&seen->at, 0);
-	return true;
-}
-
-/* Forget the client addresses and the organizations of these tokens, which are sorted by id.  This cannot fail. */
+/* Forget the client addresses and the places of these tokens, which are sorted by id.  This cannot fail. */
 void
 apitoken_forget_places(Oid database, const pg_uuid_t *ids, int count)
 {
-	ForgottenTokens tokens = {database, ids, count};
+	ApitokenForgottenTokens tokens = {database, ids, count};
 
 	if (apitoken_shared == NULL)
 		return;
 	apitoken_map_each(apitoken_usage_map, forget_address, &tokens);
-	apitoken_map_each(apitoken_seen_map, forget_seen, &tokens);
+	apitoken_forget_seen(&tokens);
 }
 
 /* ---- in the caller's transaction ---- */

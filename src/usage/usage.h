@@ -94,19 +94,33 @@ typedef struct ApitokenUsage
 	uint64		taken;			/* accepted uses that a flush has taken and not yet committed */
 } ApitokenUsage;
 
-/* A personal token in an organization. */
+/* The kinds of places where a token is seen: a personal token in an organization, any token in a network. */
+typedef enum ApitokenPlace
+{
+	APITOKEN_IN_ORGANIZATION,
+	APITOKEN_IN_NETWORK,
+	APITOKEN_PLACES
+} ApitokenPlace;
+
+/*
+ * A token in a place, padded with zeros.  In the map of a kind of place, keys end with
+ * the place, and the time of the last use there follows: see seen.c.
+ */
 typedef struct ApitokenSeenKey
 {
 	Oid			database;
 	pg_uuid_t	token_id;
-	char		organization_id[APITOKEN_OWNER_ID_MAX + 1]; /* padded with zeros */
+	union
+	{
+		char		organization_id[APITOKEN_OWNER_ID_MAX + 1];
+		inet_struct network;
+	}			in;
 } ApitokenSeenKey;
 
-typedef struct ApitokenSeen
-{
-	ApitokenSeenKey key;		/* never changes */
-	pg_atomic_uint64 at;		/* the last time; 0 if a flush has taken it */
-} ApitokenSeen;
+#define APITOKEN_SEEN_KEY_SIZE(place) \
+	(offsetof(ApitokenSeenKey, in) + sizeof(((ApitokenSeenKey *) NULL)->in.place))
+#define APITOKEN_SEEN_ENTRY_SIZE(place) \
+	(MAXALIGN(APITOKEN_SEEN_KEY_SIZE(place)) + sizeof(pg_atomic_uint64))
 
 typedef struct ApitokenLimitKey
 {
@@ -167,7 +181,7 @@ typedef struct ApitokenMap ApitokenMap;
 extern ApitokenShared *apitoken_shared; /* NULL without shared_preload_libraries */
 extern ApitokenMap *const apitoken_usage_map;
 extern ApitokenMap *const apitoken_limit_map;
-extern ApitokenMap *const apitoken_seen_map;
+extern ApitokenMap *const apitoken_seen_maps[APITOKEN_PLACES];
 extern HTAB *apitoken_flush_states;
 extern LWLock *apitoken_flush_states_lock;
 
@@ -212,18 +226,32 @@ extern int	apitoken_databases_with_usage(Oid *databases, int max);
 extern void apitoken_remove_written_usage(Oid *busy, int count);
 extern void apitoken_forget_places(Oid database, const pg_uuid_t *ids, int count);
 
-/* ----- seen.c: records in which organizations personal tokens act ----- */
+/* Tokens of a database, sorted by id. */
+typedef struct ApitokenForgottenTokens
+{
+	Oid			database;
+	const pg_uuid_t *ids;
+	int			count;
+} ApitokenForgottenTokens;
 
-/* The same, taken from shared memory to be written to the table. */
+extern bool apitoken_is_forgotten(const ApitokenForgottenTokens *tokens, Oid database, const pg_uuid_t *id);
+
+/* ----- seen.c: records where tokens are seen ----- */
+
+/* A token in a place, taken from shared memory to be written to the table. */
 typedef struct ApitokenSeenRow
 {
+	ApitokenPlace place;
 	ApitokenSeenKey key;
 	TimestampTz at;
 } ApitokenSeenRow;
 
 extern void apitoken_record_seen(const pg_uuid_t *token_id, const char *organization_id, TimestampTz at);
-extern int	apitoken_take_seen(Oid database, ApitokenSeenRow *rows, int max);
+extern void apitoken_record_network(const pg_uuid_t *token_id, const inet *address, TimestampTz at);
+extern int	apitoken_take_seen(ApitokenPlace place, Oid database, ApitokenSeenRow *rows, int max);
 extern void apitoken_return_seen(const ApitokenSeenRow *rows, int count);
+extern void apitoken_each_seen(bool (*visit) (const ApitokenSeenRow *row, void *arg), void *arg);
+extern void apitoken_forget_seen(const ApitokenForgottenTokens *tokens);
 extern void apitoken_remove_written_seen(void);
 
 /* ----- limit.c: rate limits and quotas ----- */
@@ -286,7 +314,7 @@ extern void apitoken_flush_now(void);
 
 /* ----- maintenance.c: idle tokens, retention ----- */
 
-#define APITOKEN_TASKS 9
+#define APITOKEN_TASKS 10
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance

@@ -35,7 +35,7 @@
 #define TEMPORARY_FILE SAVED_FILE ".tmp"
 
 /*
- * The file's header.  Rows of usage, organizations of personal tokens, databases, the times of losses, and a CRC of
+ * The file's header.  Rows of usage, places of tokens, databases, the times of losses, and a CRC of
  * everything before it follow.
  */
 typedef struct Header
@@ -117,20 +117,13 @@ write_row(void *entry, void *arg)
 }
 
 static bool
-write_seen(void *entry, void *arg)
+write_seen(const ApitokenSeenRow *row, void *arg)
 {
-	ApitokenSeen *seen = entry;
 	UsageFile  *usage_file = arg;
-	ApitokenSeenRow row;
 
-	memset(&row, 0, sizeof(row));
-	row.key = seen->key;
-	row.at = pg_atomic_read_u64(&seen->at);
-	if (row.at == 0)
-		return true;
 	usage_file->rows++;
 	if (usage_file->file != NULL)
-		write_data(usage_file, &row, sizeof(row));
+		write_data(usage_file, row, sizeof(*row));
 	return true;
 }
 
@@ -143,14 +136,14 @@ write_file(UsageFile *usage_file)
 	Oid		   *databases = palloc(APITOKEN_DATABASES_MAX * sizeof(Oid));
 
 	apitoken_map_each(apitoken_usage_map, write_row, &counting);
-	apitoken_map_each(apitoken_seen_map, write_seen, &counting_seen);
+	apitoken_each_seen(write_seen, &counting_seen);
 	fill_header(&header);
 	header.rows = counting.rows;
 	header.seen = counting_seen.rows;
 	header.databases = apitoken_flush_state_databases(databases, APITOKEN_DATABASES_MAX);
 	write_data(usage_file, &header, sizeof(header));
 	apitoken_map_each(apitoken_usage_map, write_row, usage_file);
-	apitoken_map_each(apitoken_seen_map, write_seen, usage_file);
+	apitoken_each_seen(write_seen, usage_file);
 	for (int i = 0; i < header.databases; i++)
 	{
 		ApitokenFlushState state = {0};

@@ -239,9 +239,15 @@ static void
 discard_usage(Oid database)
 {
 	ApitokenUsageRow rows[100];
+	ApitokenSeenRow seen[100];
 
 	while (apitoken_take_usage(database, 0, InvalidTransactionId, rows, lengthof(rows)) == lengthof(rows))
 		;
+	for (int place = 0; place < APITOKEN_PLACES; place++)
+	{
+		while (apitoken_take_seen(place, database, seen, lengthof(seen)) == lengthof(seen))
+			;
+	}
 	apitoken_remove_flush_state(database);
 }
 

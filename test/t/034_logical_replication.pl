@@ -14,7 +14,7 @@ my $settings = "apitoken.flush_interval = '1h'\nwal_retrieve_retry_interval = 10
 my $pub = start_node('publisher', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my $sub = start_node('subscriber', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my @tables = (map({ "apitoken.$_" } qw(organizations users memberships events token_usage token_usage_daily)),
-	map({ "apitoken_internal.$_" } qw(role_records token_records personal_token_use)));
+	map({ "apitoken_internal.$_" } qw(role_records token_records personal_token_use token_networks)));
 
 foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 {
@@ -34,7 +34,8 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 	$_->safe_psql('postgres', "CREATE DATABASE $db") foreach $pub, $sub;
 	$_->safe_psql($db, 'CREATE EXTENSION apitoken') foreach $pub, $sub;
 	$pub->safe_psql($db, q{
-		INSERT INTO apitoken.organizations (id) VALUES ('acme'), ('globex');
+		INSERT INTO apitoken.organizations (id, notify) VALUES ('acme', '{new_network}'), ('globex', DEFAULT);
+		INSERT INTO apitoken.users (id, email) VALUES ('ada', 'ada@acme.example');
 		UPDATE apitoken.roles SET permissions = '{article:*,token:*}' WHERE name = 'admin';
 		INSERT INTO apitoken.roles (name, permissions) VALUES ('auditor', '{*:read}');
 		INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
@@ -63,7 +64,14 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 	$on->($pub, verdict($_) . 'SELECT apitoken.flush_usage()') foreach $token{auditor}, $new{new};
 	# a personal token in an organization, on the subscriber first
 	$on->($_, verdict($token{ada}, ", 'article:read', 'acme'") . 'SELECT apitoken.flush_usage()') foreach $sub, $pub;
-	$same->('after use on both', grep { !/usage|personal_token_use/ } @tables);
+	# a network, on the subscriber first; a second one on the publisher, which tells it alone
+	$on->($_, verdict($token{admin}, ", client_address => '192.0.2.1'") . 'SELECT apitoken.flush_usage()') foreach $sub, $pub;
+	$on->($pub, verdict($token{admin}, ", client_address => '198.51.100.1'") . 'SELECT apitoken.flush_usage()');
+	$pub->wait_for_catchup($db);
+	$on->($sub, verdict($token{admin}, ", client_address => '198.51.100.2'") . 'SELECT apitoken.flush_usage()');
+	is($on->($_, q{SELECT string_agg(network::text, ' ' ORDER BY network) FROM apitoken_internal.token_networks}), '192.0.2.0/24 198.51.100.0/24', "$what: one row of each network") foreach $sub, $pub;
+	is($on->($sub, q{SELECT count(*), count(next_attempt_at) FROM apitoken.notifications WHERE event = 'new_network'}), '1|0', "$what: one notification, which the publisher delivers");
+	$same->('after use on both', grep { !/usage|personal_token_use|token_networks/ } @tables);
 	is($on->($_, 'SELECT count(*) FROM apitoken_internal.personal_token_use'), '1', "$what: one row of a personal token in an organization") foreach $sub, $pub;
 	is($on->($sub, q{SELECT count(*), min(accepted) FROM apitoken.token_usage_daily d JOIN apitoken.tokens t ON t.id = d.token_id WHERE label IN ('auditor', 'new')}), '2|1', "$what: each token has one row of the day");
 
@@ -78,7 +86,7 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 	$on->($pub, q{DELETE FROM apitoken.organizations WHERE id = 'globex'; DELETE FROM apitoken.users WHERE id = 'ada'});
 	$pub->wait_for_catchup($db);
 	is($on->($sub, verdict($token{other}) . verdict($token{ada})), 'revoked revoked', "$what: deleted owners");
-	$same->('after all changes', grep { !/usage|personal_token_use/ } @tables);
+	$same->('after all changes', grep { !/usage|personal_token_use|token_networks/ } @tables);
 
 	# retention
 	$on->($pub, q{
