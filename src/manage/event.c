@@ -93,15 +93,21 @@ static void
 write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
-	inet	   *address = apitoken_client_address(NULL);
+	inet	   *address;
 	/* housekeeping has no actor, whatever identity its caller has */
 	const ApitokenPrincipal *actor = apitoken_running_statement == APITOKEN_REVOKE_IDLE ? NULL :
 		apitoken_principal();
 	NameData	login;
 	pg_uuid_t	id;
+	Datum		token_id;
+	bool		isnull;
 	Datum		values[EVENT_PARAMETERS] = {0};
 	char		nulls[EVENT_PARAMETERS];
 
+	/* a flush tells of a client that is not its own */
+	token_id = heap_getattr(row, Anum_token_records_id, descriptor, &isnull);
+	address = apitoken_running_statement == APITOKEN_TELL_REUSE ? apitoken_reused_from(DatumGetUUIDP(token_id)) :
+		apitoken_client_address(NULL);
 	apitoken_check_random(apitoken_generate_id(&id));
 	namestrcpy(&login, GetUserNameFromId(GetSessionUserId(), false));
 	memset(nulls, ' ', sizeof(nulls));

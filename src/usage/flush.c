@@ -69,7 +69,7 @@ static int	batch_count = 0;
 static ApitokenSeenRow *seen_rows = NULL;
 static int	seen_count = 0;
 
-/* the use of previous secrets after their overlap in the batch, for tell_reuse() */
+/* the use of previous secrets after their overlap in the batch, in the order of the tokens, for tell_reuse() */
 static ApitokenUsageRow *reused_rows = NULL;
 static int	reused_count = 0;
 
@@ -277,15 +277,28 @@ write_previous_use(ApitokenUsageRow *sums, int tokens)
 static bool
 tell_reuse(void *arg)
 {
-	int			count = reused_count;
-
-	reused_count = 0;
 	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && apitoken_lock_usage())
 	{
-		execute_previous(APITOKEN_TELL_REUSE, reused_rows, count);
-		execute_previous(APITOKEN_REVOKE_REUSED, reused_rows, count);
+		execute_previous(APITOKEN_TELL_REUSE, reused_rows, reused_count);
+		execute_previous(APITOKEN_REVOKE_REUSED, reused_rows, reused_count);
 	}
 	return false;
+}
+
+static int
+compare_token(const void *id, const void *row)
+{
+	return memcmp(id, &((const ApitokenUsageRow *) row)->key.token_id, sizeof(pg_uuid_t));
+}
+
+/* The client's address of a use for which APITOKEN_TELL_REUSE writes an event; NULL: unknown. */
+inet *
+apitoken_reused_from(const pg_uuid_t *token_id)
+{
+	const ApitokenUsageRow *row = bsearch(token_id, reused_rows, reused_count, sizeof(ApitokenUsageRow), compare_token);
+
+	return row == NULL || row->last.reused_from.family == 0 ? NULL :
+		DatumGetInetPP(address_datum(&row->last.reused_from));
 }
 
 /*

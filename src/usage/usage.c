@@ -74,10 +74,26 @@ init_usage(void *entry)
 	usage->taken_by = InvalidTransactionId;
 }
 
+/* When a previous secret was last used after its overlap; 0 if none was. */
+static TimestampTz
+reused_at(const ApitokenLastUse *last)
+{
+	TimestampTz at = 0;
+
+	for (int i = 0; i < APITOKEN_PREVIOUS_MAX; i++)
+	{
+		if (last->reused & (1 << i))
+			at = Max(at, last->previous_at[i]);
+	}
+	return at;
+}
+
 /* The later use counts, for the token and for each of its previous secrets. */
 void
 apitoken_merge_last_use(ApitokenLastUse *last, const ApitokenLastUse *other)
 {
+	if (other->reused != 0 && reused_at(other) >= reused_at(last))
+		last->reused_from = other->reused_from;
 	if (other->at != DT_NOBEGIN && other->at >= last->at)
 	{
 		last->at = other->at;
@@ -154,6 +170,15 @@ add_usage(const ApitokenUsageRow *row, bool returned, uint32 deferred_by)
 	return true;
 }
 
+static void
+copy_client_address(inet *argument, inet_struct *copy)
+{
+	inet	   *client = apitoken_client_address(argument);
+
+	if (client != NULL)
+		memcpy(copy, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(*copy)));
+}
+
 static bool
 record_in_memory(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
 				 TimestampTz now, inet *address)
@@ -169,16 +194,16 @@ record_in_memory(const ApitokenRecord *record, int secret, ApitokenVerdict verdi
 	{
 		use.last.previous_at[secret - 1] = now;
 		if (record->secrets[secret].expires_at <= now)
+		{
 			use.last.reused = 1 << (secret - 1);
+			copy_client_address(address, &use.last.reused_from);
+		}
 	}
 	if (verdict == APITOKEN_VALID)
 	{
-		inet	   *client = apitoken_client_address(address);
-
 		use.accepted = cost;
 		use.last.at = now;
-		if (client != NULL)
-			memcpy(&use.last.from, VARDATA_ANY(client), Min(VARSIZE_ANY_EXHDR(client), sizeof(use.last.from)));
+		copy_client_address(address, &use.last.from);
 	}
 	else
 		use.refused[verdict] = 1;
@@ -449,6 +474,7 @@ forget_address(void *entry, void *arg)
 	{
 		SpinLockAcquire(&usage->mutex);
 		memset(&usage->last.from, 0, sizeof(usage->last.from));
+		memset(&usage->last.reused_from, 0, sizeof(usage->last.reused_from));
 		SpinLockRelease(&usage->mutex);
 	}
 	return true;

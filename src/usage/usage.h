@@ -72,14 +72,16 @@ typedef struct ApitokenUsageKey
 
 /*
  * The last accepted use: its time, and the client's address; and the last use of
- * each previous secret, accepted or after its overlap.
+ * each previous secret, accepted or after its overlap, with the address of the last
+ * one after its overlap.  The family of an unknown address is 0.
  */
 typedef struct ApitokenLastUse
 {
 	TimestampTz at;				/* DT_NOBEGIN if all uses were refused */
 	TimestampTz previous_at[APITOKEN_PREVIOUS_MAX]; /* 0 if not used */
 	int16		reused;			/* bit n: previous_at[n] may be after the overlap; cleared by a flush */
-	inet_struct from;			/* its family is 0 if the address is unknown */
+	inet_struct from;
+	inet_struct reused_from;	/* only if reused is not 0 */
 } ApitokenLastUse;
 
 typedef struct ApitokenUsage
@@ -307,6 +309,7 @@ typedef struct ApitokenJob
 
 extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 									char problem[APITOKEN_PROBLEM_MAX]);
+extern inet *apitoken_reused_from(const pg_uuid_t *token_id);
 extern ApitokenOutcome apitoken_flush(uint64 ticket, TimestampTz until);
 extern bool apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket,
 								  BackgroundWorkerHandle **handle);

@@ -615,9 +615,9 @@ my $row = substr $good, 64, $row_size;
 my ($day, $time) = unpack 'x4 l< x16 x8 q<', $row;
 # yesterday's: 5 accepted, 2 refused, from elsewhere
 my $yesterday = substr($row, 0, 4) . pack('l<', $day - 1) . substr($row, 8, 16) . pack('Q< q<', 5, $time - 86_400_000_000) . substr($row, 40);
-# key, accepted, last use (its address last), refused by verdict (suspended is the sixth)
+# key, accepted, last use (its address, and that of a reuse, last), refused by verdict (suspended is the sixth)
 substr($yesterday, 76, 4) = pack 'C4', 198, 51, 100, 7;
-my $suspended = 96 + 5 * 4;
+my $suspended = 112 + 5 * 4;
 substr($yesterday, $suspended, 4) = pack 'L<', 2;
 my $two_days = 0;
 my $rest = substr $good, 64 + $row_size, length($good) - 64 - $row_size - 4;

@@ -155,6 +155,29 @@ verdict_of($old);
 flush();
 is(events('guarded'), 'reuse, revoke reuse', 'until its next use');
 
+# the event has the client's address of that use, and not that of an accepted one
+my @old = map { made("from $_", "'acme'") } 1 .. 3;
+my @new = map { regenerate("from $_", '0') } 1 .. 3;
+sub reused_from { return sql(q{SELECT string_agg(concat_ws(' ', e.details->>'label', e.client_address, n.payload->>'client_address'), ', ' ORDER BY e.details->>'label')
+	FROM apitoken.events e JOIN apitoken.notifications n USING (id) WHERE e.action = 'reuse' AND e.details->>'label' LIKE 'from%'}) }
+sql("SELECT apitoken.verify('$old[$_->[0]]', client_address => '$_->[1]')") foreach [ 0, '192.0.2.5' ], [ 0, '198.51.100.7' ], [ 1, '::ffff:192.0.2.6' ], [ 2, '2001:db8::1' ];
+sql("SELECT apitoken.verify('$new[0]', client_address => '203.0.113.9')");
+sql('ALTER TABLE apitoken.token_usage ADD CONSTRAINT refuse CHECK (accepted < 0) NOT VALID');
+is(($node->psql('postgres', 'SELECT apitoken.flush_usage()', on_error_stop => 1))[0], 3, 'a flush that fails');
+$node->restart;
+sql('ALTER TABLE apitoken.token_usage DROP CONSTRAINT refuse');
+flush();
+is(reused_from(), 'from 1 198.51.100.7 198.51.100.7, from 2 192.0.2.6 192.0.2.6, from 3 2001:db8::1 2001:db8::1', 'the client that used the old secret last');
+is(sql(q{SELECT u.last_used_from FROM apitoken.token_usage u JOIN apitoken.tokens ON id = token_id WHERE label = 'from 1'}), '203.0.113.9', 'which is not the last accepted use');
+is(sql(q{SELECT count(*) FROM apitoken.events WHERE action = 'reuse' AND details->>'label' = 'deploy' AND client_address IS NULL}), '3', 'an unknown address is none');
+# forget_user() removes an address that is not written yet
+$old = made('of a person', q{user_id => 'ada'});
+regenerate('of a person', '0');
+sql("SELECT apitoken.verify('$old', client_address => '192.0.2.77')");
+sql(q{SELECT apitoken.forget_user('ada')});
+flush();
+is(sql(q{SELECT count(*) FROM apitoken.events e WHERE e::text LIKE '%192.0.2.77%'}), '0', 'the address of a forgotten user is not written');
+
 # housekeeping leaves the secrets, and a place that is used again is another secret's
 $old = made('again', "'acme'");
 my @others = map { regenerate('again', '0') } 1 .. 4;

@@ -77,7 +77,6 @@ is(told(), 'deploy 100.64.0.0/10 {ada@acme.example}', 'a network in place of an 
 
 # what the notification says
 run(from($deploy, '100.1.1.1'));
-my $before = owner(q{SELECT max(last_used_at) FROM apitoken.token_usage});
 flush();
 is(owner(q{SELECT concat_ws('|', n.organization_id, n.payload->>'organization_name', n.payload->>'masked' = r.masked, n.payload->>'actor', (n.payload->>'at')::timestamptz = n.created_at,
 		n.created_at = u.last_used_at, n.next_attempt_at = n.created_at, n.payload::text ~ '_[0-9A-Za-z]{71}')
