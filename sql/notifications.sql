@@ -369,6 +369,49 @@ SELECT notifications_removed FROM apitoken.run_maintenance();
 SELECT pg_catalog.count(*) AS after FROM apitoken.notifications;
 SELECT public.regress_try($$SET apitoken.notification_retention = '30'$$);
 
+-- A claim reads no more if a token has more pending ones, and those of other tokens are claimed all the same.
+DELETE FROM apitoken.notifications;
+SELECT id AS many FROM apitoken.create_token('many', 'acme') \gset
+CREATE FUNCTION public.regress_flood(first int, last int) RETURNS void LANGUAGE sql AS $$
+	WITH made AS (INSERT INTO apitoken.notifications (id, created_at, event, token_id, payload, recipients)
+		SELECT apitoken_internal.new_id(), now(), 'suspend', (SELECT id FROM apitoken.tokens WHERE label = 'many'), '{}', '{x@y.example}'
+		FROM pg_catalog.generate_series(first, last) RETURNING id)
+	SELECT pg_catalog.count(*) FROM made;
+	-- older than those of other tokens
+	UPDATE apitoken.notifications SET next_attempt_at = '2001-01-01' WHERE next_attempt_at IS NULL AND attempts = 0;
+$$;
+CREATE FUNCTION public.regress_reads() RETURNS bigint LANGUAGE sql AS $$
+	SELECT pg_catalog.sum(pg_catalog.pg_stat_get_xact_tuples_returned(c.oid) + pg_catalog.pg_stat_get_xact_tuples_fetched(c.oid))::bigint
+	FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+	WHERE COALESCE(i.indrelid, c.oid) = 'apitoken.notifications'::pg_catalog.regclass $$;
+-- what a claim reads, in a transaction of its own
+CREATE FUNCTION public.regress_cost(OUT claimed text, OUT reads bigint) LANGUAGE plpgsql AS $$
+DECLARE
+	before bigint := public.regress_reads();
+BEGIN
+	SELECT pg_catalog.string_agg(n.payload->>'label', ',' ORDER BY n.id) INTO claimed FROM apitoken.claim_notifications(2) n;
+	reads := public.regress_reads() - before;
+END $$;
+SELECT public.regress_flood(1, 5000);
+SELECT masked IS NOT NULL AS created FROM apitoken.create_token('behind it', 'acme');
+SELECT masked IS NOT NULL AS created FROM apitoken.create_token('and another', 'acme');
+VACUUM ANALYZE apitoken.notifications;
+BEGIN;
+SELECT claimed, reads AS reads_of_few FROM public.regress_cost() \gset
+ROLLBACK;
+SELECT :'claimed' AS claimed;
+SELECT public.regress_flood(5001, 15000);
+VACUUM ANALYZE apitoken.notifications;
+SELECT claimed, reads < 1.2 * :reads_of_few AS no_more FROM public.regress_cost();
+-- the next claim has what is left
+SELECT claimed, reads < 1.2 * :reads_of_few AS no_more FROM public.regress_cost();
+SELECT claimed FROM public.regress_cost();
+-- the first that is delivered makes way for the next one, and no other
+SELECT pg_catalog.count(apitoken.notification_delivered(id)) FROM apitoken.notifications WHERE attempts > 0;
+SELECT pg_catalog.count(*) FROM apitoken.claim_notifications(1000);
+DELETE FROM apitoken.notifications;
+DROP FUNCTION public.regress_flood(int, int), public.regress_cost(), public.regress_reads();
+
 SELECT apitoken.disallow('regress_apitoken_mailer', 'notify');
 SET SESSION AUTHORIZATION regress_apitoken_mailer;
 SELECT public.regress_try('SELECT apitoken.claim_notifications()');

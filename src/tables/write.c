@@ -136,6 +136,9 @@ typedef struct
 /* A notification is given up after so many attempts, which is after about three days. */
 #define ATTEMPTS_MAX "20"
 
+/* Notifications among which a claim searches first: more than can be claimed at once. */
+#define OLDEST_MAX "2000"
+
 /*
  * The number of networks that are kept of a token.  One that was seen in so many is
  * used from everywhere: no further one is kept or told, until retention removes one.
@@ -589,17 +592,34 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" UPDATE apitoken_internal.token_records SET expiry_notified_at = $1 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM t))",
 		2, {TIMESTAMPTZOID, INT8OID}
 	},
-	/* Claim at most $1 notifications until $2; $3 is the current time.  This never waits. */
+	/*
+	 * Claim at most $1 notifications until $2; $3 is the current time.  This never waits.
+	 * Only the first pending notification of a token can be claimed.  The search among
+	 * the oldest ones that are due is enough, unless tokens have very many of them.  Then
+	 * the first one of each token is looked up, by one probe of an index.
+	 */
 	[APITOKEN_CLAIM_NOTIFICATIONS] = {
-		"WITH due AS (SELECT n.id FROM apitoken.notifications n WHERE n.next_attempt_at OPERATOR(pg_catalog.<=) $3"
+		"WITH RECURSIVE oldest AS MATERIALIZED (SELECT id FROM apitoken.notifications"
+		" WHERE next_attempt_at OPERATOR(pg_catalog.<=) $3 ORDER BY next_attempt_at, id LIMIT " OLDEST_MAX "),"
+		" found AS MATERIALIZED (SELECT n.id FROM apitoken.notifications n"
+		" WHERE n.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM oldest)) AND n.next_attempt_at OPERATOR(pg_catalog.<=) $3"
 		" AND NOT EXISTS (SELECT FROM apitoken.notifications e WHERE e.token_id OPERATOR(pg_catalog.=) n.token_id"
 		" AND e.id OPERATOR(pg_catalog.<) n.id AND e.next_attempt_at IS NOT NULL)"
 		" ORDER BY n.next_attempt_at, n.id LIMIT $1 FOR NO KEY UPDATE OF n SKIP LOCKED),"
+		" firsts (token_id, id) AS ((SELECT token_id, id FROM apitoken.notifications WHERE next_attempt_at IS NOT NULL"
+		" AND (SELECT pg_catalog.count(*) FROM oldest) OPERATOR(pg_catalog.=) " OLDEST_MAX
+		" AND (SELECT pg_catalog.count(*) FROM found) OPERATOR(pg_catalog.<) $1 ORDER BY token_id, id LIMIT 1)"
+		" UNION ALL SELECT n.token_id, n.id FROM firsts f, LATERAL (SELECT token_id, id FROM apitoken.notifications"
+		" WHERE next_attempt_at IS NOT NULL AND token_id OPERATOR(pg_catalog.>) f.token_id ORDER BY token_id, id LIMIT 1) n),"
+		" more AS MATERIALIZED (SELECT id FROM apitoken.notifications"
+		" WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM firsts EXCEPT SELECT id FROM found))"
+		" AND next_attempt_at OPERATOR(pg_catalog.<=) $3 ORDER BY next_attempt_at, id"
+		" LIMIT $1 OPERATOR(pg_catalog.-) (SELECT pg_catalog.count(*) FROM found) FOR NO KEY UPDATE SKIP LOCKED),"
 		" claimed AS (UPDATE apitoken.notifications n SET attempts = LEAST(n.attempts OPERATOR(pg_catalog.+) 1, " ATTEMPTS_MAX "),"
 		" next_attempt_at = CASE WHEN n.attempts OPERATOR(pg_catalog.<) " ATTEMPTS_MAX " THEN $2 END,"
 		" last_error = CASE WHEN n.attempts OPERATOR(pg_catalog.<) " ATTEMPTS_MAX " THEN n.last_error"
 		" ELSE COALESCE(n.last_error, 'no outcome was reported') END"
-		" WHERE n.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM due)) RETURNING n AS notification)"
+		" WHERE n.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM found UNION ALL SELECT id FROM more)) RETURNING n AS notification)"
 		" SELECT pg_catalog.array_agg(notification ORDER BY (notification).id) FROM claimed WHERE (notification).next_attempt_at IS NOT NULL",
 		3, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
