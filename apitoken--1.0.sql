@@ -22,6 +22,9 @@ COMMENT ON SCHEMA apitoken_internal IS 'Internal objects of the extension apitok
 CREATE FUNCTION apitoken_internal.check_id(owner text, id text) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_check_id_sql' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.check_id(text, text) IS 'For CHECK constraints: true if the text can be the id of an owner (user or organization); null for null; 22023 otherwise';
+CREATE FUNCTION apitoken_internal.check_permission(permission text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_check_permission_sql' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION apitoken_internal.check_permission(text) IS 'For a CHECK constraint: true if the text is a permission (resource:action, without *); null for null; 22023 otherwise';
 CREATE FUNCTION apitoken_internal.check_notify(events text[]) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_check_notify' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.check_notify(text[]) IS 'For CHECK constraints: true if the array has only names of events that notifications are about; null for null; 22023 otherwise';
@@ -166,6 +169,20 @@ COMMENT ON COLUMN apitoken.roles.name IS 'Name of the role, one line of 1 to 63 
 COMMENT ON COLUMN apitoken.roles.description IS 'Purpose of the role; null: none given';
 COMMENT ON COLUMN apitoken.roles.permissions IS 'Patterns of the permissions: resource:action, with * for either half, or * for everything; permissions of the resource token are included only by *, by token:* or by name';
 COMMENT ON COLUMN apitoken.roles.database_role IS 'Database role that authenticate() and pre_request() enter until the transaction ends (42501 if the session user is not a member of it); only the tables'' owner may set it; null: none';
+
+-- The catalog of permissions, which the application fills or leaves empty: see
+-- apitoken_check_known() in src/manage/validate.c.
+CREATE TABLE apitoken.permissions (
+	name        text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_permission(name)),
+	description text,
+	resource    text COLLATE "C" GENERATED ALWAYS AS (pg_catalog.split_part(name, ':', 1)) STORED,
+	action      text COLLATE "C" GENERATED ALWAYS AS (pg_catalog.split_part(name, ':', 2)) STORED
+);
+COMMENT ON TABLE apitoken.permissions IS 'Catalog of the permissions that the application knows, which pages offer; while it has rows, permissions of tokens and roles that match none of them are refused (apitoken.allow_unknown_permissions). It gives no permission to anybody';
+COMMENT ON COLUMN apitoken.permissions.name IS 'The permission: resource:action, without *';
+COMMENT ON COLUMN apitoken.permissions.description IS 'What it allows, for people; null: none given';
+COMMENT ON COLUMN apitoken.permissions.resource IS 'The part of the name before the colon';
+COMMENT ON COLUMN apitoken.permissions.action IS 'The part of the name after the colon';
 
 -- There are no foreign keys.  Those of an extension exist before a restore loads
 -- data, and pg_restore --jobs loads the tables in any order.  Triggers do the work
@@ -466,6 +483,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken.organizations', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.users', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.deleted_users', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.role_records', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken.permissions', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.memberships', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_records', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
@@ -1640,6 +1658,7 @@ ALTER TABLE apitoken.users ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.deleted_users ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.role_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.built_in_roles ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken.permissions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
@@ -1682,6 +1701,15 @@ CREATE POLICY memberships_update ON apitoken.memberships FOR UPDATE
 	USING (apitoken_internal.was_granted('apitoken.memberships'::pg_catalog.regclass, 'UPDATE'));
 CREATE POLICY memberships_delete ON apitoken.memberships FOR DELETE
 	USING (apitoken_internal.was_granted('apitoken.memberships'::pg_catalog.regclass, 'DELETE'));
+
+CREATE POLICY permissions_read ON apitoken.permissions FOR SELECT
+	USING (true);
+CREATE POLICY permissions_insert ON apitoken.permissions FOR INSERT
+	WITH CHECK (apitoken_internal.was_granted('apitoken.permissions'::pg_catalog.regclass, 'INSERT'));
+CREATE POLICY permissions_update ON apitoken.permissions FOR UPDATE
+	USING (apitoken_internal.was_granted('apitoken.permissions'::pg_catalog.regclass, 'UPDATE'));
+CREATE POLICY permissions_delete ON apitoken.permissions FOR DELETE
+	USING (apitoken_internal.was_granted('apitoken.permissions'::pg_catalog.regclass, 'DELETE'));
 
 -- The OR is for queries that name neither a token nor an owner, manages_record()
 -- for queries that name one: see src/identity/plan.c.

@@ -47,6 +47,7 @@ extern char *apitoken_audience;
 extern bool apitoken_mask_logs;
 extern bool apitoken_require_pepper;
 extern bool apitoken_require_known_users;
+extern bool apitoken_allow_unknown_permissions;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern bool apitoken_outside_block(void);

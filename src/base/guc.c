@@ -44,6 +44,7 @@ char	   *apitoken_pepper_file;
 bool		apitoken_mask_logs;
 bool		apitoken_require_pepper;
 bool		apitoken_require_known_users;
+bool		apitoken_allow_unknown_permissions;
 int			apitoken_retention;
 int			apitoken_usage_retention;
 int			apitoken_notification_retention;
@@ -313,6 +314,13 @@ static const Setting settings[] = {
 		.explanation = "For applications that keep apitoken.users in step with their own table of users. A user whose row is deleted may do nothing from then on, and the first token of a user does not create the row. If it is off, a user needs no row, unless the row was deleted.",
 		.context = PGC_SUSET,
 		.boolean = {.variable = &apitoken_require_known_users, .initial = false},
+	},
+	{
+		.name = "apitoken.allow_unknown_permissions",
+		.summary = "Accepts permissions of tokens and roles that are not in apitoken.permissions.",
+		.explanation = "If it is off, and the catalog has rows, a permission that matches none of them is refused, because it is most likely misspelled and would allow nothing.",
+		.context = PGC_SUSET,
+		.boolean = {.variable = &apitoken_allow_unknown_permissions, .initial = false},
 	},
 	{
 		.name = "apitoken.mask_logs",

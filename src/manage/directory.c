@@ -238,6 +238,10 @@ apitoken_role_before_change(PG_FUNCTION_ARGS)
 	permissions = heap_getattr(tuple, Anum_role_records_permissions, RelationGetDescr(trigger->tg_relation), &isnull);
 	if (!isnull)
 		apitoken_check_patterns(DatumGetArrayTypeP(permissions));
+	/* a restore, which the owner runs, must not fail */
+	if (!isnull && apitoken_running_statement == APITOKEN_NO_STATEMENT &&
+		(TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || apitoken_column_changed(trigger, Anum_role_records_permissions)))
+		apitoken_check_known(DatumGetArrayTypeP(permissions), apitoken_is_owner() ? WARNING : ERROR);
 	return PointerGetDatum(tuple);
 }
 
@@ -455,6 +459,14 @@ apitoken_owner_before_change(PG_FUNCTION_ARGS)
  * triggers.  It raises an error itself, because that of a violated constraint has
  * no hint.
  */
+APITOKEN_FUNCTION_INFO_V1(apitoken_check_permission_sql);
+Datum
+apitoken_check_permission_sql(PG_FUNCTION_ARGS)
+{
+	apitoken_check_permission(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(true);
+}
+
 APITOKEN_FUNCTION_INFO_V1(apitoken_check_id_sql);
 Datum
 apitoken_check_id_sql(PG_FUNCTION_ARGS)

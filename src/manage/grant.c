@@ -113,6 +113,7 @@ static const Privilege manage_privileges[] = {
 	FUNCTION("members"),
 	INTERNAL("read_personal_tokens_seen"),
 	TABLE(select, "personal_tokens_seen"),
+	TABLE(select, "permissions"),
 };
 
 static const Privilege verify_privileges[] = {
@@ -134,6 +135,8 @@ static const Privilege directory_privileges[] = {
 	COLUMNS(insert, "apitoken", "roles", APITOKEN_ROLE_RECORDS),
 	COLUMNS(update, "apitoken", "roles", APITOKEN_ROLE_RECORDS),
 	TABLE(delete, "roles"),
+	WRITABLE_TABLE("permissions"),
+	INTERNAL("check_permission"),
 	FUNCTION("forget_user"),
 };
 

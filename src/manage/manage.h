@@ -42,6 +42,7 @@ extern void apitoken_lock_organization(const char *id);
 extern void apitoken_lock_role(const char *role);
 extern void apitoken_check_role(const char *role);
 extern void apitoken_check_access(const char *access, ArrayType *permissions);
+extern void apitoken_check_known(ArrayType *patterns, int elevel);
 extern void apitoken_check_networks(ArrayType *networks, const char *none);
 extern void apitoken_check_rate_limit(int32 limit);
 extern void apitoken_check_quota(HeapTuple tuple, TupleDesc descriptor);

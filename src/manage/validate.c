@@ -11,10 +11,12 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
+#include "utils/varlena.h"
 
 #include "manage/manage.h"
 
@@ -305,7 +307,93 @@ apitoken_check_access(const char *access, ArrayType *permissions)
 	if (value != APITOKEN_CUSTOM && permissions != NULL)
 		invalid("permissions require access \"custom\"", "Omit access or set it to \"custom\", or omit the permissions.");
 	if (permissions != NULL)
+	{
 		apitoken_check_patterns(permissions);
+		apitoken_check_known(permissions, ERROR);
+	}
+}
+
+/* The permissions of the extension itself, which the catalog need not have. */
+static const char *const own_permissions[] = {
+	"token:read", "token:create", "token:update", "token:delete", "token:rotate", "organization:update"
+};
+
+/* A permission with "*" in those halves in which the pattern has it. */
+static char *
+generalize(const char *pattern, const char *permission)
+{
+	const char *colon = strchr(permission, ':');
+
+	return psprintf("%.*s:%s", pattern[0] == '*' ? 1 : (int) (colon - permission), pattern[0] == '*' ? "*" : permission,
+					pattern[strlen(pattern) - 1] == '*' ? "*" : colon + 1);
+}
+
+/* What was most likely meant: at most a third of it differs.  NULL if nothing is near. */
+static char *
+nearest_pattern(const char *pattern, List *known)
+{
+	int			length = strlen(pattern);
+	int			distance = length / 3;
+	char	   *nearest = NULL;
+	ListCell   *lc;
+
+	foreach(lc, known)
+	{
+		char	   *candidate = generalize(pattern, lfirst(lc));
+		int			differs = varstr_levenshtein_less_equal(pattern, length, candidate, strlen(candidate), 1, 1, 1, distance, true);
+
+		CHECK_FOR_INTERRUPTS();
+		if (differs <= distance && (nearest == NULL || differs < distance) && apitoken_pattern_matches(candidate, lfirst(lc)))
+		{
+			nearest = candidate;
+			distance = differs;
+		}
+	}
+	return nearest;
+}
+
+/*
+ * Each pattern must match a permission of the catalog, if there is one, or one of
+ * the extension itself.  Another one allows nothing, and is most likely misspelled.
+ */
+void
+apitoken_check_known(ArrayType *patterns, int elevel)
+{
+	List	   *known = NIL;
+	Datum		catalog;
+	ListCell   *lc;
+
+	if (apitoken_allow_unknown_permissions ||
+		!apitoken_execute_value(APITOKEN_CATALOG, NULL, NULL, &catalog))
+		return;
+	known = apitoken_strings_from_array(DatumGetArrayTypeP(catalog));
+	for (int i = 0; i < lengthof(own_permissions); i++)
+		known = lappend(known, unconstify(char *, own_permissions[i]));
+	foreach(lc, apitoken_strings_from_array(patterns))
+	{
+		const char *pattern = lfirst(lc);
+		bool		matches = false;
+		ListCell   *known_cell;
+		char	   *nearest;
+
+		foreach(known_cell, known)
+		{
+			CHECK_FOR_INTERRUPTS();
+			matches = apitoken_pattern_matches(pattern, lfirst(known_cell));
+			if (matches)
+				break;
+		}
+		if (matches)
+			continue;
+		nearest = nearest_pattern(pattern, known);
+		ereport(elevel,
+				(errcode(elevel == ERROR ? ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_WARNING),
+				 errmsg("unknown permission \"%s\"", pattern),
+				 errdetail("It matches no row of apitoken.permissions."),
+				 nearest != NULL ? errhint("Perhaps you meant \"%s\".", nearest) :
+				 apitoken_errhint("Run SELECT name FROM apitoken.permissions to list the permissions, or insert this one.",
+								  "GET /permissions lists the permissions.")));
+	}
 }
 
 /* `none`: what null means */

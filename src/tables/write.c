@@ -368,6 +368,10 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE name OPERATOR(pg_catalog.=) $1 ON CONFLICT (name) DO NOTHING",
 		1, {TEXTOID}
 	},
+	[APITOKEN_CATALOG] = {
+		"SELECT pg_catalog.array_agg(name ORDER BY name) FROM apitoken.permissions HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0",
+		0, {0}
+	},
 	[APITOKEN_STORE_ROLE] = {
 		"INSERT INTO apitoken_internal.role_records VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING",
 		4, {TEXTOID, TEXTOID, TEXTARRAYOID, NAMEOID}
