@@ -119,7 +119,7 @@ sub deliver
 deliver($old, 'app');
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
-my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.memberships apitoken_internal.token_records),
+my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.permissions apitoken.memberships apitoken_internal.token_records),
 	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks));
 
 # This must be the same afterwards, line by line.
@@ -147,6 +147,8 @@ sub verdicts
 	return $node->safe_psql($db, "SET default_transaction_read_only = on; SET client_min_messages = error; SELECT v FROM ($sql) AS s (n, v) ORDER BY n");
 }
 
+# a catalog that does not have the permissions of these tokens and roles: a restore does not ask it
+$old->safe_psql('app', "INSERT INTO apitoken.permissions (name, description) VALUES ('report:export', 'Exports \"reports\"'), ('report:make', NULL)");
 my $before = contents($old, 'app');
 my $verdicts = verdicts($old, 'app');
 is($verdicts, join("\n", 'custom network_refused', 'expired expired', 'limit rate_limited', 'limited valid', 'nobody unknown', 'odd valid',
