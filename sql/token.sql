@@ -182,6 +182,36 @@ SELECT pg_catalog.left(apitoken.generate('org'), 17), apitoken.mask(apitoken.gen
 RESET apitoken.prefix;
 
 --
+-- Tokens in any text
+--
+CREATE TABLE public.regress_found (name text, document text);
+INSERT INTO public.regress_found
+	SELECT 'one', :'old'
+	UNION ALL SELECT 'two', 'token=' || :'old' || E'\n"' || :'new' || '"'
+	UNION ALL SELECT 'next to each other', :'old' || :'new' || :'old'
+	UNION ALL SELECT 'after other characters', 'x' || :'old' || ' - ' || pg_catalog.repeat('y', 20) || :'old' || ' ' || pg_catalog.chr(65) || '_' || :'new'
+	UNION ALL SELECT 'after marks', 'a_usr_org_' || :'old' || ' apt_org_' || :'new'
+	UNION ALL SELECT 'in a longer word', :'old' || 'abc'
+	UNION ALL SELECT 'cut', pg_catalog.left(:'old', -1)
+	UNION ALL SELECT 'upper case', pg_catalog.upper(:'old')
+	UNION ALL SELECT 'masked', apitoken.mask(:'old')
+	UNION ALL SELECT 'another checksum', pg_catalog.left(:'old', -1) || CASE pg_catalog.right(:'old', 1) WHEN 'a' THEN 'b' ELSE 'a' END
+	UNION ALL SELECT 'empty', ''
+	UNION ALL SELECT 'null', NULL
+	UNION ALL SELECT 'marks only', pg_catalog.repeat('_org_', 10000)
+	UNION ALL SELECT 'many', pg_catalog.repeat(:'old' || ' ', 2000);
+SELECT name, pg_catalog.count(f.token), pg_catalog.count(*) FILTER (WHERE f.token IN (:'old', :'new') AND f.masked = apitoken.mask(f.token)
+		AND (f.prefix, f.kind, f.id) = (SELECT p.prefix, p.kind, p.id FROM apitoken.parse(f.token) p)
+		AND pg_catalog.substr(document, f.position, pg_catalog.length(f.token)) = f.token) AS right, pg_catalog.min(f.position) AS first, pg_catalog.max(f.position) AS last
+	FROM public.regress_found LEFT JOIN LATERAL apitoken.find_tokens(document) f ON true GROUP BY name ORDER BY name COLLATE "C";
+-- positions are characters, in any encoding
+SELECT position FROM apitoken.find_tokens(pg_catalog.convert_from('\xc3a4c3b6c3bc20', 'UTF8') || :'old');
+-- it does not tell whether a token exists
+SELECT pg_catalog.count(*) FROM apitoken.find_tokens(apitoken.generate('org'));
+SELECT pg_catalog.pg_get_function_result('apitoken.find_tokens'::pg_catalog.regproc), proparallel FROM pg_catalog.pg_proc WHERE oid = 'apitoken.find_tokens'::pg_catalog.regproc;
+DROP TABLE public.regress_found;
+
+--
 -- Only administrators may call the primitives and choose the prefix
 --
 CREATE ROLE regress_apitoken_all LOGIN;
@@ -192,6 +222,7 @@ SELECT apitoken.generate('org');
 SELECT apitoken.hash('x');
 SELECT apitoken.parse('x');
 SELECT apitoken.mask('x');
+SELECT apitoken.find_tokens('x');
 SET apitoken.prefix = 'evil';
 SET apitoken.pepper_file = '/dev/null';
 SHOW apitoken.pepper_file;

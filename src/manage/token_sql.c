@@ -1,6 +1,7 @@
 /*
  * token_sql.c
- *		SQL functions on token texts: generate(), hash(), parse() and mask().
+ *		SQL functions on token texts: generate(), hash(), parse(), mask() and
+ *		find_tokens().
  *
  * They read no table.  They are for administrators and granted to nobody.
  */
@@ -9,7 +10,10 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/tuplestore.h"
 
 #include "manage/manage.h"
 
@@ -88,4 +92,39 @@ apitoken_mask(PG_FUNCTION_ARGS)
 	if (!parse_argument(PG_GETARG_DATUM(0), &parts))
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(parts.masked));
+}
+
+/* One row for each whole token in a text.  What has the shape of a token, but not its checksum, is none. */
+APITOKEN_FUNCTION_INFO_V1(apitoken_find_tokens);
+Datum
+apitoken_find_tokens(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	text	   *document = PG_GETARG_TEXT_PP(0);
+	const char *bytes = VARDATA_ANY(document);
+	size_t		length = VARSIZE_ANY_EXHDR(document);
+	size_t		counted = 0;	/* bytes before the position */
+	int			position = 1;	/* in characters */
+	size_t		start = 0;
+	size_t		token_length;
+	ApitokenParts parts;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (; apitoken_next_token(bytes, length, &start, &token_length, &parts); start += token_length)
+	{
+		Datum		values[6];
+		bool		nulls[6] = {false};
+
+		CHECK_FOR_INTERRUPTS();
+		position += pg_mbstrlen_with_len(bytes + counted, start - counted);
+		counted = start;
+		values[0] = Int32GetDatum(position);
+		values[1] = PointerGetDatum(cstring_to_text_with_len(bytes + start, token_length));
+		values[2] = CStringGetTextDatum(parts.masked);
+		values[3] = CStringGetTextDatum(parts.prefix);
+		values[4] = CStringGetTextDatum(apitoken_kind_name(parts.kind));
+		values[5] = UUIDPGetDatum(&parts.id);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
 }

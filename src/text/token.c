@@ -488,27 +488,44 @@ apitoken_holds_secret(const char *text, size_t length)
 	return next_secret(text, length, &start, &count);
 }
 
-/* Does a text contain a whole token, with a valid checksum? */
+/*
+ * Find the next whole token in text[*start .. length), with a valid checksum.  A
+ * search for further ones continues after it.
+ */
 bool
-apitoken_holds_token(const char *text, size_t length)
+apitoken_next_token(const char *text, size_t length, size_t *start, size_t *token_length, ApitokenParts *parts)
 {
-	size_t		start = 0;
+	size_t		secret = *start;
 	size_t		count;
 
-	for (; next_secret(text, length, &start, &count); start += count)
+	for (; next_secret(text, length, &secret, &count); secret += count)
 	{
-		const char *mark = text + start - APITOKEN_ID_CHARS - MARK_CHARS;
-		ApitokenParts parts;
+		const char *mark = text + secret - APITOKEN_ID_CHARS - MARK_CHARS;
 
 		if (count < APITOKEN_SECRET_CHARS + APITOKEN_CHECKSUM_CHARS)
 			continue;
 		for (size_t prefix = APITOKEN_PREFIX_MIN; prefix <= Min(APITOKEN_PREFIX_MAX, mark - text); prefix++)
 		{
-			if (apitoken_parse_text(mark - prefix, prefix + TAIL_CHARS, &parts))
-				return true;
+			/* the checksum includes the prefix, so only one of these is a token */
+			if (!apitoken_parse_text(mark - prefix, prefix + TAIL_CHARS, parts))
+				continue;
+			*start = mark - prefix - text;
+			*token_length = prefix + TAIL_CHARS;
+			return true;
 		}
 	}
 	return false;
+}
+
+/* Does a text contain a whole token? */
+bool
+apitoken_holds_token(const char *text, size_t length)
+{
+	size_t		start = 0;
+	size_t		token_length;
+	ApitokenParts parts;
+
+	return apitoken_next_token(text, length, &start, &token_length, &parts);
 }
 
 /*
