@@ -1298,7 +1298,7 @@ BEGIN ATOMIC
 		-- preload
 		UNION ALL
 		SELECT 'preload', 'warning',
-			'apitoken is not in shared_preload_libraries: tokens with a rate limit or quota are refused, refused use is not counted, and accepted use is recorded at most once a minute and only in transactions that can write, and the log is masked only in sessions that have loaded the library',
+			'apitoken is not in shared_preload_libraries: tokens with a rate limit or quota are refused, refused use is not counted, accepted use is recorded at most once a minute and only in transactions that can write, new networks and the use of previous secrets after their overlap are not noticed (revoke_on_reuse revokes nothing), and the log is masked only in sessions that have loaded the library',
 			p.hint
 		FROM preload p, stats s WHERE NOT s.preloaded
 		UNION ALL
