@@ -179,12 +179,22 @@ BEGIN
 	END LOOP;
 END $$;
 
+-- VACUUM FULL keeps rows that another session could still see, for example the one that writes use
+CREATE PROCEDURE oracle.wait_for_others() LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)) LOOP
+		COMMIT;
+		PERFORM pg_sleep(0.02);
+	END LOOP;
+END $$;
+
 -- the tables of both worlds: as large, and analyzed; autovacuum would change the estimates of one of them
 DO $$ DECLARE t regclass; BEGIN
 	FOR t IN SELECT c.oid FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace::regnamespace::text LIKE 'apitoken%' LOOP
 		EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)', t);
 	END LOOP;
 END $$;
+CALL oracle.wait_for_others();
 VACUUM FULL apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
 VACUUM ANALYZE apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
 
@@ -213,6 +223,7 @@ UPDATE apitoken.token_usage SET token_id = oracle.other(token_id), last_used_at 
 UPDATE apitoken.token_usage_daily SET token_id = oracle.other(token_id), day = day - 100, accepted = accepted + 500, refused = refused + 500 WHERE token_id IN (SELECT id FROM oracle.renamed);
 UPDATE apitoken.events SET id = oracle.other(id), at = at - interval '1 day', token_id = oracle.other(token_id), organization_id = oracle.other(organization_id), user_id = oracle.other(user_id), details = translate(details::text, 'bcdgikmo', 'cdgikmob')::jsonb WHERE token_id IN (SELECT id FROM oracle.renamed);
 RESET session_replication_role;
+CALL oracle.wait_for_others();
 VACUUM FULL apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
 VACUUM ANALYZE apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
 \set world 2
