@@ -58,6 +58,10 @@ inside() {
 	unshare --mount --pid --fork --kill-child bash -c '
 		root=$1 archives=$2
 		shift 2
+		# a proxy between this network and the npm registry may have a certificate of its own
+		if [ -n "${NODE_EXTRA_CA_CERTS:-}" ]; then
+			cp "$NODE_EXTRA_CA_CERTS" "$root/etc/ssl/extra-ca.crt" && set -- env NODE_EXTRA_CA_CERTS=/etc/ssl/extra-ca.crt "$@" || exit
+		fi
 		mount -t proc proc "$root/proc" && mount --rbind /dev "$root/dev" &&
 			mount --bind "$archives" "$root/var/cache/apt/archives" || exit
 		exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root "$@"' \
