@@ -510,6 +510,26 @@ SELECT count(*) FROM apitoken.events WHERE details #>> '{new,revoke_reason}' = '
 SELECT * FROM apitoken.run_maintenance();
 RESET apitoken.retention;
 
+--
+-- A batch whose rows are told to as many as 1000 members is small: a worker has
+-- only seconds for it, and would never end a large one.
+--
+DELETE FROM apitoken_internal.token_records;
+UPDATE apitoken.users SET email = 'ada@acme.example' WHERE id = 'ada';
+SELECT count((apitoken.create_token('told ' || i, 'acme')).id) FROM pg_catalog.generate_series(1, 250) i;
+SET session_replication_role = replica;
+UPDATE apitoken_internal.token_records SET created_at = now() - '30 days'::interval, updated_at = now() - '30 days'::interval, expires_at = now() + '12 hours'::interval;
+RESET session_replication_role;
+SELECT tokens_revoked, problems FROM apitoken.run_maintenance();
+SELECT pg_catalog.sum(n) AS expiries, pg_catalog.max(n) <= 100 AS small
+	FROM (SELECT count(*) AS n FROM apitoken.notifications WHERE event = 'expire' GROUP BY xmin::text, cmin::text) batch;
+SET session_replication_role = replica;
+UPDATE apitoken_internal.token_records SET created_at = now() - '2 years'::interval, updated_at = now() - '2 years'::interval, expires_at = NULL;
+RESET session_replication_role;
+SELECT tokens_revoked, problems FROM apitoken.run_maintenance();
+SELECT pg_catalog.sum(n) AS revoked, pg_catalog.max(n) <= 100 AS small
+	FROM (SELECT count(*) AS n FROM apitoken_internal.token_records WHERE revoke_reason = 'idle' GROUP BY xmin::text, cmin::text) batch;
+
 DROP FUNCTION public.regress_id(timestamptz), public.regress_event(text, timestamptz, interval);
 DROP TABLE public.regress_token, public.regress_before;
 \i :srcdir/test/regress_teardown.sql

@@ -428,12 +428,14 @@ flush_batch(void *arg)
 static bool
 flush_networks(void *arg)
 {
+	int		   *max = arg;		/* maximum number of rows */
+
 	if (!apitoken_lock_usage())
 		return false;
-	seen_count = apitoken_take_seen(APITOKEN_IN_NETWORK, MyDatabaseId, seen_rows, SEEN_MAX);
+	seen_count = apitoken_take_seen(APITOKEN_IN_NETWORK, MyDatabaseId, seen_rows, *max);
 	if (seen_count > 0)
 		write_seen(APITOKEN_IN_NETWORK);
-	return seen_count == SEEN_MAX;
+	return seen_count == *max;
 }
 
 /*
@@ -517,9 +519,10 @@ report_reuse(TimestampTz until)
 ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
 {
-	ApitokenFlushState state;
+	ApitokenFlushState state = {0};
 	Batch		batch = {(uint32) ticket, BATCH_FIRST, APITOKEN_FLUSH_FAILED};
 	int			max_rows = BATCH_MAX;
+	int			max_networks;
 	TimestampTz started_at;
 	char		problem[APITOKEN_PROBLEM_MAX];
 	bool		more;
@@ -527,6 +530,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 	if (apitoken_flush_state(MyDatabaseId, &state))
 		max_rows = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
 	batch.max = Min(batch.max, max_rows);
+	max_networks = Max(APITOKEN_NOTIFY_BATCH >> Min(state.failures, 12), 1);
 	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
 	seen_rows = MemoryContextAlloc(TopMemoryContext, SEEN_MAX * sizeof(ApitokenSeenRow));
 	reused_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
@@ -551,8 +555,12 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		bool		more_networks;
 
 		do
-			more_networks = apitoken_run_in_transaction(flush_networks, NULL, until, problem);
-		while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
+		{
+			started_at = GetCurrentTimestamp();
+			more_networks = apitoken_run_in_transaction(flush_networks, &max_networks, until, problem);
+			if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
+				max_networks = Min(2 * max_networks, SEEN_MAX);
+		} while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
 		if (problem[0] != '\0')
 			batch.outcome = APITOKEN_FLUSH_FAILED;
 		else if (more_networks)

@@ -315,8 +315,9 @@ revoke_idle(Batch *batch)
 	ApitokenMaintenance *run = batch->run;
 	const char *reason;
 	TimestampTz since = apitoken_complete_since(&reason);
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+	uint64		revoked;
 	Datum		spared = (Datum) 0;
 
 	if (run->unwritten[0] != '\0')
@@ -327,7 +328,15 @@ revoke_idle(Batch *batch)
 	values[0] = TimestampTzGetDatum(batch->now);
 	values[1] = TimestampTzGetDatum(batch->now - USE_PRECISION);
 	values[4] = TimestampTzGetDatum(since == 0 ? DT_NOBEGIN : since);
-	run->tokens_revoked += apitoken_execute(APITOKEN_REVOKE_IDLE, values, nulls);
+	values[5] = Int64GetDatum(APITOKEN_NOTIFY_BATCH);
+	revoked = apitoken_execute(APITOKEN_REVOKE_IDLE, values, nulls);
+	run->tokens_revoked += revoked;
+	if (revoked == APITOKEN_NOTIFY_BATCH)
+	{
+		/* the next batch is about the same tokens */
+		batch->more = true;
+		return;
+	}
 	if (since != 0)
 		(void) apitoken_execute_value(APITOKEN_COUNT_SPARED, values, nulls, &spared);
 	if (DatumGetInt64(spared) > 0)
@@ -380,10 +389,10 @@ remove_networks(Batch *batch)
 static void
 notify_expiry(Batch *batch)
 {
-	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
+	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(APITOKEN_NOTIFY_BATCH)};
 
 	if (apitoken_notifications)
-		batch->more = apitoken_execute(APITOKEN_NOTIFY_EXPIRY, values, NULL) >= batch->size;
+		batch->more = apitoken_execute(APITOKEN_NOTIFY_EXPIRY, values, NULL) == APITOKEN_NOTIFY_BATCH;
 }
 
 static void

@@ -307,6 +307,12 @@ typedef struct ApitokenJob
 	bool		maintain;		/* is maintenance due, too? */
 } ApitokenJob;
 
+/*
+ * Rows of a batch of which each can become a notification, with as many as 1000
+ * recipients: a worker has only seconds for a batch.
+ */
+#define APITOKEN_NOTIFY_BATCH 100
+
 extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 									char problem[APITOKEN_PROBLEM_MAX]);
 extern inet *apitoken_reused_from(const pg_uuid_t *token_id);
