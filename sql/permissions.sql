@@ -125,5 +125,28 @@ SELECT public.regress_try($$SELECT masked IS NOT NULL FROM apitoken.create_token
 SELECT public.regress_try($$SELECT masked IS NOT NULL FROM apitoken.create_token('p4', 'acme', permissions => '{artcle}')$$);
 RESET apitoken.allow_unknown_permissions;
 
+-- a big catalog is not read for permissions that are in it
+INSERT INTO apitoken.permissions (name) SELECT 'big.' || i || ':read' FROM pg_catalog.generate_series(1, 10000) i;
+ANALYZE apitoken.permissions;
+CREATE FUNCTION public.regress_reads(permissions text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+	reads bigint := 0;
+BEGIN
+	FOR i IN 1 .. 2 LOOP
+		SELECT pg_catalog.sum(pg_catalog.pg_stat_get_xact_tuples_returned(oid)) - reads INTO reads FROM pg_catalog.pg_class
+			WHERE oid IN ('apitoken.permissions'::pg_catalog.regclass, 'apitoken.permissions_pkey'::pg_catalog.regclass);
+		IF i = 1 THEN
+			PERFORM apitoken.create_token('big ' || permissions, 'acme', permissions => permissions::text[]);
+		END IF;
+	END LOOP;
+	RETURN reads > 1000;
+END $$;
+BEGIN;
+SELECT public.regress_reads('{article:read,big.77:read,big.9999:read}') AS all_read;
+SELECT public.regress_reads('{big.77:*}') AS all_read;
+ROLLBACK;
+SELECT public.regress_try($$SELECT masked IS NOT NULL FROM apitoken.create_token('p5', 'acme', permissions => '{article:read,big.77:raed}')$$);
+DROP FUNCTION public.regress_reads(text);
+
 DROP VIEW public.regress_refused;
 \i :srcdir/test/regress_teardown.sql

@@ -360,11 +360,12 @@ void
 apitoken_check_known(ArrayType *patterns, int elevel)
 {
 	List	   *known = NIL;
+	Datum		given = PointerGetDatum(patterns);
 	Datum		catalog;
 	ListCell   *lc;
 
 	if (apitoken_allow_unknown_permissions ||
-		!apitoken_execute_value(APITOKEN_CATALOG, NULL, NULL, &catalog))
+		!apitoken_execute_value(APITOKEN_CATALOG, &given, NULL, &catalog))
 		return;
 	known = apitoken_strings_from_array(DatumGetArrayTypeP(catalog));
 	for (int i = 0; i < lengthof(own_permissions); i++)

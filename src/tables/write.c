@@ -368,9 +368,13 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE name OPERATOR(pg_catalog.=) $1 ON CONFLICT (name) DO NOTHING",
 		1, {TEXTOID}
 	},
+	/* The catalog, unless each of the patterns $1 is in it as it stands: then it need not be read. */
 	[APITOKEN_CATALOG] = {
-		"SELECT pg_catalog.array_agg(name ORDER BY name) FROM apitoken.permissions HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0",
-		0, {0}
+		"SELECT pg_catalog.array_agg(name ORDER BY name) FROM apitoken.permissions WHERE EXISTS ("
+		"SELECT FROM pg_catalog.unnest($1) p (name) WHERE NOT EXISTS ("
+		"SELECT FROM apitoken.permissions k WHERE k.name OPERATOR(pg_catalog.=) p.name))"
+		" HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0",
+		1, {TEXTARRAYOID}
 	},
 	[APITOKEN_STORE_ROLE] = {
 		"INSERT INTO apitoken_internal.role_records VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING",
