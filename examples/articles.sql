@@ -34,7 +34,7 @@ CREATE ROLE app_psycopg LOGIN;
 CREATE ROLE app_node LOGIN;
 CREATE ROLE app_perl LOGIN;
 SELECT apitoken.allow('app_psycopg', 'verify', 'act', 'manage');
-SELECT apitoken.allow('app_node', 'verify', 'act', 'use');
+SELECT apitoken.allow('app_node', 'verify', 'act', 'manage');
 SELECT apitoken.allow('app_perl', 'verify', 'act', 'use');
 GRANT SELECT, INSERT ON article TO app_psycopg, app_node, app_perl;
 

@@ -6,12 +6,14 @@
 // GET /feed/ORGANIZATION    for tokens with article:read there
 // POST /introspect          RFC 7662, for a gateway (INTROSPECTION_CLIENT=id:secret)
 // GET /verify[/PERMISSION[/ORGANIZATION]]   for a gateway's forward authentication
+// GET /console/index.html   the page of examples/console, which uses /apitoken/...
 'use strict';
 
 const crypto = require('node:crypto');
 const http = require('node:http');
 const { isIP } = require('node:net');
 const { Pool } = require('pg');
+const { pageRoutes, tokenRoutes } = require('./console.js');
 const tokens = require('./tokens.js');
 const { Refused } = tokens;
 
@@ -28,7 +30,7 @@ async function body(request, type) {
 	return text;
 }
 
-async function json(request) {
+async function jsonObject(request) {
 	let value;
 	try {
 		value = JSON.parse(await body(request, 'application/json'));
@@ -36,6 +38,11 @@ async function json(request) {
 		if (error instanceof Refused) throw error;
 	}
 	if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new Refused(400, 'a JSON object is expected');
+	return value;
+}
+
+async function json(request) {
+	const value = await jsonObject(request);
 	if (Object.values(value).some((text) => typeof text !== 'string')) throw new Refused(400, 'strings are expected');
 	return value;
 }
@@ -65,8 +72,9 @@ function requireClient(request) {
 	}
 }
 
-// signedInUser(request) returns the id of the session's user, if there is one.
-function createServer({ pool, signedInUser = () => undefined }) {
+// signedInUser(request) returns the id of the session's user, if there is one.  more
+// has further routes.
+function createServer({ pool, signedInUser = () => undefined, more = {} }) {
 	// The client's address.  Set BEHIND_PROXY=1 only if all requests come through your
 	// own proxy, which appends the address: clients can send X-Forwarded-For, too.
 	function address(request) {
@@ -85,6 +93,10 @@ function createServer({ pool, signedInUser = () => undefined }) {
 	function caller(request) {
 		const token = tokens.bearer(request.headers.authorization);
 		if (token !== undefined) return tokens.byToken(token, address(request));
+		return session(request);
+	}
+
+	function session(request) {
 		return tokens.asUser(required(signedInUser(request)), address(request));
 	}
 
@@ -141,6 +153,10 @@ function createServer({ pool, signedInUser = () => undefined }) {
 				[values.get('token'), values.get('token_type_hint')]);
 			return [200, rows[0].answer];
 		},
+
+		...tokenRoutes({ pool, identify: session, json: jsonObject }),
+		...pageRoutes,
+		...more,
 	};
 
 	async function answer(request) {
@@ -167,7 +183,7 @@ function createServer({ pool, signedInUser = () => undefined }) {
 			}
 		}
 		response.writeHead(status, { 'Content-Type': 'application/json', 'Cache-Control': 'no-store', ...headers });
-		response.end(JSON.stringify(value));
+		response.end(Buffer.isBuffer(value) ? value : JSON.stringify(value));
 	});
 }
 
@@ -182,7 +198,7 @@ function createPool() {
 	return pool;
 }
 
-module.exports = { createServer, createPool };
+module.exports = { createServer, createPool, json };
 
 if (require.main === module) {
 	createServer({ pool: createPool() }).listen(Number(process.env.PORT || 8080), '127.0.0.1');

@@ -3,10 +3,10 @@
 
 const { DatabaseError } = require('pg');
 
-// The request is refused, with an HTTP status, a code, and headers.
+// The request is refused, with an HTTP status, a code, headers, and perhaps words.
 class Refused extends Error {
-	constructor(status, code, headers = {}) {
-		super(code);
+	constructor(status, code, headers = {}, text = code) {
+		super(text);
 		Object.assign(this, { status, code, headers });
 	}
 }

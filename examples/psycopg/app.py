@@ -6,6 +6,7 @@ signed-in users (your session middleware sets REMOTE_USER).
 GET, POST /articles       the articles that the caller may see
 GET /feed/ORGANIZATION    for tokens with article:read there
 POST /tokens              creates a token, for signed-in users
+GET /console/index.html   the page of examples/console, which uses /apitoken/...
 """
 
 import json
@@ -17,6 +18,7 @@ import psycopg
 import psycopg_pool
 from psycopg.rows import dict_row
 
+import console
 import tokens
 
 # libpq's environment variables (PGHOST, ...) name the server.  autocommit: a
@@ -58,7 +60,7 @@ def required(credentials):
     return credentials
 
 
-def body(environ):
+def json_object(environ):
     # only JSON: a form on another site cannot send it with our cookie
     if environ.get("CONTENT_TYPE", "").partition(";")[0].strip() != "application/json":
         raise tokens.Refused(415, "application/json expected")
@@ -69,6 +71,11 @@ def body(environ):
         value = None
     if not isinstance(value, dict):
         raise tokens.Refused(400, "a JSON object is expected")
+    return value
+
+
+def body(environ):
+    value = json_object(environ)
     if any(not isinstance(text, str) for text in value.values()):
         raise tokens.Refused(400, "strings are expected")
     return value
@@ -105,21 +112,32 @@ def create_token(connection, environ):
         ).fetchone()
 
 
+def token_api(connection, environ, path):
+    return console.token_api(connection, environ, path, signed_in, json_object)
+
+
 ROUTES = [
     ("GET", r"/articles", list_articles),
     ("POST", r"/articles", create_article),
     ("GET", r"/feed/([^/]+)", feed),
     ("POST", r"/tokens", create_token),
+    ("GET", r"/apitoken/(.+)", token_api),
+    ("POST", r"/apitoken/(.+)", token_api),
+    ("PATCH", r"/apitoken/(.+)", token_api),
 ]
 
 
 def answer(environ):
+    file = re.fullmatch("/console/([^/]+)", environ.get("PATH_INFO", ""))
+    if file and environ["REQUEST_METHOD"] == "GET":
+        return console.page(file[1])
     for method, path, function in ROUTES:
         match = re.fullmatch(path, environ.get("PATH_INFO", ""))
         if match and method == environ["REQUEST_METHOD"]:
             # when it returns to the pool, the connection has no transaction and no identity
             with pool.connection() as connection:
-                return *function(connection, environ, *match.groups()), []
+                status, value, *headers = function(connection, environ, *match.groups())
+                return status, value, headers[0] if headers else []
     return 404, {"error": "not found"}, []
 
 
@@ -137,9 +155,9 @@ def application(environ, start_response):
         value, headers = {"error": "refused" if status < 500 else "failed"}, []
     start_response(
         f"{status} {'OK' if status < 300 else 'Refused' if status < 500 else 'Failed'}",
-        [("Content-Type", "application/json"), ("Cache-Control", "no-store"), *headers],
+        list({"Content-Type": "application/json", "Cache-Control": "no-store", **dict(headers)}.items()),
     )
-    return [json.dumps(value).encode()]
+    return [value if isinstance(value, bytes) else json.dumps(value).encode()]
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from psycopg.pq import TransactionStatus
 
 
 class Refused(Exception):
-    """The request is refused, with an HTTP status, a code, and headers."""
+    """The request is refused, with an HTTP status, a code, headers, and perhaps words."""
 
-    def __init__(self, status, code, headers=()):
-        super().__init__(code)
+    def __init__(self, status, code, headers=(), message=None):
+        super().__init__(message or code)
         self.status, self.code, self.headers = status, code, list(headers)
 
 

@@ -309,7 +309,7 @@ sub check_backend
 	}
 
 	# If the login lacks a capability, the client is not blamed, and nothing is done.
-	my $use = $name eq 'psycopg' ? 'manage' : 'use';
+	my $use = $name eq 'perl' ? 'use' : 'manage';
 	my %lacks = ($use => [ '500', '200', '200' ], verify => [ '200', '500', '200' ], act => [ '200', '200', '500' ]);
 	foreach my $capability (sort keys %lacks)
 	{
