@@ -84,7 +84,7 @@ PROVE_TESTS = test/t/*.pl
 TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 015_stats 020_postgrest \
 	025_policy_plans 030_grants 031_known_users
 # These run the examples, and the extension beside other programs.
-TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer
+TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer 050_console
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 
@@ -207,6 +207,10 @@ demo:
 	@test/deps.sh build
 	@test/demo.sh
 
+demo-console:
+	@test/deps.sh build demo-console
+	@test/demo-console.sh
+
 bench:
 	@test/deps.sh build bench
 	@test/bench.sh
@@ -215,4 +219,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo bench
+.PHONY: unit-programs test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo demo-console bench

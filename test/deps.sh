@@ -7,8 +7,10 @@
 #            one) with its development files, and a C compiler
 #   test     perl and its IPC::Run
 #   examples what the examples run with: drivers, node and npm, curl, and pgbouncer,
-#            nginx, Caddy, HAProxy, and Apache with mod_auth_openidc (programs, not services);
-#            pgaudit and pg_repack, if Debian has them for the server
+#            nginx, Caddy, HAProxy, and Apache with mod_auth_openidc (programs, not services),
+#            Chromium for the browser tests; pgaudit and pg_repack, if Debian has them for the server
+#   demo-console
+#            node and npm
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
 #            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
@@ -69,9 +71,13 @@ for kind in "$@"; do
 			have caddy || need caddy
 			have haproxy || need haproxy
 			have apache2 || need apache2-bin
+			have chromium || need chromium
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
 			modules=1
+			;;
+		demo-console)
+			{ have node && have npm; } || need npm
 			;;
 		bench)
 			# the version without a display: our plots are files
