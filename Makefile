@@ -8,6 +8,8 @@ EXTENSION = apitoken
 MODULE_big = apitoken
 PGFILEDESC = "apitoken - API tokens verified inside the database"
 DATA = apitoken--1.0.sql
+# the command line
+SCRIPTS_built = apitoken
 
 # The lowest folder comes first: see src/README.md.
 OBJS = \
@@ -128,6 +130,26 @@ include $(PGXS)
 # the directory of the TAP tests' own module
 PROVE_FLAGS += -I test/t
 
+# The command, and beside it what PGXS has no variable for.  pg_config names the
+# directories: mandir, and the one that bash-completion looks in, below datadir.
+MANUALS = $(wildcard $(srcdir)/command/man/*.1)
+man1dir = $(mandir)/man1
+completionsdir = $(datadir)/bash-completion/completions
+
+apitoken: command/apitoken.sh apitoken.control
+	sed 's/@VERSION@/$(EXTVERSION)/' $< >$@
+	chmod +x $@
+
+install: install-command
+install-command:
+	$(MKDIR_P) '$(DESTDIR)$(man1dir)' '$(DESTDIR)$(completionsdir)'
+	$(INSTALL_DATA) $(MANUALS) '$(DESTDIR)$(man1dir)/'
+	$(INSTALL_DATA) $(srcdir)/command/apitoken.bash-completion '$(DESTDIR)$(completionsdir)/apitoken'
+
+uninstall: uninstall-command
+uninstall-command:
+	rm -f $(addprefix '$(DESTDIR)$(man1dir)'/, $(notdir $(MANUALS))) '$(DESTDIR)$(completionsdir)/apitoken'
+
 # PGXS does not track dependencies on headers.
 $(OBJS): $(INCLUDED)
 apitoken.o: apitoken.control
@@ -219,4 +241,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo demo-console bench
+.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo demo-console bench

@@ -121,7 +121,7 @@ check gcc compile gcc
 # PostgreSQL's headers, configured for gcc, use an attribute of its own
 check clang compile clang -Wno-ignored-attributes
 check cppcheck run_cppcheck
-check shellcheck shellcheck -x test/*.sh .ci/run
+check shellcheck shellcheck -x test/*.sh .ci/run command/apitoken.sh command/apitoken.bash-completion
 check META.json perl test/meta.pl
 check released released
 check functions functions
