@@ -86,6 +86,7 @@ help_for() {
 				                      policy_refused or revoked
 				  --limit N           at most so many
 				  --as USER           act as this user
+				  --ids               only the ids, one a line
 				  --json              a JSON array with all columns
 			EOF
 			;;
@@ -229,7 +230,7 @@ help_for() {
 # (+), or alone.
 options_for() {
 	case $1 in
-		list) echo 'all org: user: label: status: limit: as: json' ;;
+		list) echo 'all org: user: label: status: limit: as: ids json' ;;
 		create) echo 'org: user: as: description: role: access: permission+ expires-in: network+ rate-limit: quota: quota-period: metadata: if-absent json' ;;
 		show) echo 'as: json' ;;
 		edit) echo 'label: description: role: access: permission+ expires-in: expires-at: network+ rate-limit: quota: quota-period: metadata:' \
@@ -420,6 +421,8 @@ case $command in
 		fi
 		;;
 esac
+at_most_one json ids
+at_most_one cost explain
 at_most_one suspend resume
 at_most_one expires-in expires-at no-expiry
 at_most_one description no-description
@@ -443,7 +446,7 @@ run() {
 			{
 				command psql -X -q -P pager=off -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never "$@" 3>&-
 				echo $? >&3
-			} 2>&1 >&4 4>&- | sed '/^[^ ].*, [^ ]*\.c:[0-9]*$/d' >&2 3>&- 4>&-
+			} 2>&1 >&4 4>&- | sed '/^[^ ].*, [^ ]*\.[chly]:[0-9]*$/d' >&2 3>&- 4>&-
 		} 3>&1
 	)
 	exec 4>&-
@@ -557,6 +560,9 @@ list_tokens() {
 	! has status || sql "SELECT count(*) AS checked FROM apitoken.list_tokens(status => :'status', page_size => 1) \\gset"
 	if has json; then
 		columns='*'
+	elif has ids; then
+		sql '\pset format unaligned' '\pset tuples_only on'
+		columns='id'
 	else
 		columns='id, label, coalesce(organization_id, user_id) AS owner, role, access, status, expires_at::date AS expires, last_used'
 	fi
@@ -804,7 +810,7 @@ check_setup() {
 		cat <<-'EOF'
 			\echo 'APITOKEN' :word '- errors:' :errors 'warnings:' :warnings 'notices:' :notices
 			SELECT concat(level, ': ', subject, ': ', message, chr(10) || '    ' || hint)
-			FROM json_to_recordset(:'findings') WITH ORDINALITY AS f (level text, subject text, message text, hint text, n)
+			FROM ROWS FROM (json_to_recordset(:'findings') AS (level text, subject text, message text, hint text)) WITH ORDINALITY AS f (level, subject, message, hint, n)
 			WHERE level <> 'ok' ORDER BY array_position('{error,warning,notice}', level), n;
 		EOF
 	fi
