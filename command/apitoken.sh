@@ -270,7 +270,7 @@ number() {
 }
 
 # The loop takes $count arguments off the front, and puts psql's to the end.
-given='' options='' values_permission='' values_network='' n=0 plain='' operand='' only_operands=''
+given='' options='' values_permission='' values_network='' n=0 plain='' operand='' only_operands='' span=''
 count=$#
 while [ "$count" -gt 0 ]; do
 	argument=$1
@@ -361,6 +361,7 @@ while [ "$count" -gt 0 ]; do
 		password) set -- "$@" --no-password ;;
 		once)
 			[ "$name" != limit ] || number "$name" "$value"
+			[ "$name" != expires-in ] || span=$value
 			set -- "$@" -v "$variable=$value"
 			;;
 		often)
@@ -824,6 +825,11 @@ case $command in
 	create) create_token | answer "$@" ;;
 	show) show_token | answer "$@" ;;
 	edit)
+		# other commands leave this to the server
+		case $span in
+			'' | *[!0-9]*) ;;
+			*) usage_error "--expires-in needs a unit, such as '30 days'" ;;
+		esac
 		changes
 		[ -n "$list" ] || has end-overlap || usage_error 'no change is given'
 		edit_token | answer "$@"

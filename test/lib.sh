@@ -291,7 +291,7 @@ private_server() {
 	bin=$("$c" --bindir) lib=$("$c" --pkglibdir) share=$("$c" --sharedir)
 	# shellcheck disable=SC2034  # for the caller
 	PRIVATE_PG_CONFIG=$root$bin/pg_config
-	[ "$(cat "$root/.complete" 2>/dev/null)" = "$c $("$c" --version)" ] && return
+	[ "$(cat "$root/.complete" 2>/dev/null)" = "$c $("$c" --version), own manuals" ] && return
 	rm -rf "$root"
 	mkdir -p "$root$bin" "$root$lib" "$root$share/extension"
 	cp -L "$bin"/* "$root$bin/"
@@ -300,7 +300,8 @@ private_server() {
 	done
 	for f in "$share"/* "$share"/extension/*; do
 		case ${f##*/} in
-			extension | apitoken*) ;;
+			# where files are installed, a link would lead to the system's directory
+			extension | apitoken* | man | bash-completion) ;;
 			*) ln -s "$f" "$root${f%/*}/" ;;
 		esac
 	done
@@ -309,7 +310,7 @@ private_server() {
 	while read -r d; do
 		link_directory "$root" "$d"
 	done <<<"$includes"
-	echo "$c $("$c" --version)" >"$root/.complete"
+	echo "$c $("$c" --version), own manuals" >"$root/.complete"
 }
 
 # build SRC PG_CONFIG: build there, and install into that server.

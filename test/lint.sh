@@ -59,6 +59,12 @@ run_cppcheck() {
 		"${defines[@]}" "${units[@]}"
 }
 
+manuals() {
+	local f
+	for f in command/man/*.1; do groff -ww -mandoc -Tutf8 -z "$f" 2>&1 || echo "$f failed"; done >"$tmp/manuals"
+	! grep . "$tmp/manuals"
+}
+
 # A script that was released is never changed, and each one is listed; the version
 # to come is not released.
 released() {
@@ -122,6 +128,11 @@ check gcc compile gcc
 check clang compile clang -Wno-ignored-attributes
 check cppcheck run_cppcheck
 check shellcheck shellcheck -x test/*.sh .ci/run command/apitoken.sh command/apitoken.bash-completion
+if command -v groff >/dev/null; then
+	check "manual pages" manuals
+else
+	echo "  lint manual pages             skipped: groff is not installed"
+fi
 check META.json perl test/meta.pl
 check released released
 check functions functions
