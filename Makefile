@@ -136,10 +136,6 @@ MANUALS = $(wildcard $(srcdir)/command/man/*.1)
 man1dir = $(mandir)/man1
 completionsdir = $(datadir)/bash-completion/completions
 
-apitoken: command/apitoken.sh apitoken.control
-	sed 's/@VERSION@/$(EXTVERSION)/' $< >$@
-	chmod +x $@
-
 install: install-command
 install-command:
 	$(MKDIR_P) '$(DESTDIR)$(man1dir)' '$(DESTDIR)$(completionsdir)'
@@ -170,6 +166,10 @@ all install installcheck uninstall clean unit-programs:
 	@echo "or name another server with PG_CONFIG=/path/to/its/pg_config." >&2
 	@exit 1
 endif
+
+apitoken: command/apitoken.sh apitoken.control
+	sed 's/@VERSION@/$(EXTVERSION)/' $< >$@
+	chmod +x $@
 
 # The targets below run in temporary directories only.  Their scripts read
 # PG_CONFIG from the environment.

@@ -13,7 +13,7 @@ set +x
 set -u
 IFS=' 	
 '
-unset CDPATH
+unset CDPATH PG_COLOR
 
 version='@VERSION@'
 command='' nl='
@@ -250,7 +250,9 @@ digits=$digit$digit$digit$digit$digit
 # an id and 8 characters of a secret: less than that is no secret
 digits=$digits$digits$digits$digits$digits$digits
 
-# refuse_token ARGUMENT: the text of a token, or a part of it, is not repeated.
+# refuse_token ARGUMENT: the text of a token, or its beginning, is not repeated.  (The
+# end of a text that was cut in two cannot be recognized, so no message repeats an
+# operand.)
 refuse_token() {
 	case $1 in
 		*_[oO][rR][gG]_$digits* | *_[uU][sS][rR]_$digits*)
@@ -306,10 +308,10 @@ while [ "$count" -gt 0 ]; do
 	# a command, or what it is about
 	if [ -z "$name" ]; then
 		if [ -z "$command" ] && [ -z "$only_operands" ]; then
-			options=$(options_for "$argument") || usage_error "there is no command '$argument'"
+			options=$(options_for "$argument") || usage_error 'there is no such command'
 			command=$argument
 		elif [ -n "$plain" ]; then
-			usage_error "'$argument' is one argument too many"
+			usage_error 'there are too many arguments'
 		else
 			plain=1 operand=$argument
 		fi
@@ -397,7 +399,7 @@ case $command in
 		command=$operand
 		help_for "$command" && exit
 		command=''
-		usage_error "there is no command '$operand'"
+		usage_error 'there is no such command'
 		;;
 	create)
 		[ -n "$plain" ] || usage_error 'the label is missing'
@@ -407,7 +409,6 @@ case $command in
 		[ -n "$plain" ] || usage_error 'the id of the token is missing'
 		;;
 	list | verify | check)
-		# it may be a text that was cut in two: it is not repeated
 		[ -z "$plain" ] || usage_error "'$command' takes options only"
 		;;
 esac
@@ -573,8 +574,8 @@ list_tokens() {
 	! has user || where="$where AND user_id = :'user'"
 	! has label || where="$where AND strpos(lower(label), lower(:'label')) > 0"
 	! has status || where="$where AND status = :'status'"
-	! has limit || limit="LIMIT :'limit'"
-	rows "SELECT $columns FROM apitoken.tokens WHERE $where ORDER BY tokens.id DESC ${limit:-}"
+	if has limit; then limit="LIMIT :'limit'"; else limit=''; fi
+	rows "SELECT $columns FROM apitoken.tokens WHERE $where ORDER BY tokens.id DESC $limit"
 	sql 'COMMIT;'
 }
 
@@ -745,7 +746,8 @@ read_text() {
 
 # The text is data of COPY, which no log and no view shows.  Where no temporary table
 # can be made (a standby, no privilege), it is a literal, which the library masks: the
-# first call loads it.
+# first call loads it.  Then COPY and its data are a comment: psql has no other way to
+# skip data.
 verify_token() {
 	begin
 	cat <<-'EOF'
@@ -759,16 +761,19 @@ verify_token() {
 				\echo 1
 				\q
 			\endif
+			\set comment '/*'
 	EOF
 	if [ -n "$text" ]; then printf "\\set text '''%s'''\n" "$text"; else sql '\set text NULL'; fi
 	cat <<-'EOF'
 		\else
-			\set text '(SELECT token FROM pg_temp.apitoken_text)'
 			CREATE TEMPORARY TABLE apitoken_text (token text) ON COMMIT DROP;
-			COPY pg_temp.apitoken_text FROM STDIN;
+			\set comment ''
+			\set text '(SELECT token FROM pg_temp.apitoken_text)'
+		\endif
+		:comment COPY pg_temp.apitoken_text FROM STDIN;
 	EOF
 	if [ -n "$text" ]; then printf '%s\n' "$text"; else sql '\N'; fi
-	sql '\.' '\endif'
+	sql '\.' '-- */'
 
 	list=':text'
 	add permission 'permission =>'

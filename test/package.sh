@@ -44,8 +44,15 @@ apt install "$debs/${package}"_*.deb
 dpkg --compare-versions "$older" lt "$(dpkg-query -W -f '${Version}' "$package")" || die "$older was not upgraded"
 expect 'after the upgrade' valid "$(sql "ALTER EXTENSION apitoken UPDATE; SELECT verdict FROM apitoken.verify('$token')" 2>/dev/null)"
 
+# the command is a package of its own, for all majors
+apt install "$debs"/apitoken_*.deb
+as_postgres() { (cd / && su postgres -c "env PGDATABASE=app $1"); }
+expect 'the command, by its package' "$(sql "SELECT id FROM apitoken.tokens WHERE label = 'first'")" "$(as_postgres 'apitoken list --label first --ids')"
+expect "the command, by the server's package" valid "$(as_postgres "/usr/lib/postgresql/$v/bin/apitoken verify" <<<"$token" | sed -n 's/^verdict *| //p')"
+dpkg-query -L apitoken | grep -E '^/usr/share/(man/man1/apitoken-verify.1.gz|bash-completion/completions/apitoken)$' | wc -l | grep -qx 2 || die 'its package has no manual or no completion'
+
 sql 'DROP EXTENSION apitoken'
-apt purge "$package"
+apt purge "$package" apitoken
 files >/tmp/after
 diff /tmp/before /tmp/after || die 'purging the package leaves something'
 echo 'purged without a trace'
@@ -59,7 +66,7 @@ for target in install uninstall; do
 	su postgres -c "make -s -C /tmp/apitoken PG_CONFIG=$PG_CONFIG DESTDIR=/tmp/apitoken/installed $target" >/tmp/log 2>&1 || { cat /tmp/log; die "make $target failed"; }
 	find /tmp/apitoken/installed ! -type d >/tmp/$target
 done
-expect 'installed by make install' 3 "$(wc -l </tmp/install)"
+expect 'installed by make install' 15 "$(wc -l </tmp/install)"
 expect 'left by make uninstall' '' "$(cat /tmp/uninstall)"
 expect 'prepared transactions' 0 "$(sql 'SHOW max_prepared_transactions')"
 expect 'preloaded' '' "$(sql 'SHOW shared_preload_libraries')"

@@ -209,7 +209,8 @@ my $options = '-c search_path=evil,pg_catalog,apitoken -c DateStyle=SQL,DMY -c b
 $options .= ' -c standard_conforming_strings=off -c backslash_quote=on' if $node->pg_version < 19;
 my $hostile = { env => { PGOPTIONS => $options, PSQLRC => "$place/psqlrc", HOME => "$place/home", CDPATH => '/', IFS => 'aeiou/', ENV => "$place/psqlrc",
 		PSQL_HISTORY => "$place/history", COLUMNS => '1', POSIXLY_CORRECT => '1', PAGER => 'touch PWNED',
-		given => 'if-absent', list => 'x', plain => '1', text => 'x', where => 'false' } };
+		given => 'if-absent', list => 'x', plain => '1', text => 'x', where => 'false', limit => 'LIMIT 0', owner => 'x',
+		columns => 'x', span => '1', values_permission => 'x', values_network => 'x', options => 'x', command => 'x', name => 'x', value => 'x' } };
 my $here = getcwd();
 chdir $place or die;
 my ($n, @wrong) = (0);
@@ -345,6 +346,7 @@ it(0, 'list', '--label', $secret->{masked}, 'a masked text is no secret');
 like((it(1, 'revoke', $secret->{id}, '--yes', 'nothing', 'another label'))[1], qr/not the label/, 'is told');
 
 # where the text may be while it is verified: the verification waits for a lock
+append_to_file("$place/text", "$text\n");
 foreach my $how ([ 'main', {} ], [ 'a superuser who may not write', { PGOPTIONS => '-c default_transaction_read_only=on' } ])
 {
 	my ($name, $env) = @$how;
@@ -355,9 +357,9 @@ foreach my $how ([ 'main', {} ], [ 'a superuser who may not write', { PGOPTIONS 
 	my $log = log_mark($node);
 	my $lock = connection($node, database => 'app');
 	ask($lock, 'BEGIN; LOCK TABLE apitoken_internal.token_records IN ACCESS EXCLUSIVE MODE');
-	my ($out, $err, $in) = ('', '', "$text\n");
+	my ($out, $err) = ('', '');
 	local %ENV = (%ENV, %$env, TMPDIR => "$place/home");
-	my $verification = IPC::Run::start([ $command, 'verify' ], '<', \$in, '>', \$out, '2>', \$err);
+	my $verification = IPC::Run::start([ $command, 'verify' ], '<', "$place/text", '>', \$out, '2>', \$err);
 	$node->poll_query_until('app', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'apitoken' AND wait_event_type = 'Lock'});
 	my @found;
 	foreach my $file (glob '/proc/[0-9]*/cmdline /proc/[0-9]*/environ')
