@@ -605,6 +605,7 @@ create_token() {
 				ROLLBACK TO before_creation;
 				SELECT :'state' = '23505' AS in_use \\gset
 				\\if :in_use
+					\\warn 'apitoken: another session has made it meanwhile'
 					$look
 				\\endif
 			\\endif
