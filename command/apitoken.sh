@@ -66,6 +66,7 @@ help_for() {
 				  verify        verify the text of a token, from standard input
 				  events        list what happened to tokens
 				  check         check the set-up, as a monitoring plugin
+				  grep          find the texts of tokens in files
 				  help          show the help of a command
 
 				  --help        show this help, or that of a command
@@ -219,6 +220,18 @@ help_for() {
 				  --json              a JSON array of all findings
 			EOF
 			;;
+		grep)
+			cat <<-'EOF'
+				Usage: apitoken grep [OPTION]... [FILE]...
+
+				Find the texts of tokens in files, or in standard input, and exit with 0 if
+				there are none and with 4 if there are. The texts are shown masked, with what
+				the database knows of the tokens. Only the owner of the extension's tables
+				and superusers may use it.
+
+				  --json              a JSON array: file, line, masked, id, label, owner, status
+			EOF
+			;;
 		*) return 1 ;;
 	esac
 	printf '%s\n' "$connection_help"
@@ -240,6 +253,7 @@ options_for() {
 		verify) echo 'permission: org: address: cost: explain json' ;;
 		events) echo 'org: user: action: since: limit: as: json' ;;
 		check) echo 'json' ;;
+		grep) echo 'json' ;;
 		help) ;;
 		*) return 1 ;;
 	esac
@@ -272,7 +286,7 @@ number() {
 }
 
 # The loop takes $count arguments off the front, and puts psql's to the end.
-given='' options='' values_permission='' values_network='' n=0 plain='' operand='' only_operands='' span=''
+given='' options='' values_permission='' values_network='' n=0 plain='' operand='' only_operands='' span='' files=''
 count=$#
 while [ "$count" -gt 0 ]; do
 	argument=$1
@@ -310,6 +324,15 @@ while [ "$count" -gt 0 ]; do
 		if [ -z "$command" ] && [ -z "$only_operands" ]; then
 			options=$(options_for "$argument") || usage_error 'there is no such command'
 			command=$argument
+		elif [ "$command" = grep ]; then
+			# for "$@", a file is an argument of psql: the variable that has its name
+			if ! { [ -f "$argument" ] || [ -p "$argument" ]; } || ! [ -r "$argument" ]; then
+				say "this is no file that can be read: $argument"
+				exit 1
+			fi
+			n=$((n + 1))
+			set -- "$@" -v "file_$n=$argument"
+			files="$files${files:+, }($n, :'file_$n')"
 		elif [ -n "$plain" ]; then
 			usage_error 'there are too many arguments'
 		else
@@ -824,6 +847,39 @@ check_setup() {
 	sql 'COMMIT;'
 }
 
+# candidates ARGUMENT...: lines of COPY with the number of the file, the number of the
+# line, and a word that looks like a token; from the files among psql's arguments
+candidates() {
+	number=0
+	for argument; do
+		case $argument in
+			file_*=*)
+				number=$((number + 1))
+				scan <"${argument#*=}"
+				;;
+		esac
+	done
+	[ "$number" -gt 0 ] || scan
+}
+scan() {
+	LC_ALL=C grep -aonE '[0-9A-Za-z_]+_(org|usr)_[0-9A-Za-z_]{71,}' | sed "s/^\([0-9]*\):/$number	\1	/"
+}
+
+find_tokens() {
+	begin
+	sql 'CREATE TEMPORARY TABLE apitoken_text (file integer, line bigint, token text) ON COMMIT DROP;' 'COPY pg_temp.apitoken_text FROM STDIN;'
+	candidates "$@"
+	sql '\.'
+	cat <<-EOF
+		SELECT CASE WHEN count(*) > 0 THEN 4 ELSE 0 END AS code FROM pg_temp.apitoken_text t, apitoken.find_tokens(t.token) \\gset
+		\\echo :code
+	EOF
+	rows "SELECT f.name AS file, t.line, found.masked, found.id, k.label, coalesce(k.organization_id, k.user_id) AS owner, k.status
+		FROM pg_temp.apitoken_text t JOIN (VALUES ${files:-(0, '-')}) f (n, name) ON f.n = t.file, apitoken.find_tokens(t.token) found
+		LEFT JOIN apitoken.tokens k ON k.id = found.id ORDER BY t.file, t.line, found.id"
+	sql 'COMMIT;'
+}
+
 # ---- commands -----------------------------------------------------------------
 
 case $command in
@@ -869,6 +925,7 @@ case $command in
 		verify_token | answer "$@"
 		;;
 	events) list_events | run "$@" ;;
+	grep) find_tokens "$@" | answer "$@" ;;
 	check)
 		# 8 and 9 are our own, so that a failure is no warning
 		check_setup | answer "$@"

@@ -66,7 +66,7 @@ for target in install uninstall; do
 	su postgres -c "make -s -C /tmp/apitoken PG_CONFIG=$PG_CONFIG DESTDIR=/tmp/apitoken/installed $target" >/tmp/log 2>&1 || { cat /tmp/log; die "make $target failed"; }
 	find /tmp/apitoken/installed ! -type d >/tmp/$target
 done
-expect 'installed by make install' 15 "$(wc -l </tmp/install)"
+expect 'installed by make install' 16 "$(wc -l </tmp/install)"
 expect 'left by make uninstall' '' "$(cat /tmp/uninstall)"
 expect 'prepared transactions' 0 "$(sql 'SHOW max_prepared_transactions')"
 expect 'preloaded' '' "$(sql 'SHOW shared_preload_libraries')"

@@ -33,7 +33,7 @@ my $bindir = $node->config_data('--bindir');
 
 	command_ok([ @make, 'install' ], 'installed');
 	my @installed = $files->();
-	is(scalar(grep { m{/apitoken(-\w+)?\.1$} } @installed), 10, 'with manual pages');
+	is(scalar(grep { m{/apitoken(-\w+)?\.1$} } @installed), 11, 'with manual pages');
 	command_ok([ @make, 'uninstall' ], 'uninstalled');
 	is(join(' ', $files->()), '', 'nothing is left');
 	command_ok([ @make[0 .. 2], "DESTDIR=$place", 'install' ], 'installed again');
@@ -125,7 +125,7 @@ my (@expected, $blocks_of_shell);
 # ---- the manual pages
 
 # Their examples run in one shell, too, in this order.
-my @pages = map { "apitoken$_" } '', map { "-$_" } qw(list create show edit regenerate verify events check revoke);
+my @pages = map { "apitoken$_" } '', map { "-$_" } qw(list create show edit regenerate verify events check grep revoke);
 is(join(' ', sort map { s{.*/|\.1$}{}gr } glob("$man/*.1")), join(' ', sort @pages), 'the manual pages');
 {
 	my $shell = "exec 2>&1\nset -e\n";
@@ -407,6 +407,30 @@ $node->wait_for_catchup($standby);
 	unlike(slurp_file($standby->logfile), qr/$core/, 'the log has no text');
 }
 $standby->stop;
+
+# ---- tokens in files
+
+{
+	my ($name, $other) = ("two\nlines '; \\! touch PWNED :id", '--json');
+	chdir $place or die;
+	append_to_file($name, "first\r\n\0\xff<a href='$text'>$text</a>\nX_$text\n");
+	append_to_file($other, "$secret->{masked} " . substr($text, 0, 78) . ($text =~ /a\z/ ? 'b' : 'a') . "\n\\.\n" . 'x' x 100_000);
+	my ($out) = it(4, 'grep', '--json', '--', $name, $other, 'texts in files', $hostile);
+	my @found = $out eq '' ? () : @{ decode_json($out) };
+	is(join(' ', map { join(':', @{$_}{qw(line masked label status)}) } grep { $_->{file} eq $name } @found[ 0, 1 ]),
+		join(' ', ("2:$secret->{masked}:secret:active") x 2), 'are found, masked');
+	is(scalar(grep { $_->{file} ne $name } @found), 0, 'what only looks like one is not');
+	unlike($out, qr/$core/, 'no text is shown');
+	it(0, 'grep', '--', $other, 'no text in a file');
+	it(4, 'grep', 'a text in standard input', { in => "x=$text" });
+	it(0, 'grep', 'nothing in standard input');
+	it(1, 'grep', 'missing', 'a file that is missing');
+	it(1, 'grep', '.', 'a directory');
+	it(1, 'grep', 'a backend', { %$backend, in => $text });
+	ok(!-e 'PWNED', 'nothing was executed');
+	unlike(slurp_file($node->logfile), qr/$core/, 'the log has no text');
+	chdir $here or die;
+}
 
 # a text that cannot be written is not taken for delivered
 SKIP: {
