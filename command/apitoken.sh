@@ -848,21 +848,24 @@ check_setup() {
 }
 
 # candidates ARGUMENT...: lines of COPY with the number of the file, the number of the
-# line, and a word that looks like a token; from the files among psql's arguments
+# line, and a word that looks like a token; from the files among psql's arguments.  If
+# one cannot be read after all, the line 'unreadable' is an error of COPY.
 candidates() {
 	number=0
 	for argument; do
 		case $argument in
 			file_*=*)
 				number=$((number + 1))
-				scan <"${argument#*=}"
+				scan <"${argument#*=}" || sql unreadable
 				;;
 		esac
 	done
 	[ "$number" -gt 0 ] || scan
 }
 scan() {
-	LC_ALL=C grep -aonE '[0-9A-Za-z_]+_(org|usr)_[0-9A-Za-z_]{71,}' | sed "s/^\([0-9]*\):/$number	\1	/"
+	{
+		LC_ALL=C grep -aonE '[0-9A-Za-z_]+_(org|usr)_[0-9A-Za-z_]{71,}' || [ $? -eq 1 ] || sql unreadable
+	} | sed "s/^\([0-9]*\):/$number	\1	/"
 }
 
 find_tokens() {
