@@ -916,8 +916,9 @@ case $command in
 			terminal=$(stty -g)
 			trap 'stty "$terminal"' EXIT
 			trap 'exit 130' INT TERM HUP
-			printf 'Text of the token: ' >&2
+			# first: what is typed or pasted early must not be shown either
 			stty -echo
+			printf 'Text of the token: ' >&2
 			text=$(read_text)
 			stty "$terminal"
 			trap - EXIT INT TERM HUP

@@ -497,7 +497,7 @@ SKIP: {
 		$run->pump until $out =~ /$prompt/;
 		$in .= "$answer\n";
 		$run->finish;
-		return $run->result;
+		return $run->result || 0;
 	};
 	is($ask->(['verify'], 'Text of the token: ', $text), 0, 'a text that is typed');
 	like($out, qr/verdict +\| valid/, 'is verified');
