@@ -619,7 +619,7 @@ create_token() {
 			FROM apitoken.tokens WHERE label = :'label' AND revoked_at IS NULL ${owner:-AND user_id = apitoken.current_user_id()} \\gset"
 		sql "$look" '\set failed off' '\if :found' '\else' 'SAVEPOINT before_creation;' '\set ON_ERROR_STOP off'
 		issue create_token "'created', true, "
-		# another session may have created it meanwhile: then look again
+		# another session may have created it meanwhile: psql has shown its error, so say so
 		cat <<-EOF
 			\\set failed :ERROR
 			\\set state :SQLSTATE
@@ -628,8 +628,10 @@ create_token() {
 				ROLLBACK TO before_creation;
 				SELECT :'state' = '23505' AS in_use \\gset
 				\\if :in_use
-					\\warn 'apitoken: another session has made it meanwhile'
 					$look
+					\\if :found
+						\\warn 'apitoken: another session has created it meanwhile'
+					\\endif
 				\\endif
 			\\endif
 			\\endif
