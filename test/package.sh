@@ -49,7 +49,7 @@ apt install "$debs"/apitoken_*.deb
 as_postgres() { (cd / && su postgres -c "env PGDATABASE=app $1"); }
 expect 'the command, by its package' "$(sql "SELECT id FROM apitoken.tokens WHERE label = 'first'")" "$(as_postgres 'apitoken list --label first --ids')"
 expect "the command, by the server's package" valid "$(as_postgres "/usr/lib/postgresql/$v/bin/apitoken verify" <<<"$token" | sed -n 's/^verdict *| //p')"
-dpkg-query -L apitoken | grep -E '^/usr/share/(man/man1/apitoken-verify.1.gz|bash-completion/completions/apitoken)$' | wc -l | grep -qx 2 || die 'its package has no manual or no completion'
+expect 'its manual and its completion' 2 "$(dpkg-query -L apitoken | grep -cE '^/usr/share/(man/man1/apitoken-verify.1.gz|bash-completion/completions/apitoken)$')"
 
 sql 'DROP EXTENSION apitoken'
 apt purge "$package" apitoken
