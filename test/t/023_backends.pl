@@ -24,23 +24,11 @@ my $json = JSON::PP->new->utf8->canonical;
 
 # A header replaces the programs' own session middleware here.  Only a test may do
 # that.
-my $wsgi = q{
-import sys
-sys.path.insert(0, 'examples/psycopg')
-sys.dont_write_bytecode = True
-from socketserver import ThreadingMixIn
-from wsgiref.simple_server import WSGIServer, WSGIRequestHandler, make_server
-import app
-class Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    request_queue_size = 50
-class Handler(WSGIRequestHandler):
-    def log_message(self, *arguments): pass
+my $wsgi = wsgi_program(q{
 def signed_in(environ, start_response):
     environ['REMOTE_USER'] = environ.pop('HTTP_X_TEST_USER', '')
     return app.application(environ, start_response)
-make_server('127.0.0.1', int(sys.argv[1]), signed_in, Server, Handler).serve_forever()
-};
+});
 my $node_http = q{
 const { createServer, createPool } = require(process.cwd() + '/examples/node/server.js');
 createServer({ pool: createPool(), signedInUser: (request) => request.headers['x-test-user'] }).listen(Number(process.argv[1]), '127.0.0.1');

@@ -24,7 +24,7 @@ our @EXPORT = qw(
   start_node start_standby answer run run_as run_on connection ask ask_raw
   create create_each verdict stat_of view_of_usage drop_roles set_up_articles pick
   log_mark log_since in_log no_crash pg_upgrade
-  listens http_request start_program stop_program start_echo build_library);
+  listens http_request start_program stop_program start_echo wsgi_program build_library);
 
 # ---- servers
 
@@ -324,6 +324,29 @@ sub start_echo
 		}
 	}, $port ], port => $port);
 	return;
+}
+
+# wsgi_program SESSION: a program of Python that serves examples/psycopg on a port, its
+# first argument.  SESSION defines signed_in(), in place of a session middleware.
+sub wsgi_program
+{
+	my ($session) = @_;
+
+	return q{
+import sys
+sys.path.insert(0, 'examples/psycopg')
+sys.dont_write_bytecode = True
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIServer, WSGIRequestHandler, make_server
+import app
+class Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 50
+class Handler(WSGIRequestHandler):
+    def log_message(self, *arguments): pass
+} . $session . q{
+make_server('127.0.0.1', int(sys.argv[1]), signed_in, Server, Handler).serve_forever()
+};
 }
 
 # build_library FILE, SOURCE: builds FILE, a library for LD_PRELOAD, from C source;
