@@ -285,6 +285,14 @@ number() {
 	esac
 }
 
+# name_variable OPTION: set $variable to the name of its psql variable, which has no hyphen
+name_variable() {
+	case $1 in
+		*-*) variable=${1%%-*}_${1#*-} ;;
+		*) variable=$1 ;;
+	esac
+}
+
 # The loop takes $count arguments off the front, and puts psql's to the end.
 given='' options='' values_permission='' values_network='' n=0 plain='' operand='' only_operands='' span='' files=''
 count=$#
@@ -375,11 +383,7 @@ while [ "$count" -gt 0 ]; do
 			fi
 			;;
 	esac
-	# psql's variables have no hyphens
-	case $name in
-		*-*) variable=${name%%-*}_${name#*-} ;;
-		*) variable=$name ;;
-	esac
+	name_variable "$name"
 	given="$given $name"
 	case $kind in
 		connection) set -- "$@" "--$name=$value" ;;
@@ -529,10 +533,7 @@ not_found() {
 # add OPTION SQL: if the option was given, $list has SQL and its value
 list=''
 add() {
-	case $1 in
-		*-*) variable=${1%%-*}_${1#*-} ;;
-		*) variable=$1 ;;
-	esac
+	name_variable "$1"
 	! has "$1" || list="$list${list:+, }$2 :'$variable'"
 }
 # settings JOIN: what create and edit have in common, as name JOIN value

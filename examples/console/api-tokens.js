@@ -818,7 +818,7 @@ export class ApiTokens extends HTMLElement {
 	// ---- what the page does by itself
 
 	#format;
-	// The back/forward cache keeps a page as it was, for whoever goes back to it.
+	// The back/forward cache keeps a page as it was, for the case that somebody goes back to it.
 	#onpagehide = () => this.#closeDialog();
 	#onpageshow = (event) => { if (event.persisted) this.#start(); };
 	// Others may have changed something meanwhile.

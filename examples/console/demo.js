@@ -1,4 +1,4 @@
-// The demo's server: examples/node with the page, and a session for whoever asks.
+// The demo's server: examples/node with the page, and a session for everybody who asks.
 // test/demo-console.sh starts it.  It is for loopback only: anybody who reaches it is
 // whom they choose to be.
 'use strict';
