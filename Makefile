@@ -48,6 +48,7 @@ OBJS = \
 	src/identity/verify.o \
 	src/identity/identity.o \
 	src/identity/authorize.o \
+	src/identity/merge.o \
 	src/identity/plan.o \
 	src/identity/policy.o \
 	src/hooks/redact.o \

@@ -253,8 +253,8 @@ is_about_row(PlannerInfo *root, FuncExpr *call, IndexOptInfo *index, const Polic
  * its values can be computed before a row is read, and that the index, like the
  * function, treats values as equal only if their bytes are.
  */
-static Node *
-index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *index, int column)
+Node *
+apitoken_index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *index, int column)
 {
 	const PolicyArgument *argument = find_argument(call->funcid, number);
 	Node	   *owner;
@@ -310,7 +310,7 @@ apitoken_policy_support(PG_FUNCTION_ARGS)
 		Node	   *condition = NULL;
 
 		if (IsA(request->node, FuncExpr))
-			condition = index_condition(request->root, (FuncExpr *) request->node, request->indexarg,
+			condition = apitoken_index_condition(request->root, (FuncExpr *) request->node, request->indexarg,
 										request->index, request->indexcol);
 		if (condition == NULL)
 			PG_RETURN_POINTER(NULL);
@@ -355,7 +355,7 @@ is_limited(PlannerInfo *root, IndexOptInfo *index, List *policies)
 		for (int i = 0; i < list_length(call->args); i++)
 		{
 			if (match_index_to_operand(list_nth(call->args, i), 0, index) &&
-				index_condition(root, call, i, index, 0) != NULL)
+				apitoken_index_condition(root, call, i, index, 0) != NULL)
 				return true;
 		}
 	}
@@ -402,6 +402,7 @@ replace_paths(PlannerInfo *root, RelOptInfo *rel, List *policies, List *usable)
 	rel->partial_pathlist = NIL;
 	add_path(rel, create_seqscan_path(root, rel, rel->lateral_relids, 0));
 	create_index_paths(root, rel);
+	apitoken_add_merge_paths(root, rel, policies, usable);
 
 	rel->baserestrictinfo = restrictions;
 	rel->joininfo = joins;
@@ -499,6 +500,7 @@ plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 void
 apitoken_plan_init(void)
 {
+	apitoken_merge_init();
 	previous_pathlist = set_rel_pathlist_hook;
 	set_rel_pathlist_hook = plan_paths;
 }
