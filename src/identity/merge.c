@@ -626,16 +626,20 @@ next_row(ScanState *scan)
 		if (ItemPointerIsValid(&state->returned_tid) && ItemPointerEquals(&state->returned_tid, &slot->tts_tid))
 			continue;
 		state->returned_tid = slot->tts_tid;
-		/* expressions over a custom scan expect a virtual slot, which has all values */
+		/* expressions over a custom scan expect a slot in which all columns are there */
 		slot_getallattrs(slot);
 		return slot;
 	}
 }
 
-/* The policies and all other conditions are checked by ExecScan(). */
+/*
+ * Check the newest version of a row that was locked after waiting.  ExecScan()
+ * checks the policies and all other conditions, as for any row.
+ */
 static bool
 recheck(ScanState *scan, TupleTableSlot *slot)
 {
+	slot_getallattrs(slot);
 	return true;
 }
 

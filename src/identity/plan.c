@@ -20,7 +20,8 @@
  * remove rows afterwards.  EXPLAIN ANALYZE and the statistics views show how
  * many rows were removed, and so how many rows of other tenants satisfy the
  * condition.  Therefore the hook replaces the paths of tables with these policies
- * by paths that read either all rows or only rows that the caller sees.
+ * by paths that read either all rows or only rows that the caller sees.  One of
+ * these is in merge.c: it reads the rows of several owners in order.
  */
 #include "postgres.h"
 
