@@ -91,6 +91,10 @@ TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 
+# What these find does not depend on the major of the server: make test-all runs them
+# on one.
+TAP_ONCE = 007_bulk 051_command 060_merged_lists
+
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
 TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network
