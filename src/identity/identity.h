@@ -147,6 +147,7 @@ extern bool apitoken_sees_all(ApitokenTable table);
 /* ----- plan.c: what the planner is told about the policies ----- */
 
 extern void apitoken_plan_init(void);
+extern Node *apitoken_required_value(struct PlannerInfo *root, Node *expression);
 extern Node *apitoken_index_condition(struct PlannerInfo *root, FuncExpr *call, int number,
 									  struct IndexOptInfo *index, int column);
 
