@@ -9,12 +9,13 @@ cd "$(dirname "$0")/.." || exit 1
 . test/lib.sh
 
 start_total
-test/deps.sh build test examples matrix || exit
+test/deps.sh build test examples matrix fuzz || exit
 mapfile -t core < <(make -s print-TAP_CORE | xargs printf 'tap:%s\n')
 mapfile -t more < <(make -s print-TAP_MORE | xargs printf 'tap:%s\n')
 
 # a release candidate
 part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared -j 2 regress isolation
+part "fuzzing" test/fuzz.sh 60
 part "make test" make --no-print-directory test
 part "the examples" make --no-print-directory test-examples
 part "the rest" make --no-print-directory test-more

@@ -28,7 +28,7 @@ typedef struct Allocation
 	dlist_node	node;
 	size_t		size;
 	bool		keep;			/* until it is freed */
-	char		data[FLEXIBLE_ARRAY_MEMBER];
+	char		data[FLEXIBLE_ARRAY_MEMBER] __attribute__((aligned(16)));
 } Allocation;
 
 static dlist_head allocations = DLIST_STATIC_INIT(allocations);
