@@ -16,6 +16,7 @@ OBJS = \
 	apitoken.o \
 	src/text/id.o \
 	src/text/token.o \
+	src/text/fragment.o \
 	src/text/permission.o \
 	src/text/visible.o \
 	src/base/guc.o \
@@ -215,6 +216,11 @@ test-cassert:
 	@test/deps.sh build test cassert
 	@test/cassert.sh
 
+# 600 seconds for each target
+fuzz:
+	@test/deps.sh build fuzz
+	@test/fuzz.sh
+
 lint:
 	@test/deps.sh build lint
 	@test/lint.sh
@@ -246,4 +252,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo demo-console bench
+.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit fuzz lint deb test-deb dist demo demo-console bench
