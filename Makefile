@@ -96,7 +96,7 @@ TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildca
 
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
-TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network
+TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network 052_standby_usage
 # This one changes the installed files, so no other test runs beside it.
 TAP_ALONE = 040_upgrade
 

@@ -740,6 +740,13 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT id FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $2))",
 		2, {TEXTOID, TEXTOID}
 	},
+	/* Which of the tokens $1 are of users whom forget_user() has forgotten? */
+	[APITOKEN_FORGOTTEN_AMONG] = {
+		"SELECT pg_catalog.array_agg(r.id) FROM apitoken_internal.token_records r"
+		" WHERE r.id OPERATOR(pg_catalog.=) ANY ($1) AND r.user_id OPERATOR(pg_catalog.~~) 'forgotten-%'"
+		" AND EXISTS (SELECT FROM apitoken_internal.deleted_users d WHERE d.id OPERATOR(pg_catalog.=) r.user_id)",
+		1, {UUIDARRAYOID}
+	},
 	/* Count batch $2 of sender $1, unless it or a later one was counted before. */
 	[APITOKEN_CLAIM_BATCH] = {
 		"INSERT INTO apitoken_internal.usage_senders AS s (sender, batch, received_at, database_user, client_address)"

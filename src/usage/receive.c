@@ -291,6 +291,48 @@ compare_places(const void *a, const void *b)
 
 /* ---- writing ---- */
 
+/* Of tokens of forgotten users, neither addresses nor places are written. */
+static void
+forget_places(ApitokenUsageRow *uses, int use_count, ApitokenSeenRow *places, int *place_count)
+{
+	Datum	   *ids = palloc((use_count + *place_count + 1) * sizeof(Datum));
+	Datum		all;
+	Datum		found = (Datum) 0;
+	int			forgotten;
+	int			kept = 0;
+
+	for (int i = 0; i < use_count; i++)
+		ids[i] = UUIDPGetDatum(&uses[i].key.token_id);
+	for (int i = 0; i < *place_count; i++)
+		ids[use_count + i] = UUIDPGetDatum(&places[i].key.token_id);
+	all = PointerGetDatum(construct_array(ids, use_count + *place_count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	(void) apitoken_execute_value(APITOKEN_FORGOTTEN_AMONG, &all, NULL, &found);
+	if (found == (Datum) 0)
+		return;
+	deconstruct_array(DatumGetArrayTypeP(found), UUIDOID, UUID_LEN, false, TYPALIGN_CHAR, &ids, NULL, &forgotten);
+	for (int f = 0; f < forgotten; f++)
+	{
+		for (int i = 0; i < use_count; i++)
+		{
+			if (memcmp(DatumGetUUIDP(ids[f]), &uses[i].key.token_id, sizeof(pg_uuid_t)) == 0)
+			{
+				memset(&uses[i].last.from, 0, sizeof(uses[i].last.from));
+				memset(&uses[i].last.reused_from, 0, sizeof(uses[i].last.reused_from));
+			}
+		}
+	}
+	for (int i = 0; i < *place_count; i++)
+	{
+		bool		forget = false;
+
+		for (int f = 0; f < forgotten && !forget; f++)
+			forget = memcmp(DatumGetUUIDP(ids[f]), &places[i].key.token_id, sizeof(pg_uuid_t)) == 0;
+		if (!forget)
+			places[kept++] = places[i];
+	}
+	*place_count = kept;
+}
+
 static void
 tell_reuse(void *arg)
 {
@@ -385,6 +427,7 @@ apitoken_record_usage(PG_FUNCTION_ARGS)
 	if (apitoken_id_time(PG_GETARG_UUID_P(1)) < GetCurrentTimestamp() - APITOKEN_SENDER_RETENTION ||
 		apitoken_execute(APITOKEN_CLAIM_BATCH, ids, NULL) == 0)
 		PG_RETURN_BOOL(false);
+	forget_places(uses, use_count, places, &place_count);
 	if (use_count > 0)
 	{
 		apitoken_write_usage(uses, use_count);

@@ -156,6 +156,16 @@ is($primary->safe_psql('postgres', "SELECT string_agg(network::text, ' ' ORDER B
 is($primary->safe_psql('postgres', "SELECT count(*) FROM apitoken.notifications WHERE event = 'new_network' AND token_id = '$id{personal}'"), '0', 'nobody without an address is told');
 is($primary->safe_psql('postgres', "SELECT organization_id FROM apitoken_internal.personal_token_use WHERE token_id = '$id{personal}'"), 'acme', 'the organization arrives');
 
+# a user is forgotten while use of theirs is on the standby
+my $leaver = create($primary, 'leaver', q{user_id => 'leaver'});
+my $leaver_id = $primary->safe_psql('postgres', q{SELECT id FROM apitoken.tokens WHERE label = 'leaver'});
+replayed();
+is(answer($standby, verdict($leaver, q{, client_address => '192.0.2.99', organization_id => 'acme'}) . ';' . verdict($leaver, q{, client_address => '192.0.2.99'}), user => 'regress_apitoken_backend'),
+	'permission_refused valid', 'a person uses a token on the standby');
+is($primary->safe_psql('postgres', q{SELECT apitoken.forget_user('leaver')}), 't', 'and is forgotten');
+is(flush($standby), '', 'then the use is sent');
+is($primary->safe_psql('postgres', "SELECT accepted, last_used_from IS NULL FROM apitoken.token_usage WHERE token_id = '$leaver_id'"), '1|t', 'it is counted without its address');
+
 # by itself
 set($standby, 'apitoken.flush_interval', '100ms');
 is(use_token($standby, 'b', 1), 1, 'used');
