@@ -40,8 +40,8 @@ struct ApitokenPrimary
 };
 
 /*
- * After so long without an answer, the next host of the connection string is tried, in milliseconds.  A value
- * in the connection string has precedence.
+ * After so long without an answer, in milliseconds, the next host of the connection
+ * string is tried.  A value in the connection string has precedence.
  */
 #define HOST_TIMEOUT "1500"
 
@@ -234,7 +234,7 @@ statement_problem(PGconn *connection, const PGresult *result, ApitokenPrimaryErr
 		set_problem(error, "the extension \"apitoken\" of the primary has another version, without record_usage()");
 		error->hint = "Run ALTER EXTENSION apitoken UPDATE there.";
 	}
-	else if (strcmp(sqlstate, "42501") == 0)
+	else if (strcmp(sqlstate, "42501") == 0 && strstr(message, "record_usage") != NULL)
 	{
 		set_problem(error, message);
 		error->hint = "Run SELECT apitoken.allow('...', 'usage') there, with the role of \"apitoken.primary_conninfo\".";
@@ -244,6 +244,12 @@ statement_problem(PGconn *connection, const PGresult *result, ApitokenPrimaryErr
 }
 
 /* ---- the connection ---- */
+
+/* Warnings of the primary are in its own log. */
+static void
+ignore_notice(void *arg, const char *message)
+{
+}
 
 static void
 close_connection(PGconn *connection)
@@ -304,6 +310,7 @@ set_up_session(PGconn *connection, TimestampTz until, ApitokenPrimaryError *erro
 	char		own[32];
 	bool		ready = false;
 
+	PQsetNoticeProcessor(connection, ignore_notice, NULL);
 	snprintf(own, sizeof(own), UINT64_FORMAT, GetSystemIdentifier());
 	if (PQsetnonblocking(connection, 1) == 0 && PQsendQuery(connection, SESSION IDENTIFY) &&
 		finish_sending(connection, until))

@@ -44,7 +44,7 @@ static const char *const place_keys[] = {"token_id", "organization_id", "network
 static const char *const previous_keys[APITOKEN_PREVIOUS_MAX + 1] = {"1", "2", "3", "4"};
 static const char *const verdict_keys[APITOKEN_VERDICTS + 1] = {VERDICTS(VERDICT_NAME)};
 
-static pg_noreturn void
+pg_noreturn static void
 refuse(const char *problem, const char *key)
 {
 	ereport(ERROR,

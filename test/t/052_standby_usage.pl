@@ -172,6 +172,14 @@ is(use_token($standby, 'b', 1), 1, 'used');
 ok($primary->poll_query_until('postgres', q{SELECT accepted = 1 FROM used WHERE label = 'b'}), 'and it arrives without being asked for');
 set($standby, 'apitoken.flush_interval', '1h');
 
+# more than one batch
+$primary->safe_psql('postgres', q{CREATE TABLE many AS SELECT (apitoken.create_token('many' || n, user_id => 'u')).token AS t FROM generate_series(1, 4500) n});
+replayed();
+is($standby->safe_psql('postgres', 'SELECT count(*) FROM many, apitoken.verify(t) v WHERE v.valid'), '4500', 'many tokens are used');
+is(flush($standby), '', 'sent');
+is($primary->safe_psql('postgres', q{SELECT count(*), sum(accepted) FROM used WHERE label LIKE 'many%'}), '4500|4500', 'and counted');
+is(stat_of($standby, 'pending'), '0', 'none is pending');
+
 # ----- who may send -----------------------------------------------------------------
 
 my $batch = 0;
