@@ -62,7 +62,7 @@ struct ApitokenPrimary
 static void
 set_problem(ApitokenPrimaryError *error, const char *problem)
 {
-	strlcpy(error->problem, problem, sizeof(error->problem));
+	snprintf(error->problem, sizeof(error->problem), "%s", problem);
 	error->problem[pg_mbcliplen(error->problem, strlen(error->problem), sizeof(error->problem) - 1)] = '\0';
 	for (char *c = error->problem; *c != '\0'; c++)
 	{

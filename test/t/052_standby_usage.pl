@@ -486,7 +486,7 @@ like(flush($standby), qr/"apitoken.primary_conninfo" is not a connection string\
 unlike(slurp_file($standby->logfile) =~ s/.*ALTER SYSTEM.*|.*current_setting.*|.*parameter "apitoken.primary_conninfo" changed.*//rg, qr/secret-of/, 'the log of the standby does not have the password');
 set($standby, 'apitoken.primary_conninfo', 'host=' . $standby->host . ' port=' . $standby->port);
 fails('itself', qr/"apitoken.primary_conninfo" leads to a standby/, qr/HINT:  Name the primary/);
-my $foreign = start_node('foreign', conf => $preload);
+my $foreign = start_node('foreign', init => [ force_initdb => 1 ], conf => $preload);
 set($standby, 'apitoken.primary_conninfo', 'host=' . $foreign->host . ' port=' . $foreign->port);
 fails('another cluster', qr/"apitoken.primary_conninfo" leads to another cluster/, qr/HINT:  Name the primary of this standby/);
 $foreign->stop;
