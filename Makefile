@@ -38,10 +38,14 @@ OBJS = \
 	src/usage/limit.o \
 	src/usage/flush_state.o \
 	src/usage/usage.o \
+	src/usage/batch.o \
 	src/usage/seen.o \
 	src/usage/complete.o \
 	src/usage/usage_file.o \
 	src/usage/flush.o \
+	src/usage/primary.o \
+	src/usage/send.o \
+	src/usage/receive.o \
 	src/usage/maintenance.o \
 	src/usage/stats.o \
 	src/usage/worker.o \
@@ -98,7 +102,7 @@ TAP_ONCE = 007_bulk 051_command 060_merged_lists
 
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
-TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network
+TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network 052_standby_usage
 # This one changes the installed files, so no other test runs beside it.
 TAP_ALONE = 040_upgrade
 
@@ -106,7 +110,9 @@ ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
 
 # The version is written in the control file only.
 EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" apitoken.control)
-PG_CPPFLAGS = -I$(srcdir)/src -DAPITOKEN_VERSION='"$(EXTVERSION)"'
+PG_CPPFLAGS = -I$(srcdir)/src -I$(libpq_srcdir) -DAPITOKEN_VERSION='"$(EXTVERSION)"'
+# src/usage/primary.c connects to a primary
+SHLIB_LINK = $(libpq)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 
 # Bitcode would let the JIT inline our functions into expressions.  None of

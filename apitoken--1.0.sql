@@ -346,6 +346,21 @@ COMMENT ON COLUMN apitoken_internal.token_networks.network IS 'Network of the cl
 COMMENT ON COLUMN apitoken_internal.token_networks.first_seen_at IS 'When the token was first accepted from there';
 COMMENT ON COLUMN apitoken_internal.token_networks.last_seen_at IS 'When it was last accepted from there';
 
+-- The last batch of use that each standby has sent from this database: see src/usage/receive.c.
+CREATE TABLE apitoken_internal.usage_senders (
+	sender         uuid PRIMARY KEY,
+	batch          uuid NOT NULL,
+	received_at    timestamptz NOT NULL,
+	database_user  name NOT NULL,
+	client_address inet
+) WITH (fillfactor = 50);
+COMMENT ON TABLE apitoken_internal.usage_senders IS 'The last batch of use that each standby has sent, so that none is counted twice; kept for 90 days after it';
+COMMENT ON COLUMN apitoken_internal.usage_senders.sender IS 'Random id of the standby, a new one after a crash of it';
+COMMENT ON COLUMN apitoken_internal.usage_senders.batch IS 'Id of its last batch; earlier ones have smaller ids';
+COMMENT ON COLUMN apitoken_internal.usage_senders.received_at IS 'When the batch arrived';
+COMMENT ON COLUMN apitoken_internal.usage_senders.database_user IS 'Session user of the connection by which it arrived';
+COMMENT ON COLUMN apitoken_internal.usage_senders.client_address IS 'Address of the connection; null: a socket';
+
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
 	at              timestamptz NOT NULL CHECK (pg_catalog.isfinite(at)),
@@ -474,7 +489,7 @@ COMMENT ON COLUMN apitoken_internal.own_privileges.privilege IS 'The privilege, 
 
 CREATE VIEW apitoken_internal.capabilities AS
 	SELECT true AS use, true AS manage, true AS verify, true AS act, true AS directory, true AS monitor,
-		true AS notify;
+		true AS notify, true AS usage;
 COMMENT ON VIEW apitoken_internal.capabilities IS 'One column for each capability: SELECT on it shows that apitoken.allow() has granted the capability to a role. The row means nothing.';
 
 -- Each table needs its own statement: of a single SELECT, only the last call would
@@ -493,6 +508,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '
 SELECT pg_catalog.pg_extension_config_dump('apitoken.notifications', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.personal_token_use', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_networks', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.usage_senders', '');
 
 ------------------------------------------------------------------------------
 -- Types
@@ -939,7 +955,7 @@ COMMENT ON FUNCTION apitoken.forget_user(apitoken.id) IS 'Delete a user, and rep
 
 CREATE FUNCTION apitoken.allow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_allow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor) to a database role; 42501 unless the caller is the tables'' owner; 22023 for an unknown capability';
+COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor, notify, usage) to a database role; 42501 unless the caller is the tables'' owner; 22023 for an unknown capability';
 
 CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -951,17 +967,22 @@ COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Revoke capabilities from
 
 CREATE FUNCTION apitoken.flush_usage() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. Does nothing without shared preload. 55000 if the use cannot be written, and during recovery; 53000 if no background worker is free.';
+COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. On a standby, send it to the primary. Does nothing without shared preload. 55000 if the use cannot be written or sent, and on a standby without apitoken.primary_conninfo; 53000 if no background worker is free.';
+
+CREATE FUNCTION apitoken.record_usage(sender uuid, batch uuid, uses jsonb, places jsonb DEFAULT '[]') RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_record_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.record_usage(uuid, uuid, jsonb, jsonb) IS 'Count use of tokens that a standby has recorded; standbys with apitoken.primary_conninfo call it. True: it is counted now; false, and nothing changes, if this batch or one with a greater id of the same sender was counted before, or the batch is older than 90 days. Ids of batches are UUIDs of version 7. Counts are added, later times replace earlier ones, times in the future become the current time, and unknown tokens are left out. 22023, 22P02 or 22003 for a batch that is not valid; 22004 for a null; 54000 for more than 10000 objects; 25006 where nothing can be written.';
 
 CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
 	OUT valid bigint, OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT expired bigint,
 	OUT suspended bigint, OUT policy_refused bigint, OUT network_refused bigint, OUT permission_refused bigint,
 	OUT quota_exceeded bigint, OUT rate_limited bigint,
-	OUT flushes bigint, OUT dropped bigint, OUT masked bigint,
+	OUT flushes bigint, OUT dropped bigint, OUT masked bigint, OUT sent bigint,
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
 	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz, OUT launcher_runs boolean,
-	OUT complete_since timestamptz, OUT incomplete_because text, OUT maintenance_problem text) RETURNS record
+	OUT complete_since timestamptz, OUT incomplete_because text, OUT maintenance_problem text,
+	OUT pending bigint, OUT last_send_at timestamptz, OUT last_send_error text, OUT last_send_error_at timestamptz) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_stats' LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.read_stats() IS 'Row of the view apitoken.stats';
 
@@ -983,6 +1004,7 @@ COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Number of verifications with t
 COMMENT ON COLUMN apitoken.stats.flushes IS 'Number of batches of use that were written to the tables';
 COMMENT ON COLUMN apitoken.stats.dropped IS 'Number of uses not recorded, and of uses of tokens with a rate limit or quota refused, because shared memory was full; increase apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.masked IS 'Number of log messages in which a token text was masked';
+COMMENT ON COLUMN apitoken.stats.sent IS 'Number of uses that this server has sent to its primary, as a standby';
 COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.entries IS 'Number of tokens whose use is in shared memory, written or not';
 COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit or quota is in shared memory';
@@ -993,6 +1015,10 @@ COMMENT ON COLUMN apitoken.stats.launcher_runs IS 'True if the launcher runs, wh
 COMMENT ON COLUMN apitoken.stats.complete_since IS 'Since when this server has recorded all use; tokens are not revoked as idle until their idle_timeout has passed after that; null: no loss is known, or recovery';
 COMMENT ON COLUMN apitoken.stats.incomplete_because IS 'Why use may be unrecorded before complete_since';
 COMMENT ON COLUMN apitoken.stats.maintenance_problem IS 'What the last housekeeping of this database could not do, and why; null: it did everything, or has not run since the start';
+COMMENT ON COLUMN apitoken.stats.pending IS 'Number of uses of this database in memory that are not written yet; on a standby, not sent yet';
+COMMENT ON COLUMN apitoken.stats.last_send_at IS 'On a standby, when use of this database last arrived on the primary; null: never';
+COMMENT ON COLUMN apitoken.stats.last_send_error IS 'On a standby, why use of this database could not be sent; null: the last attempt succeeded';
+COMMENT ON COLUMN apitoken.stats.last_send_error_at IS 'When it could not be sent';
 
 ------------------------------------------------------------------------------
 -- The outbox
@@ -1048,9 +1074,10 @@ COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is d
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT installed_version text, OUT peppers smallint[],
-											 OUT pepper_problem text, OUT pepper_hint text) RETURNS record
+											 OUT pepper_problem text, OUT pepper_hint text,
+											 OUT sends boolean, OUT conninfo_fault text) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_setup' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made with the pepper file';
+COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made with the pepper file; whether apitoken.primary_conninfo is set, and what is wrong with it';
 
 CREATE FUNCTION apitoken_internal.count_tokens() RETURNS jsonb
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED
@@ -1344,7 +1371,19 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'standby', 'notice', 'this server is a standby: it writes recorded use only after a promotion, so a token that is used only here looks unused on the primary',
 			'ALTER SYSTEM SET apitoken.standbys_verify = on;' || r.hint || ' on the primary, so that no token is revoked as idle'
-		FROM reload r WHERE pg_catalog.pg_is_in_recovery()
+		FROM reload r, setup s WHERE pg_catalog.pg_is_in_recovery() AND NOT s.sends
+		UNION ALL
+		SELECT 'standby', 'warning', 'this standby does not send recorded use to the primary',
+			'ALTER SYSTEM SET apitoken.primary_conninfo = ''host=... user=... passfile=...'';' || r.hint || ' a role of the primary with the capability usage'
+		FROM reload r, setup s WHERE pg_catalog.pg_is_in_recovery() AND NOT s.sends AND (SELECT t.preloaded FROM stats t)
+		UNION ALL
+		SELECT 'standby', 'warning', 'apitoken.primary_conninfo ' || s.conninfo_fault,
+			'ALTER SYSTEM SET apitoken.primary_conninfo = ''host=... user=... passfile=...'';' || r.hint || ' with a password file or a certificate'
+		FROM reload r, setup s WHERE s.conninfo_fault IS NOT NULL
+		UNION ALL
+		SELECT 'standby', 'warning', pg_catalog.format('recorded use could not be sent to the primary: %s', s.last_send_error),
+			'SELECT apitoken.flush_usage();  -- when the cause is removed'
+		FROM stats s WHERE s.last_send_error IS NOT NULL
 		UNION ALL
 		SELECT 'standby', 'notice', 'a long query on this standby delays the replay, and with it revocations',
 			'ALTER SYSTEM SET hot_standby_feedback = on;  -- then SELECT pg_reload_conf();'
@@ -1672,6 +1711,7 @@ ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.personal_token_use ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_networks ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.usage_senders ENABLE ROW LEVEL SECURITY;
 
 -- The directory: a database role that was granted DELETE on a table (capability
 -- directory) sees all its rows, whatever the identity.  pg_write_all_data grants

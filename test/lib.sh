@@ -46,7 +46,7 @@ server_complete() {
 	bin=$("$1" --bindir 2>/dev/null) && pgxs=$("$1" --pgxs 2>/dev/null) || return 1
 	[ -x "$bin/postgres" ] && [ -x "$bin/initdb" ] && [ -x "$bin/psql" ] && [ -x "$bin/pg_config" ] &&
 		[ -f "$pgxs" ] && [ -f "$(dirname "$pgxs")/../Makefile.global" ] &&
-		[ -f "$("$1" --includedir-server)/postgres.h" ] &&
+		[ -f "$("$1" --includedir-server)/postgres.h" ] && [ -f "$("$1" --includedir)/libpq-fe.h" ] &&
 		[ -x "$(dirname "$pgxs")/../test/regress/pg_regress" ] &&
 		[ -f "$("$1" --sharedir)/extension/pgcrypto.control" ]
 }

@@ -52,6 +52,7 @@ bool		apitoken_notifications;
 int			apitoken_usage_slots;
 int			apitoken_flush_interval;
 bool		apitoken_standbys_verify;
+char	   *apitoken_primary_conninfo;
 char	   *apitoken_token_headers;
 char	   *apitoken_client_address_header;
 char	   *apitoken_jwt_user_claim;
@@ -363,7 +364,7 @@ static const Setting settings[] = {
 	{
 		.name = "apitoken.usage_slots",
 		.summary = "Sets the number of tokens whose usage fits into shared memory.",
-		.explanation = "It should be at least the number of tokens used in one apitoken.flush_interval, and the number of tokens with a rate limit or quota used in one minute. A slot takes about 380 bytes. Usage that does not fit is not recorded, and a token with a rate limit or quota that does not fit is refused. Both are counted as dropped. It has an effect only if the library is in shared_preload_libraries.",
+		.explanation = "It should be at least the number of tokens used in one apitoken.flush_interval, and the number of tokens with a rate limit or quota used in one minute. A slot takes about 440 bytes. Usage that does not fit is not recorded, and a token with a rate limit or quota that does not fit is refused. Both are counted as dropped. It has an effect only if the library is in shared_preload_libraries.",
 		.context = PGC_POSTMASTER,
 		.integer = {.variable = &apitoken_usage_slots, .initial = 65536, .minimum = 64, .maximum = 64 * 1024 * 1024},
 	},
@@ -381,6 +382,16 @@ static const Setting settings[] = {
 		.explanation = "Use of tokens on a standby is not known here. If it is on, no token is revoked as idle while a standby is connected, and until the organization's idle_timeout has passed after that. Turn it off if standbys verify no tokens.",
 		.context = PGC_SUSET,
 		.boolean = {.variable = &apitoken_standbys_verify, .initial = true},
+	},
+
+	/* Without a check hook, whose error would have the value, which may be a password. */
+	{
+		.name = "apitoken.primary_conninfo",
+		.summary = "Sets the connection by which a standby sends the recorded use of tokens to the primary.",
+		.explanation = "A connection string of libpq, without the name of a database: each database sends to the one of the same name. If it is empty, the use stays on the standby until that is promoted. Use a password file or a certificate rather than a password. It has an effect only during recovery, and only if the library is in shared_preload_libraries.",
+		.context = PGC_SIGHUP,
+		.flags = GUC_SUPERUSER_ONLY,
+		.string = {.variable = &apitoken_primary_conninfo, .initial = ""},
 	},
 	{
 		.name = "apitoken.token_headers",

@@ -155,6 +155,10 @@ static const Privilege notify_privileges[] = {
 	FUNCTION("notification_failed"),
 };
 
+static const Privilege usage_privileges[] = {
+	FUNCTION("record_usage"),
+};
+
 /* A named set of privileges. */
 typedef struct Capability
 {
@@ -174,6 +178,7 @@ static const Capability capabilities[] = {
 	CAPABILITY(directory, NULL),
 	CAPABILITY(monitor, NULL),
 	CAPABILITY(notify, NULL),
+	CAPABILITY(usage, NULL),
 };
 
 static const Capability *

@@ -159,6 +159,13 @@
 	COLUMN(token_networks, first_seen_at, TIMESTAMPTZOID, NOT_NULL, "") \
 	COLUMN(token_networks, last_seen_at,  TIMESTAMPTZOID, NOT_NULL, "")
 
+#define USAGE_SENDERS_COLUMNS(COLUMN) \
+	COLUMN(usage_senders, sender,         UUIDOID,        NOT_NULL, "") \
+	COLUMN(usage_senders, batch,          UUIDOID,        NOT_NULL, "") \
+	COLUMN(usage_senders, received_at,    TIMESTAMPTZOID, NOT_NULL, "") \
+	COLUMN(usage_senders, database_user,  NAMEOID,        NOT_NULL, "") \
+	COLUMN(usage_senders, client_address, INETOID,        NULLABLE, "")
+
 /* Composite types that functions return. */
 
 #define VERIFICATION_COLUMNS(COLUMN) \
@@ -202,7 +209,8 @@
 	RELATION(EVENTS, apitoken, events) \
 	RELATION(NOTIFICATIONS, apitoken, notifications) \
 	RELATION(PERSONAL_TOKEN_USE, apitoken_internal, personal_token_use) \
-	RELATION(TOKEN_NETWORKS, apitoken_internal, token_networks)
+	RELATION(TOKEN_NETWORKS, apitoken_internal, token_networks) \
+	RELATION(USAGE_SENDERS, apitoken_internal, usage_senders)
 
 #define ROW_RELATIONS(RELATION) \
 	RELATION(VERIFICATION, apitoken, verification) \

@@ -740,6 +740,32 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT id FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $2))",
 		2, {TEXTOID, TEXTOID}
 	},
+	/* Which of the tokens $1 are of users whom forget_user() has forgotten? */
+	[APITOKEN_FORGOTTEN_AMONG] = {
+		"SELECT pg_catalog.array_agg(r.id) FROM apitoken_internal.token_records r"
+		" WHERE r.id OPERATOR(pg_catalog.=) ANY ($1) AND r.user_id OPERATOR(pg_catalog.~~) 'forgotten-%'"
+		" AND EXISTS (SELECT FROM apitoken_internal.deleted_users d WHERE d.id OPERATOR(pg_catalog.=) r.user_id)",
+		1, {UUIDARRAYOID}
+	},
+	/* Count batch $2 of sender $1, unless it or a later one was counted before. */
+	[APITOKEN_CLAIM_BATCH] = {
+		"INSERT INTO apitoken_internal.usage_senders AS s (sender, batch, received_at, database_user, client_address)"
+		" VALUES ($1, $2, pg_catalog.now(), SESSION_USER, pg_catalog.inet_client_addr())"
+		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, received_at = excluded.received_at,"
+		" database_user = excluded.database_user, client_address = excluded.client_address"
+		" WHERE s.batch OPERATOR(pg_catalog.<) excluded.batch",
+		2, {UUIDOID, UUIDOID}
+	},
+	[APITOKEN_BATCH_COUNTED] = {
+		"SELECT FROM apitoken_internal.usage_senders WHERE sender OPERATOR(pg_catalog.=) $1 AND batch OPERATOR(pg_catalog.>=) $2",
+		2, {UUIDOID, UUIDOID}
+	},
+	/* Senders that have sent nothing since $1: there is a new one after each crash of a standby. */
+	[APITOKEN_REMOVE_SENDERS] = {
+		"DELETE FROM apitoken_internal.usage_senders WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken_internal.usage_senders WHERE received_at OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
 };
 
 /*
