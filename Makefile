@@ -16,6 +16,7 @@ OBJS = \
 	apitoken.o \
 	src/text/id.o \
 	src/text/token.o \
+	src/text/foreign.o \
 	src/text/permission.o \
 	src/text/visible.o \
 	src/base/guc.o \
@@ -27,6 +28,7 @@ OBJS = \
 	src/base/address.o \
 	src/base/pepper.o \
 	src/base/digest.o \
+	src/base/foreign_digest.o \
 	src/base/json.o \
 	src/tables/catalog.o \
 	src/tables/trigger.o \
