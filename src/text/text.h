@@ -127,6 +127,7 @@ typedef struct ApitokenFormat
 	const char *secret;			/* name of the server's key in the pepper file; NULL: none */
 	int			key_min;		/* length of a lookup key */
 	int			key_max;
+	int			key_shown;		/* characters of it that the masked form has; fewer if they are secret */
 } ApitokenFormat;
 
 /* The parts of a text; they point into it. */
