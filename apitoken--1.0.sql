@@ -244,6 +244,7 @@ CREATE TABLE apitoken_internal.token_records (
 			pg_catalog.array_dims(previous_expires_at) IN ('[1:1]', '[1:2]', '[1:3]', '[1:4]')
 			AND pg_catalog.array_dims(previous_replaced_at) = pg_catalog.array_dims(previous_expires_at)
 			AND pg_catalog.array_dims(previous_digest_scheme) = pg_catalog.array_dims(previous_expires_at)
+			AND '-32768' <= ALL (previous_digest_scheme)
 			AND '-infinity' < ALL (previous_expires_at) AND 'infinity' > ALL (previous_expires_at)
 			AND '-infinity' < ALL (previous_replaced_at) AND 'infinity' > ALL (previous_replaced_at)
 			AND pg_catalog.octet_length(previous_digest) = 32 * pg_catalog.cardinality(previous_expires_at), false)),
@@ -1113,9 +1114,12 @@ BEGIN ATOMIC
 		'endless', (SELECT pg_catalog.count(*) FROM token WHERE expires_at IS NULL),
 		'limited', (SELECT pg_catalog.count(*) FROM token WHERE rate_limit_per_minute IS NOT NULL OR quota IS NOT NULL),
 		'current', (SELECT pg_catalog.jsonb_object_agg(s.digest_scheme, s.count) FROM (
-			SELECT digest_scheme, pg_catalog.count(*) FROM token GROUP BY 1) s),
+			SELECT CASE WHEN digest_scheme < 0 THEN -1 - digest_scheme ELSE digest_scheme END AS digest_scheme, pg_catalog.count(*)
+			FROM token GROUP BY 1) s),
+		'imported', (SELECT pg_catalog.jsonb_object_agg(s.imported_as, s.count) FROM (
+			SELECT imported_as, pg_catalog.count(*) FROM token WHERE imported_as IS NOT NULL GROUP BY 1) s),
 		'previous', (SELECT pg_catalog.jsonb_object_agg(s.scheme, s.count) FROM (
-			SELECT p.scheme, pg_catalog.count(DISTINCT t.id)
+			SELECT CASE WHEN p.scheme < 0 THEN -1 - p.scheme ELSE p.scheme END AS scheme, pg_catalog.count(DISTINCT t.id)
 			FROM token t, ROWS FROM (pg_catalog.unnest(t.previous_digest_scheme), pg_catalog.unnest(t.previous_expires_at)) p (scheme, expires_at)
 			WHERE p.expires_at > pg_catalog.now() GROUP BY 1) s),
 		-- of a token, the first is delivered before the next one can be claimed
@@ -1126,7 +1130,7 @@ BEGIN ATOMIC
 		'given_up', (SELECT pg_catalog.count(*) FROM apitoken.notifications n
 			WHERE n.next_attempt_at IS NULL AND n.delivered_at IS NULL AND n.attempts >= 20 AND n.recipients <> '{}'));
 END;
-COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of notifications that could have been claimed for an hour (unclaimed) and that were given up (given_up), and of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of previous secrets whose overlap is not over';
+COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of notifications that could have been claimed for an hour (unclaimed) and that were given up (given_up), and of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), by format of imported ones (imported), and by digest scheme of the current and of previous secrets whose overlap is not over';
 
 CREATE FUNCTION apitoken.check_setup() RETURNS TABLE (level text, subject text, message text, hint text)
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED ROWS 20
@@ -1421,7 +1425,7 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'peppers', 'warning', pg_catalog.format(CASE WHEN pg_catalog.current_setting('apitoken.require_pepper') = 'on'
 				THEN 'tokens without a pepper, which are refused: %s' ELSE 'tokens without a pepper: %s' END, c.tokens),
-			'SELECT t.id, r.token FROM apitoken_internal.token_records t, apitoken.regenerate_token(t.id, overlap => ''7 days'') r WHERE t.digest_scheme = 0 AND t.revoked_at IS NULL AND (t.expires_at > now()) IS NOT FALSE;'
+			'SELECT t.id, r.token FROM apitoken_internal.token_records t, apitoken.regenerate_token(t.id, overlap => ''7 days'') r WHERE t.digest_scheme IN (0, -1) AND t.revoked_at IS NULL AND (t.expires_at > now()) IS NOT FALSE;'
 		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'current'
 		UNION ALL
 		SELECT 'peppers', 'notice', pg_catalog.format('tokens whose previous secret has no pepper, and is accepted until its overlap ends: %s', c.tokens),
@@ -1559,6 +1563,13 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'tokens', 'error', pg_catalog.format('tokens with a rate limit or quota, which are refused because apitoken is not in shared_preload_libraries: %s', t.numbers ->> 'limited'), p.hint
 		FROM tokens t, preload p, stats s WHERE (t.numbers ->> 'limited')::bigint > 0 AND NOT s.preloaded
+
+		UNION ALL
+		SELECT 'tokens', 'warning', pg_catalog.format('tokens imported as %s, which are refused because apitoken.imported_formats does not have it: %s', f.key, f.value),
+			pg_catalog.format('ALTER SYSTEM SET apitoken.imported_formats = %L;', pg_catalog.concat_ws(', ', NULLIF(pg_catalog.current_setting('apitoken.imported_formats'), ''), f.key)) || r.hint
+		FROM tokens t, reload r, pg_catalog.jsonb_each_text(CASE WHEN pg_catalog.jsonb_typeof(t.numbers -> 'imported') = 'object' THEN t.numbers -> 'imported' ELSE '{}' END) f
+		WHERE NOT EXISTS (SELECT FROM pg_catalog.regexp_split_to_table(pg_catalog.current_setting('apitoken.imported_formats'), '[, ]+') g
+			WHERE g = f.key OR (g IN ('knox', 'drf-api-key') AND pg_catalog.starts_with(f.key, g)) OR (g = 'bcrypt' AND f.key = 'crypt'))
 
 		-- notifications
 		UNION ALL

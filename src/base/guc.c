@@ -419,7 +419,7 @@ static const Setting settings[] = {
 	{
 		.name = "apitoken.token_headers",
 		.summary = "Sets the HTTP headers in which pre_request() looks for a token.",
-		.explanation = "A list of names separated by commas. The value of such a header is a token, alone or after one of the schemes Bearer, Token and ApiKey.",
+		.explanation = "A list of names separated by commas. The value of such a header is a token, alone or after one of the schemes Bearer, Token, ApiKey and Api-Key.",
 		.context = PGC_SUSET,
 		.string = {.variable = &apitoken_token_headers, .initial = "x-api-key, authorization", .check = check_token_headers},
 	},

@@ -258,18 +258,34 @@ find_row(Attempt *attempt)
 	return NULL;
 }
 
-/* Does the text have the shape of one of the formats that are accepted?  Returns the first one's name, or NULL. */
-const char *
-apitoken_imported_shape(const char *text, size_t length)
+/* Does the text have the shape of one of the formats that are accepted? */
+bool
+apitoken_has_imported_shape(const char *text, size_t length)
 {
 	ApitokenForeignParts parts;
 
 	for (int i = 0; i < apitoken_imported_formats_count; i++)
 	{
 		if (apitoken_foreign_shape(apitoken_imported_formats[i], text, length, &parts))
-			return apitoken_imported_formats[i]->name;
+			return true;
 	}
-	return NULL;
+	return false;
+}
+
+/* The names of these formats, for people. */
+char *
+apitoken_imported_shapes(const char *text, size_t length)
+{
+	ApitokenForeignParts parts;
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < apitoken_imported_formats_count; i++)
+	{
+		if (apitoken_foreign_shape(apitoken_imported_formats[i], text, length, &parts))
+			appendStringInfo(&names, "%s%s", names.len == 0 ? "" : ", ", apitoken_imported_formats[i]->name);
+	}
+	return names.data;
 }
 
 /*

@@ -72,7 +72,8 @@ extern List *apitoken_token_patterns(const ApitokenRecord *record);
 
 extern void apitoken_seal(const ApitokenForeign *row, const char *format, const ApitokenPepper *pepper,
 						  uint8 seal[APITOKEN_DIGEST_LENGTH]);
-extern const char *apitoken_imported_shape(const char *text, size_t length);
+extern bool apitoken_has_imported_shape(const char *text, size_t length);
+extern char *apitoken_imported_shapes(const char *text, size_t length);
 extern int	apitoken_find_imported(const char *text, size_t length, Snapshot snapshot, ApitokenRecord *record,
 								   bool *has_fast, ApitokenFastDigest *fast);
 

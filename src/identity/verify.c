@@ -271,7 +271,6 @@ verify_text(const char *text, size_t length, const char *permission,
 			ApitokenVerification *verification)
 {
 	ApitokenParts parts;
-	const char *format = NULL;
 	bool		native;
 	bool		passed;
 
@@ -281,12 +280,10 @@ verify_text(const char *text, size_t length, const char *permission,
 	if (permission != NULL)
 		apitoken_check_permission(permission);
 	native = apitoken_parse_text(text, length, &parts);
-	if (!native)
-		format = apitoken_imported_shape(text, length);
-	passed = native || format != NULL;
+	passed = native || apitoken_has_imported_shape(text, length);
 	if (steps != NULL)
 		add_step(steps, APITOKEN_MALFORMED, passed,
-				 format != NULL ? psprintf("the text has the shape of an imported token of format %s", format) :
+				 passed && !native ? psprintf("the text has the shape of imported tokens: %s", apitoken_imported_shapes(text, length)) :
 				 pstrdup(passed ? "the text has the shape of a token, and the right checksum" :
 						 "the text does not have the shape of a token, or its checksum is wrong"));
 	if (!passed)
