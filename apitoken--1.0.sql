@@ -902,7 +902,7 @@ COMMENT ON FUNCTION apitoken.mask(text) IS 'Token text without its secret; null 
 CREATE FUNCTION apitoken.find_tokens(document text, OUT "position" integer, OUT token text, OUT masked text, OUT prefix text,
 									 OUT kind text, OUT id uuid) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'apitoken_find_tokens' LANGUAGE C VOLATILE STRICT PARALLEL SAFE ROWS 1;
-COMMENT ON FUNCTION apitoken.find_tokens(text) IS 'Tokens in any text, by their shape and checksum, with their position in characters from 1; no row for null; reads no table, so it does not tell whether a token exists';
+COMMENT ON FUNCTION apitoken.find_tokens(text) IS 'Tokens in any text, by their shape and checksum, with their position in characters from 1; also those of GitLab (glpat-), without kind and id; no row for null; reads no table, so it does not tell whether a token exists';
 
 ------------------------------------------------------------------------------
 -- Managing tokens

@@ -217,6 +217,10 @@ RESET ROLE;
 SELECT v.verdict, v.label FROM apitoken.verify(:'sanctum') v;
 SELECT action, details -> 'new' ->> 'revoke_reason' AS reason FROM apitoken.events WHERE action = 'revoke';
 
+-- shapes that are recognized in any text
+SELECT position, masked IS NOT DISTINCT FROM 'glpat-...' AS foreign, prefix, kind, id IS NULL AS no_id, left(token, 6) AS token, length(token)
+FROM apitoken.find_tokens('ä ' || :'gitlab' || '. ' || apitoken.generate('user') || ' glpat-short ' || :'gitlab' || '/' || :'sanctum');
+
 --
 -- What is refused.
 --

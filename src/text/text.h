@@ -70,6 +70,7 @@ extern const char *apitoken_kind_name(ApitokenKind kind);	/* organization, user 
 extern bool apitoken_kind_from_name(const char *name, ApitokenKind *kind);
 extern bool apitoken_holds_secret(const char *text, size_t length);
 extern bool apitoken_next_token(const char *text, size_t length, size_t *start, size_t *token_length, ApitokenParts *parts);
+extern bool apitoken_next_foreign(const char *text, size_t length, size_t *start, size_t *token_length);
 extern bool apitoken_holds_token(const char *text, size_t length);
 extern bool apitoken_mask_secrets(char *text, size_t length);
 
