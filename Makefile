@@ -17,6 +17,7 @@ OBJS = \
 	src/text/id.o \
 	src/text/token.o \
 	src/text/fragment.o \
+	src/text/foreign.o \
 	src/text/permission.o \
 	src/text/visible.o \
 	src/base/guc.o \
@@ -28,6 +29,7 @@ OBJS = \
 	src/base/address.o \
 	src/base/pepper.o \
 	src/base/digest.o \
+	src/base/foreign_digest.o \
 	src/base/json.o \
 	src/tables/catalog.o \
 	src/tables/trigger.o \
@@ -50,6 +52,7 @@ OBJS = \
 	src/usage/stats.o \
 	src/usage/worker.o \
 	src/identity/principal.o \
+	src/identity/foreign.o \
 	src/identity/verify.o \
 	src/identity/identity.o \
 	src/identity/authorize.o \
@@ -65,6 +68,7 @@ OBJS = \
 	src/manage/secret.o \
 	src/manage/validate.o \
 	src/manage/issue.o \
+	src/manage/import.o \
 	src/manage/edit.o \
 	src/manage/regenerate.o \
 	src/manage/revoke.o \
@@ -83,7 +87,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
-REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support
+REGRESS = schema dependencies import token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support
 ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl

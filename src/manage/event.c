@@ -59,8 +59,8 @@ enum
  * row that this transaction has locked.  But an erasure that ends gives back its
  * locks one after the other: whom one wakes may find the next one taken for a moment.
  */
-static void
-check_actor(const char *user_id)
+void
+apitoken_check_actor(const char *user_id)
 {
 	Snapshot	snapshot;
 	ApitokenUserRow user;
@@ -115,7 +115,7 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	values[EVENT_TOKEN] = heap_copy_tuple_as_datum(row, descriptor);
 	if (actor != NULL && actor->user_id != NULL)
 	{
-		check_actor(actor->user_id);
+		apitoken_check_actor(actor->user_id);
 		values[EVENT_ACTOR] = CStringGetTextDatum(actor->user_id);
 	}
 	else

@@ -138,6 +138,7 @@ static const Privilege directory_privileges[] = {
 	WRITABLE_TABLE("permissions"),
 	INTERNAL("check_permission"),
 	FUNCTION("forget_user"),
+	FUNCTION("import_token"),
 };
 
 static const Privilege monitor_privileges[] = {

@@ -473,6 +473,18 @@ flush_networks(void *arg)
 	return seen_count == *max;
 }
 
+/* The same of fast digests of imported tokens. */
+static bool
+flush_digests(void *arg)
+{
+	if (!apitoken_lock_usage())
+		return false;
+	seen_count = apitoken_take_seen(APITOKEN_WITH_DIGEST, MyDatabaseId, seen_rows, SEEN_MAX);
+	if (seen_count > 0)
+		apitoken_write_digests(seen_rows, seen_count);
+	return seen_count == SEEN_MAX;
+}
+
 /*
  * Call work(arg) in a transaction of its own, with a statement timeout at `until`.
  * Returns its result.  On an error, returns false and copies the error message to
@@ -595,6 +607,8 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
 				max_networks = Min(2 * max_networks, SEEN_MAX);
 		} while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
+		if (problem[0] == '\0' && apitoken_run_in_transaction(flush_digests, NULL, until, problem))
+			more_networks = true;
 		if (problem[0] != '\0')
 			batch.outcome = APITOKEN_FLUSH_FAILED;
 		else if (more_networks)

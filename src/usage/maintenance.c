@@ -385,6 +385,16 @@ remove_networks(Batch *batch)
 	remove_places(batch, APITOKEN_REMOVE_NETWORKS);
 }
 
+/* Remove what other systems stored of tokens that are gone, if it was locked when they were removed. */
+static void
+remove_foreign(Batch *batch)
+{
+	Datum		size = Int64GetDatum(batch->size);
+	uint64		removed = 0;
+
+	run_statement(batch, APITOKEN_REMOVE_FOREIGN, &size, &removed);
+}
+
 /* Make the notifications of coming expiries. */
 static void
 notify_expiry(Batch *batch)
@@ -425,7 +435,7 @@ remove_senders(Batch *batch)
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
 	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
 	notify_expiry, remove_notifications, remove_seen, remove_networks,
-	remove_senders
+	remove_senders, remove_foreign
 };
 
 static void

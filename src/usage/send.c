@@ -251,18 +251,22 @@ settle_lost(Sender *sender)
 	return true;
 }
 
-/* Take places of each kind from shared memory.  Returns whether there may be more. */
+/*
+ * Take places of each kind from shared memory.  Returns whether there may be more.
+ * Digests stay: whoever could send those could make tokens of their own valid.
+ */
 static bool
 take_places(void)
 {
+	static const ApitokenPlace kinds[] = {APITOKEN_IN_ORGANIZATION, APITOKEN_IN_NETWORK};
 	bool		more = false;
 
-	for (int place = 0; place < APITOKEN_PLACES; place++)
+	for (int i = 0; i < lengthof(kinds); i++)
 	{
-		int			taken = apitoken_take_seen(place, MyDatabaseId, places + place_count, PLACES_MAX / APITOKEN_PLACES);
+		int			taken = apitoken_take_seen(kinds[i], MyDatabaseId, places + place_count, PLACES_MAX / lengthof(kinds));
 
 		place_count += taken;
-		more = more || taken == PLACES_MAX / APITOKEN_PLACES;
+		more = more || taken == PLACES_MAX / lengthof(kinds);
 	}
 	return more;
 }

@@ -100,13 +100,24 @@ typedef struct ApitokenUsage
 	uint32		batch_refused[APITOKEN_VERDICTS];
 } ApitokenUsage;
 
-/* The kinds of places where a token is seen: a personal token in an organization, any token in a network. */
+/*
+ * The kinds of places where a token is seen: a personal token in an organization, any
+ * token in a network.  An imported token whose own digest is slow is seen with a fast one.
+ */
 typedef enum ApitokenPlace
 {
 	APITOKEN_IN_ORGANIZATION,
 	APITOKEN_IN_NETWORK,
+	APITOKEN_WITH_DIGEST,
 	APITOKEN_PLACES
 } ApitokenPlace;
+
+/* The digest of a token's text, as that of our own tokens. */
+typedef struct ApitokenFastDigest
+{
+	int16		scheme;
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
+} ApitokenFastDigest;
 
 /*
  * A token in a place, padded with zeros.  In the map of a kind of place, keys end with
@@ -120,6 +131,7 @@ typedef struct ApitokenSeenKey
 	{
 		char		organization_id[APITOKEN_OWNER_ID_MAX + 1];
 		inet_struct network;
+		ApitokenFastDigest digest;
 	}			in;
 } ApitokenSeenKey;
 
@@ -272,7 +284,7 @@ extern void apitoken_return_batch(const ApitokenUsageRow *row);
 extern uint64 apitoken_pending_uses(Oid database);
 extern void apitoken_merge_days(void);
 
-/* ----- seen.c: records where tokens are seen ----- */
+/* ----- seen.c: records where tokens are seen, and fast digests ----- */
 
 /* A token in a place, taken from shared memory to be written to the table. */
 typedef struct ApitokenSeenRow
@@ -284,6 +296,9 @@ typedef struct ApitokenSeenRow
 
 extern void apitoken_record_seen(const pg_uuid_t *token_id, const char *organization_id, TimestampTz at);
 extern void apitoken_record_network(const pg_uuid_t *token_id, const inet *address, TimestampTz at);
+extern void apitoken_record_digest(const pg_uuid_t *token_id, const ApitokenFastDigest *digest, TimestampTz at, bool may_write);
+extern bool apitoken_digest_is_recorded(const pg_uuid_t *token_id, const ApitokenFastDigest *digest);
+extern void apitoken_write_digests(const ApitokenSeenRow *rows, int count);
 extern int	apitoken_take_seen(ApitokenPlace place, Oid database, ApitokenSeenRow *rows, int max);
 extern void apitoken_return_seen(const ApitokenSeenRow *rows, int count);
 extern void apitoken_each_seen(bool (*visit) (const ApitokenSeenRow *row, void *arg), void *arg);
@@ -388,7 +403,7 @@ extern ApitokenOutcome apitoken_send(uint64 ticket, TimestampTz until);
 
 /* ----- maintenance.c: idle tokens, retention ----- */
 
-#define APITOKEN_TASKS 11
+#define APITOKEN_TASKS 12
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
