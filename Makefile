@@ -16,6 +16,7 @@ OBJS = \
 	apitoken.o \
 	src/text/id.o \
 	src/text/token.o \
+	src/text/fragment.o \
 	src/text/permission.o \
 	src/text/visible.o \
 	src/base/guc.o \
@@ -52,6 +53,7 @@ OBJS = \
 	src/identity/verify.o \
 	src/identity/identity.o \
 	src/identity/authorize.o \
+	src/identity/merge.o \
 	src/identity/plan.o \
 	src/identity/policy.o \
 	src/hooks/redact.o \
@@ -82,7 +84,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
 REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support
-ISOLATION = last_used revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications
+ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
@@ -93,6 +95,10 @@ TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 015
 TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer 050_console
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
+
+# What these find does not depend on the major of the server: make test-all runs them
+# on one.
+TAP_ONCE = 007_bulk 051_command 060_merged_lists
 
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
@@ -216,6 +222,11 @@ test-cassert:
 	@test/deps.sh build test cassert
 	@test/cassert.sh
 
+# 600 seconds for each target
+fuzz:
+	@test/deps.sh build fuzz
+	@test/fuzz.sh
+
 lint:
 	@test/deps.sh build lint
 	@test/lint.sh
@@ -247,4 +258,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit lint deb test-deb dist demo demo-console bench
+.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit fuzz lint deb test-deb dist demo demo-console bench

@@ -14,6 +14,7 @@
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
 #            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
+#   fuzz     clang with libFuzzer
 #   matrix   patchelf, to unpack servers of other Debian releases
 #   package  Debian's tools to build packages, with the development files of all majors
 #            that this release has; lintian
@@ -71,7 +72,7 @@ for kind in "$@"; do
 			have caddy || need caddy
 			have haproxy || need haproxy
 			have apache2 || need apache2-bin
-			have chromium || need chromium
+			{ have chromium-headless-shell || have chromium; } || need chromium-headless-shell
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
 			modules=1
@@ -89,6 +90,19 @@ for kind in "$@"; do
 			;;
 		lint)
 			for p in clang cppcheck shellcheck; do have $p || need $p; done
+			;;
+		fuzz)
+			if ! fuzzer_works; then
+				# the library has the version of clang: that of this release, or that on the PATH
+				v=$(clang -dumpversion 2>/dev/null | cut -d. -f1 || true)
+				if [ -z "$v" ]; then
+					need clang libclang-rt-dev
+				elif apt-cache show "libclang-rt-$v-dev" >/dev/null 2>&1; then
+					need "libclang-rt-$v-dev"
+				else
+					need libclang-rt-dev
+				fi
+			fi
 			;;
 		matrix)
 			have patchelf || need patchelf
@@ -215,6 +229,12 @@ if [ -n "$server" ]; then
 	save_file $conf
 	{ echo "# $mark"; sed '/^ *create_main_cluster/d' $conf.apitoken-saved 2>/dev/null || true; echo 'create_main_cluster = false'; } >$conf
 fi
+# The links by which services start, without the numbers, which other services can change.
+started_at_boot() {
+	find /etc/rc[2-5S].d /etc/systemd/system/*.wants -type l \( -name 'S[0-9][0-9]*' -o -name '*.service' \) 2>/dev/null |
+		sed -E 's,/S[0-9]{2}([^/]*)$,/\1,' | sort || true
+}
+started=$(started_at_boot)
 openidc=/etc/apache2/mods-enabled/auth_openidc.load
 enabled=$([ ! -e $openidc ] || echo 1)
 
@@ -225,15 +245,17 @@ if ! DEBIAN_FRONTEND=noninteractive apt-get install -y "${careful[@]}" --no-inst
 	die "the packages could not be installed"
 fi
 
-# the next boot must not start the new services either
-for p in "${packages[@]}"; do
-	case $p in
-		nginx-light) update-rc.d nginx disable ;;
-		pgbouncer) update-rc.d pgbouncer disable ;;
-		haproxy) update-rc.d haproxy disable ;;
-		# where the package apache2 is installed, the module would be loaded at its next start
-		libapache2-mod-auth-openidc) [ -n "$enabled" ] || [ ! -e $openidc ] || a2dismod auth_openidc ;;
+# The next boot must not start the new services either.  PostgreSQL's own stays: it
+# starts clusters, and none was created.
+comm -13 <(echo "$started") <(started_at_boot) | while read -r link; do
+	name=${link##*/}
+	case $link in
+		*/postgresql | */postgresql.service) ;;
+		/etc/rcS.d/*) update-rc.d "$name" disable S ;;
+		/etc/rc*) update-rc.d "$name" disable ;;
 		# it has no init script
-		caddy) DPKG_MAINTSCRIPT_PACKAGE=caddy deb-systemd-helper disable caddy.service ;;
+		*) DPKG_MAINTSCRIPT_PACKAGE=$(dpkg-query -S "*/systemd/system/$name" | sed 's/:.*//;q') deb-systemd-helper disable "$name" ;;
 	esac >/dev/null 2>&1 || true
 done
+# where the package apache2 is installed, the module would be loaded at its next start
+[ -n "$enabled" ] || [ ! -e $openidc ] || a2dismod auth_openidc >/dev/null 2>&1 || true

@@ -73,6 +73,12 @@ find_pg_config() {
 pg_version() { "$1" --version | sed 's/^PostgreSQL \([^ ]*\).*/\1/'; }
 pg_major() { pg_version "$1" | sed 's/^\([0-9]*\).*/\1/'; }
 
+# Can clang build a program with libFuzzer?  Its library is a package of its own.
+fuzzer_works() {
+	echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n); int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return 0; }' |
+		clang -fsanitize=fuzzer,address -x c - -o /dev/null >/dev/null 2>&1
+}
+
 # Fetched files are kept here.  The user that runs the servers must reach them, so
 # root's cache is not in root's home directory.
 cache_directory() {

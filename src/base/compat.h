@@ -7,11 +7,18 @@
 #ifndef APITOKEN_COMPAT_H
 #define APITOKEN_COMPAT_H
 
+#include "access/genam.h"
 #include "access/parallel.h"
+#include "access/stratnum.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#endif
 #include "common/jsonapi.h"
 #include "executor/executor.h"
+#include "nodes/pathnodes.h"
+#include "nodes/primnodes.h"
 #include "pgstat.h"
 #include "replication/slot.h"
 #include "replication/walsender_private.h"
@@ -189,6 +196,44 @@ compat_primary_key(Relation relation)
 	return RelationGetPrimaryKeyIndex(relation, false);
 #else
 	return RelationGetPrimaryKeyIndex(relation);
+#endif
+}
+
+/* Does this sort key put the greatest first? */
+static inline bool
+compat_is_descending(const PathKey *key)
+{
+#if PG_VERSION_NUM >= 180000
+	return key->pk_cmptype == COMPARE_GT;
+#else
+	return key->pk_strategy == BTGreaterStrategyNumber;
+#endif
+}
+
+/* How a row comparison compares, as a strategy number of btree. */
+static inline StrategyNumber
+compat_row_comparison(const RowCompareExpr *row)
+{
+#if PG_VERSION_NUM >= 180000
+	return row->cmptype == COMPARE_LT ? BTLessStrategyNumber :
+		row->cmptype == COMPARE_LE ? BTLessEqualStrategyNumber :
+		row->cmptype == COMPARE_GE ? BTGreaterEqualStrategyNumber :
+		row->cmptype == COMPARE_GT ? BTGreaterStrategyNumber : InvalidStrategy;
+#else
+	return row->rctype;
+#endif
+}
+
+/* Begin an index scan without ORDER BY operators. */
+static inline IndexScanDesc
+compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int keys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(table, index, snapshot, NULL, keys, 0, 0);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(table, index, snapshot, NULL, keys, 0);
+#else
+	return index_beginscan(table, index, snapshot, keys, 0);
 #endif
 }
 

@@ -147,5 +147,13 @@ extern bool apitoken_sees_all(ApitokenTable table);
 /* ----- plan.c: what the planner is told about the policies ----- */
 
 extern void apitoken_plan_init(void);
+extern Node *apitoken_required_value(struct PlannerInfo *root, Node *expression);
+extern Node *apitoken_index_condition(struct PlannerInfo *root, FuncExpr *call, int number,
+									  struct IndexOptInfo *index, int column);
+
+/* ----- merge.c: rows of several owners in order ----- */
+
+extern void apitoken_merge_init(void);
+extern void apitoken_add_merge_paths(struct PlannerInfo *root, struct RelOptInfo *rel, List *policies, List *usable);
 
 #endif							/* APITOKEN_IDENTITY_H */

@@ -20,7 +20,8 @@
  * remove rows afterwards.  EXPLAIN ANALYZE and the statistics views show how
  * many rows were removed, and so how many rows of other tenants satisfy the
  * condition.  Therefore the hook replaces the paths of tables with these policies
- * by paths that read either all rows or only rows that the caller sees.
+ * by paths that read either all rows or only rows that the caller sees.  One of
+ * these is in merge.c: it reads the rows of several owners in order.
  */
 #include "postgres.h"
 
@@ -104,8 +105,8 @@ find_argument(Oid function, int number)
 }
 
 /* Returns the constant that the query requires this expression to equal, or NULL. */
-static Node *
-required_value(PlannerInfo *root, Node *expression)
+Node *
+apitoken_required_value(PlannerInfo *root, Node *expression)
 {
 	ListCell   *lc;
 
@@ -189,7 +190,7 @@ set_selectivity(SupportRequestSelectivity *request)
 	const PolicyArgument *argument = find_argument(request->funcid, 0);
 	Node	   *column = linitial(request->args);
 
-	if (argument == NULL || argument->if_required || required_value(request->root, column) != NULL)
+	if (argument == NULL || argument->if_required || apitoken_required_value(request->root, column) != NULL)
 		request->selectivity = 1.0;
 	else
 	{
@@ -253,8 +254,8 @@ is_about_row(PlannerInfo *root, FuncExpr *call, IndexOptInfo *index, const Polic
  * its values can be computed before a row is read, and that the index, like the
  * function, treats values as equal only if their bytes are.
  */
-static Node *
-index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *index, int column)
+Node *
+apitoken_index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *index, int column)
 {
 	const PolicyArgument *argument = find_argument(call->funcid, number);
 	Node	   *owner;
@@ -270,7 +271,7 @@ index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOptInfo *ind
 		return NULL;
 
 	owner = list_nth(call->args, number);
-	required = required_value(root, owner);
+	required = apitoken_required_value(root, owner);
 	if (argument->if_required &&
 		(required == NULL || !is_pseudo_constant_for_index(root, required, index)))
 		return NULL;
@@ -310,7 +311,7 @@ apitoken_policy_support(PG_FUNCTION_ARGS)
 		Node	   *condition = NULL;
 
 		if (IsA(request->node, FuncExpr))
-			condition = index_condition(request->root, (FuncExpr *) request->node, request->indexarg,
+			condition = apitoken_index_condition(request->root, (FuncExpr *) request->node, request->indexarg,
 										request->index, request->indexcol);
 		if (condition == NULL)
 			PG_RETURN_POINTER(NULL);
@@ -355,7 +356,7 @@ is_limited(PlannerInfo *root, IndexOptInfo *index, List *policies)
 		for (int i = 0; i < list_length(call->args); i++)
 		{
 			if (match_index_to_operand(list_nth(call->args, i), 0, index) &&
-				index_condition(root, call, i, index, 0) != NULL)
+				apitoken_index_condition(root, call, i, index, 0) != NULL)
 				return true;
 		}
 	}
@@ -402,6 +403,7 @@ replace_paths(PlannerInfo *root, RelOptInfo *rel, List *policies, List *usable)
 	rel->partial_pathlist = NIL;
 	add_path(rel, create_seqscan_path(root, rel, rel->lateral_relids, 0));
 	create_index_paths(root, rel);
+	apitoken_add_merge_paths(root, rel, policies, usable);
 
 	rel->baserestrictinfo = restrictions;
 	rel->joininfo = joins;
@@ -499,6 +501,7 @@ plan_paths(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 void
 apitoken_plan_init(void)
 {
+	apitoken_merge_init();
 	previous_pathlist = set_rel_pathlist_hook;
 	set_rel_pathlist_hook = plan_paths;
 }

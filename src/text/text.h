@@ -73,6 +73,10 @@ extern bool apitoken_next_token(const char *text, size_t length, size_t *start, 
 extern bool apitoken_holds_token(const char *text, size_t length);
 extern bool apitoken_mask_secrets(char *text, size_t length);
 
+/* ----- fragment.c: words that may be the end of a token; no catalog, no palloc, no ereport ----- */
+
+extern bool apitoken_mask_fragments(char *text, const char *marker, size_t min_length, bool mixed);
+
 /* ----- id.c: ids of organizations and users ----- */
 
 /* maximum length of an id, in bytes; the minimum is 1 */

@@ -538,17 +538,26 @@ apitoken_mask_secrets(char *text, size_t length)
 {
 	size_t		start = 0;
 	size_t		count;
-	bool		found = false;
+	bool		found = next_secret(text, length, &start, &count);
+	bool		more = found;
 
-	while (next_secret(text, length, &start, &count))
+	while (more)
 	{
+		size_t		next = start + count;
+		size_t		next_count = 0;
+
+		/*
+		 * The prefix of the next token can be the end of these digits, if nothing is
+		 * between the two.  So it is searched before they are overwritten.
+		 */
+		more = next_secret(text, length, &next, &next_count);
 		memset(text + start, '*', count);
-		start += count;
 
 		/* Within an SQL comment, a "*" before this "/" would end the comment. */
-		if (start < length && text[start] == '/')
-			text[start - 1] = '_';
-		found = true;
+		if (start + count < length && text[start + count] == '/')
+			text[start + count - 1] = '_';
+		start = next;
+		count = next_count;
 	}
 	return found;
 }

@@ -19,7 +19,7 @@ foreach my $variable (qw(APITOKEN_NPM_NODE APITOKEN_NPM_CONSOLE))
 {
 	plan skip_all => "$variable names no directory with npm packages" unless defined $ENV{$variable};
 }
-my ($chromium) = grep { -x } map { "$_/chromium" } split /:/, $ENV{PATH};
+my ($chromium) = grep { -x } map { my $name = $_; map { "$_/$name" } split /:/, $ENV{PATH} } qw(chromium-headless-shell chromium);
 plan skip_all => 'there is no chromium' unless defined $chromium;
 plan skip_all => 'there is no psycopg' unless run_log([ '/usr/bin/python3', '-c', 'import psycopg, psycopg_pool' ], '>', \my $python, '2>&1');
 
