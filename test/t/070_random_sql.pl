@@ -142,7 +142,7 @@ sub broken_token
 	my $token = pick(@every_text);
 	my $how = int rand 7;
 	return substr($token, 0, rand length $token) if $how == 0;
-	return substr($token, 30 + int rand 20) if $how == 1;
+	return substr($token, 31 + int rand 20) if $how == 1;
 	return uc $token if $how == 2;
 	return $token . pick('0', ' ', "\n", '_', $token) if $how == 3;
 	return " $token" if $how == 4;
@@ -364,7 +364,11 @@ sub run_session
 	}
 	my $sql = "\\set VERBOSITY verbose\n" . (rand() < 0.85 ? "\\set ON_ERROR_ROLLBACK on\n" : '');
 	$sql .= transaction() foreach 1 .. 8;
-	$sql .= wrapped() foreach 1 .. 3;
+	# each a transaction of its own
+	if ($session{keep})
+	{
+		$sql .= wrapped() foreach 1 .. 3;
+	}
 	$sql .= "\\echo zq-end\n";
 
 	my ($out, $err) = ('', '');
