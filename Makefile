@@ -211,10 +211,18 @@ test-cassert:
 	@test/deps.sh build test cassert
 	@test/cassert.sh
 
-# 600 seconds for each target
+# How long these run can be said: make soak SECONDS=60.
 fuzz:
 	@test/deps.sh build fuzz
-	@test/fuzz.sh
+	@test/fuzz.sh $(or $(SECONDS),600)
+
+fuzz-sql:
+	@test/deps.sh build test
+	@test/long.sh 070_random_sql $(or $(SECONDS),600)
+
+soak:
+	@test/deps.sh build test
+	@APITOKEN_TRANSACTIONS=$(or $(TRANSACTIONS),100000) test/long.sh 072_soak $(or $(SECONDS),1800)
 
 lint:
 	@test/deps.sh build lint
@@ -247,4 +255,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit fuzz lint deb test-deb dist demo demo-console bench
+.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit fuzz fuzz-sql soak lint deb test-deb dist demo demo-console bench

@@ -8,8 +8,9 @@
 # What must be true: no mark of another owner in any answer, no internal error, no
 # lost connection, no token text in the log, and the invariants at the end.
 #
-# APITOKEN_SEED names another seed, APITOKEN_SECONDS how long to run (make fuzz-sql);
-# otherwise a fixed number of sessions run.
+# APITOKEN_SEED names the seed.  APITOKEN_SECONDS says how long to run (make fuzz-sql),
+# then by a seed of its own each time; otherwise a fixed number of sessions run.
+# Session n is made from the seed + n, so it can be repeated.
 
 use strict;
 use warnings;
@@ -18,8 +19,8 @@ use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $seed = $ENV{APITOKEN_SEED} // 20260101;
 my $seconds = $ENV{APITOKEN_SECONDS};
+my $seed = $ENV{APITOKEN_SEED} // (defined $seconds ? time : 20260101);
 note "seed $seed";
 
 my $node = start_node('random', preload => 'shared', conf => q{
@@ -448,7 +449,9 @@ while (defined $until ? time < $until : $sessions < 4 * @kinds)
 $node->safe_psql('postgres', 'SELECT apitoken.flush_usage()');
 $broken .= invariants();
 
-note "$sessions sessions; errors by SQLSTATE: " . join ', ', map { "$_ $codes{$_}" } sort { $codes{$b} <=> $codes{$a} } keys %codes;
+my $report = "seed $seed; $sessions sessions; errors by SQLSTATE: " . join ', ', map { "$_ $codes{$_}" } sort { $codes{$b} <=> $codes{$a} } keys %codes;
+note $report;
+append_to_file("$PostgreSQL::Test::Utils::log_path/report.txt", "$report\n");
 is(join("\n", @findings), '', 'no row of another owner, no internal error, no lost connection');
 is($broken, '', 'invariants');
 cmp_ok($marks, '>', 100, 'rows of the callers were seen');
