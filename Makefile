@@ -91,6 +91,9 @@ TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 
+# Of the rest, these do not depend on the major, and take long.
+TAP_LONG = 071_crash_loop 072_soak
+
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
 TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network

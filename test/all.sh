@@ -1,8 +1,9 @@
 #!/bin/bash
 #
-# all.sh: run all tests, with one total: those of `make test`, the examples, the
-# rest on this server, all but the examples on 16 and 18, and the core on 17, between
-# two majors on which everything runs.
+# all.sh: run all tests, with one total: fuzzing for a minute a target, those of
+# `make test`, the examples, the rest on this server, all but the examples and the
+# long ones on 16 and 18, and the core on 17, between two majors on which everything
+# runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=test/lib.sh
@@ -11,7 +12,7 @@ cd "$(dirname "$0")/.." || exit 1
 start_total
 test/deps.sh build test examples matrix fuzz || exit
 mapfile -t core < <(make -s print-TAP_CORE | xargs printf 'tap:%s\n')
-mapfile -t more < <(make -s print-TAP_MORE | xargs printf 'tap:%s\n')
+mapfile -t more < <(comm -23 <(make -s print-TAP_MORE | tr ' ' '\n' | sort) <(make -s print-TAP_LONG | tr ' ' '\n' | sort) | xargs printf 'tap:%s\n')
 
 # a release candidate
 part "PostgreSQL 19" test/matrix.sh 19 -- -c plain -c shared -j 2 regress isolation
