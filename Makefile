@@ -63,6 +63,7 @@ OBJS = \
 	src/manage/edit.o \
 	src/manage/regenerate.o \
 	src/manage/revoke.o \
+	src/manage/leak.o \
 	src/manage/erase.o \
 	src/manage/notify.o \
 	src/manage/event.o \
@@ -78,7 +79,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
-REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support
+REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support leaks
 ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
