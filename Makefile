@@ -80,7 +80,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
 REGRESS = schema dependencies token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support leaks
-ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications
+ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications leaks
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
