@@ -212,7 +212,7 @@ CREATE TABLE apitoken_internal.token_records (
 	regenerated_at         timestamptz,
 	quota                  bigint,
 	rate_limit_per_minute  integer,
-	digest_scheme          smallint NOT NULL CHECK (digest_scheme >= 0),
+	digest_scheme          smallint NOT NULL,
 	digest                 bytea NOT NULL CHECK (pg_catalog.octet_length(digest) = 32),
 	previous_expires_at    timestamptz[],
 	previous_replaced_at   timestamptz[],
@@ -235,6 +235,7 @@ CREATE TABLE apitoken_internal.token_records (
 	revoke_reason          text,
 	expiry_notified_at     timestamptz,
 	previous_reused_at     timestamptz[],
+	imported_as            text COLLATE "C",
 	CONSTRAINT token_records_one_owner CHECK (pg_catalog.num_nonnulls(organization_id, user_id) = 1),
 	CONSTRAINT token_records_role CHECK ((organization_id IS NULL) = (role IS NULL)),
 	CONSTRAINT token_records_custom CHECK ((access = 'custom') = (permissions IS NOT NULL)),
@@ -245,10 +246,11 @@ CREATE TABLE apitoken_internal.token_records (
 			pg_catalog.array_dims(previous_expires_at) IN ('[1:1]', '[1:2]', '[1:3]', '[1:4]')
 			AND pg_catalog.array_dims(previous_replaced_at) = pg_catalog.array_dims(previous_expires_at)
 			AND pg_catalog.array_dims(previous_digest_scheme) = pg_catalog.array_dims(previous_expires_at)
+			AND '-32768' <= ALL (previous_digest_scheme)
 			AND '-infinity' < ALL (previous_expires_at) AND 'infinity' > ALL (previous_expires_at)
 			AND '-infinity' < ALL (previous_replaced_at) AND 'infinity' > ALL (previous_replaced_at)
-			AND 0 <= ALL (previous_digest_scheme)
 			AND pg_catalog.octet_length(previous_digest) = 32 * pg_catalog.cardinality(previous_expires_at), false)),
+	CONSTRAINT token_records_imported CHECK ((digest_scheme < 0) = (imported_as IS NOT NULL)),
 	-- A row that a restore or replication brings must not make reading the tokens fail.
 	CONSTRAINT token_records_times CHECK (
 		pg_catalog.isfinite(created_at) AND pg_catalog.isfinite(updated_at) AND pg_catalog.isfinite(expires_at)
@@ -263,10 +265,15 @@ CREATE TABLE apitoken_internal.token_records (
 ALTER TABLE apitoken_internal.token_records
 	ALTER previous_expires_at SET STORAGE PLAIN, ALTER previous_replaced_at SET STORAGE PLAIN,
 	ALTER previous_digest_scheme SET STORAGE PLAIN, ALTER previous_digest SET STORAGE PLAIN;
-CREATE UNIQUE INDEX token_records_organization_label_key ON apitoken_internal.token_records (organization_id, label COLLATE "C")
+-- Labels of imported tokens need not be unique: the last column tells them apart.
+CREATE UNIQUE INDEX token_records_organization_label_key
+	ON apitoken_internal.token_records (organization_id, label COLLATE "C", (CASE WHEN digest_scheme < 0 THEN id END)) NULLS NOT DISTINCT
 	WHERE revoked_at IS NULL AND organization_id IS NOT NULL;
-CREATE UNIQUE INDEX token_records_user_label_key ON apitoken_internal.token_records (user_id, label COLLATE "C")
+CREATE UNIQUE INDEX token_records_user_label_key
+	ON apitoken_internal.token_records (user_id, label COLLATE "C", (CASE WHEN digest_scheme < 0 THEN id END)) NULLS NOT DISTINCT
 	WHERE revoked_at IS NULL AND user_id IS NOT NULL;
+ALTER INDEX apitoken_internal.token_records_organization_label_key ALTER COLUMN 3 SET STATISTICS 0;
+ALTER INDEX apitoken_internal.token_records_user_label_key ALTER COLUMN 3 SET STATISTICS 0;
 CREATE INDEX token_records_organization_id_idx ON apitoken_internal.token_records (organization_id, created_at DESC, id DESC)
 	WHERE organization_id IS NOT NULL;
 CREATE INDEX token_records_user_id_idx ON apitoken_internal.token_records (user_id, created_at DESC, id DESC)
@@ -279,11 +286,43 @@ COMMENT ON TABLE apitoken_internal.token_records IS 'Table beneath the view apit
 COMMENT ON COLUMN apitoken_internal.token_records.previous_expires_at IS 'For each previous secret, at most 4: end of its overlap, until which it is accepted; one whose overlap is over stays until another secret takes its place; null: none';
 COMMENT ON COLUMN apitoken_internal.token_records.previous_replaced_at IS 'For each previous secret: when a new secret took its place; null: none';
 COMMENT ON COLUMN apitoken_internal.token_records.previous_reused_at IS 'For each previous secret: its first use after its overlap that has an event; a time before previous_expires_at is of a secret that had the place before; null: none';
-COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text (FIPS 180-4); n: HMAC-SHA-256 (RFC 2104) of it with pepper n';
+COMMENT ON COLUMN apitoken_internal.token_records.digest_scheme IS '0: SHA-256 of the token text (FIPS 180-4); n: HMAC-SHA-256 (RFC 2104) of it with pepper n; negative: the secret was imported, and the digest is a seal of its row in foreign_digests, made with SHA-256 (-1) or with pepper n (-1 - n)';
 COMMENT ON COLUMN apitoken_internal.token_records.previous_digest_scheme IS 'For each previous secret: its digest scheme; null: none';
+COMMENT ON COLUMN apitoken_internal.token_records.imported_as IS 'Format of the system that made the secret, which was imported; null: apitoken made it';
 COMMENT ON COLUMN apitoken_internal.token_records.digest IS 'Digest of the token text, 32 bytes; granted to nobody';
 COMMENT ON COLUMN apitoken_internal.token_records.expiry_notified_at IS 'When housekeeping last made a notification of the coming expiry, or found that nobody wants one; null: never';
 COMMENT ON COLUMN apitoken_internal.token_records.previous_digest IS 'Digests of the previous secrets, 32 bytes each, one after the other; null: none; granted to nobody';
+
+-- A verification reads the row by one of the indexes.  Values are never outside of it.
+CREATE TABLE apitoken_internal.foreign_digests (
+	token_id           uuid PRIMARY KEY,
+	format             text COLLATE "C" NOT NULL,
+	lookup_key         text COLLATE "C",
+	digest             bytea NOT NULL,
+	salt               bytea,
+	fast_digest_scheme smallint,
+	fast_digest        bytea CHECK (pg_catalog.octet_length(fast_digest) = 32),
+	CONSTRAINT foreign_digests_fast CHECK ((fast_digest IS NULL) = (fast_digest_scheme IS NULL) AND fast_digest_scheme >= 0),
+	CONSTRAINT foreign_digests_length CHECK (pg_catalog.octet_length(lookup_key) <= 64 AND pg_catalog.octet_length(digest) <= 512
+		AND pg_catalog.octet_length(salt) <= 128)
+);
+ALTER TABLE apitoken_internal.foreign_digests
+	ALTER format SET STORAGE PLAIN, ALTER lookup_key SET STORAGE PLAIN, ALTER digest SET STORAGE PLAIN, ALTER salt SET STORAGE PLAIN,
+	ALTER fast_digest SET STORAGE PLAIN;
+ALTER TABLE apitoken_internal.foreign_digests
+	ALTER token_id SET STATISTICS 0, ALTER format SET STATISTICS 0, ALTER lookup_key SET STATISTICS 0, ALTER digest SET STATISTICS 0,
+	ALTER salt SET STATISTICS 0, ALTER fast_digest_scheme SET STATISTICS 0, ALTER fast_digest SET STATISTICS 0;
+CREATE UNIQUE INDEX foreign_digests_digest_key ON apitoken_internal.foreign_digests (format, digest);
+CREATE INDEX foreign_digests_lookup_key_idx ON apitoken_internal.foreign_digests (format, lookup_key) WHERE lookup_key IS NOT NULL;
+CREATE INDEX foreign_digests_fast_digest_idx ON apitoken_internal.foreign_digests (format, fast_digest) WHERE fast_digest IS NOT NULL;
+COMMENT ON TABLE apitoken_internal.foreign_digests IS 'What other systems stored of tokens that were imported from them, also of secrets that were regenerated since; granted to nobody';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.format IS 'Format: sanctum, strapi, knox5, knox42, knox41, drf-api-key3, drf-api-key2, better-auth, unkey, prefixed-api-key, gitlab, keyhippo, crypt or sha256';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.lookup_key IS 'Part of the token text by which it is found; empty for a token of format crypt without one; null: found by its digest';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.digest IS 'Digest as the other system made it, in bytes; for drf-api-key2 and crypt the text with its parameters';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.salt IS 'Salt of the token; null: none, or within the digest';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.fast_digest_scheme IS 'Scheme of fast_digest: 0 or the number of a pepper, as in token_records; null: none';
+COMMENT ON COLUMN apitoken_internal.foreign_digests.fast_digest IS 'Digest of the token text as of our own tokens, stored at the first use of a token whose own digest is slow; null: none';
 
 -- The fillfactor leaves room on each page.  A flush then updates no index, and
 -- writes a quarter of the WAL.
@@ -348,6 +387,21 @@ COMMENT ON COLUMN apitoken_internal.token_networks.network IS 'Network of the cl
 COMMENT ON COLUMN apitoken_internal.token_networks.first_seen_at IS 'When the token was first accepted from there';
 COMMENT ON COLUMN apitoken_internal.token_networks.last_seen_at IS 'When it was last accepted from there';
 
+-- The last batch of use that each standby has sent from this database: see src/usage/receive.c.
+CREATE TABLE apitoken_internal.usage_senders (
+	sender         uuid PRIMARY KEY,
+	batch          uuid NOT NULL,
+	received_at    timestamptz NOT NULL,
+	database_user  name NOT NULL,
+	client_address inet
+) WITH (fillfactor = 50);
+COMMENT ON TABLE apitoken_internal.usage_senders IS 'The last batch of use that each standby has sent, so that none is counted twice; kept for 90 days after it';
+COMMENT ON COLUMN apitoken_internal.usage_senders.sender IS 'Random id of the standby, a new one after a crash of it';
+COMMENT ON COLUMN apitoken_internal.usage_senders.batch IS 'Id of its last batch; earlier ones have smaller ids';
+COMMENT ON COLUMN apitoken_internal.usage_senders.received_at IS 'When the batch arrived';
+COMMENT ON COLUMN apitoken_internal.usage_senders.database_user IS 'Session user of the connection by which it arrived';
+COMMENT ON COLUMN apitoken_internal.usage_senders.client_address IS 'Address of the connection; null: a socket';
+
 CREATE TABLE apitoken.events (
 	id              uuid PRIMARY KEY,
 	at              timestamptz NOT NULL CHECK (pg_catalog.isfinite(at)),
@@ -366,10 +420,10 @@ CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id)
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
 CREATE INDEX events_actor_token_id_idx ON apitoken.events (actor_token_id, id) WHERE actor_token_id IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, for the use of a previous secret after its overlap, and for each report that it has leaked; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, import, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, for the use of a previous secret after its overlap, and for each report that it has leaked; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.events.action IS 'Action: create, edit, suspend, resume, regenerate, end_overlap, reuse, leak or revoke; forget: a user was forgotten';
+COMMENT ON COLUMN apitoken.events.action IS 'Action: create, import, edit, suspend, resume, regenerate, end_overlap, reuse, leak or revoke; forget: a user was forgotten';
 COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token; null: the event is about a user';
 COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token, or the pseudonym of the user who was forgotten; null: a token of an organization';
@@ -443,7 +497,7 @@ ALTER TABLE apitoken_internal.token_records
 	ALTER role SET STATISTICS 0, ALTER permissions SET STATISTICS 0, ALTER allowed_networks SET STATISTICS 0,
 	ALTER metadata SET STATISTICS 0, ALTER masked SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
 	ALTER created_by_name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER revoked_by SET STATISTICS 0,
-	ALTER revoke_reason SET STATISTICS 0, ALTER previous_reused_at SET STATISTICS 0;
+	ALTER revoke_reason SET STATISTICS 0, ALTER previous_reused_at SET STATISTICS 0, ALTER imported_as SET STATISTICS 0;
 ALTER TABLE apitoken.token_usage
 	ALTER token_id SET STATISTICS 0, ALTER last_used_at SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
 	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0, ALTER previous_last_used_at SET STATISTICS 0;
@@ -476,7 +530,7 @@ COMMENT ON COLUMN apitoken_internal.own_privileges.privilege IS 'The privilege, 
 
 CREATE VIEW apitoken_internal.capabilities AS
 	SELECT true AS use, true AS manage, true AS verify, true AS act, true AS directory, true AS monitor,
-		true AS notify;
+		true AS notify, true AS usage;
 COMMENT ON VIEW apitoken_internal.capabilities IS 'One column for each capability: SELECT on it shows that apitoken.allow() has granted the capability to a role. The row means nothing.';
 
 -- Each table needs its own statement: of a single SELECT, only the last call would
@@ -495,6 +549,8 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '
 SELECT pg_catalog.pg_extension_config_dump('apitoken.notifications', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.personal_token_use', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_networks', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.usage_senders', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.foreign_digests', '');
 
 ------------------------------------------------------------------------------
 -- Types
@@ -735,13 +791,14 @@ SELECT r.id,
 			FROM ROWS FROM (pg_catalog.unnest(r.previous_expires_at), pg_catalog.unnest(r.previous_replaced_at),
 				pg_catalog.unnest((SELECT u.previous_last_used_at FROM apitoken.token_usage u WHERE u.token_id = r.id))) s (expires_at, replaced_at, used_at)) p
 		WHERE p.expires_at > pg_catalog.statement_timestamp() AND (r.expires_at > pg_catalog.statement_timestamp()) IS NOT FALSE)
-	END AS previous_secrets
+	END AS previous_secrets,
+	r.imported_as
 FROM apitoken_internal.token_records r;
 COMMENT ON VIEW apitoken.tokens IS 'Tokens that the caller may see. INSERT creates a token (take_token() returns its text), UPDATE edits or suspends it, revoke_token() ends it.';
 COMMENT ON COLUMN apitoken.tokens.id IS 'Id of the token, UUID version 7 (RFC 9562); the token text contains it';
 COMMENT ON COLUMN apitoken.tokens.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.tokens.user_id IS 'User who owns the token; null: a token of an organization';
-COMMENT ON COLUMN apitoken.tokens.label IS 'Name of the token, one line of 1 to 255 characters without blank characters at its ends, unique among the owner''s tokens that are not revoked';
+COMMENT ON COLUMN apitoken.tokens.label IS 'Name of the token, one line of 1 to 255 characters without blank characters at its ends, unique among the owner''s tokens that are neither revoked nor imported';
 COMMENT ON COLUMN apitoken.tokens.description IS 'Free text, up to 4000 characters; null: none';
 COMMENT ON COLUMN apitoken.tokens.role IS 'Name of the role of an organization''s token; null for a personal token';
 COMMENT ON COLUMN apitoken.tokens.access IS 'Access: read_only, full or custom; narrows what the role or the user allows';
@@ -751,7 +808,8 @@ COMMENT ON COLUMN apitoken.tokens.rate_limit_per_minute IS 'Verifications per mi
 COMMENT ON COLUMN apitoken.tokens.quota IS 'Number of uses that are accepted in each period, 1 to 999999999999999; without shared preload a token with a quota is refused; null: no quota';
 COMMENT ON COLUMN apitoken.tokens.quota_period IS 'Period of the quota in UTC: day or month; null: the life of the token';
 COMMENT ON COLUMN apitoken.tokens.metadata IS 'JSON object of the application, up to 64 kB';
-COMMENT ON COLUMN apitoken.tokens.masked IS 'Token text without its secret: prefix, kind, id and the last four characters';
+COMMENT ON COLUMN apitoken.tokens.masked IS 'Token text without its secret: prefix, kind, id and the last four characters; of an imported token, its format and at most 8 characters of its lookup key';
+COMMENT ON COLUMN apitoken.tokens.imported_as IS 'Format of the system that the secret was imported from; null: apitoken made it, and so does a regeneration';
 COMMENT ON COLUMN apitoken.tokens.created_by IS 'Id of the user who created the token; null: created by a token of an organization or by a database administrator';
 COMMENT ON COLUMN apitoken.tokens.created_by_name IS 'Name of that user at that time; null: unknown';
 COMMENT ON COLUMN apitoken.tokens.created_at IS 'When the token was created';
@@ -862,7 +920,7 @@ COMMENT ON FUNCTION apitoken.mask(text) IS 'Token text without its secret; null 
 CREATE FUNCTION apitoken.find_tokens(document text, OUT "position" integer, OUT token text, OUT masked text, OUT prefix text,
 									 OUT kind text, OUT id uuid) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'apitoken_find_tokens' LANGUAGE C VOLATILE STRICT PARALLEL SAFE ROWS 1;
-COMMENT ON FUNCTION apitoken.find_tokens(text) IS 'Tokens in any text, by their shape and checksum, with their position in characters from 1; no row for null; reads no table, so it does not tell whether a token exists';
+COMMENT ON FUNCTION apitoken.find_tokens(text) IS 'Tokens in any text, by their shape and checksum, with their position in characters from 1; also those of GitLab (glpat-), without kind and id; no row for null; reads no table, so it does not tell whether a token exists';
 
 ------------------------------------------------------------------------------
 -- Managing tokens
@@ -876,6 +934,15 @@ CREATE FUNCTION apitoken.create_token(label text, organization_id apitoken.id DE
 									  quota_period text DEFAULT NULL) RETURNS apitoken.issued_token
 	AS 'MODULE_PATHNAME', 'apitoken_create_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.create_token(text, apitoken.id, apitoken.id, text, text, text, text[], interval, cidr[], integer, jsonb, bigint, text) IS 'Create a token of an organization, or without organization_id a personal token of the caller. The result contains the token text, this once. expires_in: for example 7 days, 30 days or 90 days; null: never expires. 42501 if not allowed; 22023 for bad values and for a lifetime that the organization''s policy does not allow; 55000 if the organization has the greatest number of tokens; 23503 for an unknown role or organization; 23505 if the label is in use.';
+
+CREATE FUNCTION apitoken.import_token(format text, stored text, lookup_key text DEFAULT NULL, label text DEFAULT NULL,
+									  organization_id apitoken.id DEFAULT NULL, user_id apitoken.id DEFAULT NULL,
+									  role text DEFAULT NULL, access text DEFAULT NULL, permissions text[] DEFAULT NULL,
+									  salt text DEFAULT NULL, created_at timestamptz DEFAULT NULL, expires_at timestamptz DEFAULT NULL,
+									  last_used_at timestamptz DEFAULT NULL, revoked_at timestamptz DEFAULT NULL,
+									  metadata jsonb DEFAULT '{}') RETURNS uuid
+	AS 'MODULE_PATHNAME', 'apitoken_import_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.import_token(text, text, text, text, apitoken.id, apitoken.id, text, text, text[], text, timestamptz, timestamptz, timestamptz, timestamptz, jsonb) IS 'Import a token of another system, whose text goes on working if apitoken.imported_formats has the format, and return its id. stored is what that system keeps of the token, lookup_key the part of its text by which that system finds it. The label need not be unique. 22023 for bad values; 23503 for an unknown role, organization or user; 23505 if the token was imported before; 42501 for a role with a database_role; F0000 if the pepper file does not have the key of the other system; 55000 if pgcrypto is needed and not installed.';
 
 CREATE FUNCTION apitoken.take_token(id uuid) RETURNS text
 	AS 'MODULE_PATHNAME', 'apitoken_take_token' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -947,7 +1014,7 @@ COMMENT ON FUNCTION apitoken.forget_user(apitoken.id) IS 'Delete a user, and rep
 
 CREATE FUNCTION apitoken.allow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_allow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor) to a database role; 42501 unless the caller is the tables'' owner; 22023 for an unknown capability';
+COMMENT ON FUNCTION apitoken.allow(name, text[]) IS 'Grant capabilities (use, manage, verify, act, directory, monitor, notify, usage) to a database role; 42501 unless the caller is the tables'' owner; 22023 for an unknown capability';
 
 CREATE FUNCTION apitoken.disallow(database_role name, VARIADIC capabilities text[]) RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_disallow' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -959,17 +1026,22 @@ COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Revoke capabilities from
 
 CREATE FUNCTION apitoken.flush_usage() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. Does nothing without shared preload. 55000 if the use cannot be written, and during recovery; 53000 if no background worker is free.';
+COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. On a standby, send it to the primary. Does nothing without shared preload. 55000 if the use cannot be written or sent, and on a standby without apitoken.primary_conninfo; 53000 if no background worker is free.';
+
+CREATE FUNCTION apitoken.record_usage(sender uuid, batch uuid, uses jsonb, places jsonb DEFAULT '[]') RETURNS boolean
+	AS 'MODULE_PATHNAME', 'apitoken_record_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION apitoken.record_usage(uuid, uuid, jsonb, jsonb) IS 'Count use of tokens that a standby has recorded; standbys with apitoken.primary_conninfo call it. True: it is counted now; false, and nothing changes, if this batch or one with a greater id of the same sender was counted before, or the batch is older than 90 days. Ids of batches are UUIDs of version 7. Counts are added, later times replace earlier ones, times in the future become the current time, and unknown tokens are left out. 22023, 22P02 or 22003 for a batch that is not valid; 22004 for a null; 54000 for more than 10000 objects; 25006 where nothing can be written.';
 
 CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
 	OUT valid bigint, OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT expired bigint,
 	OUT suspended bigint, OUT policy_refused bigint, OUT network_refused bigint, OUT permission_refused bigint,
 	OUT quota_exceeded bigint, OUT rate_limited bigint,
-	OUT flushes bigint, OUT dropped bigint, OUT masked bigint,
+	OUT flushes bigint, OUT dropped bigint, OUT masked bigint, OUT sent bigint,
 	OUT slots integer, OUT entries bigint, OUT limits bigint,
 	OUT last_flush_at timestamptz, OUT last_flush_error text, OUT last_flush_error_at timestamptz, OUT launcher_runs boolean,
-	OUT complete_since timestamptz, OUT incomplete_because text, OUT maintenance_problem text) RETURNS record
+	OUT complete_since timestamptz, OUT incomplete_because text, OUT maintenance_problem text,
+	OUT pending bigint, OUT last_send_at timestamptz, OUT last_send_error text, OUT last_send_error_at timestamptz) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_stats' LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION apitoken_internal.read_stats() IS 'Row of the view apitoken.stats';
 
@@ -991,6 +1063,7 @@ COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Number of verifications with t
 COMMENT ON COLUMN apitoken.stats.flushes IS 'Number of batches of use that were written to the tables';
 COMMENT ON COLUMN apitoken.stats.dropped IS 'Number of uses not recorded, and of uses of tokens with a rate limit or quota refused, because shared memory was full; increase apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.masked IS 'Number of log messages in which a token text was masked';
+COMMENT ON COLUMN apitoken.stats.sent IS 'Number of uses that this server has sent to its primary, as a standby';
 COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.entries IS 'Number of tokens whose use is in shared memory, written or not';
 COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit or quota is in shared memory';
@@ -1001,6 +1074,10 @@ COMMENT ON COLUMN apitoken.stats.launcher_runs IS 'True if the launcher runs, wh
 COMMENT ON COLUMN apitoken.stats.complete_since IS 'Since when this server has recorded all use; tokens are not revoked as idle until their idle_timeout has passed after that; null: no loss is known, or recovery';
 COMMENT ON COLUMN apitoken.stats.incomplete_because IS 'Why use may be unrecorded before complete_since';
 COMMENT ON COLUMN apitoken.stats.maintenance_problem IS 'What the last housekeeping of this database could not do, and why; null: it did everything, or has not run since the start';
+COMMENT ON COLUMN apitoken.stats.pending IS 'Number of uses of this database in memory that are not written yet; on a standby, not sent yet';
+COMMENT ON COLUMN apitoken.stats.last_send_at IS 'On a standby, when use of this database last arrived on the primary; null: never';
+COMMENT ON COLUMN apitoken.stats.last_send_error IS 'On a standby, why use of this database could not be sent; null: the last attempt succeeded';
+COMMENT ON COLUMN apitoken.stats.last_send_error_at IS 'When it could not be sent';
 
 ------------------------------------------------------------------------------
 -- The outbox
@@ -1056,9 +1133,10 @@ COMMENT ON FUNCTION apitoken.run_maintenance() IS 'Do the housekeeping that is d
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT installed_version text, OUT peppers smallint[],
-											 OUT pepper_problem text, OUT pepper_hint text) RETURNS record
+											 OUT pepper_problem text, OUT pepper_hint text,
+											 OUT sends boolean, OUT conninfo_fault text) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_setup' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made with the pepper file';
+COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made with the pepper file; whether apitoken.primary_conninfo is set, and what is wrong with it';
 
 CREATE FUNCTION apitoken_internal.count_tokens() RETURNS jsonb
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED
@@ -1071,9 +1149,12 @@ BEGIN ATOMIC
 		'endless', (SELECT pg_catalog.count(*) FROM token WHERE expires_at IS NULL),
 		'limited', (SELECT pg_catalog.count(*) FROM token WHERE rate_limit_per_minute IS NOT NULL OR quota IS NOT NULL),
 		'current', (SELECT pg_catalog.jsonb_object_agg(s.digest_scheme, s.count) FROM (
-			SELECT digest_scheme, pg_catalog.count(*) FROM token GROUP BY 1) s),
+			SELECT CASE WHEN digest_scheme < 0 THEN -1 - digest_scheme ELSE digest_scheme END AS digest_scheme, pg_catalog.count(*)
+			FROM token GROUP BY 1) s),
+		'imported', (SELECT pg_catalog.jsonb_object_agg(s.imported_as, s.count) FROM (
+			SELECT imported_as, pg_catalog.count(*) FROM token WHERE imported_as IS NOT NULL GROUP BY 1) s),
 		'previous', (SELECT pg_catalog.jsonb_object_agg(s.scheme, s.count) FROM (
-			SELECT p.scheme, pg_catalog.count(DISTINCT t.id)
+			SELECT CASE WHEN p.scheme < 0 THEN -1 - p.scheme ELSE p.scheme END AS scheme, pg_catalog.count(DISTINCT t.id)
 			FROM token t, ROWS FROM (pg_catalog.unnest(t.previous_digest_scheme), pg_catalog.unnest(t.previous_expires_at)) p (scheme, expires_at)
 			WHERE p.expires_at > pg_catalog.now() GROUP BY 1) s),
 		-- of a token, the first is delivered before the next one can be claimed
@@ -1084,7 +1165,7 @@ BEGIN ATOMIC
 		'given_up', (SELECT pg_catalog.count(*) FROM apitoken.notifications n
 			WHERE n.next_attempt_at IS NULL AND n.delivered_at IS NULL AND n.attempts >= 20 AND n.recipients <> '{}'));
 END;
-COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of notifications that could have been claimed for an hour (unclaimed) and that were given up (given_up), and of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), and by digest scheme of the current and of previous secrets whose overlap is not over';
+COMMENT ON FUNCTION apitoken_internal.count_tokens() IS 'For check_setup(): numbers of notifications that could have been claimed for an hour (unclaimed) and that were given up (given_up), and of tokens that are neither revoked nor expired: all that never expire (endless), that have a rate limit or a quota (limited), by format of imported ones (imported), and by digest scheme of the current and of previous secrets whose overlap is not over';
 
 CREATE FUNCTION apitoken.check_setup() RETURNS TABLE (level text, subject text, message text, hint text)
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED ROWS 20
@@ -1352,7 +1433,19 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'standby', 'notice', 'this server is a standby: it writes recorded use only after a promotion, so a token that is used only here looks unused on the primary',
 			'ALTER SYSTEM SET apitoken.standbys_verify = on;' || r.hint || ' on the primary, so that no token is revoked as idle'
-		FROM reload r WHERE pg_catalog.pg_is_in_recovery()
+		FROM reload r, setup s WHERE pg_catalog.pg_is_in_recovery() AND NOT s.sends
+		UNION ALL
+		SELECT 'standby', 'warning', 'this standby does not send recorded use to the primary',
+			'ALTER SYSTEM SET apitoken.primary_conninfo = ''host=... user=... passfile=...'';' || r.hint || ' a role of the primary with the capability usage'
+		FROM reload r, setup s WHERE pg_catalog.pg_is_in_recovery() AND NOT s.sends AND (SELECT t.preloaded FROM stats t)
+		UNION ALL
+		SELECT 'standby', 'warning', 'apitoken.primary_conninfo ' || s.conninfo_fault,
+			'ALTER SYSTEM SET apitoken.primary_conninfo = ''host=... user=... passfile=...'';' || r.hint || ' with a password file or a certificate'
+		FROM reload r, setup s WHERE s.conninfo_fault IS NOT NULL
+		UNION ALL
+		SELECT 'standby', 'warning', pg_catalog.format('recorded use could not be sent to the primary: %s', s.last_send_error),
+			'SELECT apitoken.flush_usage();  -- when the cause is removed'
+		FROM stats s WHERE s.last_send_error IS NOT NULL
 		UNION ALL
 		SELECT 'standby', 'notice', 'a long query on this standby delays the replay, and with it revocations',
 			'ALTER SYSTEM SET hot_standby_feedback = on;  -- then SELECT pg_reload_conf();'
@@ -1379,7 +1472,7 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'peppers', 'warning', pg_catalog.format(CASE WHEN pg_catalog.current_setting('apitoken.require_pepper') = 'on'
 				THEN 'tokens without a pepper, which are refused: %s' ELSE 'tokens without a pepper: %s' END, c.tokens),
-			'SELECT t.id, r.token FROM apitoken_internal.token_records t, apitoken.regenerate_token(t.id, overlap => ''7 days'') r WHERE t.digest_scheme = 0 AND t.revoked_at IS NULL AND (t.expires_at > now()) IS NOT FALSE;'
+			'SELECT t.id, r.token FROM apitoken_internal.token_records t, apitoken.regenerate_token(t.id, overlap => ''7 days'') r WHERE t.digest_scheme IN (0, -1) AND t.revoked_at IS NULL AND (t.expires_at > now()) IS NOT FALSE;'
 		FROM setup s, scheme c WHERE s.peppers <> '{}' AND c.scheme = 0 AND c.kind = 'current'
 		UNION ALL
 		SELECT 'peppers', 'notice', pg_catalog.format('tokens whose previous secret has no pepper, and is accepted until its overlap ends: %s', c.tokens),
@@ -1517,6 +1610,13 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT 'tokens', 'error', pg_catalog.format('tokens with a rate limit or quota, which are refused because apitoken is not in shared_preload_libraries: %s', t.numbers ->> 'limited'), p.hint
 		FROM tokens t, preload p, stats s WHERE (t.numbers ->> 'limited')::bigint > 0 AND NOT s.preloaded
+
+		UNION ALL
+		SELECT 'tokens', 'warning', pg_catalog.format('tokens imported as %s, which are refused because apitoken.imported_formats does not have it: %s', f.key, f.value),
+			pg_catalog.format('ALTER SYSTEM SET apitoken.imported_formats = %L;', pg_catalog.concat_ws(', ', NULLIF(pg_catalog.current_setting('apitoken.imported_formats'), ''), f.key)) || r.hint
+		FROM tokens t, reload r, pg_catalog.jsonb_each_text(CASE WHEN pg_catalog.jsonb_typeof(t.numbers -> 'imported') = 'object' THEN t.numbers -> 'imported' ELSE '{}' END) f
+		WHERE NOT EXISTS (SELECT FROM pg_catalog.regexp_split_to_table(pg_catalog.current_setting('apitoken.imported_formats'), '[, ]+') g
+			WHERE g = f.key OR (g IN ('knox', 'drf-api-key') AND pg_catalog.starts_with(f.key, g)) OR (g = 'bcrypt' AND f.key = 'crypt'))
 
 		-- notifications
 		UNION ALL
@@ -1680,6 +1780,8 @@ ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.personal_token_use ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_networks ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.usage_senders ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.foreign_digests ENABLE ROW LEVEL SECURITY;
 
 -- The directory: a database role that was granted DELETE on a table (capability
 -- directory) sees all its rows, whatever the identity.  pg_write_all_data grants

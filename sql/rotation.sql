@@ -394,7 +394,7 @@ SET session_replication_role = replica;
 SELECT c AS change, split_part(public.regress_try(format('UPDATE apitoken_internal.token_records SET %s WHERE id = %L', c, :'id')), ' | ', 1) AS answer
 FROM unnest(ARRAY[$$previous_expires_at = NULL$$, $$previous_replaced_at = NULL$$, $$previous_digest_scheme = NULL$$, $$previous_digest = NULL$$,
 	$$previous_expires_at = '{}', previous_replaced_at = '{}', previous_digest_scheme = '{}', previous_digest = ''$$,
-	$$previous_expires_at[1] = NULL$$, $$previous_replaced_at[1] = NULL$$, $$previous_digest_scheme[1] = NULL$$, $$previous_digest_scheme[1] = -1$$,
+	$$previous_expires_at[1] = NULL$$, $$previous_replaced_at[1] = NULL$$, $$previous_digest_scheme[1] = NULL$$, $$previous_digest_scheme[1] = -32769$$,
 	$$previous_expires_at[1] = 'infinity'$$, $$previous_replaced_at[1] = '-infinity'$$, $$previous_digest = previous_digest || '\x00'$$,
 	$$previous_digest = substr(previous_digest, 33)$$, $$previous_digest_scheme = previous_digest_scheme || 0::smallint$$,
 	$$previous_expires_at = previous_expires_at || previous_expires_at, previous_replaced_at = previous_replaced_at || previous_replaced_at, previous_digest_scheme = previous_digest_scheme || previous_digest_scheme, previous_digest = previous_digest || previous_digest$$,

@@ -205,7 +205,7 @@ SELECT apitoken.current_user_id(), apitoken.current_organization_id(), apitoken.
 	apitoken.current_groups(), apitoken.can('article:read'), ARRAY(SELECT apitoken.organizations_allowed('article:read')) AS allowed;
 -- only the owner can reach objects in apitoken_internal by name, whatever allow() granted to others
 RESET ROLE;
-SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify');
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify', 'usage');
 SELECT r AS role, pg_catalog.count(*) > 40 AS enough, pg_catalog.array_agg(DISTINCT outcome) AS outcomes
 FROM pg_catalog.unnest('{regress_apitoken_nobody,regress_apitoken_some}'::name[]) r, LATERAL (
 	SELECT pg_catalog.set_config('role', r, true), public.regress_try('TABLE apitoken_internal.token_records') AS outcome
@@ -215,7 +215,7 @@ FROM pg_catalog.unnest('{regress_apitoken_nobody,regress_apitoken_some}'::name[]
 	SELECT pg_catalog.set_config('role', r, true), public.regress_try(pg_catalog.format('SELECT apitoken_internal.%I(NULL)', proname))
 	FROM pg_catalog.pg_proc WHERE pronamespace = 'apitoken_internal'::regnamespace) t
 GROUP BY r ORDER BY r;
-SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify');
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify', 'usage');
 SET ROLE regress_apitoken_nobody;
 SELECT apitoken.whoami();
 -- it may not hand out capabilities, even with EXECUTE on allow()
@@ -304,7 +304,7 @@ SELECT apitoken.disallow('regress_apitoken_some', 'act', 'manage');
 SELECT apitoken.allow('regress_apitoken_some', 'monitor');
 
 -- allowing twice is the same as once; all capabilities together still cannot read digests or write audit and usage
-SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify', 'directory');
+SELECT apitoken.allow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify', 'usage', 'directory');
 SELECT apitoken.allow('regress_apitoken_some', VARIADIC '{use,manage}');
 SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <> 0 GROUP BY 1;
 SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
@@ -322,7 +322,7 @@ ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT apitoken.disallow('regress_apitoken_some', 'manage');
 SELECT privilege, kind, object, columns FROM public.regress_privileges
 WHERE grantee = 'regress_apitoken_some'::regrole AND object !~ 'organizations|users|memberships' ORDER BY kind, object COLLATE "C", privilege;
-SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify');
+SELECT apitoken.disallow('regress_apitoken_some', 'use', 'manage', 'verify', 'act', 'directory', 'monitor', 'notify', 'usage');
 SELECT count(*) FROM public.regress_privileges WHERE grantee <> 0;
 
 --

@@ -31,6 +31,9 @@ if [ -z "${APITOKEN_WORK:-}" ]; then
 		ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/test/bench/peers/node_modules"
 	fi
 	PG_CONFIG=$c in_workplace test/bench.sh
+	# the last results there are, which may be those that OUT has now
+	against=${AGAINST:-$({ find bench-results "$OUT" -name performance.csv -printf '%T@ %p\n' 2>/dev/null || true; } | sort -n | sed -n '$s/^[^ ]* //p')}
+	[ -z "$against" ] || perl test/bench/compare.pl "$against" "$WORK/results/performance.csv"
 	cp "$WORK"/results/* "$OUT/"
 	echo "The results are in $OUT"
 	exit

@@ -14,6 +14,7 @@
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
 #            framework, which some figures need
 #   lint     clang, cppcheck, shellcheck
+#   fuzz     clang with libFuzzer
 #   matrix   patchelf, to unpack servers of other Debian releases
 #   package  Debian's tools to build packages, with the development files of all majors
 #            that this release has; lintian
@@ -89,6 +90,19 @@ for kind in "$@"; do
 			;;
 		lint)
 			for p in clang cppcheck shellcheck; do have $p || need $p; done
+			;;
+		fuzz)
+			if ! fuzzer_works; then
+				# the library has the version of clang: that of this release, or that on the PATH
+				v=$(clang -dumpversion 2>/dev/null | cut -d. -f1 || true)
+				if [ -z "$v" ]; then
+					need clang libclang-rt-dev
+				elif apt-cache show "libclang-rt-$v-dev" >/dev/null 2>&1; then
+					need "libclang-rt-$v-dev"
+				else
+					need libclang-rt-dev
+				fi
+			fi
 			;;
 		matrix)
 			have patchelf || need patchelf

@@ -46,7 +46,7 @@ server_complete() {
 	bin=$("$1" --bindir 2>/dev/null) && pgxs=$("$1" --pgxs 2>/dev/null) || return 1
 	[ -x "$bin/postgres" ] && [ -x "$bin/initdb" ] && [ -x "$bin/psql" ] && [ -x "$bin/pg_config" ] &&
 		[ -f "$pgxs" ] && [ -f "$(dirname "$pgxs")/../Makefile.global" ] &&
-		[ -f "$("$1" --includedir-server)/postgres.h" ] &&
+		[ -f "$("$1" --includedir-server)/postgres.h" ] && [ -f "$("$1" --includedir)/libpq-fe.h" ] &&
 		[ -x "$(dirname "$pgxs")/../test/regress/pg_regress" ] &&
 		[ -f "$("$1" --sharedir)/extension/pgcrypto.control" ]
 }
@@ -72,6 +72,12 @@ find_pg_config() {
 
 pg_version() { "$1" --version | sed 's/^PostgreSQL \([^ ]*\).*/\1/'; }
 pg_major() { pg_version "$1" | sed 's/^\([0-9]*\).*/\1/'; }
+
+# Can clang build a program with libFuzzer?  Its library is a package of its own.
+fuzzer_works() {
+	echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n); int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return 0; }' |
+		clang -fsanitize=fuzzer,address -x c - -o /dev/null >/dev/null 2>&1
+}
 
 # Fetched files are kept here.  The user that runs the servers must reach them, so
 # root's cache is not in root's home directory.

@@ -9,6 +9,7 @@ cd "$ROOT"
 
 c=$(find_pg_config) || die "no complete PostgreSQL found by ${PG_CONFIG:-pg_config}; run test/deps.sh"
 include=$("$c" --includedir-server)
+libpq=$("$c" --includedir)
 version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" apitoken.control)
 defines=(-Isrc "-DAPITOKEN_VERSION=\"$version\"")
 mapfile -t sources < <(find . -path ./.git -prune -o -name '*.c' -print | sort)
@@ -39,7 +40,7 @@ compile() {
 	for f in "${sources[@]}"; do
 		"$compiler" -O2 -fPIC -fno-strict-aliasing -fwrapv -D_GNU_SOURCE \
 			-Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Werror "$@" \
-			"${defines[@]}" -I"$include" -c "$f" -o "$tmp/x.o" || rc=1
+			"${defines[@]}" -I"$include" -I"$libpq" -c "$f" -o "$tmp/x.o" || rc=1
 	done
 	return $rc
 }
@@ -92,7 +93,7 @@ floors() {
 	rm -rf "$dir"
 	for f in "${units[@]}"; do
 		mkdir -p "$dir/$(dirname "$f")"
-		gcc -O0 -fPIC "${defines[@]}" -I"$include" -c "$f" -o "$dir/${f%.c}.o" || rc=1
+		gcc -O0 -fPIC "${defines[@]}" -I"$include" -I"$libpq" -c "$f" -o "$dir/${f%.c}.o" || rc=1
 	done
 	[ "$rc" = 0 ] || return 1
 	(

@@ -37,7 +37,7 @@ fetch() {
 
 	# the libraries they need, level by level
 	want="postgresql-$v postgresql-client-$v"
-	all="$want postgresql-server-dev-$v"
+	all="$want postgresql-server-dev-$v libpq-dev"
 	level=$want
 	while [ -n "$level" ]; do
 		# shellcheck disable=SC2086  # lists of words
@@ -85,11 +85,12 @@ server() {
 	local d=$cache/$1
 	! find_installed "$1" || return 0
 	mkdir -p "$cache"
-	if [ ! -s "$d/.complete" ]; then
+	# what was fetched before the extension used libpq lacks that
+	if [ ! -s "$d/.complete" ] || [ ! -f "$d/usr/include/postgresql/libpq-fe.h" ]; then
 		# two runs may want the same one
 		(
 			flock 8
-			[ -s "$d/.complete" ] || fetch "$1" "$d"
+			{ [ -s "$d/.complete" ] && [ -f "$d/usr/include/postgresql/libpq-fe.h" ]; } || fetch "$1" "$d"
 		) 8>"$cache/.lock$1" || return 1
 	fi
 	SERVER=$d/usr/lib/postgresql/$1/bin/pg_config

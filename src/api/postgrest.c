@@ -245,7 +245,7 @@ is_another_scheme(const char *text, size_t scheme_length)
 static char *
 token_in_value(const char *header, const char *value)
 {
-	static const char *const schemes[] = {"Bearer", "Token", "ApiKey"};
+	static const char *const schemes[] = {"Bearer", "Token", "ApiKey", "Api-Key"};
 	char	   *text = pstrdup(value);
 	size_t		length;
 	bool		bearer = false;

@@ -39,6 +39,7 @@ extern bool apitoken_notifications;
 extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;	/* milliseconds */
 extern bool apitoken_standbys_verify;
+extern char *apitoken_primary_conninfo;
 extern char *apitoken_token_headers;
 extern char *apitoken_client_address_header;
 extern char *apitoken_jwt_user_claim;
@@ -48,6 +49,8 @@ extern bool apitoken_mask_logs;
 extern bool apitoken_require_pepper;
 extern bool apitoken_require_known_users;
 extern bool apitoken_allow_unknown_permissions;
+extern const ApitokenFormat *apitoken_imported_formats[APITOKEN_FORMATS];
+extern int	apitoken_imported_formats_count;
 extern uint64 apitoken_setting_generation;
 extern void apitoken_guc_init(void);
 extern bool apitoken_outside_block(void);
@@ -122,9 +125,12 @@ extern int	apitoken_errhint(const char *sql, const char *http);
 
 #define APITOKEN_PEPPER_BYTES_MAX 128
 
+#define APITOKEN_KEY_NAME_MAX 31
+
 typedef struct ApitokenPepper
 {
-	int16		scheme;			/* number of the digest scheme, 1 or more */
+	int16		scheme;			/* number of the digest scheme, 1 or more; 0: a key with a name */
+	char		name[APITOKEN_KEY_NAME_MAX + 1];	/* empty: a pepper */
 	uint8		length;
 	uint8		key[APITOKEN_PEPPER_BYTES_MAX];
 } ApitokenPepper;
@@ -133,6 +139,7 @@ extern const ApitokenPepper *apitoken_signing_pepper(void);
 extern const ApitokenPepper *apitoken_pepper(int16 scheme);
 extern const ApitokenPepper *apitoken_usable_peppers(int *count);
 extern List *apitoken_pepper_schemes(void);
+extern const ApitokenPepper *apitoken_key(const char *name);
 
 /* ----- digest.c: SHA-256, HMAC under a pepper, comparison ----- */
 
@@ -145,6 +152,32 @@ extern void apitoken_pepper_digest(const char *text, size_t length, const Apitok
 								   uint8 digest[APITOKEN_DIGEST_LENGTH]);
 extern bool apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 									const uint8 b[APITOKEN_DIGEST_LENGTH]);
+
+/* One of the pieces of which a digest is made. */
+typedef struct ApitokenBytes
+{
+	const void *data;
+	size_t		length;
+} ApitokenBytes;
+
+#define APITOKEN_SHA512_LENGTH 64
+
+extern void apitoken_sha256_of(const ApitokenBytes *pieces, int count, uint8 digest[APITOKEN_DIGEST_LENGTH]);
+extern void apitoken_hmac_sha256_of(const ApitokenBytes *key, const ApitokenBytes *pieces, int count,
+									uint8 digest[APITOKEN_DIGEST_LENGTH]);
+extern void apitoken_sha512_of(const ApitokenBytes *pieces, int count, uint8 digest[APITOKEN_SHA512_LENGTH]);
+extern void apitoken_hmac_sha512_of(const ApitokenBytes *key, const ApitokenBytes *pieces, int count,
+									uint8 digest[APITOKEN_SHA512_LENGTH]);
+
+/* ----- foreign_digest.c: what other systems store of their tokens ----- */
+
+extern const char *apitoken_foreign_stored(const ApitokenFormat *format, const char *stored, ApitokenBytes *digest);
+extern bool apitoken_foreign_slow(const ApitokenFormat *format);
+extern bool apitoken_foreign_digest(const ApitokenFormat *format, const ApitokenForeignParts *parts,
+									ApitokenBytes *digest);
+extern bool apitoken_foreign_matches(const ApitokenFormat *format, const ApitokenForeignParts *parts,
+									 const ApitokenBytes *stored, const ApitokenBytes *salt);
+extern void apitoken_require_crypt(void);
 
 /* ----- extension.c: the installed version must be the library's ----- */
 

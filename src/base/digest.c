@@ -25,7 +25,9 @@
  * an error, the server resets CurrentResourceOwner itself.)
  */
 static pg_cryptohash_ctx *sha256_context = NULL;
+static pg_cryptohash_ctx *sha512_context = NULL;
 static pg_hmac_ctx *hmac_context = NULL;
+static pg_hmac_ctx *hmac_sha512_context = NULL;
 
 static void
 make_contexts(void)
@@ -39,36 +41,83 @@ make_contexts(void)
 	CurrentResourceOwner = owner;
 	if (sha256_context == NULL)
 		sha256_context = pg_cryptohash_create(PG_SHA256);
+	if (sha512_context == NULL)
+		sha512_context = pg_cryptohash_create(PG_SHA512);
 	if (hmac_context == NULL)
 		hmac_context = pg_hmac_create(PG_SHA256);
+	if (hmac_sha512_context == NULL)
+		hmac_sha512_context = pg_hmac_create(PG_SHA512);
 	CurrentResourceOwner = caller;
 	MemoryContextSwitchTo(memory);
 }
 
-/* Compute a SHA-256 digest.  Returns NULL, or an error message. */
-static const char *
-sha256(const char *text, size_t length, uint8 *digest)
+static pg_noreturn void fail(const char *error, uint8 *digest, size_t size);
+
+static void
+fail(const char *error, uint8 *digest, size_t size)
+{
+	explicit_bzero(digest, size);
+	ereport(ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR),
+			 errmsg("could not compute token digest: %s", error)));
+}
+
+/* Compute the digest of several pieces, one after the other, or raise an error. */
+static void
+hash(pg_cryptohash_ctx *context, const ApitokenBytes *pieces, int count, uint8 *digest, size_t size)
+{
+	bool		good = pg_cryptohash_init(context) >= 0;
+
+	for (int i = 0; i < count && good; i++)
+		good = pg_cryptohash_update(context, pieces[i].data, pieces[i].length) >= 0;
+	if (!good || pg_cryptohash_final(context, digest, size) < 0)
+		fail(pg_cryptohash_error(context), digest, size);
+}
+
+/* The same under a key. */
+static void
+hmac(pg_hmac_ctx *context, const ApitokenBytes *key, const ApitokenBytes *pieces, int count, uint8 *digest, size_t size)
+{
+	bool		good = pg_hmac_init(context, key->data, key->length) >= 0;
+
+	for (int i = 0; i < count && good; i++)
+		good = pg_hmac_update(context, pieces[i].data, pieces[i].length) >= 0;
+	if (!good || pg_hmac_final(context, digest, size) < 0)
+		fail(pg_hmac_error(context), digest, size);
+}
+
+void
+apitoken_sha256_of(const ApitokenBytes *pieces, int count, uint8 digest[APITOKEN_DIGEST_LENGTH])
 {
 	if (sha256_context == NULL)
 		make_contexts();
-	if (pg_cryptohash_init(sha256_context) < 0 ||
-		pg_cryptohash_update(sha256_context, (const uint8 *) text, length) < 0 ||
-		pg_cryptohash_final(sha256_context, digest, APITOKEN_DIGEST_LENGTH) < 0)
-		return pg_cryptohash_error(sha256_context);
-	return NULL;
+	hash(sha256_context, pieces, count, digest, APITOKEN_DIGEST_LENGTH);
 }
 
-/* Compute an HMAC-SHA-256 digest under a pepper.  Returns NULL, or an error message. */
-static const char *
-hmac_sha256(const ApitokenPepper *pepper, const char *text, size_t length, uint8 *digest)
+void
+apitoken_sha512_of(const ApitokenBytes *pieces, int count, uint8 digest[APITOKEN_SHA512_LENGTH])
+{
+	if (sha512_context == NULL)
+		make_contexts();
+	hash(sha512_context, pieces, count, digest, APITOKEN_SHA512_LENGTH);
+}
+
+void
+apitoken_hmac_sha256_of(const ApitokenBytes *key, const ApitokenBytes *pieces, int count,
+						uint8 digest[APITOKEN_DIGEST_LENGTH])
 {
 	if (hmac_context == NULL)
 		make_contexts();
-	if (pg_hmac_init(hmac_context, pepper->key, pepper->length) < 0 ||
-		pg_hmac_update(hmac_context, (const uint8 *) text, length) < 0 ||
-		pg_hmac_final(hmac_context, digest, APITOKEN_DIGEST_LENGTH) < 0)
-		return pg_hmac_error(hmac_context);
-	return NULL;
+	hmac(hmac_context, key, pieces, count, digest, APITOKEN_DIGEST_LENGTH);
+}
+
+void
+apitoken_hmac_sha512_of(const ApitokenBytes *key, const ApitokenBytes *pieces, int count,
+						uint8 digest[APITOKEN_SHA512_LENGTH])
+{
+	if (hmac_sha512_context == NULL)
+		make_contexts();
+	hmac(hmac_sha512_context, key, pieces, count, digest, APITOKEN_SHA512_LENGTH);
 }
 
 /* Returns the scheme for new digests.  Raises an error if the pepper file is set but unusable, or required. */
@@ -85,20 +134,17 @@ void
 apitoken_pepper_digest(const char *text, size_t length, const ApitokenPepper *pepper,
 					   uint8 digest[APITOKEN_DIGEST_LENGTH])
 {
-	const char *error;
+	ApitokenBytes piece = {text, length};
+	ApitokenBytes key;
 
 	if (pepper == NULL)
-		error = sha256(text, length, digest);
-	else
-		error = hmac_sha256(pepper, text, length, digest);
-
-	if (error != NULL)
 	{
-		explicit_bzero(digest, APITOKEN_DIGEST_LENGTH);
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute token digest: %s", error)));
+		apitoken_sha256_of(&piece, 1, digest);
+		return;
 	}
+	key.data = pepper->key;
+	key.length = pepper->length;
+	apitoken_hmac_sha256_of(&key, &piece, 1, digest);
 }
 
 /* The same under a scheme.  Raises an error if its pepper is missing. */

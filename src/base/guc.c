@@ -52,11 +52,18 @@ bool		apitoken_notifications;
 int			apitoken_usage_slots;
 int			apitoken_flush_interval;
 bool		apitoken_standbys_verify;
+char	   *apitoken_primary_conninfo;
 char	   *apitoken_token_headers;
 char	   *apitoken_client_address_header;
 char	   *apitoken_jwt_user_claim;
 char	   *apitoken_issuer;
 char	   *apitoken_audience;
+
+/* The formats in apitoken.imported_formats. */
+const ApitokenFormat *apitoken_imported_formats[APITOKEN_FORMATS];
+int			apitoken_imported_formats_count = 0;
+
+static char *imported_formats;
 
 /* Changes whenever the token or the user does, also on rollback. */
 uint64		apitoken_setting_generation = 1;
@@ -209,6 +216,27 @@ check_retention(int *newval, void **extra, GucSource source)
 	return false;
 }
 
+static bool
+check_formats(char **newval, void **extra, GucSource source)
+{
+	const ApitokenFormat *found[APITOKEN_FORMATS];
+
+	if (apitoken_formats_in_list(*newval, found) >= 0)
+		return true;
+	GUC_check_errdetail("The value must be a comma-separated list of formats.");
+	GUC_check_errhint("The formats are sanctum, strapi, knox (knox5, knox42, knox41), drf-api-key (drf-api-key3, drf-api-key2), "
+					  "better-auth, unkey, prefixed-api-key, gitlab, keyhippo, crypt and sha256.");
+	return false;
+}
+
+static void
+assign_formats(const char *newval, void *extra)
+{
+	int			count = apitoken_formats_in_list(newval, apitoken_imported_formats);
+
+	apitoken_imported_formats_count = Max(count, 0);
+}
+
 static void
 assign_identity(const char *newval, void *extra)
 {
@@ -295,7 +323,7 @@ static const Setting settings[] = {
 	 */
 	{
 		.name = "apitoken.pepper_file",
-		.summary = "Sets the file with the peppers that tokens are hashed with, one n:hex a line.",
+		.summary = "Sets the file with the peppers that tokens are hashed with, one n:hex a line, and with keys of systems whose tokens were imported, one name:hex a line.",
 		.explanation = "With a pepper outside the database, a copy of the database is not enough to check guesses. New tokens are hashed with the pepper that has the highest number. Older peppers verify older tokens. An empty value means plain SHA-256.",
 		.context = PGC_SUSET,
 		.flags = GUC_SUPERUSER_ONLY,
@@ -307,6 +335,13 @@ static const Setting settings[] = {
 		.explanation = "Somebody who can write the table of tokens, but cannot read the pepper file, can then make no token that is valid. Tokens that were created without a pepper are refused as unknown, so regenerate them first. Without a pepper file, no token can be created.",
 		.context = PGC_SUSET,
 		.boolean = {.variable = &apitoken_require_pepper, .initial = false},
+	},
+	{
+		.name = "apitoken.imported_formats",
+		.summary = "Sets the formats of other systems' tokens as which texts of another shape than a token's are verified.",
+		.explanation = "A list of formats separated by commas, in the order in which they are tried. Tokens of these formats must have been imported by import_token(). An empty value means that no imported token is accepted, and that a text of another shape is refused before any table is read.",
+		.context = PGC_SUSET,
+		.string = {.variable = &imported_formats, .initial = "", .check = check_formats, .assign = assign_formats},
 	},
 	{
 		.name = "apitoken.require_known_users",
@@ -363,7 +398,7 @@ static const Setting settings[] = {
 	{
 		.name = "apitoken.usage_slots",
 		.summary = "Sets the number of tokens whose usage fits into shared memory.",
-		.explanation = "It should be at least the number of tokens used in one apitoken.flush_interval, and the number of tokens with a rate limit or quota used in one minute. A slot takes about 380 bytes. Usage that does not fit is not recorded, and a token with a rate limit or quota that does not fit is refused. Both are counted as dropped. It has an effect only if the library is in shared_preload_libraries.",
+		.explanation = "It should be at least the number of tokens used in one apitoken.flush_interval, and the number of tokens with a rate limit or quota used in one minute. A slot takes about 440 bytes. Usage that does not fit is not recorded, and a token with a rate limit or quota that does not fit is refused. Both are counted as dropped. It has an effect only if the library is in shared_preload_libraries.",
 		.context = PGC_POSTMASTER,
 		.integer = {.variable = &apitoken_usage_slots, .initial = 65536, .minimum = 64, .maximum = 64 * 1024 * 1024},
 	},
@@ -382,10 +417,20 @@ static const Setting settings[] = {
 		.context = PGC_SUSET,
 		.boolean = {.variable = &apitoken_standbys_verify, .initial = true},
 	},
+
+	/* Without a check hook, whose error would have the value, which may be a password. */
+	{
+		.name = "apitoken.primary_conninfo",
+		.summary = "Sets the connection by which a standby sends the recorded use of tokens to the primary.",
+		.explanation = "A connection string of libpq, without the name of a database: each database sends to the one of the same name. If it is empty, the use stays on the standby until that is promoted. Use a password file or a certificate rather than a password. It has an effect only during recovery, and only if the library is in shared_preload_libraries.",
+		.context = PGC_SIGHUP,
+		.flags = GUC_SUPERUSER_ONLY,
+		.string = {.variable = &apitoken_primary_conninfo, .initial = ""},
+	},
 	{
 		.name = "apitoken.token_headers",
 		.summary = "Sets the HTTP headers in which pre_request() looks for a token.",
-		.explanation = "A list of names separated by commas. The value of such a header is a token, alone or after one of the schemes Bearer, Token and ApiKey.",
+		.explanation = "A list of names separated by commas. The value of such a header is a token, alone or after one of the schemes Bearer, Token, ApiKey and Api-Key.",
 		.context = PGC_SUSET,
 		.string = {.variable = &apitoken_token_headers, .initial = "x-api-key, authorization", .check = check_token_headers},
 	},

@@ -2,6 +2,9 @@
  * pepper.c
  *		Read the peppers from the pepper file.
  *
+ * A line "n:hex" has the pepper n.  A line "name:hex" has a key of another system,
+ * whose tokens were imported.
+ *
  * Each use of a pepper calls stat() on the file, and reads the file again if it
  * changed, so a new pepper takes effect without a reload.  A check hook is not
  * used to read the file.  If one failed while the server starts, the setting
@@ -29,8 +32,8 @@
 #define PEPPER_FILE_MAX (64 * 1024)
 #define PEPPER_BYTES_MIN 16
 
-/* minimum length of a line with a pepper: "1:", the shortest key and a line feed */
-#define PEPPER_LINE_MIN (2 + 2 * PEPPER_BYTES_MIN + 1)
+/* minimum length of a line: "a:", the shortest key with a name and a line feed */
+#define PEPPER_LINE_MIN (2 + 2 + 1)
 
 /* A loaded pepper file.  It is one allocation, which one explicit_bzero() erases. */
 typedef struct PepperFile
@@ -39,7 +42,9 @@ typedef struct PepperFile
 	size_t		size;			/* of this allocation */
 	char	   *path;			/* within this allocation */
 	const ApitokenPepper *highest;	/* used for new digests */
-	int			count;
+	int			count;			/* of peppers */
+	int			key_count;		/* of keys with a name, which are the last of the array */
+	int			room;			/* of the array */
 	ApitokenPepper peppers[FLEXIBLE_ARRAY_MEMBER];
 } PepperFile;
 
@@ -123,6 +128,25 @@ is_blank(char c)
 	return c == ' ' || c == '\t' || c == '\r';
 }
 
+/* Parse the hexadecimal key in a line. */
+static bool
+parse_key(const char *digits, size_t length, int min, ApitokenPepper *pepper)
+{
+	if (length % 2 != 0 || length < 2 * min || length > 2 * APITOKEN_PEPPER_BYTES_MAX)
+		return false;
+	for (size_t i = 0; i < length; i += 2)
+	{
+		int			high = apitoken_hex_value(digits[i]);
+		int			low = apitoken_hex_value(digits[i + 1]);
+
+		if (high < 0 || low < 0)
+			return false;
+		pepper->key[i / 2] = (uint8) (high << 4 | low);
+	}
+	pepper->length = (uint8) (length / 2);
+	return true;
+}
+
 /* Parse a line "n:hex", without its line feed. */
 static bool
 parse_pepper(const char *line, size_t length, ApitokenPepper *pepper)
@@ -135,23 +159,37 @@ parse_pepper(const char *line, size_t length, ApitokenPepper *pepper)
 		scheme = scheme * 10 + (line[digits++] - '0');
 	if (scheme < 1 || scheme > PG_INT16_MAX || digits == length || line[digits] != ':')
 		return false;
-	line += digits + 1;
-	length -= digits + 1;
-
-	if (length % 2 != 0 || length < 2 * PEPPER_BYTES_MIN || length > 2 * APITOKEN_PEPPER_BYTES_MAX)
-		return false;
-	for (size_t i = 0; i < length; i += 2)
-	{
-		int			high = apitoken_hex_value(line[i]);
-		int			low = apitoken_hex_value(line[i + 1]);
-
-		if (high < 0 || low < 0)
-			return false;
-		pepper->key[i / 2] = (uint8) (high << 4 | low);
-	}
 	pepper->scheme = (int16) scheme;
-	pepper->length = (uint8) (length / 2);
-	return true;
+	pepper->name[0] = '\0';
+	return parse_key(line + digits + 1, length - digits - 1, PEPPER_BYTES_MIN, pepper);
+}
+
+/* Parse a line "name:hex", whose key may be of any length that the other system has. */
+static bool
+parse_named_key(const char *line, size_t length, ApitokenPepper *key)
+{
+	size_t		name = 0;
+
+	while (name < length && ((line[name] >= 'a' && line[name] <= 'z') ||
+							 (name > 0 && (line[name] == '-' || (line[name] >= '0' && line[name] <= '9')))))
+		name++;
+	if (name < 1 || name > APITOKEN_KEY_NAME_MAX || name == length || line[name] != ':')
+		return false;
+	memcpy(key->name, line, name);
+	key->name[name] = '\0';
+	key->scheme = 0;
+	return parse_key(line + name + 1, length - name - 1, 1, key);
+}
+
+static const ApitokenPepper *
+find_key(const PepperFile *file, const char *name)
+{
+	for (int i = file->room - file->key_count; i < file->room; i++)
+	{
+		if (strcmp(file->peppers[i].name, name) == 0)
+			return &file->peppers[i];
+	}
+	return NULL;
 }
 
 static const ApitokenPepper *
@@ -185,7 +223,23 @@ parse_peppers(const char *text, size_t length, PepperFile *file, PepperProblem *
 		while (line_length > 0 && is_blank(text[line_length - 1]))
 			line_length--;
 
-		if (line_length > 0 && text[0] != '#')
+		if (line_length > 0 && text[0] >= 'a' && text[0] <= 'z')
+		{
+			ApitokenPepper *key = &file->peppers[file->room - file->key_count - 1];
+
+			if (!parse_named_key(text, line_length, key))
+			{
+				problem->fault = FAULT_LINE;
+				return false;
+			}
+			if (find_key(file, key->name) != NULL)
+			{
+				problem->fault = FAULT_DUPLICATE;
+				return false;
+			}
+			file->key_count++;
+		}
+		else if (line_length > 0 && text[0] != '#')
 		{
 			if (!parse_pepper(text, line_length, pepper))
 			{
@@ -249,6 +303,7 @@ read_open_file(int fd, const char *path, PepperProblem *problem)
 	PepperFile *file;
 	char	   *text;
 	size_t		size;
+	int			room;
 	ssize_t		length;
 	bool		parsed = false;
 
@@ -266,13 +321,14 @@ read_open_file(int fd, const char *path, PepperProblem *problem)
 	 * leaves none of them in memory.  The additional byte shows whether the file
 	 * grew.
 	 */
-	size = offsetof(PepperFile, peppers) +
-		(before.st_size / PEPPER_LINE_MIN + 1) * sizeof(ApitokenPepper);
+	room = before.st_size / PEPPER_LINE_MIN + 1;
+	size = offsetof(PepperFile, peppers) + room * sizeof(ApitokenPepper);
 	text = palloc(before.st_size + 1);
 	file = MemoryContextAllocZero(TopMemoryContext, size + strlen(path) + 1);
 	file->size = size + strlen(path) + 1;
 	file->path = (char *) file + size;
 	strcpy(file->path, path);
+	file->room = room;
 	file->identity = before;
 
 	/*
@@ -412,16 +468,16 @@ report_problem(const PepperProblem *problem)
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
 					 errmsg("invalid line %d in pepper file", problem->line),
 					 log_path(),
-					 errhint("Use the form \"n:key\", with a number from 1 to %d and a key of %d to %d bytes in hexadecimal.",
+					 errhint("Use the form \"n:key\", with a number from 1 to %d and a key of %d to %d bytes in hexadecimal, or \"name:key\" for a key of another system.",
 							 PG_INT16_MAX, PEPPER_BYTES_MIN, APITOKEN_PEPPER_BYTES_MAX)));
 			break;
 		case FAULT_DUPLICATE:
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIG_FILE_ERROR),
-					 errmsg("line %d of pepper file repeats the number of an earlier line",
+					 errmsg("line %d of pepper file repeats the number or name of an earlier line",
 							problem->line),
 					 log_path(),
-					 errhint("Use a different number for each pepper.  The pepper with the highest number signs new tokens.")));
+					 errhint("Use a different number for each pepper, and a different name for each key of another system.  The pepper with the highest number signs new tokens.")));
 			break;
 		case FAULT_EMPTY:
 			ereport(ERROR,
@@ -515,4 +571,22 @@ apitoken_pepper_schemes(void)
 	for (int i = 0; i < loaded->count; i++)
 		schemes = lappend_int(schemes, loaded->peppers[i].scheme);
 	return schemes;
+}
+
+/*
+ * Returns the key of another system, or raises an error if there is none: no token
+ * that was imported from there could be verified.
+ */
+const ApitokenPepper *
+apitoken_key(const char *name)
+{
+	const ApitokenPepper *key = pepper_file_is_set() ? find_key(get_peppers(), name) : NULL;
+
+	if (key == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("imported tokens require the key \"%s\", which the pepper file does not contain", name),
+				 log_path(),
+				 errhint("Add the line \"%s:key\" to the file that \"apitoken.pepper_file\" names, with the other system's key in hexadecimal.", name)));
+	return key;
 }

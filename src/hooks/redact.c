@@ -83,56 +83,11 @@ mask_field(char *field)
 	return field != NULL && apitoken_mask_secrets(field, strlen(field));
 }
 
-/*
- * Some errors quote a part of a text.  The quotation may begin within a token,
- * and the rest of a token looks like any other word:
- *
- * - JSON: fifty characters before the error, in the context: "JSON data, line 1:
- *   ...3kV9x".  Any long word that follows the dots is masked.
- * - Dates: the message of to_date() and its relatives quotes the rest of the
- *   text from the error on.  A date without separators is a long word as well
- *   ("20240101T120000Z").  Therefore the word must have capitals and small
- *   letters (`mixed`).
- * - XML: eighty characters before the error, on a line of their own in the
- *   detail.  Other lines of details begin with words too, for example those of a
- *   statement.  Therefore the word must also be longer.
- *
- * Little is lost if the word is not part of a token.
- */
+/* The words after a marker may be ends of tokens: see fragment.c. */
 static bool
-mask_fragments(char *field, const char *marker, size_t min_length, bool mixed)
+mask_marked(char *field, const char *marker, size_t min_length, bool mixed)
 {
-	bool		found = false;
-	char	   *fragment = field;
-
-	while (fragment != NULL && (fragment = strstr(fragment, marker)) != NULL)
-	{
-		size_t		length;
-		bool		upper = false;
-		bool		lower = false;
-
-		fragment += strlen(marker);
-		for (length = 0;; length++)
-		{
-			char		c = fragment[length];
-
-			if (c >= 'A' && c <= 'Z')
-				upper = true;
-			else if (c >= 'a' && c <= 'z')
-				lower = true;
-			else if (!(c >= '0' && c <= '9') && c != '_')
-				break;
-		}
-
-		/* a word that is followed by a mask is the readable part of a token */
-		if (length >= min_length && fragment[length] != '*' && (!mixed || (upper && lower)))
-		{
-			memset(fragment, '*', length);
-			found = true;
-		}
-		fragment += length;
-	}
-	return found;
+	return field != NULL && apitoken_mask_fragments(field, marker, min_length, mixed);
 }
 
 /*
@@ -259,10 +214,10 @@ redact_message(ErrorData *edata)
 		masked |= mask_field(edata->detail_log);
 		masked |= mask_field(edata->hint);
 		masked |= mask_field(edata->context);
-		masked |= mask_fragments(edata->context, "...", FRAGMENT_AFTER_DOTS, false);
-		masked |= mask_fragments(edata->detail, "\n", FRAGMENT_AFTER_NEWLINE, true);
+		masked |= mask_marked(edata->context, "...", FRAGMENT_AFTER_DOTS, false);
+		masked |= mask_marked(edata->detail, "\n", FRAGMENT_AFTER_NEWLINE, true);
 		if (edata->sqlerrcode == ERRCODE_INVALID_DATETIME_FORMAT)
-			masked |= mask_fragments(edata->message, "\"", FRAGMENT_AFTER_QUOTE, true);
+			masked |= mask_marked(edata->message, "\"", FRAGMENT_AFTER_QUOTE, true);
 		masked |= mask_field(edata->internalquery);
 		masked |= mask_statement();
 		if (masked)

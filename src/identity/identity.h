@@ -68,6 +68,15 @@ extern const char *apitoken_manageable_user(const ApitokenPrincipal *principal, 
 extern List *apitoken_own_patterns(const ApitokenPrincipal *principal);
 extern List *apitoken_token_patterns(const ApitokenRecord *record);
 
+/* ----- foreign.c: texts of tokens that other systems made ----- */
+
+extern void apitoken_seal(const ApitokenForeign *row, const char *format, const ApitokenPepper *pepper,
+						  uint8 seal[APITOKEN_DIGEST_LENGTH]);
+extern bool apitoken_has_imported_shape(const char *text, size_t length);
+extern char *apitoken_imported_shapes(const char *text, size_t length);
+extern int	apitoken_find_imported(const char *text, size_t length, Snapshot snapshot, ApitokenRecord *record,
+								   bool *has_fast, ApitokenFastDigest *fast);
+
 /* ----- verify.c: verification of tokens ----- */
 
 typedef struct ApitokenVerification
@@ -84,6 +93,8 @@ typedef struct ApitokenVerification
 								 * if secret is not 0 */
 	ApitokenStanding standing;	/* with APITOKEN_VALID */
 	List	   *patterns;		/* effective patterns, with APITOKEN_VALID */
+	bool		has_fast_digest;	/* the token is imported, and this one is to be stored */
+	ApitokenFastDigest fast_digest;
 } ApitokenVerification;
 
 /* A step of a decision. */
@@ -147,6 +158,7 @@ extern bool apitoken_sees_all(ApitokenTable table);
 /* ----- plan.c: what the planner is told about the policies ----- */
 
 extern void apitoken_plan_init(void);
+extern Node *apitoken_required_value(struct PlannerInfo *root, Node *expression);
 extern Node *apitoken_index_condition(struct PlannerInfo *root, FuncExpr *call, int number,
 									  struct IndexOptInfo *index, int column);
 

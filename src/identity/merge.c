@@ -209,6 +209,9 @@ find_index(PlannerInfo *root, RelOptInfo *rel, Node *policy, int *ordered, bool 
 		{
 			if (!is_column(list_nth(arguments, i), index, 0))
 				continue;
+			/* the query names one owner, so there is nothing to merge */
+			if (apitoken_required_value(root, list_nth(arguments, i)) != NULL)
+				return NULL;
 			*condition = apitoken_index_condition(root, (FuncExpr *) policy, i, index, 0);
 			if (*condition != NULL && predicate_implied_by(index->indpred, list_make1(*condition), false))
 				return index;

@@ -105,8 +105,8 @@ find_argument(Oid function, int number)
 }
 
 /* Returns the constant that the query requires this expression to equal, or NULL. */
-static Node *
-required_value(PlannerInfo *root, Node *expression)
+Node *
+apitoken_required_value(PlannerInfo *root, Node *expression)
 {
 	ListCell   *lc;
 
@@ -190,7 +190,7 @@ set_selectivity(SupportRequestSelectivity *request)
 	const PolicyArgument *argument = find_argument(request->funcid, 0);
 	Node	   *column = linitial(request->args);
 
-	if (argument == NULL || argument->if_required || required_value(request->root, column) != NULL)
+	if (argument == NULL || argument->if_required || apitoken_required_value(request->root, column) != NULL)
 		request->selectivity = 1.0;
 	else
 	{
@@ -271,7 +271,7 @@ apitoken_index_condition(PlannerInfo *root, FuncExpr *call, int number, IndexOpt
 		return NULL;
 
 	owner = list_nth(call->args, number);
-	required = required_value(root, owner);
+	required = apitoken_required_value(root, owner);
 	if (argument->if_required &&
 		(required == NULL || !is_pseudo_constant_for_index(root, required, index)))
 		return NULL;

@@ -4,8 +4,11 @@
  *
  * These are the checks in their order, each with the verdict if it fails:
  *
- *	1. shape and checksum of the text			malformed
- *	2. the token's row, by primary key			unknown
+ *	1. shape and checksum of the text, or the
+ *	   shape of an imported format				malformed
+ *	2. the token's row, by primary key (of an
+ *	   imported token after its foreign digest,
+ *	   see foreign.c)							unknown
  *	3. the digests, in constant time			unknown
  *	   (only callers with the right secret get the following verdicts)
  *	4. revocation of the token					revoked
@@ -65,11 +68,12 @@ secret_under(const ApitokenPepper *pepper, const char *text, size_t length, cons
 	return right;
 }
 
-/* The position of a scheme's pepper, -1 for scheme 0.  Raises an error if there is none. */
+/* The position of a scheme's pepper, -1 for none.  Raises an error if there is none. */
 static int
 position_of_scheme(const ApitokenPepper *peppers, int count, int16 scheme)
 {
-	if (scheme == 0)
+	/* a seal of an imported secret is not compared with a digest */
+	if (scheme <= 0)
 		return -1;
 	for (int i = 0; i < count; i++)
 	{
@@ -120,6 +124,20 @@ which_secret(const char *text, size_t length, const ApitokenRecord *record, Time
 	return right;
 }
 
+/* Is this secret of the record accepted?  -1 is none.  If so, the record is completed. */
+static bool
+accept_secret(int secret, Snapshot snapshot, ApitokenVerification *verification)
+{
+	ApitokenRecord *record = &verification->record;
+
+	verification->secret = Max(secret, 0);
+	if (secret < 0 || record->secrets[secret].expires_at <= verification->at)
+		return false;
+	verification->secret_ends_at = Min(record->expires_at, record->secrets[secret].expires_at);
+	apitoken_complete_token(snapshot, record);
+	return true;
+}
+
 /*
  * Fetch the token with this text.  The time of a refusal does not tell whether
  * a token with this id exists: in both cases a refusal does two index lookups,
@@ -133,16 +151,21 @@ find_token(const char *text, size_t length, const pg_uuid_t *id, Snapshot snapsh
 	bool		found = apitoken_fetch_token(snapshot, id, record);
 	int			secret = which_secret(text, length, record, verification->at);
 
-	verification->secret = Max(secret, 0);
-	if (secret >= 0 && record->secrets[secret].expires_at > verification->at)
-	{
-		verification->secret_ends_at = Min(record->expires_at, record->secrets[secret].expires_at);
-		apitoken_complete_token(snapshot, record);
+	if (accept_secret(secret, snapshot, verification))
 		return true;
-	}
 	/* after the digests, which change the processor's caches */
 	apitoken_fetch_decoy(snapshot, id, !found);
 	return false;
+}
+
+/* The same for a text that another system made. */
+static bool
+find_imported(const char *text, size_t length, Snapshot snapshot, ApitokenVerification *verification)
+{
+	int			secret = apitoken_find_imported(text, length, snapshot, &verification->record,
+												&verification->has_fast_digest, &verification->fast_digest);
+
+	return accept_secret(secret, snapshot, verification);
 }
 
 /* Does a list of networks, which may be NULL, allow the client's address? */
@@ -248,6 +271,7 @@ verify_text(const char *text, size_t length, const char *permission,
 			ApitokenVerification *verification)
 {
 	ApitokenParts parts;
+	bool		native;
 	bool		passed;
 
 	memset(verification, 0, sizeof(*verification));
@@ -255,9 +279,11 @@ verify_text(const char *text, size_t length, const char *permission,
 	verification->organization_id = organization_id;
 	if (permission != NULL)
 		apitoken_check_permission(permission);
-	passed = apitoken_parse_text(text, length, &parts);
+	native = apitoken_parse_text(text, length, &parts);
+	passed = native || apitoken_has_imported_shape(text, length);
 	if (steps != NULL)
 		add_step(steps, APITOKEN_MALFORMED, passed,
+				 passed && !native ? psprintf("the text has the shape of imported tokens: %s", apitoken_imported_shapes(text, length)) :
 				 pstrdup(passed ? "the text has the shape of a token, and the right checksum" :
 						 "the text does not have the shape of a token, or its checksum is wrong"));
 	if (!passed)
@@ -267,11 +293,13 @@ verify_text(const char *text, size_t length, const char *permission,
 	verification->at = GetCurrentTimestamp();
 	snapshot = snapshot == NULL ? apitoken_latest_snapshot() : RegisterSnapshot(snapshot);
 	verification->verdict = APITOKEN_UNKNOWN;
-	passed = find_token(text, length, &parts.id, snapshot, verification);
+	passed = native ? find_token(text, length, &parts.id, snapshot, verification) :
+		find_imported(text, length, snapshot, verification);
 	if (steps != NULL)
 		add_step(steps, APITOKEN_UNKNOWN, passed,
 				 passed ? psprintf("the secret is right; it ends: %s", time_in_words(verification->secret_ends_at)) :
-				 pstrdup("there is no token with this id, or the secret is wrong"));
+				 pstrdup(native ? "there is no token with this id, or the secret is wrong" :
+						 "no imported token has this text"));
 	if (passed)
 		verification->verdict = decide(&verification->record, permission, organization_id, address,
 									   snapshot, verification->at, &verification->standing,
@@ -298,7 +326,8 @@ apitoken_verify_in_steps(Datum token, bool isnull, const char *permission,
 {
 	text	   *argument;
 
-	if (isnull || toast_raw_datum_size(token) - VARHDRSZ > APITOKEN_TEXT_MAX)
+	if (isnull || toast_raw_datum_size(token) - VARHDRSZ >
+		(apitoken_imported_formats_count == 0 ? APITOKEN_TEXT_MAX : APITOKEN_FOREIGN_TEXT_MAX))
 	{
 		verify_text("", 0, permission, organization_id, address, snapshot, steps, verification);
 		return;
@@ -375,6 +404,8 @@ apitoken_use(ApitokenVerification *verification, int32 cost, inet *address, bool
 		verification->verdict = APITOKEN_RATE_LIMITED;
 		apitoken_uncount_use(record, cost, verification->at, &verification->allowance);
 	}
+	if (verification->has_fast_digest && apitoken_verdicts[verification->verdict].known)
+		apitoken_record_digest(&record->id, &verification->fast_digest, verification->at, may_write);
 	if (verification->verdict == APITOKEN_VALID && record->kind == APITOKEN_USER && verification->organization_id != NULL)
 		apitoken_record_seen(&record->id, verification->organization_id, verification->at);
 	if (verification->verdict == APITOKEN_VALID && verification->standing.tells_networks)

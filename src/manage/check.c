@@ -1,7 +1,8 @@
 /*
  * check.c
  *		What check_setup() needs to know and SQL cannot see: the versions of the
- *		library and of the installed files, and whether the pepper file can be used.
+ *		library and of the installed files, whether the pepper file can be used, and
+ *		what is wrong with apitoken.primary_conninfo, which others may not see.
  *
  * The checks themselves are in apitoken--1.0.sql.  They are SQL, and read the
  * catalogs with the caller's privileges.
@@ -27,6 +28,8 @@ enum
 	PEPPERS,
 	PEPPER_PROBLEM,
 	PEPPER_HINT,
+	SENDS,
+	CONNINFO_FAULT,
 	COLUMNS
 };
 
@@ -105,6 +108,7 @@ apitoken_read_setup(PG_FUNCTION_ARGS)
 	Datum		values[COLUMNS] = {0};
 	bool		nulls[COLUMNS] = {0};
 	char	   *version = installed_version();
+	const char *fault = apitoken_conninfo_fault();
 	ErrorData  *error;
 	List	   *schemes = pepper_schemes(&error);
 	Datum	   *numbers = palloc((list_length(schemes) + 1) * sizeof(Datum));
@@ -125,5 +129,9 @@ apitoken_read_setup(PG_FUNCTION_ARGS)
 		nulls[PEPPER_HINT] = true;
 	else
 		values[PEPPER_HINT] = CStringGetTextDatum(error->hint);
+	values[SENDS] = BoolGetDatum(apitoken_sends());
+	nulls[CONNINFO_FAULT] = fault == NULL;
+	if (fault != NULL)
+		values[CONNINFO_FAULT] = CStringGetTextDatum(fault);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));
 }

@@ -66,7 +66,8 @@ check_new_values(TriggerData *trigger, const ApitokenRecord *record, Snapshot sn
 	if (apitoken_column_changed(trigger, Anum_token_records_label))
 	{
 		apitoken_check_label(record->label);
-		apitoken_check_label_free(record, snapshot);
+		if (!apitoken_is_imported(record))
+			apitoken_check_label_free(record, snapshot);
 	}
 	value = heap_getattr(tuple, Anum_token_records_description, descriptor, &isnull);
 	if (!isnull && apitoken_column_changed(trigger, Anum_token_records_description))

@@ -19,7 +19,8 @@
  * Use of the user's tokens may still be in shared memory.  A flush is kept from
  * writing its address and places between the erasure and its commit.  At the
  * commit, they are removed from shared memory.  The tokens are revoked, so no more
- * are recorded.
+ * are recorded.  Those that a standby has recorded are left out when they arrive
+ * (receive.c).
  */
 #include "postgres.h"
 
@@ -172,7 +173,7 @@ apitoken_forget_user(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(erasures); i++)
 	{
 		/* only now, because no use is written to the tables from here to the end of the transaction */
-		if (erasures[i] == APITOKEN_ERASE_USAGE && apitoken_shared != NULL)
+		if (erasures[i] == APITOKEN_ERASE_USAGE)
 			(void) apitoken_lock_usage();
 		changed += apitoken_execute(erasures[i], values, NULL);
 	}

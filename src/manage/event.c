@@ -69,8 +69,8 @@ typedef struct Event
  * row that this transaction has locked.  But an erasure that ends gives back its
  * locks one after the other: whom one wakes may find the next one taken for a moment.
  */
-static void
-check_actor(const char *user_id)
+void
+apitoken_check_actor(const char *user_id)
 {
 	Snapshot	snapshot;
 	ApitokenUserRow user;
@@ -110,7 +110,7 @@ begin_event(Event *event, Datum token, const ApitokenPrincipal *actor, const ine
 	event->values[EVENT_TOKEN] = token;
 	if (actor != NULL && actor->user_id != NULL)
 	{
-		check_actor(actor->user_id);
+		apitoken_check_actor(actor->user_id);
 		event->values[EVENT_ACTOR] = CStringGetTextDatum(actor->user_id);
 	}
 	else

@@ -139,6 +139,7 @@ static const Privilege directory_privileges[] = {
 	WRITABLE_TABLE("permissions"),
 	INTERNAL("check_permission"),
 	FUNCTION("forget_user"),
+	FUNCTION("import_token"),
 };
 
 static const Privilege monitor_privileges[] = {
@@ -154,6 +155,10 @@ static const Privilege notify_privileges[] = {
 	FUNCTION("claim_notifications"),
 	FUNCTION("notification_delivered"),
 	FUNCTION("notification_failed"),
+};
+
+static const Privilege usage_privileges[] = {
+	FUNCTION("record_usage"),
 };
 
 /* A named set of privileges. */
@@ -175,6 +180,7 @@ static const Capability capabilities[] = {
 	CAPABILITY(directory, NULL),
 	CAPABILITY(monitor, NULL),
 	CAPABILITY(notify, NULL),
+	CAPABILITY(usage, NULL),
 };
 
 static const Capability *

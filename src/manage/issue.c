@@ -130,8 +130,8 @@ lock_user(const char *user_id)
  * owner revokes its tokens, so the deletion must see this token or must have
  * happened before.
  */
-static void
-lock_owner(const ApitokenRecord *record)
+void
+apitoken_lock_owner(const ApitokenRecord *record)
 {
 	if (record->kind == APITOKEN_USER)
 		lock_user(record->user_id);
@@ -359,7 +359,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 		(void) apitoken_fetch_organization(snapshot, record.organization_id, &organization);
 	check_values(tuple, descriptor, &organization, &record, &columns);
 	apitoken_check_ceiling(&record, snapshot);
-	lock_owner(&record);
+	apitoken_lock_owner(&record);
 	if (organization.limits_tokens)
 		check_place(record.organization_id);
 	apitoken_check_label_free(&record, snapshot);

@@ -61,12 +61,17 @@ extern void apitoken_notify_leak(const pg_uuid_t *id, Datum token, Datum actor, 
 
 extern void apitoken_write_leak(Datum token, Datum leak);
 
+/* ----- event.c: the audit ----- */
+
+extern void apitoken_check_actor(const char *user_id);
+
 /* ----- issue.c: creation of tokens ----- */
 
 /* of an organization that has no default role */
 #define APITOKEN_DEFAULT_ROLE "developer"
 
 extern void apitoken_check_random(bool generated);
+extern void apitoken_lock_owner(const ApitokenRecord *record);
 extern Datum apitoken_issued_datum(const pg_uuid_t *id, text *token, const char *masked,
 								   TimestampTz expires_at);
 

@@ -173,6 +173,9 @@ apitoken_regenerate_token(PG_FUNCTION_ARGS)
 				 errmsg("token is revoked"),
 				 errhint("Create another token.")));
 	snapshot = apitoken_latest_snapshot();
+	/* from now on it is one of our own, whose label is unique */
+	if (apitoken_is_imported(&record))
+		apitoken_check_label_free(&record, snapshot);
 	if (by_itself)
 		apitoken_check_rotation(&record, snapshot);
 	else

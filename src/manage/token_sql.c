@@ -94,7 +94,11 @@ apitoken_mask(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(parts.masked));
 }
 
-/* One row for each whole token in a text.  What has the shape of a token, but not its checksum, is none. */
+/*
+ * One row for each whole token in a text.  What has the shape of a token, but not its
+ * checksum, is none.  Tokens of another system are found if they have a prefix of
+ * their own; they have neither a kind nor an id.
+ */
 APITOKEN_FUNCTION_INFO_V1(apitoken_find_tokens);
 Datum
 apitoken_find_tokens(PG_FUNCTION_ARGS)
@@ -107,24 +111,52 @@ apitoken_find_tokens(PG_FUNCTION_ARGS)
 	int			position = 1;	/* in characters */
 	size_t		start = 0;
 	size_t		token_length;
+	size_t		foreign_start = 0;
+	size_t		foreign_length;
 	ApitokenParts parts;
+	bool		found;
+	bool		found_foreign;
 
 	InitMaterializedSRF(fcinfo, 0);
-	for (; apitoken_next_token(bytes, length, &start, &token_length, &parts); start += token_length)
+	found = apitoken_next_token(bytes, length, &start, &token_length, &parts);
+	found_foreign = apitoken_next_foreign(bytes, length, &foreign_start, &foreign_length);
+	while (found || found_foreign)
 	{
+		bool		foreign = found_foreign && (!found || foreign_start < start);
+		size_t		at = foreign ? foreign_start : start;
+		size_t		text_length = foreign ? foreign_length : token_length;
 		Datum		values[6];
 		bool		nulls[6] = {false};
 
 		CHECK_FOR_INTERRUPTS();
-		position += pg_mbstrlen_with_len(bytes + counted, start - counted);
-		counted = start;
+		position += pg_mbstrlen_with_len(bytes + counted, at - counted);
+		counted = at;
 		values[0] = Int32GetDatum(position);
-		values[1] = PointerGetDatum(cstring_to_text_with_len(bytes + start, token_length));
-		values[2] = CStringGetTextDatum(parts.masked);
-		values[3] = CStringGetTextDatum(parts.prefix);
-		values[4] = CStringGetTextDatum(apitoken_kind_name(parts.kind));
-		values[5] = UUIDPGetDatum(&parts.id);
+		values[1] = PointerGetDatum(cstring_to_text_with_len(bytes + at, text_length));
+		if (foreign)
+		{
+			values[2] = CStringGetTextDatum("glpat-...");
+			values[3] = CStringGetTextDatum("glpat");
+			nulls[4] = nulls[5] = true;
+		}
+		else
+		{
+			values[2] = CStringGetTextDatum(parts.masked);
+			values[3] = CStringGetTextDatum(parts.prefix);
+			values[4] = CStringGetTextDatum(apitoken_kind_name(parts.kind));
+			values[5] = UUIDPGetDatum(&parts.id);
+		}
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		if (foreign)
+		{
+			foreign_start += foreign_length;
+			found_foreign = apitoken_next_foreign(bytes, length, &foreign_start, &foreign_length);
+		}
+		else
+		{
+			start += token_length;
+			found = apitoken_next_token(bytes, length, &start, &token_length, &parts);
+		}
 	}
 	return (Datum) 0;
 }

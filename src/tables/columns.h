@@ -102,7 +102,8 @@
 	COLUMN(token_records, revoked_by,             TEXTOID,        NULLABLE, "r") \
 	COLUMN(token_records, revoke_reason,          TEXTOID,        NULLABLE, "r") \
 	COLUMN(token_records, expiry_notified_at,     TIMESTAMPTZOID, NULLABLE, "") \
-	COLUMN(token_records, previous_reused_at,     TIMESTAMPTZARRAYOID, NULLABLE, "")
+	COLUMN(token_records, previous_reused_at,     TIMESTAMPTZARRAYOID, NULLABLE, "") \
+	COLUMN(token_records, imported_as,            TEXTOID,        NULLABLE, "r")
 
 #define TOKEN_USAGE_COLUMNS(COLUMN) \
 	COLUMN(token_usage, token_id,       UUIDOID,        NOT_NULL, "") \
@@ -160,6 +161,23 @@
 	COLUMN(token_networks, first_seen_at, TIMESTAMPTZOID, NOT_NULL, "") \
 	COLUMN(token_networks, last_seen_at,  TIMESTAMPTZOID, NOT_NULL, "")
 
+#define USAGE_SENDERS_COLUMNS(COLUMN) \
+	COLUMN(usage_senders, sender,         UUIDOID,        NOT_NULL, "") \
+	COLUMN(usage_senders, batch,          UUIDOID,        NOT_NULL, "") \
+	COLUMN(usage_senders, received_at,    TIMESTAMPTZOID, NOT_NULL, "") \
+	COLUMN(usage_senders, database_user,  NAMEOID,        NOT_NULL, "") \
+	COLUMN(usage_senders, client_address, INETOID,        NULLABLE, "")
+
+/* What other systems stored of tokens that were imported from them. */
+#define FOREIGN_DIGESTS_COLUMNS(COLUMN) \
+	COLUMN(foreign_digests, token_id,           UUIDOID,  NOT_NULL, "") \
+	COLUMN(foreign_digests, format,             TEXTOID,  NOT_NULL, "") \
+	COLUMN(foreign_digests, lookup_key,         TEXTOID,  NULLABLE, "") \
+	COLUMN(foreign_digests, digest,             BYTEAOID, NOT_NULL, "") \
+	COLUMN(foreign_digests, salt,               BYTEAOID, NULLABLE, "") \
+	COLUMN(foreign_digests, fast_digest_scheme, INT2OID,  NULLABLE, "") \
+	COLUMN(foreign_digests, fast_digest,        BYTEAOID, NULLABLE, "")
+
 /* Composite types that functions return. */
 
 #define VERIFICATION_COLUMNS(COLUMN) \
@@ -203,7 +221,9 @@
 	RELATION(EVENTS, apitoken, events) \
 	RELATION(NOTIFICATIONS, apitoken, notifications) \
 	RELATION(PERSONAL_TOKEN_USE, apitoken_internal, personal_token_use) \
-	RELATION(TOKEN_NETWORKS, apitoken_internal, token_networks)
+	RELATION(TOKEN_NETWORKS, apitoken_internal, token_networks) \
+	RELATION(USAGE_SENDERS, apitoken_internal, usage_senders) \
+	RELATION(FOREIGN_DIGESTS, apitoken_internal, foreign_digests)
 
 #define ROW_RELATIONS(RELATION) \
 	RELATION(VERIFICATION, apitoken, verification) \

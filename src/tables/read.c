@@ -45,6 +45,9 @@ typedef enum
 	TOKENS_OF_ORGANIZATION,
 	TOKENS_OF_USER,
 	EVENTS_OF_TOKEN,
+	FOREIGN_BY_KEY,
+	FOREIGN_BY_DIGEST,
+	FOREIGN_BY_FAST_DIGEST,
 	INDEXES
 } NamedIndex;
 
@@ -55,6 +58,9 @@ static const char *const index_names[INDEXES] = {
 	"token_records_organization_id_idx",
 	"token_records_user_id_idx",
 	"events_token_id_idx",
+	"foreign_digests_lookup_key_idx",
+	"foreign_digests_digest_key",
+	"foreign_digests_fast_digest_idx",
 };
 
 /* A lookup in progress, and the current row.  Only the columns that were asked for are valid. */
@@ -450,6 +456,146 @@ apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row)
 	end_lookup(&lookup);
 }
 
+/* ---- tokens of other systems ---- */
+
+static ApitokenBytes
+bytes_at(const Datum *values, const bool *nulls, AttrNumber attribute)
+{
+	ApitokenBytes bytes = {NULL, 0};
+
+	if (!nulls[attribute - 1])
+	{
+		bytea	   *value = DatumGetByteaPCopy(values[attribute - 1]);
+
+		bytes.data = VARDATA(value);
+		bytes.length = VARSIZE(value) - VARHDRSZ;
+	}
+	return bytes;
+}
+
+static ApitokenForeign *
+foreign_from_values(const Datum *values, const bool *nulls)
+{
+	ApitokenForeign *row = palloc0(sizeof(ApitokenForeign));
+
+	row->token_id = *DatumGetUUIDP(values[Anum_foreign_digests_token_id - 1]);
+	row->lookup_key = text_at(values, nulls, Anum_foreign_digests_lookup_key);
+	row->digest = bytes_at(values, nulls, Anum_foreign_digests_digest);
+	row->salt = bytes_at(values, nulls, Anum_foreign_digests_salt);
+	if (!nulls[Anum_foreign_digests_fast_digest - 1] && !nulls[Anum_foreign_digests_fast_digest_scheme - 1])
+	{
+		row->has_fast = true;
+		row->fast_scheme = DatumGetInt16(values[Anum_foreign_digests_fast_digest_scheme - 1]);
+		memcpy(row->fast_digest, digests_at(values, Anum_foreign_digests_fast_digest, 1), APITOKEN_DIGEST_LENGTH);
+	}
+	return row;
+}
+
+/* Finish a lookup of foreign_digests.  Returns a list of ApitokenForeign. */
+static List *
+finish_foreign_lookup(Lookup *lookup)
+{
+	List	   *rows = NIL;
+
+	while (list_length(rows) < APITOKEN_FOREIGN_MAX && next_row(lookup, Natts_foreign_digests))
+		rows = lappend(rows, foreign_from_values(lookup->values, lookup->nulls));
+	end_lookup(lookup);
+	return rows;
+}
+
+/* Fetch the imported tokens with this lookup key. */
+List *
+apitoken_fetch_foreign(Snapshot snapshot, const char *format, const char *lookup_key, size_t key_length)
+{
+	Lookup		lookup;
+	ScanKeyData keys[2];
+
+	text_key(&keys[0], Anum_foreign_digests_format, format);
+	text_key(&keys[1], Anum_foreign_digests_lookup_key, pnstrdup(lookup_key, key_length));
+	begin_lookup(&lookup, APITOKEN_FOREIGN_DIGESTS, index_names[FOREIGN_BY_KEY], snapshot, 2, keys);
+	return finish_foreign_lookup(&lookup);
+}
+
+static Datum
+bytea_datum(const void *data, size_t length)
+{
+	bytea	   *value = palloc(VARHDRSZ + length);
+
+	SET_VARSIZE(value, VARHDRSZ + length);
+	memcpy(VARDATA(value), data, length);
+	return PointerGetDatum(value);
+}
+
+/* Fetch the imported token with this digest; NULL if there is none. */
+ApitokenForeign *
+apitoken_fetch_foreign_digest(Snapshot snapshot, const char *format, const ApitokenBytes *digest)
+{
+	Lookup		lookup;
+	ScanKeyData keys[2];
+	List	   *rows;
+
+	text_key(&keys[0], Anum_foreign_digests_format, format);
+	ScanKeyInit(&keys[1], Anum_foreign_digests_digest, BTEqualStrategyNumber, F_BYTEAEQ,
+				bytea_datum(digest->data, digest->length));
+	begin_lookup(&lookup, APITOKEN_FOREIGN_DIGESTS, index_names[FOREIGN_BY_DIGEST], snapshot, 2, keys);
+	rows = finish_foreign_lookup(&lookup);
+	return rows == NIL ? NULL : linitial(rows);
+}
+
+/* Fetch the imported tokens with this fast digest. */
+List *
+apitoken_fetch_foreign_fast(Snapshot snapshot, const char *format, const uint8 digest[APITOKEN_DIGEST_LENGTH])
+{
+	Lookup		lookup;
+	ScanKeyData keys[2];
+
+	text_key(&keys[0], Anum_foreign_digests_format, format);
+	ScanKeyInit(&keys[1], Anum_foreign_digests_fast_digest, BTEqualStrategyNumber, F_BYTEAEQ,
+				bytea_datum(digest, APITOKEN_DIGEST_LENGTH));
+	begin_lookup(&lookup, APITOKEN_FOREIGN_DIGESTS, index_names[FOREIGN_BY_FAST_DIGEST], snapshot, 2, keys);
+	return finish_foreign_lookup(&lookup);
+}
+
+/*
+ * Do the same work whether there is a token with this lookup key or not, as
+ * apitoken_fetch_decoy() does.  With read_row, this returns a row with another key,
+ * so that the digest of a text can be compared with that; NULL if there is none.
+ */
+ApitokenForeign *
+apitoken_fetch_foreign_decoy(Snapshot snapshot, const char *format, const char *lookup_key, size_t key_length,
+							 bool read_row)
+{
+	ApitokenForeign *decoy = NULL;
+	char	   *key = pnstrdup(lookup_key, key_length);
+
+	/* the greatest key that is not greater, otherwise the smallest */
+	for (int attempt = 0; attempt < 2 && decoy == NULL; attempt++)
+	{
+		Lookup		lookup;
+		ScanKeyData keys[2];
+		TupleTableSlot *slot;
+		ScanDirection direction = attempt == 0 ? BackwardScanDirection : ForwardScanDirection;
+
+		text_key(&keys[0], Anum_foreign_digests_format, format);
+		ScanKeyInit(&keys[1], Anum_foreign_digests_lookup_key,
+					attempt == 0 ? BTLessEqualStrategyNumber : BTGreaterStrategyNumber,
+					attempt == 0 ? F_TEXT_LE : F_TEXT_GT, CStringGetTextDatum(key));
+		begin_lookup(&lookup, APITOKEN_FOREIGN_DIGESTS, index_names[FOREIGN_BY_KEY], snapshot, 2, keys);
+		slot = lookup.scan->slot;
+		if (lookup.scan->iscan != NULL && !read_row)
+			(void) index_getnext_tid(lookup.scan->iscan, direction);
+		else if (lookup.scan->iscan != NULL && index_getnext_slot(lookup.scan->iscan, direction, slot))
+		{
+			slot_getsomeattrs(slot, Natts_foreign_digests);
+			decoy = foreign_from_values(slot->tts_values, slot->tts_isnull);
+		}
+		end_lookup(&lookup);
+		if (!read_row)
+			break;
+	}
+	return decoy;
+}
+
 /* Fetch the token that has the same owner and label as "like", and is not revoked. */
 bool
 apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record)
@@ -466,13 +612,13 @@ apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenReco
 	begin_lookup(&lookup, APITOKEN_TOKEN_RECORDS,
 				index_names[like->kind == APITOKEN_ORGANIZATION ? LABEL_OF_ORGANIZATION : LABEL_OF_USER],
 				snapshot, 2, keys);
-	/* The index has only tokens that are not revoked, but a scan without it finds all. */
+	/* The index has only tokens that are not revoked, but a scan without it finds all.  Imported ones do not count. */
 	do
 	{
 		found = next_row(&lookup, RECORD_COLUMNS);
 		if (found)
 			record_from_values(lookup.values, lookup.nulls, true, record);
-	} while (found && record->revoked);
+	} while (found && (record->revoked || apitoken_is_imported(record)));
 	end_lookup(&lookup);
 	return found;
 }

@@ -50,7 +50,7 @@ typedef struct ApitokenSecret
 {
 	TimestampTz expires_at;		/* end of the overlap; DT_NOEND for the current secret */
 	TimestampTz replaced_at;	/* when a new secret took its place */
-	int16		scheme;
+	int16		scheme;			/* negative: imported, and the digest is its seal */
 	uint8		digest[APITOKEN_DIGEST_LENGTH];
 } ApitokenSecret;
 
@@ -61,6 +61,9 @@ typedef enum ApitokenQuotaPeriod
 	APITOKEN_MONTH,
 	APITOKEN_DAY
 } ApitokenQuotaPeriod;
+
+/* The scheme of a seal under a pepper; 0: without one.  See src/identity/foreign.c. */
+#define APITOKEN_SEAL_SCHEME(scheme) ((int16) (-1 - (scheme)))
 
 /* A row of token_records, allocated in the caller's memory context. */
 typedef struct ApitokenRecord
@@ -89,6 +92,13 @@ typedef struct ApitokenRecord
 	/* If false, label, permissions, allowed_networks and metadata are not read yet. */
 	bool		whole;
 } ApitokenRecord;
+
+/* Is the current secret that of another system? */
+static inline bool
+apitoken_is_imported(const ApitokenRecord *record)
+{
+	return record->secret_count > 0 && record->secrets[0].scheme < 0;
+}
 
 /* Suspension and policy of an organization. */
 typedef struct ApitokenOrganizationRow
@@ -133,6 +143,18 @@ typedef struct ApitokenPersonalUse
 	TimestampTz last_used_at;
 } ApitokenPersonalUse;
 
+/* What another system stored of a token that was imported from there. */
+typedef struct ApitokenForeign
+{
+	pg_uuid_t	token_id;
+	char	   *lookup_key;		/* NULL if none */
+	ApitokenBytes digest;
+	ApitokenBytes salt;			/* data is NULL if none */
+	bool		has_fast;		/* the next two are set */
+	int16		fast_scheme;
+	uint8		fast_digest[APITOKEN_DIGEST_LENGTH];	/* of the whole text, as of our own tokens */
+} ApitokenForeign;
+
 typedef struct ApitokenOwner
 {
 	ApitokenKind kind;
@@ -143,6 +165,10 @@ typedef struct ApitokenOwner
 /* The event of a token that is used from a network where it was never seen. */
 #define APITOKEN_NEW_NETWORK "new_network"
 
+/* Rows with the same lookup key that are compared with a text; fewer if their digests are slow. */
+#define APITOKEN_FOREIGN_MAX 16
+#define APITOKEN_FOREIGN_SLOW_MAX 8
+
 extern Snapshot apitoken_latest_snapshot(void);
 extern void apitoken_record_from_tuple(HeapTuple tuple, TupleDesc descriptor, ApitokenRecord *record);
 extern bool apitoken_fetch_token(Snapshot snapshot, const pg_uuid_t *id, ApitokenRecord *record);
@@ -151,6 +177,12 @@ extern bool apitoken_fetch_owner(Snapshot snapshot, const pg_uuid_t *id, Apitoke
 extern bool apitoken_fetch_owner_of_events(Snapshot snapshot, const pg_uuid_t *token_id, ApitokenOwner *owner);
 extern int	apitoken_fetch_older(Snapshot snapshot, const ApitokenOwner *owner, pg_uuid_t *ids, int max);
 extern void apitoken_fetch_decoy(Snapshot snapshot, const pg_uuid_t *id, bool read_row);
+extern List *apitoken_fetch_foreign(Snapshot snapshot, const char *format, const char *lookup_key, size_t key_length);
+extern ApitokenForeign *apitoken_fetch_foreign_digest(Snapshot snapshot, const char *format, const ApitokenBytes *digest);
+extern List *apitoken_fetch_foreign_fast(Snapshot snapshot, const char *format,
+										 const uint8 digest[APITOKEN_DIGEST_LENGTH]);
+extern ApitokenForeign *apitoken_fetch_foreign_decoy(Snapshot snapshot, const char *format, const char *lookup_key,
+													 size_t key_length, bool read_row);
 extern bool apitoken_fetch_label(Snapshot snapshot, const ApitokenRecord *like, ApitokenRecord *record);
 extern bool apitoken_fetch_organization(Snapshot snapshot, const char *id, ApitokenOrganizationRow *row);
 extern int	apitoken_count_tokens(Snapshot snapshot, const char *organization_id, int max);
@@ -198,6 +230,9 @@ typedef enum ApitokenStatement
 	APITOKEN_CREATED,
 	APITOKEN_CHANGED,
 	APITOKEN_LEAKED,
+	APITOKEN_IMPORT,
+	APITOKEN_WRITE_FAST_DIGESTS,
+	APITOKEN_REMOVE_FOREIGN,
 	APITOKEN_HAS_USAGE,
 	APITOKEN_HAS_USAGE_DAILY,
 	APITOKEN_FORGET_USAGE,
@@ -249,6 +284,10 @@ typedef enum ApitokenStatement
 	APITOKEN_WRITE_NETWORKS,
 	APITOKEN_REMOVE_NETWORKS,
 	APITOKEN_ERASE_NETWORKS,
+	APITOKEN_FORGOTTEN_AMONG,
+	APITOKEN_CLAIM_BATCH,
+	APITOKEN_BATCH_COUNTED,
+	APITOKEN_REMOVE_SENDERS,
 	APITOKEN_STATEMENTS
 } ApitokenStatement;
 

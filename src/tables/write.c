@@ -27,7 +27,7 @@
 /* Placeholder for the row type of token_records, whose OID is not fixed. */
 #define RECORDTYPE InvalidOid
 
-#define PARAMETERS_MAX 9
+#define PARAMETERS_MAX 24
 
 typedef struct
 {
@@ -183,7 +183,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	[APITOKEN_REGENERATE] = {
 		"UPDATE apitoken_internal.token_records SET digest = $2, digest_scheme = $3, masked = $4, expires_at = $5,"
-		" regenerated_at = pg_catalog.now(),"
+		" regenerated_at = pg_catalog.now(), imported_as = NULL,"
 		" previous_expires_at = $6, previous_replaced_at = $7, previous_digest_scheme = $8, previous_digest = $9"
 		" WHERE id OPERATOR(pg_catalog.=) $1",
 		9, {UUIDOID, BYTEAOID, INT2OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
@@ -254,6 +254,39 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label)",
 		6, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID}
 	},
+	/* A token of another system, with its event.  It has its digest, so the trigger keeps the row as it is. */
+	[APITOKEN_IMPORT] = {
+		"WITH token AS (INSERT INTO apitoken_internal.token_records (id, created_at, updated_at, expires_at, revoked_at,"
+		" revoke_reason, digest_scheme, digest, organization_id, user_id, label, access, role, permissions, metadata, masked, imported_as)"
+		" VALUES ($1, $2, pg_catalog.now(), $3, $4, CASE WHEN $4 IS NOT NULL THEN 'imported' END, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)),"
+		" digest AS (INSERT INTO apitoken_internal.foreign_digests (token_id, format, lookup_key, digest, salt)"
+		" VALUES ($1, $15, $16, $17, $18)),"
+		" usage AS (INSERT INTO apitoken.token_usage (token_id, last_used_at) VALUES ($1, $19) ON CONFLICT (token_id) DO NOTHING) "
+		EVENT_COLUMNS
+		"VALUES ($20, pg_catalog.now(), 'import', $1, $7, $8, $21, $22, $23, $24,"
+		" pg_catalog.jsonb_build_object('masked', $14, 'label', $9, 'imported_as', $15))",
+		24, {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT2OID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+			TEXTOID, TEXTARRAYOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, BYTEAOID, BYTEAOID, TIMESTAMPTZOID, UUIDOID, TEXTOID,
+		UUIDOID, NAMEOID, INETOID}
+	},
+	/* $1: tokens, $2: schemes, $3: digests.  This never waits: a row that is locked is left for the next use. */
+	[APITOKEN_WRITE_FAST_DIGESTS] = {
+		"UPDATE apitoken_internal.foreign_digests f SET fast_digest_scheme = g.scheme, fast_digest = g.digest"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) AS g (token_id, scheme, digest)"
+		" WHERE f.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" AND f.token_id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT token_id FROM apitoken_internal.foreign_digests"
+		" WHERE token_id OPERATOR(pg_catalog.=) ANY ($1) FOR NO KEY UPDATE SKIP LOCKED))",
+		3, {UUIDARRAYOID, INT2ARRAYOID, BYTEAARRAYOID}
+	},
+	/* Of tokens that no longer exist.  While there are no tokens at all, a restore may not have loaded them yet. */
+	[APITOKEN_REMOVE_FOREIGN] = {
+		"DELETE FROM apitoken_internal.foreign_digests WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT f.token_id FROM apitoken_internal.foreign_digests f"
+		" WHERE EXISTS (SELECT FROM apitoken_internal.token_records)"
+		" AND NOT EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) f.token_id)"
+		" LIMIT $1 FOR UPDATE OF f SKIP LOCKED))",
+		1, {INT8OID}
+	},
 	/* $7: the row as it was; $8: the action */
 	[APITOKEN_CHANGED] = {
 		EVENT_COLUMNS
@@ -280,9 +313,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 AND day OPERATOR(pg_catalog.=) $2",
 		2, {UUIDOID, DATEOID}
 	},
-	/* This never waits.  It skips locked rows, which APITOKEN_REMOVE_ORPHANS removes later. */
+	/* This never waits.  It skips locked rows, which APITOKEN_REMOVE_ORPHANS and APITOKEN_REMOVE_FOREIGN remove later. */
 	[APITOKEN_FORGET_USAGE] = {
-		"WITH daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"WITH digest AS (DELETE FROM apitoken_internal.foreign_digests WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT token_id FROM apitoken_internal.foreign_digests WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))),"
+		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT ctid FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))) "
 		"DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))",
@@ -765,6 +800,32 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT id FROM apitoken_internal.token_records WHERE user_id OPERATOR(pg_catalog.=) $2))",
 		2, {TEXTOID, TEXTOID}
 	},
+	/* Which of the tokens $1 are of users whom forget_user() has forgotten? */
+	[APITOKEN_FORGOTTEN_AMONG] = {
+		"SELECT pg_catalog.array_agg(r.id) FROM apitoken_internal.token_records r"
+		" WHERE r.id OPERATOR(pg_catalog.=) ANY ($1) AND r.user_id OPERATOR(pg_catalog.~~) 'forgotten-%'"
+		" AND EXISTS (SELECT FROM apitoken_internal.deleted_users d WHERE d.id OPERATOR(pg_catalog.=) r.user_id)",
+		1, {UUIDARRAYOID}
+	},
+	/* Count batch $2 of sender $1, unless it or a later one was counted before. */
+	[APITOKEN_CLAIM_BATCH] = {
+		"INSERT INTO apitoken_internal.usage_senders AS s (sender, batch, received_at, database_user, client_address)"
+		" VALUES ($1, $2, pg_catalog.now(), SESSION_USER, pg_catalog.inet_client_addr())"
+		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, received_at = excluded.received_at,"
+		" database_user = excluded.database_user, client_address = excluded.client_address"
+		" WHERE s.batch OPERATOR(pg_catalog.<) excluded.batch",
+		2, {UUIDOID, UUIDOID}
+	},
+	[APITOKEN_BATCH_COUNTED] = {
+		"SELECT FROM apitoken_internal.usage_senders WHERE sender OPERATOR(pg_catalog.=) $1 AND batch OPERATOR(pg_catalog.>=) $2",
+		2, {UUIDOID, UUIDOID}
+	},
+	/* Senders that have sent nothing since $1: there is a new one after each crash of a standby. */
+	[APITOKEN_REMOVE_SENDERS] = {
+		"DELETE FROM apitoken_internal.usage_senders WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken_internal.usage_senders WHERE received_at OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
+	},
 };
 
 /*
@@ -799,6 +860,8 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_ERASE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_WRITE_NETWORKS] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REMOVE_NETWORKS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_REMOVE_FOREIGN] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_WRITE_FAST_DIGESTS] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_ERASE_NETWORKS] = CURSOR_OPT_CUSTOM_PLAN,
 };
 

@@ -70,8 +70,85 @@ extern const char *apitoken_kind_name(ApitokenKind kind);	/* organization, user 
 extern bool apitoken_kind_from_name(const char *name, ApitokenKind *kind);
 extern bool apitoken_holds_secret(const char *text, size_t length);
 extern bool apitoken_next_token(const char *text, size_t length, size_t *start, size_t *token_length, ApitokenParts *parts);
+extern bool apitoken_next_foreign(const char *text, size_t length, size_t *start, size_t *token_length);
 extern bool apitoken_holds_token(const char *text, size_t length);
 extern bool apitoken_mask_secrets(char *text, size_t length);
+
+/* ----- fragment.c: words that may be the end of a token; no catalog, no palloc, no ereport ----- */
+
+extern bool apitoken_mask_fragments(char *text, const char *marker, size_t min_length, bool mixed);
+
+/* ----- foreign.c: formats of tokens of other systems; no catalog, no palloc, no ereport ----- */
+
+#define APITOKEN_FORMATS 14
+
+/* maximum length of a text, in bytes, and of the part by which its token is looked up */
+#define APITOKEN_FOREIGN_TEXT_MAX 512
+#define APITOKEN_LOOKUP_KEY_MAX 64
+
+/* length of the lookup key of format crypt: the first characters of the text */
+#define APITOKEN_CRYPT_KEY_MIN 4
+#define APITOKEN_CRYPT_KEY_MAX 16
+
+/* By what a token is looked up. */
+typedef enum ApitokenLookup
+{
+	APITOKEN_LOOKUP_KEY,		/* a part of the text */
+	APITOKEN_LOOKUP_DIGEST,
+	APITOKEN_LOOKUP_BOTH,		/* by the key if the text has one */
+	APITOKEN_LOOKUP_PREFIX		/* the first characters of the text, of any number */
+} ApitokenLookup;
+
+/* How the other system writes what it stores. */
+typedef enum ApitokenStored
+{
+	APITOKEN_STORED_HEX,
+	APITOKEN_STORED_BASE64,		/* or base64url, with or without padding */
+	APITOKEN_STORED_DJANGO,		/* sha512$$ and hex */
+	APITOKEN_STORED_PBKDF2,		/* pbkdf2_sha256$iterations$salt$ and base64 */
+	APITOKEN_STORED_CRYPT		/* crypt(3) */
+} ApitokenStored;
+
+/* How its digest is made. */
+typedef enum ApitokenForeignHash
+{
+	APITOKEN_FOREIGN_SHA256,
+	APITOKEN_FOREIGN_SHA256_KEYED,	/* of the secret and a key of the server, of which 32 bytes count */
+	APITOKEN_FOREIGN_SHA512,
+	APITOKEN_FOREIGN_SHA512_BYTES,	/* of the bytes that the secret has in hexadecimal */
+	APITOKEN_FOREIGN_SHA512_SALTED, /* the same, followed by the token's salt */
+	APITOKEN_FOREIGN_HMAC_SHA512,	/* under a key of the server */
+	APITOKEN_FOREIGN_PBKDF2,
+	APITOKEN_FOREIGN_CRYPT
+} ApitokenForeignHash;
+
+typedef struct ApitokenFormat
+{
+	const char *name;
+	const char *family;			/* another name, which several formats may have; NULL: none */
+	ApitokenLookup lookup;
+	ApitokenStored stored;
+	ApitokenForeignHash hash;
+	const char *secret;			/* name of the server's key in the pepper file; NULL: none */
+	int			key_min;		/* length of a lookup key */
+	int			key_max;
+	int			key_shown;		/* characters of it that the masked form has; fewer if they are secret */
+} ApitokenFormat;
+
+/* The parts of a text; they point into it. */
+typedef struct ApitokenForeignParts
+{
+	const char *key;			/* NULL: it has none */
+	size_t		key_length;
+	const char *secret;			/* what is hashed */
+	size_t		secret_length;
+} ApitokenForeignParts;
+
+extern const ApitokenFormat *apitoken_format(int n);
+extern bool apitoken_format_has_name(const ApitokenFormat *format, const char *name, size_t length);
+extern bool apitoken_foreign_shape(const ApitokenFormat *format, const char *text, size_t length,
+								   ApitokenForeignParts *parts);
+extern int	apitoken_formats_in_list(const char *list, const ApitokenFormat *found[APITOKEN_FORMATS]);
 
 /* ----- id.c: ids of organizations and users ----- */
 

@@ -479,13 +479,101 @@ next_secret(const char *text, size_t length, size_t *start, size_t *count)
 	return false;
 }
 
+/* The prefix of GitLab's tokens, and the fewest characters that follow it in a whole one, and in a part of one. */
+#define GITLAB_PREFIX "glpat-"
+#define GITLAB_CHARS 20
+#define GITLAB_CUT 8
+
+/* The fewest characters after the bar in a token of Laravel Sanctum. */
+#define SANCTUM_CHARS 40
+
+static size_t
+gitlab_chars(const char *at, const char *end)
+{
+	const char *stop = at;
+
+	while (stop < end && (digit_value(*stop) >= 0 || *stop == '-' || *stop == '_' || *stop == '.'))
+		stop++;
+	return stop - at;
+}
+
+/*
+ * Find the next secret of another system in text[*start .. length).  Only these can be
+ * recognized: GitLab's "glpat-..." by its prefix, and Laravel Sanctum's "42|..." by
+ * its form.
+ */
+static bool
+next_foreign_secret(const char *text, size_t length, size_t *start, size_t *count)
+{
+	const char *end = text + length;
+	const char *at = text + *start;
+
+	for (; at < end; at++)
+	{
+		const char *stop;
+
+		if (*at == '|' && at > text && at[-1] >= '0' && at[-1] <= '9')
+		{
+			stop = at + 1;
+			while (stop < end && (digit_value(*stop) >= 0 || *stop == '_'))
+				stop++;
+			if (stop - at - 1 < SANCTUM_CHARS)
+				continue;
+			*start = at + 1 - text;
+			*count = stop - at - 1;
+			return true;
+		}
+		if (*at == GITLAB_PREFIX[0] && end - at > strlen(GITLAB_PREFIX) &&
+			memcmp(at, GITLAB_PREFIX, strlen(GITLAB_PREFIX)) == 0)
+		{
+			*start = at + strlen(GITLAB_PREFIX) - text;
+			*count = gitlab_chars(text + *start, end);
+			if (*count >= GITLAB_CUT)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * Find the next token of another system that has a prefix of its own in text[*start ..
+ * length): one of GitLab's.
+ */
+bool
+apitoken_next_foreign(const char *text, size_t length, size_t *start, size_t *token_length)
+{
+	const char *end = text + length;
+
+	for (const char *at = text + *start; at < end; at++)
+	{
+		size_t		count;
+
+		if (*at != GITLAB_PREFIX[0] || end - at <= strlen(GITLAB_PREFIX) ||
+			memcmp(at, GITLAB_PREFIX, strlen(GITLAB_PREFIX)) != 0)
+			continue;
+		count = gitlab_chars(at + strlen(GITLAB_PREFIX), end);
+		/* a full stop ends the sentence */
+		while (count > 0 && at[strlen(GITLAB_PREFIX) + count - 1] == '.')
+			count--;
+		if (count < GITLAB_CHARS)
+			continue;
+		*start = at - text;
+		*token_length = strlen(GITLAB_PREFIX) + count;
+		return true;
+	}
+	return false;
+}
+
 bool
 apitoken_holds_secret(const char *text, size_t length)
 {
 	size_t		start = 0;
 	size_t		count;
 
-	return next_secret(text, length, &start, &count);
+	if (next_secret(text, length, &start, &count))
+		return true;
+	start = 0;
+	return next_foreign_secret(text, length, &start, &count);
 }
 
 /*
@@ -536,19 +624,36 @@ apitoken_holds_token(const char *text, size_t length)
 bool
 apitoken_mask_secrets(char *text, size_t length)
 {
-	size_t		start = 0;
-	size_t		count;
+	bool		(*const nexts[]) (const char *text, size_t length, size_t *start, size_t *count) = {
+		next_secret, next_foreign_secret
+	};
 	bool		found = false;
 
-	while (next_secret(text, length, &start, &count))
+	for (int i = 0; i < lengthof(nexts); i++)
 	{
-		memset(text + start, '*', count);
-		start += count;
+		size_t		start = 0;
+		size_t		count = 0;
+		bool		more = nexts[i] (text, length, &start, &count);
 
-		/* Within an SQL comment, a "*" before this "/" would end the comment. */
-		if (start < length && text[start] == '/')
-			text[start - 1] = '_';
-		found = true;
+		while (more)
+		{
+			size_t		next = start + count;
+			size_t		next_count = 0;
+
+			/*
+			 * The prefix of the next token can be the end of these digits, if nothing is
+			 * between the two.  So it is searched before they are overwritten.
+			 */
+			more = nexts[i] (text, length, &next, &next_count);
+			memset(text + start, '*', count);
+
+			/* Within an SQL comment, a "*" before this "/" would end the comment. */
+			if (start + count < length && text[start + count] == '/')
+				text[start + count - 1] = '_';
+			found = true;
+			start = next;
+			count = next_count;
+		}
 	}
 	return found;
 }

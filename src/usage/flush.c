@@ -69,9 +69,10 @@ static int	batch_count = 0;
 static ApitokenSeenRow *seen_rows = NULL;
 static int	seen_count = 0;
 
-/* the use of previous secrets after their overlap in the batch, in the order of the tokens, for tell_reuse() */
+/* the use of previous secrets after their overlap in the batch, in the order of the tokens, for apitoken_tell_reuse() */
 static ApitokenUsageRow *reused_rows = NULL;
 static int	reused_count = 0;
+static int	reused_max = 0;
 
 /*
  * Transaction callback.  On an abort, also when the worker is terminated, the
@@ -112,19 +113,23 @@ compare_rows(const void *a, const void *b)
 	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
 }
 
-/* Sum the sorted rows of each token, over all days, into `sums`.  Returns the number of tokens. */
+/*
+ * Sum the sorted rows of each token into `sums`, over all days unless `daily`.
+ * Returns the number of sums.  The rows may be in the same place as the sums.
+ */
 static int
-sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
+sum_rows(const ApitokenUsageRow *rows, int count, bool daily, ApitokenUsageRow *sums)
 {
-	int			tokens = 0;
+	int			summed = 0;
 
 	for (int i = 0; i < count; i++)
 	{
-		ApitokenUsageRow *sum = tokens > 0 ? &sums[tokens - 1] : NULL;
+		ApitokenUsageRow *sum = summed > 0 ? &sums[summed - 1] : NULL;
 
-		if (sum == NULL || memcmp(&sum->key.token_id, &rows[i].key.token_id, sizeof(pg_uuid_t)) != 0)
+		if (sum == NULL || memcmp(&sum->key.token_id, &rows[i].key.token_id, sizeof(pg_uuid_t)) != 0 ||
+			(daily && sum->key.day != rows[i].key.day))
 		{
-			sums[tokens++] = rows[i];
+			sums[summed++] = rows[i];
 			continue;
 		}
 		sum->accepted += rows[i].accepted;
@@ -132,7 +137,7 @@ sum_days(const ApitokenUsageRow *rows, int count, ApitokenUsageRow *sums)
 			sum->refused[verdict] = Min((uint64) sum->refused[verdict] + rows[i].refused[verdict], PG_UINT32_MAX);
 		apitoken_merge_last_use(&sum->last, &rows[i].last);
 	}
-	return tokens;
+	return summed;
 }
 
 /* Fields of a row that are passed to statements. */
@@ -261,7 +266,12 @@ write_previous_use(ApitokenUsageRow *sums, int tokens)
 		return;
 	execute_previous(APITOKEN_WRITE_PREVIOUS_USE, sums, count);
 
-	/* what tell_reuse() needs, in place of the batch */
+	/* what apitoken_tell_reuse() needs, in place of the batch */
+	if (reused_rows == NULL)
+		reused_rows = MemoryContextAlloc(TopMemoryContext, count * sizeof(ApitokenUsageRow));
+	else if (reused_max < count)
+		reused_rows = repalloc(reused_rows, count * sizeof(ApitokenUsageRow));
+	reused_max = Max(reused_max, count);
 	for (int i = 0; i < count; i++)
 	{
 		if (sums[i].last.reused != 0)
@@ -274,10 +284,10 @@ write_previous_use(ApitokenUsageRow *sums, int tokens)
  * revoke their tokens where the organization wants it.  This has a transaction of
  * its own, because triggers on the tokens must not prevent that use is written.
  */
-static bool
-tell_reuse(void *arg)
+bool
+apitoken_tell_reuse(void *arg)
 {
-	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && apitoken_lock_usage())
+	if (reused_count > 0 && SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && apitoken_lock_usage())
 	{
 		execute_previous(APITOKEN_TELL_REUSE, reused_rows, reused_count);
 		execute_previous(APITOKEN_REVOKE_REUSED, reused_rows, reused_count);
@@ -302,53 +312,56 @@ apitoken_reused_from(const pg_uuid_t *token_id)
 }
 
 /*
- * Write the batch, in the order of its keys.
+ * Write rows, in the order of their keys.  Keys may be the same in a batch that a
+ * standby has sent.
  *
  * token_usage must be written first.  This locks the token's row there, so a
  * concurrent deletion of the token skips that row.  Housekeeping later finds the
  * row, and through it the rows in token_usage_daily.  In the other order, the
  * daily rows could remain without a row in token_usage.
  */
-static void
-write_usage(void)
+void
+apitoken_write_usage(ApitokenUsageRow *rows, int count)
 {
 	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
 	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED, REFUSALS};
 	Datum		arrays[FIELDS];
-	ApitokenUsageRow *sums = palloc(batch_count * sizeof(ApitokenUsageRow));
+	ApitokenUsageRow *sums = palloc(count * sizeof(ApitokenUsageRow));
 	int			tokens;
 
-	qsort(batch_rows, batch_count, sizeof(ApitokenUsageRow), compare_rows);
-	tokens = sum_days(batch_rows, batch_count, sums);
+	reused_count = 0;
+	qsort(rows, count, sizeof(ApitokenUsageRow), compare_rows);
+	tokens = sum_rows(rows, count, false, sums);
 	for (int i = 0; i < lengthof(usage); i++)
 		arrays[i] = field_array(sums, tokens, usage[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
+	count = sum_rows(rows, count, true, rows);
 	for (int i = 0; i < lengthof(daily); i++)
-		arrays[i] = field_array(batch_rows, batch_count, daily[i]);
+		arrays[i] = field_array(rows, count, daily[i]);
 	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
 	write_previous_use(sums, tokens);
 }
 
 /* Write where tokens were seen: the statement gets the places, the tokens and the times. */
-static void
-write_seen(ApitokenPlace place)
+void
+apitoken_write_seen(ApitokenPlace place, const ApitokenSeenRow *rows, int count)
 {
 	bool		in_network = place == APITOKEN_IN_NETWORK;
 	Datum	   *columns[3];
 	Datum		values[4];
 
 	for (int i = 0; i < lengthof(columns); i++)
-		columns[i] = palloc(seen_count * sizeof(Datum));
-	for (int i = 0; i < seen_count; i++)
+		columns[i] = palloc(count * sizeof(Datum));
+	for (int i = 0; i < count; i++)
 	{
-		columns[0][i] = in_network ? address_datum(&seen_rows[i].key.in.network) :
-			CStringGetTextDatum(seen_rows[i].key.in.organization_id);
-		columns[1][i] = UUIDPGetDatum(&seen_rows[i].key.token_id);
-		columns[2][i] = TimestampTzGetDatum(seen_rows[i].at);
+		columns[0][i] = in_network ? address_datum(&rows[i].key.in.network) :
+			CStringGetTextDatum(rows[i].key.in.organization_id);
+		columns[1][i] = UUIDPGetDatum(&rows[i].key.token_id);
+		columns[2][i] = TimestampTzGetDatum(rows[i].at);
 	}
-	values[0] = PointerGetDatum(construct_array(columns[0], seen_count, in_network ? CIDROID : TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(columns[1], seen_count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	values[2] = PointerGetDatum(construct_array(columns[2], seen_count, TIMESTAMPTZOID, sizeof(TimestampTz),
+	values[0] = PointerGetDatum(construct_array(columns[0], count, in_network ? CIDROID : TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(columns[1], count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	values[2] = PointerGetDatum(construct_array(columns[2], count, TIMESTAMPTZOID, sizeof(TimestampTz),
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[3] = BoolGetDatum(apitoken_notifications);
 	apitoken_execute(in_network ? APITOKEN_WRITE_NETWORKS : APITOKEN_WRITE_SEEN, values, NULL);
@@ -400,6 +413,27 @@ typedef struct Batch
 	ApitokenOutcome outcome;
 } Batch;
 
+/*
+ * This server was promoted while a batch was on its way to the primary.  If that has
+ * counted it, and this server knows so, its uses are in the tables.  Otherwise they
+ * are to be written here.
+ */
+static void
+settle_batch(void)
+{
+	ApitokenFlushState state;
+	Datum		values[2];
+	bool		counted;
+
+	if (!apitoken_flush_state(MyDatabaseId, &state) || !state.batch.sent)
+		return;
+	values[0] = UUIDPGetDatum(&state.batch.sender);
+	values[1] = UUIDPGetDatum(&state.batch.last);
+	counted = apitoken_execute(APITOKEN_BATCH_COUNTED, values, NULL) > 0;
+	if (apitoken_settle_batch(MyDatabaseId, &state.batch.last, false))
+		(void) apitoken_end_batch(MyDatabaseId, counted);
+}
+
 /* Write one batch, within a transaction.  Returns whether there may be more. */
 static bool
 flush_batch(void *arg)
@@ -411,14 +445,15 @@ flush_batch(void *arg)
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
 	}
+	settle_batch();
 	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, GetCurrentTransactionId(), batch_rows, batch->max);
 	seen_count = apitoken_take_seen(APITOKEN_IN_ORGANIZATION, MyDatabaseId, seen_rows, SEEN_MAX);
 	batch->outcome = batch_count < batch->max && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
 	defer_uncommitted(batch->flush);
 	if (batch_count > 0)
-		write_usage();
+		apitoken_write_usage(batch_rows, batch_count);
 	if (seen_count > 0)
-		write_seen(APITOKEN_IN_ORGANIZATION);
+		apitoken_write_seen(APITOKEN_IN_ORGANIZATION, seen_rows, seen_count);
 	if (batch_count + seen_count > 0)
 		apitoken_count(APITOKEN_FLUSHES, 1);
 	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;
@@ -434,8 +469,20 @@ flush_networks(void *arg)
 		return false;
 	seen_count = apitoken_take_seen(APITOKEN_IN_NETWORK, MyDatabaseId, seen_rows, *max);
 	if (seen_count > 0)
-		write_seen(APITOKEN_IN_NETWORK);
+		apitoken_write_seen(APITOKEN_IN_NETWORK, seen_rows, seen_count);
 	return seen_count == *max;
+}
+
+/* The same of fast digests of imported tokens. */
+static bool
+flush_digests(void *arg)
+{
+	if (!apitoken_lock_usage())
+		return false;
+	seen_count = apitoken_take_seen(APITOKEN_WITH_DIGEST, MyDatabaseId, seen_rows, SEEN_MAX);
+	if (seen_count > 0)
+		apitoken_write_digests(seen_rows, seen_count);
+	return seen_count == SEEN_MAX;
 }
 
 /*
@@ -507,7 +554,7 @@ report_reuse(TimestampTz until)
 {
 	char		problem[APITOKEN_PROBLEM_MAX];
 
-	(void) apitoken_run_in_transaction(tell_reuse, NULL, until, problem);
+	(void) apitoken_run_in_transaction(apitoken_tell_reuse, NULL, until, problem);
 	if (problem[0] != '\0')
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -533,7 +580,6 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 	max_networks = Max(APITOKEN_NOTIFY_BATCH >> Min(state.failures, 12), 1);
 	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
 	seen_rows = MemoryContextAlloc(TopMemoryContext, SEEN_MAX * sizeof(ApitokenSeenRow));
-	reused_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
 	RegisterXactCallback(xact_callback, NULL);
 	apitoken_remove_usage_file();
 
@@ -561,6 +607,8 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
 				max_networks = Min(2 * max_networks, SEEN_MAX);
 		} while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
+		if (problem[0] == '\0' && apitoken_run_in_transaction(flush_digests, NULL, until, problem))
+			more_networks = true;
 		if (problem[0] != '\0')
 			batch.outcome = APITOKEN_FLUSH_FAILED;
 		else if (more_networks)
@@ -598,7 +646,8 @@ apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket, Background
 	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "apitoken");
 	snprintf(worker.bgw_function_name, BGW_MAXLEN, "apitoken_worker_main");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	/* on a standby, it sends the usage to the primary */
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
@@ -655,14 +704,16 @@ run_worker(void)
 void
 apitoken_flush_now(void)
 {
+	bool		standby = RecoveryInProgress();
+
 	/* Without shared memory, usage is written immediately. */
 	if (apitoken_shared == NULL)
 		return;
-	if (RecoveryInProgress())
+	if (standby && !apitoken_sends())
 		ereport_server(
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot write token usage during recovery"),
-				 errhint("Token usage recorded on this server will be written when it is promoted.")));
+				 errhint("Token usage recorded on this server will be written when it is promoted. It is sent to the primary if \"apitoken.primary_conninfo\" is set.")));
 	for (;;)
 	{
 		uint64		ticket = run_worker();
@@ -678,6 +729,7 @@ apitoken_flush_now(void)
 			if (state.last_ticket >= ticket)
 				ereport_server(
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 standby ? errmsg("could not send token usage to the primary: %s", state.problem) :
 						 errmsg("could not write token usage: %s", state.problem),
 						 errdetail("The usage is kept in memory, and writing it will be retried.")));
 		}

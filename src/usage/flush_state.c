@@ -152,3 +152,94 @@ apitoken_remove_flush_state(Oid database)
 	hash_search(apitoken_flush_states, &database, HASH_REMOVE, NULL);
 	LWLockRelease(apitoken_flush_states_lock);
 }
+
+/* ---- batches for the primary ---- */
+
+/*
+ * The id of the next batch.  Ids of a sender's batches increase, also if the clock
+ * is set back.  The fresh ids are random; that of the sender counts only for the
+ * first batch.  Returns false if there is no room, or a batch is sent already.
+ */
+bool
+apitoken_next_batch(Oid database, const pg_uuid_t *fresh_sender, const pg_uuid_t *fresh_batch, ApitokenBatchId *batch)
+{
+	static const pg_uuid_t none = {0};
+	ApitokenFlushState *entry;
+	bool		made;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	entry = find_or_add_entry(database);
+	made = entry != NULL && !entry->batch.sent;
+	if (made)
+	{
+		if (memcmp(&entry->batch.sender, &none, sizeof(none)) == 0)
+			entry->batch.sender = *fresh_sender;
+		if (memcmp(fresh_batch, &entry->batch.last, sizeof(pg_uuid_t)) > 0)
+			entry->batch.last = *fresh_batch;
+		else
+		{
+			/* the next number */
+			for (int i = UUID_LEN - 1; i >= 0 && ++entry->batch.last.data[i] == 0; i--)
+				;
+		}
+		entry->batch.sent = true;
+		*batch = entry->batch;
+	}
+	LWLockRelease(apitoken_flush_states_lock);
+	return made;
+}
+
+/*
+ * It is known whether this batch was counted.  Returns false if that was known
+ * already.  `new_sender`: the next batch is of another sender, because the primary
+ * has counted later batches of this one.
+ */
+bool
+apitoken_settle_batch(Oid database, const pg_uuid_t *batch, bool new_sender)
+{
+	ApitokenFlushState *entry;
+	bool		settled;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	entry = hash_search(apitoken_flush_states, &database, HASH_FIND, NULL);
+	settled = entry != NULL && entry->batch.sent && memcmp(&entry->batch.last, batch, sizeof(pg_uuid_t)) == 0;
+	if (settled)
+	{
+		entry->batch.sent = false;
+		if (new_sender)
+			memset(&entry->batch.sender, 0, sizeof(pg_uuid_t));
+	}
+	LWLockRelease(apitoken_flush_states_lock);
+	return settled;
+}
+
+/* What was saved before a restart. */
+void
+apitoken_restore_batch(Oid database, const ApitokenBatchId *batch)
+{
+	ApitokenFlushState *entry;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	entry = find_or_add_entry(database);
+	if (entry != NULL)
+		entry->batch = *batch;
+	LWLockRelease(apitoken_flush_states_lock);
+}
+
+/* Forget all failures, because their cause may be gone: the server was promoted, or has another primary_conninfo. */
+void
+apitoken_retry_flushes(void)
+{
+	HASH_SEQ_STATUS status;
+	ApitokenFlushState *entry;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	hash_seq_init(&status, apitoken_flush_states);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		entry->failures = 0;
+		entry->missing = 0;
+		entry->retry_at = 0;
+	}
+	LWLockRelease(apitoken_flush_states_lock);
+}

@@ -109,8 +109,8 @@ is_general(int sqlerrcode)
 }
 
 /* Call work(arg) in a subtransaction.  Returns NULL, or the error for which it was rolled back. */
-static ErrorData *
-try_in_subtransaction(void (*work) (void *arg), void *arg)
+ErrorData *
+apitoken_try(void (*work) (void *arg), void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -203,7 +203,7 @@ remove_rows(Removal removal)
 	Removal		half = removal;
 
 	CHECK_FOR_INTERRUPTS();
-	error = try_in_subtransaction(remove_ids, &removal);
+	error = apitoken_try(remove_ids, &removal);
 	if (error == NULL)
 		return;
 	if (is_general(error->sqlerrcode))
@@ -385,6 +385,16 @@ remove_networks(Batch *batch)
 	remove_places(batch, APITOKEN_REMOVE_NETWORKS);
 }
 
+/* Remove what other systems stored of tokens that are gone, if it was locked when they were removed. */
+static void
+remove_foreign(Batch *batch)
+{
+	Datum		size = Int64GetDatum(batch->size);
+	uint64		removed = 0;
+
+	run_statement(batch, APITOKEN_REMOVE_FOREIGN, &size, &removed);
+}
+
 /* Make the notifications of coming expiries. */
 static void
 notify_expiry(Batch *batch)
@@ -408,10 +418,24 @@ remove_notifications(Batch *batch)
 	run_statement(batch, APITOKEN_REMOVE_NOTIFICATIONS, values, &batch->run->notifications_removed);
 }
 
+/*
+ * Remove senders of use that have sent nothing for long.  A batch that is older than
+ * this is not counted: see receive.c.
+ */
+static void
+remove_senders(Batch *batch)
+{
+	uint64		removed = 0;
+	Datum		values[2] = {TimestampTzGetDatum(batch->now - APITOKEN_SENDER_RETENTION), Int64GetDatum(batch->size)};
+
+	run_statement(batch, APITOKEN_REMOVE_SENDERS, values, &removed);
+}
+
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
 	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
-	notify_expiry, remove_notifications, remove_seen, remove_networks
+	notify_expiry, remove_notifications, remove_seen, remove_networks,
+	remove_senders, remove_foreign
 };
 
 static void
@@ -453,7 +477,7 @@ apitoken_maintain(int size, ApitokenMaintenance *run)
 	apitoken_require_setting(&apitoken_notifications);
 	apitoken_require_setting(&apitoken_standbys_verify);
 
-	error = try_in_subtransaction(run_batch, &batch);
+	error = apitoken_try(run_batch, &batch);
 	if (error != NULL)
 	{
 		*run = before;
@@ -521,7 +545,7 @@ apitoken_run_maintenance(PG_FUNCTION_ARGS)
 	PreventCommandIfParallelMode("apitoken.run_maintenance()");
 
 	/* Flush first, so that a token that was just used does not appear idle. */
-	error = try_in_subtransaction(flush, NULL);
+	error = apitoken_try(flush, NULL);
 	if (error != NULL)
 		copy_problem(run->unwritten, "%s", error->message);
 

@@ -11,6 +11,9 @@
  * them to personal_token_use and token_networks.  Without shared memory they are not
  * recorded.
  *
+ * The fast digest of an imported token whose own one is slow is recorded in the same
+ * way: the token is "seen with" it.
+ *
  * There is one entry for each token and place.  When a flush takes it, its time is
  * set to zero, and the launcher removes it at the end of a round.  Each kind of
  * place has a map of its own, so none takes the room of another, or that of usage, on
@@ -19,13 +22,18 @@
  */
 #include "postgres.h"
 
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 
 #include "usage/usage.h"
 
 static const Size key_sizes[APITOKEN_PLACES] = {
 	[APITOKEN_IN_ORGANIZATION] = APITOKEN_SEEN_KEY_SIZE(organization_id),
-	[APITOKEN_IN_NETWORK] = APITOKEN_SEEN_KEY_SIZE(network)
+	[APITOKEN_IN_NETWORK] = APITOKEN_SEEN_KEY_SIZE(network),
+	[APITOKEN_WITH_DIGEST] = APITOKEN_SEEN_KEY_SIZE(digest)
 };
 
 /* The last time in an entry; 0 if a flush has taken it. */
@@ -47,20 +55,33 @@ init_in_network(void *entry)
 	pg_atomic_init_u64(time_of(APITOKEN_IN_NETWORK, entry), 0);
 }
 
+static void
+init_with_digest(void *entry)
+{
+	pg_atomic_init_u64(time_of(APITOKEN_WITH_DIGEST, entry), 0);
+}
+
+static void (*const initialize[APITOKEN_PLACES]) (void *entry) = {
+	[APITOKEN_IN_ORGANIZATION] = init_in_organization,
+	[APITOKEN_IN_NETWORK] = init_in_network,
+	[APITOKEN_WITH_DIGEST] = init_with_digest
+};
+
 /* Set the time of an entry, unless it has a later one.  Returns false if there is no room. */
 static bool
 add_seen(const ApitokenSeenRow *row)
 {
 	LWLock	   *lock;
 	void	   *entry = apitoken_map_entry(apitoken_seen_maps[row->place], &row->key,
-										   row->place == APITOKEN_IN_NETWORK ? init_in_network : init_in_organization,
-										   &lock);
+										   initialize[row->place], &lock);
 	pg_atomic_uint64 *last;
 	uint64		at;
 
 	if (entry == NULL)
 	{
-		apitoken_count(APITOKEN_DROPPED, 1);
+		/* without a fast digest, a use takes longer, but none is lost */
+		if (row->place != APITOKEN_WITH_DIGEST)
+			apitoken_count(APITOKEN_DROPPED, 1);
 		return false;
 	}
 	last = time_of(row->place, entry);
@@ -109,6 +130,83 @@ apitoken_record_network(const pg_uuid_t *token_id, const inet *address, Timestam
 	apitoken_network_of(address, &row.key.in.network);
 	if (!add_seen(&row))
 		apitoken_wake_launcher();
+}
+
+/* ---- fast digests of imported tokens ---- */
+
+static Datum
+array_of(Datum *values, int count, Oid type, int16 length, bool byval, char align)
+{
+	return PointerGetDatum(construct_array(values, count, type, length, byval, align));
+}
+
+/* Write fast digests to the table. */
+void
+apitoken_write_digests(const ApitokenSeenRow *rows, int count)
+{
+	Datum	   *columns[3];
+	Datum		values[3];
+
+	for (int i = 0; i < lengthof(columns); i++)
+		columns[i] = palloc(count * sizeof(Datum));
+	for (int i = 0; i < count; i++)
+	{
+		bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+
+		SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
+		memcpy(VARDATA(digest), rows[i].key.in.digest.digest, APITOKEN_DIGEST_LENGTH);
+		columns[0][i] = UUIDPGetDatum(&rows[i].key.token_id);
+		columns[1][i] = Int16GetDatum(rows[i].key.in.digest.scheme);
+		columns[2][i] = PointerGetDatum(digest);
+	}
+	values[0] = array_of(columns[0], count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
+	values[1] = array_of(columns[1], count, INT2OID, sizeof(int16), true, TYPALIGN_SHORT);
+	values[2] = array_of(columns[2], count, BYTEAOID, -1, false, TYPALIGN_INT);
+	apitoken_execute(APITOKEN_WRITE_FAST_DIGESTS, values, NULL);
+}
+
+/*
+ * Record the fast digest of a token whose own one is slow, after its text was found
+ * to be right.  With shared memory a flush writes it.  On a standby it stays there,
+ * and serves as well.  Otherwise the caller's transaction writes it, under the
+ * conditions under which it may write usage (usage.c).
+ */
+void
+apitoken_record_digest(const pg_uuid_t *token_id, const ApitokenFastDigest *digest, TimestampTz at, bool may_write)
+{
+	ApitokenSeenRow row;
+
+	init_row(&row, APITOKEN_WITH_DIGEST, token_id, at);
+	row.key.in.digest = *digest;
+	if (apitoken_shared != NULL)
+	{
+		(void) add_seen(&row);
+		return;
+	}
+	if (may_write && !XactReadOnly && !IsInParallelMode() && !RecoveryInProgress() &&
+		XactIsoLevel <= XACT_READ_COMMITTED && apitoken_try_lock_table(APITOKEN_FOREIGN_DIGESTS, RowExclusiveLock))
+		apitoken_write_digests(&row, 1);
+}
+
+/* Is this the fast digest of the token, which no flush has written yet? */
+bool
+apitoken_digest_is_recorded(const pg_uuid_t *token_id, const ApitokenFastDigest *digest)
+{
+	ApitokenSeenRow row;
+	LWLock	   *lock;
+	void	   *entry;
+	bool		recorded;
+
+	if (apitoken_shared == NULL)
+		return false;
+	init_row(&row, APITOKEN_WITH_DIGEST, token_id, 0);
+	row.key.in.digest = *digest;
+	entry = apitoken_map_entry(apitoken_seen_maps[APITOKEN_WITH_DIGEST], &row.key, NULL, &lock);
+	if (entry == NULL)
+		return false;
+	recorded = pg_atomic_read_u64(time_of(APITOKEN_WITH_DIGEST, entry)) != 0;
+	LWLockRelease(lock);
+	return recorded;
 }
 
 /* What an entry has recorded, which is taken from it if `take` is true.  Returns false if nothing. */

@@ -90,13 +90,22 @@ static ApitokenMap network_map = {
 	.entry_size = APITOKEN_SEEN_ENTRY_SIZE(network)
 };
 
-static ApitokenMap *const maps[] = {&usage_map, &limit_map, &organization_map, &network_map};
+/* A token needs an entry once in its life; on a standby, for as long as the server runs. */
+static ApitokenMap digest_map = {
+	.name = "apitoken digests",
+	.share = 16,
+	.key_size = APITOKEN_SEEN_KEY_SIZE(digest),
+	.entry_size = APITOKEN_SEEN_ENTRY_SIZE(digest)
+};
+
+static ApitokenMap *const maps[] = {&usage_map, &limit_map, &organization_map, &network_map, &digest_map};
 
 ApitokenMap *const apitoken_usage_map = &usage_map;
 ApitokenMap *const apitoken_limit_map = &limit_map;
 ApitokenMap *const apitoken_seen_maps[APITOKEN_PLACES] = {
 	[APITOKEN_IN_ORGANIZATION] = &organization_map,
-	[APITOKEN_IN_NETWORK] = &network_map
+	[APITOKEN_IN_NETWORK] = &network_map,
+	[APITOKEN_WITH_DIGEST] = &digest_map
 };
 
 HTAB	   *apitoken_flush_states = NULL;

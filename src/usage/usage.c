@@ -54,8 +54,9 @@ apitoken_day_of(TimestampTz at)
 
 /* ---- in shared memory ---- */
 
-static void
-init_usage(void *entry)
+/* Initialize an entry of the map. */
+void
+apitoken_init_usage(void *entry)
 {
 	ApitokenUsage *usage = entry;
 	uint32		first = pg_atomic_read_u32(&apitoken_shared->first_day);
@@ -72,6 +73,7 @@ init_usage(void *entry)
 	usage->last.at = DT_NOBEGIN;
 	usage->taken = 0;
 	usage->taken_by = InvalidTransactionId;
+	usage->in_batch = false;
 }
 
 /* When a previous secret was last used after its overlap; 0 if none was. */
@@ -141,7 +143,7 @@ static bool
 add_usage(const ApitokenUsageRow *row, bool returned, uint32 deferred_by)
 {
 	LWLock	   *lock;
-	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, &row->key, init_usage, &lock);
+	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, &row->key, apitoken_init_usage, &lock);
 
 	if (usage == NULL)
 	{
@@ -236,6 +238,9 @@ take_entry(void *entry, void *arg)
 		return true;
 	if (state->flush != 0 && usage->deferred_by == state->flush)
 		return true;
+	/* a promoted server: flush.c settles the batch first */
+	if (usage->in_batch)
+		return true;
 	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
 		row->refused[verdict] = pg_atomic_exchange_u32(&usage->refused[verdict], 0);
 	used = apitoken_refused_total(row) > 0;
@@ -283,6 +288,13 @@ apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
 {
 	for (int i = 0; i < count; i++)
 		(void) add_usage(&rows[i], true, flush);
+}
+
+/* Record uses that were recorded before, in another entry. */
+void
+apitoken_add_uses(const ApitokenUsageRow *row)
+{
+	(void) add_usage(row, false, 0);
 }
 
 /*
@@ -369,8 +381,9 @@ apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today)
 	}
 }
 
-static bool
-is_written(ApitokenUsage *usage)
+/* Has an entry no uses, except those that a flush or a batch has taken? */
+bool
+apitoken_is_written(ApitokenUsage *usage)
 {
 	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
 	{
@@ -405,7 +418,7 @@ add_database_of_usage(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
 
-	return is_written(usage) || add_database(arg, usage->key.database);
+	return (apitoken_is_written(usage) && !usage->in_batch) || add_database(arg, usage->key.database);
 }
 
 static bool
@@ -413,6 +426,9 @@ add_database_of_seen(const ApitokenSeenRow *row, void *arg)
 {
 	DatabaseList *list = arg;
 
+	/* a standby does not send digests */
+	if (row->place == APITOKEN_WITH_DIGEST && RecoveryInProgress())
+		return true;
 	return list->count < list->max && add_database(list, row->key.database);
 }
 
@@ -439,7 +455,7 @@ is_removable(void *entry, void *arg)
 			return false;
 	}
 	/* while a flush of another session's has taken uses, the database may not be busy */
-	return is_written(usage) && usage->taken == 0;
+	return apitoken_is_written(usage) && usage->taken == 0 && !usage->in_batch;
 }
 
 /* Make room by removing the entries whose usage was taken, except those of busy databases. */

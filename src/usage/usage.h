@@ -28,6 +28,7 @@ typedef enum ApitokenCounter
 	APITOKEN_FLUSHES = APITOKEN_VERDICTS,
 	APITOKEN_DROPPED,
 	APITOKEN_MASKED,
+	APITOKEN_SENT,
 	APITOKEN_COUNTERS
 } ApitokenCounter;
 
@@ -93,16 +94,30 @@ typedef struct ApitokenUsage
 	slock_t		mutex;			/* protects the following, and moving uses between accepted and taken */
 	TransactionId taken_by;		/* the transaction of the flush that has taken uses */
 	ApitokenLastUse last;
-	uint64		taken;			/* accepted uses that a flush has taken and not yet committed */
+	uint64		taken;			/* accepted uses that a flush has taken and not yet committed, or that are in a batch */
+	bool		in_batch;		/* uses are in the batch for the primary: see batch.c */
+	int16		batch_reused;	/* of the batch, as in ApitokenLastUse; only if in_batch, as the next */
+	uint32		batch_refused[APITOKEN_VERDICTS];
 } ApitokenUsage;
 
-/* The kinds of places where a token is seen: a personal token in an organization, any token in a network. */
+/*
+ * The kinds of places where a token is seen: a personal token in an organization, any
+ * token in a network.  An imported token whose own digest is slow is seen with a fast one.
+ */
 typedef enum ApitokenPlace
 {
 	APITOKEN_IN_ORGANIZATION,
 	APITOKEN_IN_NETWORK,
+	APITOKEN_WITH_DIGEST,
 	APITOKEN_PLACES
 } ApitokenPlace;
+
+/* The digest of a token's text, as that of our own tokens. */
+typedef struct ApitokenFastDigest
+{
+	int16		scheme;
+	uint8		digest[APITOKEN_DIGEST_LENGTH];
+} ApitokenFastDigest;
 
 /*
  * A token in a place, padded with zeros.  In the map of a kind of place, keys end with
@@ -116,6 +131,7 @@ typedef struct ApitokenSeenKey
 	{
 		char		organization_id[APITOKEN_OWNER_ID_MAX + 1];
 		inet_struct network;
+		ApitokenFastDigest digest;
 	}			in;
 } ApitokenSeenKey;
 
@@ -159,7 +175,17 @@ typedef enum ApitokenOutcome
 	APITOKEN_FLUSH_FAILED
 } ApitokenOutcome;
 
-/* The state of a database.  apitoken_flush_states_lock protects all members. */
+/* The batches that this server sends from a database: see batch.c. */
+typedef struct ApitokenBatchId
+{
+	pg_uuid_t	sender;			/* of the database on this server */
+	pg_uuid_t	last;			/* the last batch */
+	bool		sent;			/* it is not known yet whether it was counted */
+} ApitokenBatchId;
+
+/*
+ * The state of a database.  On a standby, its use is sent to the primary instead of
+ * being written to the tables.  apitoken_flush_states_lock protects all members. */
 typedef struct ApitokenFlushState
 {
 	Oid			database;
@@ -176,6 +202,7 @@ typedef struct ApitokenFlushState
 	TimestampTz failed_at;		/* time of the last failed flush, or 0 */
 	char		problem[APITOKEN_PROBLEM_MAX];	/* error message of the last failure */
 	char		maintenance_problem[APITOKEN_PROBLEM_MAX];	/* of the last maintenance; empty if none */
+	ApitokenBatchId batch;		/* of the use that is on its way to the primary */
 } ApitokenFlushState;
 
 typedef struct ApitokenMap ApitokenMap;
@@ -222,6 +249,9 @@ extern bool apitoken_record_use(const ApitokenRecord *record, int secret, Apitok
 								TimestampTz at, inet *address, bool may_write);
 extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
 extern int	apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max);
+extern void apitoken_init_usage(void *entry);
+extern bool apitoken_is_written(ApitokenUsage *usage);
+extern void apitoken_add_uses(const ApitokenUsageRow *row);
 extern void apitoken_forget_taken(const ApitokenUsageRow *rows, int count);
 extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
 extern int	apitoken_databases_with_usage(Oid *databases, int max);
@@ -238,7 +268,23 @@ typedef struct ApitokenForgottenTokens
 
 extern bool apitoken_is_forgotten(const ApitokenForgottenTokens *tokens, Oid database, const pg_uuid_t *id);
 
-/* ----- seen.c: records where tokens are seen ----- */
+/* ----- batch.c: use that is sent to the primary ----- */
+
+/* Rows of each kind in a batch, at most, and the largest count in a row. */
+#define APITOKEN_SENT_MAX 2000
+#define APITOKEN_SENT_COUNT_MAX INT64CONST(1000000000000000)
+
+/* What is known of a sender is kept for so long after its last batch; older batches are not counted. */
+#define APITOKEN_SENDER_RETENTION (90 * USECS_PER_DAY)
+
+extern int	apitoken_take_batch(Oid database, ApitokenUsageRow *rows, int max);
+extern uint64 apitoken_end_batch(Oid database, bool counted);
+extern bool apitoken_read_batch(void *entry, ApitokenUsageRow *row);
+extern void apitoken_return_batch(const ApitokenUsageRow *row);
+extern uint64 apitoken_pending_uses(Oid database);
+extern void apitoken_merge_days(void);
+
+/* ----- seen.c: records where tokens are seen, and fast digests ----- */
 
 /* A token in a place, taken from shared memory to be written to the table. */
 typedef struct ApitokenSeenRow
@@ -250,6 +296,9 @@ typedef struct ApitokenSeenRow
 
 extern void apitoken_record_seen(const pg_uuid_t *token_id, const char *organization_id, TimestampTz at);
 extern void apitoken_record_network(const pg_uuid_t *token_id, const inet *address, TimestampTz at);
+extern void apitoken_record_digest(const pg_uuid_t *token_id, const ApitokenFastDigest *digest, TimestampTz at, bool may_write);
+extern bool apitoken_digest_is_recorded(const pg_uuid_t *token_id, const ApitokenFastDigest *digest);
+extern void apitoken_write_digests(const ApitokenSeenRow *rows, int count);
 extern int	apitoken_take_seen(ApitokenPlace place, Oid database, ApitokenSeenRow *rows, int max);
 extern void apitoken_return_seen(const ApitokenSeenRow *rows, int count);
 extern void apitoken_each_seen(bool (*visit) (const ApitokenSeenRow *row, void *arg), void *arg);
@@ -286,6 +335,10 @@ extern void apitoken_remove_expired_limits(void);
 #define APITOKEN_RETRY_MAX (5 * SECS_PER_MINUTE * 1000)
 
 extern bool apitoken_flush_state(Oid database, ApitokenFlushState *state);
+extern bool apitoken_next_batch(Oid database, const pg_uuid_t *fresh_sender, const pg_uuid_t *fresh_batch, ApitokenBatchId *batch);
+extern bool apitoken_settle_batch(Oid database, const pg_uuid_t *batch, bool new_sender);
+extern void apitoken_restore_batch(Oid database, const ApitokenBatchId *batch);
+extern void apitoken_retry_flushes(void);
 extern int	apitoken_flush_state_databases(Oid *databases, int max);
 extern bool apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome,
 									const char *problem);
@@ -313,6 +366,9 @@ typedef struct ApitokenJob
  */
 #define APITOKEN_NOTIFY_BATCH 100
 
+extern void apitoken_write_usage(ApitokenUsageRow *rows, int count);
+extern void apitoken_write_seen(ApitokenPlace place, const ApitokenSeenRow *rows, int count);
+extern bool apitoken_tell_reuse(void *arg);
 extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz until,
 									char problem[APITOKEN_PROBLEM_MAX]);
 extern inet *apitoken_reused_from(const pg_uuid_t *token_id);
@@ -321,9 +377,33 @@ extern bool apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket
 								  BackgroundWorkerHandle **handle);
 extern void apitoken_flush_now(void);
 
+/* ----- primary.c: the connection of a standby to its primary ----- */
+
+/* Why the primary could not be reached or did not do what it was asked for. */
+typedef struct ApitokenPrimaryError
+{
+	char		problem[APITOKEN_PROBLEM_MAX];	/* names neither hosts nor passwords */
+	char	   *detail;			/* for the server log only; NULL if none */
+	const char *hint;			/* NULL if none */
+	bool		refused;		/* the primary has rolled back what it was asked for */
+} ApitokenPrimaryError;
+
+typedef struct ApitokenPrimary ApitokenPrimary;
+
+extern const char *apitoken_conninfo_fault(void);
+extern ApitokenPrimary *apitoken_connect_primary(const char *database, TimestampTz until, ApitokenPrimaryError *error);
+extern bool apitoken_ask_primary(ApitokenPrimary *primary, const char *const *values, TimestampTz until, bool *counted,
+								 ApitokenPrimaryError *error);
+extern void apitoken_leave_primary(ApitokenPrimary *primary);
+
+/* ----- send.c: a standby sends its use to the primary ----- */
+
+extern bool apitoken_sends(void);
+extern ApitokenOutcome apitoken_send(uint64 ticket, TimestampTz until);
+
 /* ----- maintenance.c: idle tokens, retention ----- */
 
-#define APITOKEN_TASKS 10
+#define APITOKEN_TASKS 12
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
@@ -340,6 +420,7 @@ typedef struct ApitokenMaintenance
 	char		problems[APITOKEN_TASKS][APITOKEN_PROBLEM_MAX]; /* empty if none */
 } ApitokenMaintenance;
 
+extern ErrorData *apitoken_try(void (*work) (void *arg), void *arg);
 extern bool apitoken_maintain(int batch, ApitokenMaintenance *run);
 extern void apitoken_end_task(ApitokenMaintenance *run, const char *problem);
 extern void apitoken_report_maintenance(const ApitokenMaintenance *run);

@@ -35,8 +35,8 @@
 #define TEMPORARY_FILE SAVED_FILE ".tmp"
 
 /*
- * The file's header.  Rows of usage, places of tokens, databases, the times of losses, and a CRC of
- * everything before it follow.
+ * The file's header.  Rows of usage, those of batches for the primary, places of
+ * tokens, databases, the times of losses, and a CRC of everything before it follow.
  */
 typedef struct Header
 {
@@ -45,15 +45,17 @@ typedef struct Header
 	int32		row_size;
 	int32		database_size;
 	int64		rows;			/* number of ApitokenUsageRow */
+	int64		batch_rows;		/* the same, in batches; each has the key of one before, which may have no uses */
 	int64		seen;			/* number of ApitokenSeenRow */
 	int64		databases;		/* number of SavedDatabase */
 } Header;
 
-/* The time of a database's last maintenance. */
+/* The time of a database's last maintenance, and its last batch for the primary. */
 typedef struct SavedDatabase
 {
 	Oid			database;
 	TimestampTz maintained_at;
+	ApitokenBatchId batch;
 } SavedDatabase;
 
 /* A file that is being written or read; a NULL file only counts rows. */
@@ -108,7 +110,21 @@ write_row(void *entry, void *arg)
 	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
 		row.refused[verdict] = pg_atomic_read_u32(&usage->refused[verdict]);
 	row.last = usage->last;
-	if (row.accepted == 0 && apitoken_refused_total(&row) == 0)
+	if (row.accepted == 0 && apitoken_refused_total(&row) == 0 && !usage->in_batch)
+		return true;
+	usage_file->rows++;
+	if (usage_file->file != NULL)
+		write_data(usage_file, &row, sizeof(row));
+	return true;
+}
+
+static bool
+write_batch_row(void *entry, void *arg)
+{
+	UsageFile  *usage_file = arg;
+	ApitokenUsageRow row;
+
+	if (!apitoken_read_batch(entry, &row))
 		return true;
 	usage_file->rows++;
 	if (usage_file->file != NULL)
@@ -132,17 +148,21 @@ write_file(UsageFile *usage_file)
 {
 	Header		header;
 	UsageFile	counting = {0};
+	UsageFile	counting_batch = {0};
 	UsageFile	counting_seen = {0};
 	Oid		   *databases = palloc(APITOKEN_DATABASES_MAX * sizeof(Oid));
 
 	apitoken_map_each(apitoken_usage_map, write_row, &counting);
+	apitoken_map_each(apitoken_usage_map, write_batch_row, &counting_batch);
 	apitoken_each_seen(write_seen, &counting_seen);
 	fill_header(&header);
 	header.rows = counting.rows;
+	header.batch_rows = counting_batch.rows;
 	header.seen = counting_seen.rows;
 	header.databases = apitoken_flush_state_databases(databases, APITOKEN_DATABASES_MAX);
 	write_data(usage_file, &header, sizeof(header));
 	apitoken_map_each(apitoken_usage_map, write_row, usage_file);
+	apitoken_map_each(apitoken_usage_map, write_batch_row, usage_file);
 	apitoken_each_seen(write_seen, usage_file);
 	for (int i = 0; i < header.databases; i++)
 	{
@@ -153,6 +173,7 @@ write_file(UsageFile *usage_file)
 		(void) apitoken_flush_state(databases[i], &state);
 		saved.database = databases[i];
 		saved.maintained_at = state.maintained_at;
+		saved.batch = state.batch;
 		write_data(usage_file, &saved, sizeof(saved));
 	}
 	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
@@ -224,18 +245,21 @@ read_file(UsageFile *usage_file, bool apply)
 	if (!read_data(usage_file, &header, sizeof(header)))
 		return false;
 	expected.rows = header.rows;
+	expected.batch_rows = header.batch_rows;
 	expected.seen = header.seen;
 	expected.databases = header.databases;
 	if (memcmp(&header, &expected, sizeof(header)) != 0)
 		return false;
-	for (int64 i = 0; i < header.rows; i++)
+	for (int64 i = 0; i < header.rows + header.batch_rows; i++)
 	{
 		ApitokenUsageRow row;
 
 		if (!read_data(usage_file, &row, sizeof(row)))
 			return false;
-		if (apply)
+		if (apply && i < header.rows)
 			apitoken_return_usage(&row, 1, 0);
+		else if (apply)
+			apitoken_return_batch(&row);
 	}
 	for (int64 i = 0; i < header.seen; i++)
 	{
@@ -252,8 +276,10 @@ read_file(UsageFile *usage_file, bool apply)
 
 		if (!read_data(usage_file, &saved, sizeof(saved)))
 			return false;
-		if (apply)
-			apitoken_record_maintenance(saved.database, saved.maintained_at, 0, &nothing_seen);
+		if (!apply)
+			continue;
+		apitoken_record_maintenance(saved.database, saved.maintained_at, 0, &nothing_seen);
+		apitoken_restore_batch(saved.database, &saved.batch);
 	}
 	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
 	{

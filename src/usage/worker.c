@@ -22,7 +22,8 @@
  * each failure.  If the launcher fails, the postmaster restarts it, and no usage is
  * lost.
  *
- * On a standby, the launcher starts workers only after promotion.
+ * On a standby, workers send the usage to the primary, if apitoken.primary_conninfo
+ * is set (send.c).  Otherwise the launcher starts workers only after promotion.
  */
 #include "postgres.h"
 
@@ -181,6 +182,12 @@ apitoken_worker_main(Datum arg)
 			SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	}
 
+	if (RecoveryInProgress())
+	{
+		(void) apitoken_send(job.ticket, until);
+		proc_exit(0);
+	}
+
 	/*
 	 * If the flush leaves no time for maintenance, that stays due, and the next worker
 	 * does it.  After one failure as well: the extension may be about to be dropped.
@@ -248,6 +255,7 @@ discard_usage(Oid database)
 		while (apitoken_take_seen(place, database, seen, lengthof(seen)) == lengthof(seen))
 			;
 	}
+	(void) apitoken_end_batch(database, true);
 	apitoken_remove_flush_state(database);
 }
 
@@ -443,10 +451,31 @@ start_workers(const Oid *databases, int with_usage, int count, bool failed)
 			discard_usage(databases[i]);
 			continue;
 		}
-		if (start_worker(databases[i], due, failed))
+		if (start_worker(databases[i], due && !RecoveryInProgress(), failed))
 			return true;
 	}
 	return false;
+}
+
+/*
+ * If the server was promoted, or primary_conninfo has changed, what has failed before
+ * may be possible now.
+ */
+static void
+watch_primary(bool standby)
+{
+	static bool was_standby = false;
+	static char *conninfo = NULL;
+
+	if (conninfo != NULL && (was_standby != standby || strcmp(conninfo, apitoken_primary_conninfo) != 0))
+		apitoken_retry_flushes();
+	if (conninfo == NULL || strcmp(conninfo, apitoken_primary_conninfo) != 0)
+	{
+		if (conninfo != NULL)
+			pfree(conninfo);
+		conninfo = MemoryContextStrdup(TopMemoryContext, apitoken_primary_conninfo);
+	}
+	was_standby = standby;
 }
 
 /* Run one round of the launcher.  Returns true if the launcher must stop. */
@@ -456,13 +485,24 @@ run_once(void)
 	Oid			databases[2 * DATABASES_MAX];
 	int			with_usage;
 	int			count;
+	bool		standby = RecoveryInProgress();
 
 	apitoken_remove_expired_limits();
-	if (RecoveryInProgress())
-		return false;
+	watch_primary(standby);
+	if (standby)
+	{
+		apitoken_merge_days();
+		if (!apitoken_sends())
+		{
+			remove_written_usage();
+			return false;
+		}
+	}
 
-	with_usage = apitoken_databases_with_usage(databases, DATABASES_MAX);
-	count = with_usage + apitoken_flush_state_databases(databases + with_usage, DATABASES_MAX);
+	with_usage = count = apitoken_databases_with_usage(databases, DATABASES_MAX);
+	/* a standby has no maintenance */
+	if (!standby)
+		count += apitoken_flush_state_databases(databases + with_usage, DATABASES_MAX);
 	if (start_workers(databases, with_usage, count, false) ||
 		start_workers(databases, with_usage, count, true))
 		return true;

@@ -3,52 +3,17 @@
  *		libFuzzer target for the parser of token texts, and for masking them
  *		within other texts.
  *
- * From the top of the repository:
- *
- *		clang -std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined \
- *			-Wno-ignored-attributes -I src -I "$(pg_config --includedir-server)" \
- *			test/fuzz/token_fuzz.c src/text/token.c -o /tmp/token_fuzz
- *		mkdir -p /tmp/token_corpus
- *		awk -F '\t' 'NR > 1 { printf "%s", $1 > ("/tmp/token_corpus/" NR) }' \
- *			test/vectors/token_text_valid.tsv
- *		/tmp/token_fuzz -max_len=200 -max_total_time=60 /tmp/token_corpus
- *
  * A fuzzer does not guess checksums.  So each input is parsed as it is, and once
  * more with a corrected checksum, so that it reaches the code behind that check.
- * (For masking, omit -max_len=200.)
  */
 #include "postgres.h"
 
+#include "fuzz.h"
 #include "text/text.h"
 
-extern int	LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+extern uint32 pg_crc32_table[256];
 
 static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-
-/* the server's table, made from zlib's polynomial */
-extern uint32 pg_crc32_table[256];
-uint32		pg_crc32_table[256];
-
-/* a fixed sequence instead of random bytes, so that a run can be repeated */
-bool
-pg_strong_random(void *buffer, size_t length)
-{
-	static uint32 state = 1;
-
-	for (size_t i = 0; i < length; i++)
-	{
-		state = state * 1664525 + 1013904223;
-		((uint8 *) buffer)[i] = (uint8) (state >> 24);
-	}
-	return true;
-}
-
-static void
-require(bool condition)
-{
-	if (!condition)
-		abort();
-}
 
 /* An accepted text must equal the text that is made of its parts. */
 static void
@@ -103,18 +68,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	ApitokenParts parts;
 	char		fixed[APITOKEN_TEXT_MAX];
 	uint32		crc = 0xFFFFFFFF;
-
-	if (pg_crc32_table[1] == 0)
-	{
-		for (uint32 i = 0; i < 256; i++)
-		{
-			uint32		entry = i;
-
-			for (int bit = 0; bit < 8; bit++)
-				entry = (entry >> 1) ^ ((entry & 1) ? 0xEDB88320 : 0);
-			pg_crc32_table[i] = entry;
-		}
-	}
 
 	check_masking(text, size);
 	if (apitoken_parse_text(text, size, &parts))

@@ -99,6 +99,7 @@ $old->safe_psql('app', qq{
 	UPDATE apitoken.token_usage_daily SET refusals = '{"expired": 1, "network_refused": 1}' WHERE refused = 2;
 	INSERT INTO apitoken_internal.personal_token_use SELECT 'acme', id, now() FROM apitoken.tokens WHERE user_id IS NOT NULL;
 	INSERT INTO apitoken_internal.token_networks SELECT id, n, now(), now() FROM apitoken.tokens, unnest('{192.0.2.0/24,2001:db8::/48}'::cidr[]) n;
+	INSERT INTO apitoken_internal.usage_senders VALUES ('11111111-1111-4111-8111-111111111111', '01900000-0000-7000-8000-000000000000', now(), 'sender', '192.0.2.1');
 	-- as time would
 	ALTER TABLE apitoken_internal.token_records DISABLE TRIGGER USER;
 	UPDATE apitoken_internal.token_records SET expires_at = now() - interval '1 day', created_at = now() - interval '9 days' WHERE label = 'expired';
@@ -120,7 +121,7 @@ deliver($old, 'app');
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
 my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.permissions apitoken.memberships apitoken_internal.token_records),
-	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks));
+	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks apitoken_internal.usage_senders));
 
 # This must be the same afterwards, line by line.
 my %same = (

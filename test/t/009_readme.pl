@@ -349,7 +349,7 @@ cmp_ok(scalar(my @lines = split /\n/, slurp_file('README.md')), '<=', 250, 'READ
 	}
 	is(join("\n", @unclear), '', 'the table of privileges is well formed, and says nothing twice');
 
-	my @capabilities = qw(use manage verify act directory monitor notify);
+	my @capabilities = qw(use manage verify act directory monitor notify usage);
 	$node->safe_psql('postgres', 'CREATE DATABASE privileges');
 	$node->safe_psql('privileges', 'CREATE EXTENSION apitoken');
 	$node->safe_psql('privileges', "CREATE ROLE regress_apitoken_$_; SELECT apitoken.allow('regress_apitoken_$_', '$_')") foreach @capabilities;

@@ -562,7 +562,7 @@ my %files = (
 	'no bytes' => '',
 	'a part' => substr($good, 0, 30),
 	'no end' => substr($good, 0, length($good) - 4),
-	'no rows' => substr($good, 0, 64),
+	'no rows' => substr($good, 0, 72),
 	'somebody else\'s' => "some other file\n" x 100,
 	'another version\'s' => substr($good, 0, 16) . pack('a16', '0.1') . substr($good, 32),
 	'a row changed' => substr($good, 0, 80) . "\x07" . substr($good, 81),
@@ -611,7 +611,7 @@ $node->stop;
 $good = slurp_file($saved);
 my ($row_size, $rows) = unpack 'x32 l< x4 q<', $good;
 is($rows, 1, 'one row is saved');
-my $row = substr $good, 64, $row_size;
+my $row = substr $good, 72, $row_size;
 my ($day, $time) = unpack 'x4 l< x16 x8 q<', $row;
 # yesterday's: 5 accepted, 2 refused, from elsewhere
 my $yesterday = substr($row, 0, 4) . pack('l<', $day - 1) . substr($row, 8, 16) . pack('Q< q<', 5, $time - 86_400_000_000) . substr($row, 40);
@@ -620,11 +620,11 @@ substr($yesterday, 76, 4) = pack 'C4', 198, 51, 100, 7;
 my $suspended = 112 + 5 * 4;
 substr($yesterday, $suspended, 4) = pack 'L<', 2;
 my $two_days = 0;
-my $rest = substr $good, 64 + $row_size, length($good) - 64 - $row_size - 4;
+my $rest = substr $good, 72 + $row_size, length($good) - 72 - $row_size - 4;
 # in either order
 foreach my $order ([ $row, $yesterday ], [ $yesterday, $row ])
 {
-	my $file = substr($good, 0, 40) . pack('q<', 2) . substr($good, 48, 16) . join('', @$order) . $rest;
+	my $file = substr($good, 0, 40) . pack('q<', 2) . substr($good, 48, 24) . join('', @$order) . $rest;
 	unlink $saved;
 	append_to_file($saved, $file . crc32c($file));
 	$node->start;
@@ -641,7 +641,7 @@ foreach my $order ([ $row, $yesterday ], [ $yesterday, $row ])
 # so many refusals between two flushes that the counter would start again
 my $many = $yesterday;
 substr($many, $suspended, 4) = pack 'L<', 0xffffffff;
-my $flood = substr($good, 0, 40) . pack('q<', 2) . substr($good, 48, 16) . $many x 2 . $rest;
+my $flood = substr($good, 0, 40) . pack('q<', 2) . substr($good, 48, 24) . $many x 2 . $rest;
 unlink $saved;
 append_to_file($saved, $flood . crc32c($flood));
 $node->start;

@@ -616,6 +616,10 @@ masked_texts(void)
 		{"x9_usr_" ID SECRET, "x9_usr_" ID STARS},
 		{"SELECT 'apt_org_" ID SECRET "'", "SELECT 'apt_org_" ID STARS "'"},
 		{"\xc3\xa9" "apt_org_" ID SECRET "\xc3\xa9", "\xc3\xa9" "apt_org_" ID STARS "\xc3\xa9"},
+		/* two tokens, and nothing between them: the prefix of the second is among the digits of the first */
+		{"apt_org_" ID SECRET "apt_org_" ID SECRET, "apt_org_" ID STARS "***_org_" ID STARS},
+		{"apt_org_" ID SECRET "_usr_" ID SECRET "_org_" ID SECRET, "apt_org_" ID STARS "_usr_" ID STARS "_org_" ID STARS},
+		{"apt_org_" ID SECRET "/_usr_" ID SECRET, "apt_org_" ID "************************************************_/_usr_" ID SECRET},
 		/* shorter: from eight characters of the secret on */
 		{"apt_org_" ID "aB3dE6gH", "apt_org_" ID "********"},
 		{"apt_org_" ID "aB3dE6gH...", "apt_org_" ID "********..."},
@@ -746,8 +750,8 @@ tokens_in_texts(void)
 
 /*
  * The same rule in its simplest form: at each position, is there a mark with a
- * character of a prefix before it, and an id and more behind it?  (Masked text is
- * not a prefix.)
+ * character of a prefix before it, and an id and more behind it?  (The prefix may
+ * be among the digits of another token.)
  */
 static bool
 mask_plainly(const char *text, size_t length, char *result)
@@ -762,7 +766,7 @@ mask_plainly(const char *text, size_t length, char *result)
 
 		if (body > length ||
 			(strncasecmp(text + at, "_org_", 5) != 0 && strncasecmp(text + at, "_usr_", 5) != 0) ||
-			result[at - 1] == '\0' || strchr(digits, result[at - 1]) == NULL)
+			text[at - 1] == '\0' || strchr(digits, text[at - 1]) == NULL)
 			continue;
 		while (end < length && text[end] != '\0' && strchr(digits, text[end]) != NULL)
 			end++;
