@@ -72,6 +72,7 @@ OBJS = \
 	src/manage/edit.o \
 	src/manage/regenerate.o \
 	src/manage/revoke.o \
+	src/manage/leak.o \
 	src/manage/erase.o \
 	src/manage/notify.o \
 	src/manage/event.o \
@@ -87,8 +88,8 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
-REGRESS = schema dependencies import token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support
-ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications
+REGRESS = schema dependencies import token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support leaks
+ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications leaks
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
@@ -96,7 +97,7 @@ PROVE_TESTS = test/t/*.pl
 TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 015_stats 020_postgrest \
 	025_policy_plans 030_grants 031_known_users
 # These run the examples, and the extension beside other programs.
-TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer 050_console
+TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer 050_console 053_leaks
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 

@@ -84,8 +84,9 @@ CREATE TABLE apitoken.organizations (
 	allowed_networks      cidr[],
 	default_role          text COLLATE "C",
 	allow_personal_tokens boolean NOT NULL DEFAULT true,
-	notify                text[] DEFAULT '{create,revoke,expire}' CHECK (apitoken_internal.check_notify(notify)),
+	notify                text[] DEFAULT '{create,revoke,expire,leak}' CHECK (apitoken_internal.check_notify(notify)),
 	revoke_on_reuse boolean NOT NULL DEFAULT false,
+	on_leak text COLLATE "C" NOT NULL DEFAULT 'revoke' CONSTRAINT organizations_on_leak CHECK (on_leak IN ('revoke', 'notify')),
 	CONSTRAINT organizations_max_lifetime CHECK (
 		max_lifetime BETWEEN '1 minute' AND '100 years'
 		AND LEAST(EXTRACT(year FROM max_lifetime), EXTRACT(month FROM max_lifetime),
@@ -109,8 +110,9 @@ COMMENT ON COLUMN apitoken.organizations.max_tokens IS 'Greatest number of token
 COMMENT ON COLUMN apitoken.organizations.allowed_networks IS 'Networks from which tokens of the organization are accepted; a token''s own list must contain the address too; null: from everywhere';
 COMMENT ON COLUMN apitoken.organizations.default_role IS 'Role of a new token of the organization for which none is given; null: developer';
 COMMENT ON COLUMN apitoken.organizations.allow_personal_tokens IS 'False: personal tokens may do nothing in the organization; users who act directly may';
-COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire, reuse, new_network; null or empty: none';
+COMMENT ON COLUMN apitoken.organizations.notify IS 'Events of its tokens that members who may read tokens are told by notifications: create, regenerate, suspend, revoke, expire, reuse, leak, new_network; null or empty: none';
 COMMENT ON COLUMN apitoken.organizations.revoke_on_reuse IS 'True: a token is revoked when a previous secret of it is used after its overlap; needs shared preload';
+COMMENT ON COLUMN apitoken.organizations.on_leak IS 'What report_leaked() does with a token of the organization: revoke, or notify (an event and a notification only)';
 
 CREATE TABLE apitoken.users (
 	id           text COLLATE "C" PRIMARY KEY CHECK (apitoken_internal.check_id('user', id)),
@@ -120,7 +122,7 @@ CREATE TABLE apitoken.users (
 	role         text,
 	suspended_at timestamptz,
 	created_at   timestamptz NOT NULL DEFAULT pg_catalog.now(),
-	notify       text[] DEFAULT '{create,revoke,expire}' CHECK (apitoken_internal.check_notify(notify))
+	notify       text[] DEFAULT '{create,revoke,expire,leak}' CHECK (apitoken_internal.check_notify(notify))
 );
 COMMENT ON TABLE apitoken.users IS 'Users: owners of personal tokens and members of organizations; a user without a row gets one with their first token, unless the row was deleted or apitoken.require_known_users is on';
 COMMENT ON COLUMN apitoken.users.id IS 'The application''s own id, as text of 1 to 255 bytes: a uuid or a bigint as its output writes it; cannot change';
@@ -130,7 +132,7 @@ COMMENT ON COLUMN apitoken.users.groups IS 'Visibility groups, which current_gro
 COMMENT ON COLUMN apitoken.users.role IS 'Name of the role that limits what the user may do outside organizations; null: no limit';
 COMMENT ON COLUMN apitoken.users.suspended_at IS 'Time of the suspension; while it is not null, the user may do nothing and their personal tokens are refused; null: not suspended';
 COMMENT ON COLUMN apitoken.users.created_at IS 'When the row was created';
-COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire, reuse, new_network; null or empty: none';
+COMMENT ON COLUMN apitoken.users.notify IS 'Events of their personal tokens that the user is told by notifications: create, regenerate, suspend, revoke, expire, reuse, leak, new_network; null or empty: none';
 
 CREATE TABLE apitoken_internal.deleted_users (
 	id         text COLLATE "C" PRIMARY KEY,
@@ -418,10 +420,10 @@ CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id)
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
 CREATE INDEX events_actor_token_id_idx ON apitoken.events (actor_token_id, id) WHERE actor_token_id IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, import, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, and for the use of a previous secret after its overlap; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, import, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, for the use of a previous secret after its overlap, and for each report that it has leaked; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.events.action IS 'Action: create, import, edit, suspend, resume, regenerate, end_overlap, reuse or revoke; forget: a user was forgotten';
+COMMENT ON COLUMN apitoken.events.action IS 'Action: create, import, edit, suspend, resume, regenerate, end_overlap, reuse, leak or revoke; forget: a user was forgotten';
 COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token; null: the event is about a user';
 COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token, or the pseudonym of the user who was forgotten; null: a token of an organization';
@@ -429,7 +431,7 @@ COMMENT ON COLUMN apitoken.events.actor IS 'Id of the user who acted; null: a to
 COMMENT ON COLUMN apitoken.events.actor_token_id IS 'Id of the token that acted; null: no token';
 COMMENT ON COLUMN apitoken.events.database_user IS 'Login of the session (session_user)';
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
-COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit; reason of a revocation';
+COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit; reason of a revocation; of a leak: source, url, secret (current or previous) and action (revoked or notified)';
 
 -- The outbox.  An event and its notification have the same id.  Only rows with
 -- next_attempt_at are still to be delivered, and only those are in the two indexes
@@ -456,7 +458,7 @@ CREATE INDEX notifications_token_id_idx ON apitoken.notifications (token_id, id)
 COMMENT ON TABLE apitoken.notifications IS 'Outbox: one row for each event that somebody wants to be told, made in the transaction of the event; a mailer claims the rows with claim_notifications(), and run_maintenance() removes those older than apitoken.notification_retention';
 COMMENT ON COLUMN apitoken.notifications.id IS 'UUID version 7 (RFC 9562): the id of the event in events; of expire and new_network, which are no events there, an id of its own';
 COMMENT ON COLUMN apitoken.notifications.created_at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke, expire, reuse or new_network';
+COMMENT ON COLUMN apitoken.notifications.event IS 'Event: create, regenerate, suspend, revoke, expire, reuse, leak or new_network';
 COMMENT ON COLUMN apitoken.notifications.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.notifications.organization_id IS 'Organization that owns the token; null: a personal token';
 COMMENT ON COLUMN apitoken.notifications.user_id IS 'User who owns the token; null: a token of an organization';
@@ -476,7 +478,7 @@ ALTER TABLE apitoken.organizations
 	ALTER created_at SET STATISTICS 0, ALTER idle_timeout SET STATISTICS 0, ALTER resumed_at SET STATISTICS 0,
 	ALTER max_lifetime SET STATISTICS 0, ALTER require_expiry SET STATISTICS 0, ALTER max_tokens SET STATISTICS 0,
 	ALTER allowed_networks SET STATISTICS 0, ALTER default_role SET STATISTICS 0, ALTER allow_personal_tokens SET STATISTICS 0,
-	ALTER revoke_on_reuse SET STATISTICS 0;
+	ALTER revoke_on_reuse SET STATISTICS 0, ALTER on_leak SET STATISTICS 0;
 ALTER TABLE apitoken.users
 	ALTER id SET STATISTICS 0, ALTER name SET STATISTICS 0, ALTER email SET STATISTICS 0,
 	ALTER groups SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER suspended_at SET STATISTICS 0,
@@ -962,6 +964,12 @@ COMMENT ON FUNCTION apitoken.revoke_token(uuid, text, text) IS 'Revoke a token f
 CREATE FUNCTION apitoken.revoke_by_token(token text, token_type_hint text DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_revoke_by_token' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION apitoken.revoke_by_token(text, text) IS 'Revoke the token with this text (RFC 7009); the text is the only authorization needed. Returns true if this call revoked the token, false if there was nothing to revoke. token_type_hint is ignored.';
+
+CREATE FUNCTION apitoken.report_leaked(tokens text[], source text DEFAULT NULL, url text DEFAULT NULL, OUT "position" integer,
+									   OUT token_id uuid, OUT masked text, OUT label text, OUT verdict text, OUT action text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'apitoken_report_leaked' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION apitoken.report_leaked(text[], text, text) IS 'Report up to 1000 texts of tokens that have become known. Each token that is not revoked gets an event, a notification and, unless its organization''s on_leak is notify, its end. Returns one row for each element: label is true_positive if the text is that of a token, verdict as of verify(), action is revoked, notified or none. source and url, which tell where the text was found, are kept up to 200 and 2000 bytes, with secrets masked. This is no use of the tokens. No rows for a null array; 22023 for more than 1000 elements; 25006 in a READ ONLY transaction.';
 
 CREATE FUNCTION apitoken.revoke_tokens(organization_id apitoken.id DEFAULT NULL, user_id apitoken.id DEFAULT NULL,
 									   created_by apitoken.id DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint

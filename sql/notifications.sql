@@ -126,7 +126,7 @@ DROP FUNCTION public.regress_reads(text);
 
 -- names of events are checked
 SELECT public.regress_try($$UPDATE apitoken.organizations SET notify = '$$ || n || $$' WHERE id = 'acme'$$)
-FROM pg_catalog.unnest(ARRAY['{create,nothing}', '{Create}', '{NULL}', '{create,create,create,create,create,create,create,create}', '{{create},{revoke}}', '{""}']) n;
+FROM pg_catalog.unnest(ARRAY['{create,nothing}', '{Create}', '{NULL}', '{create,create,create,create,create,create,create,create,create}', '{{create},{revoke}}', '{""}']) n;
 SELECT public.regress_try($$INSERT INTO apitoken.users (id, notify) VALUES ('new', '{resume}')$$);
 
 --

@@ -140,6 +140,7 @@ class Mail:
         values['actor'] = values['actor'] or 'an administrator or an API token'
         values['role'] = values['role'] or '(that of its user)'
         values['reason'] = values['reason'] or '(none given)'
+        values['done'] = 'The token was revoked.' if payload.get('action') == 'revoked' else 'It is still accepted: regenerate it without an overlap, or revoke it.'
         for key in ('at', 'created_at', 'expires_at'):
             values[key] = in_words(payload[key])
         try:

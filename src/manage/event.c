@@ -39,7 +39,7 @@ action_of_update(TriggerData *trigger)
 	return apitoken_edited(trigger) ? "edit" : NULL;
 }
 
-/* The parameters of APITOKEN_CREATED and APITOKEN_CHANGED, $1 first. */
+/* The parameters of the statements that write an event, $1 first. */
 enum
 {
 	EVENT_ID,
@@ -48,10 +48,20 @@ enum
 	EVENT_ACTOR_TOKEN_ID,
 	EVENT_DATABASE_USER,
 	EVENT_CLIENT_ADDRESS,
-	EVENT_OLD_TOKEN,			/* these two for a change only */
+	EVENT_OLD_TOKEN,			/* these two for APITOKEN_CHANGED only */
 	EVENT_ACTION,
-	EVENT_PARAMETERS
+	EVENT_PARAMETERS,
+	EVENT_AT = EVENT_OLD_TOKEN, /* these two for APITOKEN_LEAKED only */
+	EVENT_LEAK = EVENT_ACTION
 };
+
+typedef struct Event
+{
+	pg_uuid_t	id;
+	NameData	login;
+	Datum		values[EVENT_PARAMETERS];
+	char		nulls[EVENT_PARAMETERS];
+} Event;
 
 /*
  * A user who is being forgotten, or was while this transaction waited, must not
@@ -88,6 +98,34 @@ apitoken_check_actor(const char *user_id)
 				 errhint("Roll back the transaction, and sign in as another user.")));
 }
 
+/* Begin the event of a token.  `actor` and `address` are NULL if there is none. */
+static void
+begin_event(Event *event, Datum token, const ApitokenPrincipal *actor, const inet *address)
+{
+	memset(event, 0, sizeof(*event));
+	memset(event->nulls, ' ', sizeof(event->nulls));
+	apitoken_check_random(apitoken_generate_id(&event->id));
+	namestrcpy(&event->login, GetUserNameFromId(GetSessionUserId(), false));
+	event->values[EVENT_ID] = UUIDPGetDatum(&event->id);
+	event->values[EVENT_TOKEN] = token;
+	if (actor != NULL && actor->user_id != NULL)
+	{
+		apitoken_check_actor(actor->user_id);
+		event->values[EVENT_ACTOR] = CStringGetTextDatum(actor->user_id);
+	}
+	else
+		event->nulls[EVENT_ACTOR] = 'n';
+	if (actor != NULL && actor->source == APITOKEN_SOURCE_TOKEN)
+		event->values[EVENT_ACTOR_TOKEN_ID] = UUIDPGetDatum(&actor->token_id);
+	else
+		event->nulls[EVENT_ACTOR_TOKEN_ID] = 'n';
+	event->values[EVENT_DATABASE_USER] = NameGetDatum(&event->login);
+	if (address != NULL)
+		event->values[EVENT_CLIENT_ADDRESS] = InetPGetDatum(address);
+	else
+		event->nulls[EVENT_CLIENT_ADDRESS] = 'n';
+}
+
 /* Write the event of a change; `old` and `action` are NULL for a new token. */
 static void
 write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
@@ -97,48 +135,43 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	/* housekeeping has no actor, whatever identity its caller has */
 	const ApitokenPrincipal *actor = apitoken_running_statement == APITOKEN_REVOKE_IDLE ? NULL :
 		apitoken_principal();
-	NameData	login;
-	pg_uuid_t	id;
 	Datum		token_id;
 	bool		isnull;
-	Datum		values[EVENT_PARAMETERS] = {0};
-	char		nulls[EVENT_PARAMETERS];
+	Event		event;
 
 	/* a flush tells of a client that is not its own */
 	token_id = heap_getattr(row, Anum_token_records_id, descriptor, &isnull);
 	address = apitoken_running_statement == APITOKEN_TELL_REUSE ? apitoken_reused_from(DatumGetUUIDP(token_id)) :
 		apitoken_client_address(NULL);
-	apitoken_check_random(apitoken_generate_id(&id));
-	namestrcpy(&login, GetUserNameFromId(GetSessionUserId(), false));
-	memset(nulls, ' ', sizeof(nulls));
-	values[EVENT_ID] = UUIDPGetDatum(&id);
-	values[EVENT_TOKEN] = heap_copy_tuple_as_datum(row, descriptor);
-	if (actor != NULL && actor->user_id != NULL)
-	{
-		apitoken_check_actor(actor->user_id);
-		values[EVENT_ACTOR] = CStringGetTextDatum(actor->user_id);
-	}
-	else
-		nulls[EVENT_ACTOR] = 'n';
-	if (actor != NULL && actor->source == APITOKEN_SOURCE_TOKEN)
-		values[EVENT_ACTOR_TOKEN_ID] = UUIDPGetDatum(&actor->token_id);
-	else
-		nulls[EVENT_ACTOR_TOKEN_ID] = 'n';
-	values[EVENT_DATABASE_USER] = NameGetDatum(&login);
-	if (address != NULL)
-		values[EVENT_CLIENT_ADDRESS] = InetPGetDatum(address);
-	else
-		nulls[EVENT_CLIENT_ADDRESS] = 'n';
+	begin_event(&event, heap_copy_tuple_as_datum(row, descriptor), actor, address);
 	if (old == NULL)
-		apitoken_execute(APITOKEN_CREATED, values, nulls);
+		apitoken_execute(APITOKEN_CREATED, event.values, event.nulls);
 	else
 	{
-		values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(old, descriptor);
-		values[EVENT_ACTION] = CStringGetTextDatum(action);
-		apitoken_execute(APITOKEN_CHANGED, values, nulls);
+		event.values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(old, descriptor);
+		event.values[EVENT_ACTION] = CStringGetTextDatum(action);
+		apitoken_execute(APITOKEN_CHANGED, event.values, event.nulls);
 	}
-	apitoken_notify(&id, values[EVENT_TOKEN], values[EVENT_ACTOR], nulls[EVENT_ACTOR] == 'n', address,
+	apitoken_notify(&event.id, event.values[EVENT_TOKEN], event.values[EVENT_ACTOR], event.nulls[EVENT_ACTOR] == 'n', address,
 					old == NULL ? "create" : action);
+}
+
+/*
+ * Write the event and the notification of a leak.  `token` is the row of the token,
+ * `leak` is jsonb.
+ */
+void
+apitoken_write_leak(Datum token, Datum leak)
+{
+	inet	   *address = apitoken_client_address(NULL);
+	TimestampTz at = GetCurrentTimestamp();
+	Event		event;
+
+	begin_event(&event, token, apitoken_principal(), address);
+	event.values[EVENT_AT] = TimestampTzGetDatum(at);
+	event.values[EVENT_LEAK] = leak;
+	apitoken_execute(APITOKEN_LEAKED, event.values, event.nulls);
+	apitoken_notify_leak(&event.id, token, event.values[EVENT_ACTOR], event.nulls[EVENT_ACTOR] == 'n', address, at, leak);
 }
 
 APITOKEN_FUNCTION_INFO_V1(apitoken_token_after_change);

@@ -122,6 +122,7 @@ static const Privilege verify_privileges[] = {
 	FUNCTION("explain_verify"),
 	FUNCTION("introspect"),
 	FUNCTION("revoke_by_token"),
+	FUNCTION("report_leaked"),
 };
 
 static const Privilege act_privileges[] = {

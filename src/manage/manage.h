@@ -31,6 +31,7 @@ extern HeapTuple apitoken_canonical_row(HeapTuple tuple, TupleDesc descriptor);
 extern void apitoken_check_label(char *label);
 extern void apitoken_check_description(char *description);
 extern void apitoken_check_reason(char *reason);
+extern char *apitoken_without_secrets(Datum string, int max);
 extern void apitoken_check_role_name(char *name);
 extern void apitoken_check_expiry(TimestampTz expires_at, bool may_be_past);
 extern TimestampTz apitoken_expiry_after(Interval *expires_in);
@@ -53,6 +54,12 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 
 extern void apitoken_notify_init(void);
 extern void apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address, const char *event);
+extern void apitoken_notify_leak(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address,
+								 TimestampTz at, Datum leak);
+
+/* ----- event.c: the audit ----- */
+
+extern void apitoken_write_leak(Datum token, Datum leak);
 
 /* ----- event.c: the audit ----- */
 
@@ -75,6 +82,7 @@ extern TimestampTz apitoken_check_policy(const ApitokenRecord *record, Timestamp
 
 /* ----- revoke.c: revocation of tokens ----- */
 
+extern bool apitoken_revoke_one(const pg_uuid_t *id, Datum reason, char reason_null);
 extern uint64 apitoken_end_owner(bool of_user, Datum id);
 
 #endif							/* APITOKEN_MANAGE_H */

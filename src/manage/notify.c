@@ -19,14 +19,12 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
 #include "commands/trigger.h"
 #include "common/int.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -54,12 +52,11 @@
 #define LEASE_MIN USECS_PER_SEC
 #define LEASE_MAX USECS_PER_DAY
 
-/* The bytes of an error that are kept, and those that are searched for secrets. */
+/* The bytes of an error that are kept. */
 #define ERROR_MAX 1000
-#define ERROR_READ (8 * ERROR_MAX)
 
 /* Events that notifications are about. */
-static const char *const events[] = {"create", "regenerate", "suspend", "revoke", "expire", "reuse", APITOKEN_NEW_NETWORK};
+static const char *const events[] = {"create", "regenerate", "suspend", "revoke", "expire", "reuse", "leak", APITOKEN_NEW_NETWORK};
 
 /* A notification of this transaction. */
 typedef struct Queued
@@ -96,6 +93,18 @@ apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, co
 
 	if (apitoken_notifications && is_event(event))
 		apitoken_execute(APITOKEN_NOTIFY, values, nulls);
+}
+
+/* The same for a leak at this time, with what is known of it, as jsonb. */
+void
+apitoken_notify_leak(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address,
+					 TimestampTz at, Datum leak)
+{
+	Datum		values[6] = {UUIDPGetDatum(id), token, actor, InetPGetDatum(address), TimestampTzGetDatum(at), leak};
+	char		nulls[6] = {' ', ' ', no_actor ? 'n' : ' ', address == NULL ? 'n' : ' ', ' ', ' '};
+
+	if (apitoken_notifications)
+		apitoken_execute(APITOKEN_NOTIFY_LEAK, values, nulls);
 }
 
 static void
@@ -169,8 +178,8 @@ apitoken_notification_before_change(PG_FUNCTION_ARGS)
 	else
 	{
 		tuple = trigger->tg_trigtuple;
-		if (apitoken_running_statement == APITOKEN_NOTIFY || apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY ||
-			apitoken_running_statement == APITOKEN_WRITE_NETWORKS)
+		if (apitoken_running_statement == APITOKEN_NOTIFY || apitoken_running_statement == APITOKEN_NOTIFY_LEAK ||
+			apitoken_running_statement == APITOKEN_NOTIFY_EXPIRY || apitoken_running_statement == APITOKEN_WRITE_NETWORKS)
 		{
 			bool		no_id;
 			Datum		id = heap_getattr(tuple, Anum_notifications_id, descriptor, &no_id);
@@ -236,7 +245,7 @@ apitoken_check_notify(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("there are no notifications of event \"%s\"", apitoken_clip(lfirst(lc))),
-					 errhint("The events are create, regenerate, suspend, revoke, expire, reuse and new_network.")));
+					 errhint("The events are create, regenerate, suspend, revoke, expire, reuse, leak and new_network.")));
 	}
 	PG_RETURN_BOOL(true);
 }
@@ -298,21 +307,6 @@ apitoken_notification_delivered(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(apitoken_execute(APITOKEN_NOTIFICATION_DELIVERED, values, NULL) > 0);
 }
 
-/*
- * The beginning of an error, without secrets.  A secret that the end of what is
- * read cuts in two is far behind the end of what is kept.
- */
-static text *
-kept_error(Datum error)
-{
-	text	   *beginning = DatumGetTextPSlice(error, 0, ERROR_READ);
-	char	   *string = text_to_cstring(beginning);
-	int			length = strlen(string);
-
-	(void) apitoken_mask_secrets(string, length);
-	return cstring_to_text_with_len(string, pg_mbcliplen(string, Min(length, ERROR_MAX + MAX_MULTIBYTE_CHAR_LEN), ERROR_MAX));
-}
-
 APITOKEN_FUNCTION_INFO_V1(apitoken_notification_failed);
 Datum
 apitoken_notification_failed(PG_FUNCTION_ARGS)
@@ -326,7 +320,7 @@ apitoken_notification_failed(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[2] = PG_ARGISNULL(1) ? (Datum) 0 : PointerGetDatum(kept_error(PG_GETARG_DATUM(1)));
+	values[2] = PG_ARGISNULL(1) ? (Datum) 0 : CStringGetTextDatum(apitoken_without_secrets(PG_GETARG_DATUM(1), ERROR_MAX));
 	values[3] = PG_GETARG_DATUM(2);
 	(void) apitoken_execute_value(APITOKEN_NOTIFICATION_FAILED, values, nulls, &next_attempt_at);
 	if (next_attempt_at == (Datum) 0)

@@ -45,8 +45,8 @@ reason_argument(FunctionCallInfo fcinfo, int argument, char *null)
 	return PG_GETARG_DATUM(argument);
 }
 
-static bool
-revoke_one(const pg_uuid_t *id, Datum reason, char reason_null)
+bool
+apitoken_revoke_one(const pg_uuid_t *id, Datum reason, char reason_null)
 {
 	Datum		values[3];
 	char		nulls[3] = {' ', ' ', reason_null};
@@ -78,7 +78,7 @@ apitoken_revoke_token(PG_FUNCTION_ARGS)
 				 errmsg("\"confirm_label\" does not match the label of the token"),
 				 apitoken_errhint("Use revoke_token(id, confirm_label => '...') with the label of the token.",
 								  "Send the label of the token as \"confirm_label\".")));
-	PG_RETURN_BOOL(revoke_one(&record.id, reason, reason_null));
+	PG_RETURN_BOOL(apitoken_revoke_one(&record.id, reason, reason_null));
 }
 
 APITOKEN_FUNCTION_INFO_V1(apitoken_revoke_by_token);
@@ -90,7 +90,7 @@ apitoken_revoke_by_token(PG_FUNCTION_ARGS)
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
 	if (!apitoken_verdicts[verification.verdict].known || verification.record.revoked)
 		PG_RETURN_BOOL(false);
-	PG_RETURN_BOOL(revoke_one(&verification.record.id, CStringGetTextDatum("revoked_by_token"), ' '));
+	PG_RETURN_BOOL(apitoken_revoke_one(&verification.record.id, CStringGetTextDatum("revoked_by_token"), ' '));
 }
 
 APITOKEN_FUNCTION_INFO_V1(apitoken_revoke_tokens);

@@ -93,6 +93,22 @@ apitoken_check_reason(char *reason)
 	check_visible("reason", reason, true);
 }
 
+/*
+ * The beginning of a text, up to a number of bytes, without secrets.  More of it is
+ * searched for them: a secret that the end of what is read cuts in two is far behind
+ * the end of what is kept.
+ */
+char *
+apitoken_without_secrets(Datum string, int max)
+{
+	char	   *kept = text_to_cstring(DatumGetTextPSlice(string, 0, 8 * max));
+	int			length = strlen(kept);
+
+	(void) apitoken_mask_secrets(kept, length);
+	kept[pg_mbcliplen(kept, Min(length, max + MAX_MULTIBYTE_CHAR_LEN), max)] = '\0';
+	return kept;
+}
+
 /* The table checks the length. */
 void
 apitoken_check_role_name(char *name)

@@ -33,7 +33,8 @@
 	COLUMN(organizations, default_role,          TEXTOID,      NULLABLE, "w") \
 	COLUMN(organizations, allow_personal_tokens, BOOLOID,      NOT_NULL, "w") \
 	COLUMN(organizations, notify,                TEXTARRAYOID, NULLABLE, "w") \
-	COLUMN(organizations, revoke_on_reuse,       BOOLOID,      NOT_NULL, "w")
+	COLUMN(organizations, revoke_on_reuse,       BOOLOID,      NOT_NULL, "w") \
+	COLUMN(organizations, on_leak,               TEXTOID,      NOT_NULL, "w")
 
 #define USERS_COLUMNS(COLUMN) \
 	COLUMN(users, id,           TEXTOID,        NOT_NULL, "r") \

@@ -111,7 +111,9 @@ typedef struct
 /* the same text whatever the session's time zone */
 #define IN_UTC(time) \
 	"pg_catalog.to_char(pg_catalog.timezone('UTC'::pg_catalog.text, " time "), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"'::pg_catalog.text)"
-#define NOTIFY(id, at, actor, address, event) \
+#define NOTIFY(id, at, actor, address, event) NOTIFY_MORE(id, at, actor, address, event, "")
+/* `more` is what follows the payload: an operator and its operand */
+#define NOTIFY_MORE(id, at, actor, address, event, more) \
 	"INSERT INTO apitoken.notifications (id, created_at, event, token_id, organization_id, user_id, payload, recipients," \
 	" recipient_ids, next_attempt_at)" \
 	" SELECT " id ", " at ", " event ", t.id, t.organization_id, t.user_id, pg_catalog.jsonb_build_object(" \
@@ -119,7 +121,7 @@ typedef struct
 	" 'user_id', t.user_id, 'label', t.label, 'masked', t.masked, 'role', t.role, 'access', t.access," \
 	" 'created_by', t.created_by, 'created_by_name', t.created_by_name, 'created_at', " IN_UTC("t.created_at") "," \
 	" 'expires_at', " IN_UTC("t.expires_at") "," \
-	" 'actor', " actor ", 'client_address', " address ", 'reason', t.revoke_reason), r.addresses, r.ids, " at \
+	" 'actor', " actor ", 'client_address', " address ", 'reason', t.revoke_reason)" more ", r.addresses, r.ids, " at \
 	" FROM t, LATERAL (" \
 	"SELECT o.name, a.addresses, a.ids FROM apitoken.organizations o, LATERAL (" \
 	"SELECT pg_catalog.array_agg(d.email) AS addresses, pg_catalog.array_agg(d.id) AS ids" \
@@ -195,6 +197,16 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"UPDATE apitoken_internal.token_records SET revoked_at = pg_catalog.clock_timestamp(), revoked_by = $2, revoke_reason = $3"
 		" WHERE id OPERATOR(pg_catalog.=) $1 AND revoked_at IS NULL",
 		3, {UUIDOID, TEXTOID, TEXTOID}
+	},
+	/* The row of a token, unless it is revoked. */
+	[APITOKEN_LOCK_LEAKED] = {
+		"SELECT r FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) $1 AND r.revoked_at IS NULL"
+		" FOR NO KEY UPDATE",
+		1, {UUIDOID}
+	},
+	[APITOKEN_ONLY_NOTIFIES] = {
+		"SELECT FROM apitoken.organizations WHERE id OPERATOR(pg_catalog.=) $1 AND on_leak OPERATOR(pg_catalog.=) 'notify'",
+		1, {TEXTOID}
 	},
 	/*
 	 * $6 is true if the caller bypasses the policies.  Otherwise the caller may
@@ -285,6 +297,13 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value"
 		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,previous_replaced_at,regenerated_at,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
+	},
+	/* $7: the time; $8: what is known of the leak */
+	[APITOKEN_LEAKED] = {
+		EVENT_COLUMNS
+		"SELECT $1, $7, 'leak', ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
+		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label) OPERATOR(pg_catalog.||) $8",
+		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, TIMESTAMPTZOID, JSONBOID}
 	},
 	[APITOKEN_HAS_USAGE] = {
 		"SELECT FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1",
@@ -617,6 +636,12 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	[APITOKEN_NOTIFY] = {
 		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) " NOTIFY("$1", "t.updated_at", "$3", "$5", "$4"),
 		5, {UUIDOID, RECORDTYPE, TEXTOID, TEXTOID, INETOID}
+	},
+	/* $5: the time; $6: what is known of the leak */
+	[APITOKEN_NOTIFY_LEAK] = {
+		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) "
+		NOTIFY_MORE("$1", "$5", "$3", "$4", "'leak'::pg_catalog.text", " OPERATOR(pg_catalog.||) $6"),
+		6, {UUIDOID, RECORDTYPE, TEXTOID, INETOID, TIMESTAMPTZOID, JSONBOID}
 	},
 	/*
 	 * The coming expiry of a token is told a week and a day before.  expiry_notified_at

@@ -180,8 +180,8 @@ owner(q{UPDATE apitoken.organizations SET allowed_networks = '{0.0.0.0/0}', name
 run(from($late, '10.8.8.1'));
 is(told(), 'late 10.8.8.0/24 {eve@usual.example}', 'a row that is stored elsewhere');
 
-is(run(q{SELECT array_agg(e ORDER BY e) FROM unnest('{create,regenerate,suspend,revoke,expire,reuse,new_network}'::text[]) e WHERE apitoken_internal.check_notify(ARRAY[e]);}, user => 'postgres') =~ s/,/ /gr, '{create expire new_network regenerate reuse revoke suspend}', 'the events');
-ok(-s "examples/mailer/templates/$_.txt", "the mailer has a text for $_") foreach qw(create regenerate suspend revoke expire reuse new_network);
+is(run(q{SELECT array_agg(e ORDER BY e) FROM unnest('{create,regenerate,suspend,revoke,expire,reuse,leak,new_network}'::text[]) e WHERE apitoken_internal.check_notify(ARRAY[e]);}, user => 'postgres') =~ s/,/ /gr, '{create expire leak new_network regenerate reuse revoke suspend}', 'the events');
+ok(-s "examples/mailer/templates/$_.txt", "the mailer has a text for $_") foreach qw(create regenerate suspend revoke expire reuse leak new_network);
 
 # ----- nobody else sees it ---------------------------------------------------------------
 
