@@ -195,6 +195,13 @@ SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT label, verdict, action, pg_catalog.count(*), pg_catalog.count(DISTINCT token_id) AS tokens, pg_catalog.min(position), pg_catalog.max(position) FROM apitoken.report_leaked(ARRAY(SELECT token FROM public.regress_token WHERE label = 'many' ORDER BY pg_catalog.md5(token)) || pg_catalog.array_fill('y'::text, '{500}')) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 RESET SESSION AUTHORIZATION;
 SELECT pg_catalog.count(*) FROM apitoken.tokens WHERE label LIKE 'many%' AND revoke_reason = 'leaked';
+-- an imported token; while its format is not named, its text is none of ours
+SELECT apitoken.import_token('better-auth', 'JNR3cZ6gNB5MAh-uUv-6ZMX0N9IM-bHMeaTz3grN60w', label => 'imported', organization_id => 'acme') IS NOT NULL AS imported;
+SELECT l.label, l.verdict, l.action FROM apitoken.report_leaked('{ba_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl}', 'here: ba_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl') l;
+SET apitoken.imported_formats = 'better-auth';
+SELECT l.label, l.verdict, l.action FROM apitoken.report_leaked('{ba_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl}', 'here') l;
+RESET apitoken.imported_formats;
+SELECT status, revoke_reason FROM apitoken.tokens WHERE label = 'imported';
 -- no notifications, where nobody wants them
 INSERT INTO public.regress_token (label, token) SELECT 'quiet', (apitoken.create_token('quiet', 'globex')).token;
 DELETE FROM apitoken.notifications;

@@ -128,6 +128,8 @@ class Endpoint:
         """The answer to a report: one object for each of its matches."""
         try:
             matches = json.loads(body)
+            if not isinstance(matches, list):
+                raise TypeError
             tokens = [match['token'] for match in matches]
             types = [str(match['type']) for match in matches]
             places = [(printable(match.get('source')), printable(match.get('url'))) for match in matches]

@@ -181,7 +181,7 @@ sub api_tests
 		'', 'nor anything else that the policies would refuse');
 	is($node->safe_psql('app', q{SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute
 		WHERE attrelid = 'apitoken.organizations'::regclass AND attnum > 0 AND has_column_privilege('web_user', attrelid, attnum, 'INSERT, UPDATE')}),
-		'max_lifetime require_expiry max_tokens allowed_networks default_role allow_personal_tokens notify revoke_on_reuse', 'of organizations, only the policy');
+		'max_lifetime require_expiry max_tokens allowed_networks default_role allow_personal_tokens notify revoke_on_reuse on_leak', 'of organizations, only the policy');
 
 	my $again = manage('POST', '/rpc/regenerate_token', { id => $mine->{id} }, @ada);
 	is($again->{status}, 200, 'regenerated');

@@ -116,9 +116,9 @@ SKIP: {
 	my $log = log_since($node, $mark);
 	my @audited = $log =~ /AUDIT: SESSION,\d+,\d+,ROLE,(\w+,\w*,[^,]*,"?.*?"?),<not logged>/g;
 	is(join("\n", map { s/,.*?,.*?,/: /r } @audited), join("\n",
-			(map { "GRANT: GRANT EXECUTE ON FUNCTION apitoken.$_ TO regress_apitoken_app" } qw(verify verify_all explain_verify introspect revoke_by_token)),
+			(map { "GRANT: GRANT EXECUTE ON FUNCTION apitoken.$_ TO regress_apitoken_app" } qw(verify verify_all explain_verify introspect revoke_by_token report_leaked)),
 			'GRANT: GRANT SELECT (verify) ON apitoken_internal.capabilities TO regress_apitoken_app',
-			(map { "REVOKE: REVOKE EXECUTE ON FUNCTION apitoken.$_ FROM regress_apitoken_app" } qw(verify verify_all explain_verify introspect revoke_by_token)),
+			(map { "REVOKE: REVOKE EXECUTE ON FUNCTION apitoken.$_ FROM regress_apitoken_app" } qw(verify verify_all explain_verify introspect revoke_by_token report_leaked)),
 			'REVOKE: REVOKE SELECT (verify) ON apitoken_internal.capabilities FROM regress_apitoken_app'),
 		'pgaudit logs each GRANT and REVOKE') or diag($log);
 	is($node->safe_psql('none', q{SELECT has_function_privilege('regress_apitoken_app', 'apitoken.verify(text,text,apitoken.id,inet,integer)', 'EXECUTE')}), 'f', 'which were made');

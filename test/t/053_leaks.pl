@@ -84,7 +84,12 @@ sub post
 }
 sub match { my ($token, %more) = @_; return { token => $token, type => 'apitoken', url => 'https://github.com/acme/app/blob/1/.env', source => 'content', %more }; }
 sub report { return $json->encode([@_]); }
-sub labels { my ($response) = @_; return "$response->{status} " . join ' ', map { $_->{label} } @{ eval { $json->decode($response->{content}) } // [] }; }
+sub labels
+{
+	my ($response) = @_;
+	my $answer = eval { $json->decode($response->{content}); };
+	return "$response->{status} " . (ref $answer eq 'ARRAY' ? join ' ', map { $_->{label} } @$answer : '');
+}
 
 # ---- what is refused
 my $live = create_one('live');
