@@ -138,8 +138,6 @@ apitoken_find_tokens(PG_FUNCTION_ARGS)
 			values[2] = CStringGetTextDatum("glpat-...");
 			values[3] = CStringGetTextDatum("glpat");
 			nulls[4] = nulls[5] = true;
-			foreign_start += foreign_length;
-			found_foreign = apitoken_next_foreign(bytes, length, &foreign_start, &foreign_length);
 		}
 		else
 		{
@@ -147,10 +145,18 @@ apitoken_find_tokens(PG_FUNCTION_ARGS)
 			values[3] = CStringGetTextDatum(parts.prefix);
 			values[4] = CStringGetTextDatum(apitoken_kind_name(parts.kind));
 			values[5] = UUIDPGetDatum(&parts.id);
+		}
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		if (foreign)
+		{
+			foreign_start += foreign_length;
+			found_foreign = apitoken_next_foreign(bytes, length, &foreign_start, &foreign_length);
+		}
+		else
+		{
 			start += token_length;
 			found = apitoken_next_token(bytes, length, &start, &token_length, &parts);
 		}
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;
 }

@@ -53,7 +53,7 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 	$pub->safe_psql($db, "CREATE PUBLICATION $db FOR $what");
 	my $connection = $pub->connstr($db) =~ s/'/''/gr;
 	$sub->safe_psql($db, "CREATE SUBSCRIPTION $db CONNECTION '$connection' PUBLICATION $db");
-	$sub->wait_for_subscription_sync($pub, $db);
+	$sub->wait_for_subscription_sync($pub, $db, $db);
 	$same->('copied');
 	is($on->($sub, verdict($token{admin}, ", 'page:read'") . verdict($token{admin}, ", 'article:read'") . verdict($token{ada}, ", 'page:read', 'acme'")),
 		'permission_refused valid permission_refused', "$what: a role that was cut down is so on the subscriber");
@@ -109,7 +109,7 @@ $_->safe_psql('postgres', 'CREATE DATABASE fresh') foreach $pub, $sub;
 $_->safe_psql('fresh', 'CREATE EXTENSION apitoken') foreach $pub, $sub;
 $pub->safe_psql('fresh', 'CREATE PUBLICATION fresh FOR ALL TABLES');
 $sub->safe_psql('fresh', q{CREATE SUBSCRIPTION fresh CONNECTION '} . $pub->connstr('fresh') =~ s/'/''/gr . q{' PUBLICATION fresh});
-$sub->wait_for_subscription_sync($pub, 'fresh');
+$sub->wait_for_subscription_sync($pub, 'fresh', 'fresh');
 $sub->safe_psql('fresh', q{INSERT INTO apitoken.organizations (id) VALUES ('mine'); UPDATE apitoken.roles SET permissions = '{x:y}'});
 $pub->safe_psql('fresh', q{UPDATE apitoken.roles SET permissions = '{y:z}' WHERE name = 'developer'; INSERT INTO apitoken.organizations (id) VALUES ('acme')});
 $pub->wait_for_catchup('fresh');
@@ -131,7 +131,7 @@ $sub->safe_psql('fresh', 'DROP SUBSCRIPTION fresh');
 	$pub->safe_psql('audited', $publication);
 	$sub->safe_psql('postgres', 'CREATE DATABASE audit');
 	$sub->safe_psql('audit', $_) foreach @other;
-	$sub->wait_for_subscription_sync($pub, 'audit');
+	$sub->wait_for_subscription_sync($pub, 'audit', 'audit');
 	create_each($pub, { after => "'acme', allowed_networks => '{10.0.0.0/8}'" }, database => 'audited');
 	$pub->safe_psql('audited', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens});
 	$pub->wait_for_catchup('audit');
