@@ -103,7 +103,7 @@ TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildca
 
 # What these find does not depend on the major of the server: make test-all runs them
 # on one.
-TAP_ONCE = 007_bulk 051_command 060_merged_lists
+TAP_ONCE = 007_bulk 051_command 060_merged_lists 070_random_sql 071_crash_loop 072_soak
 
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
@@ -227,10 +227,18 @@ test-cassert:
 	@test/deps.sh build test cassert
 	@test/cassert.sh
 
-# 600 seconds for each target
+# How long these run can be said: make soak SECONDS=60.
 fuzz:
 	@test/deps.sh build fuzz
-	@test/fuzz.sh
+	@test/fuzz.sh $(or $(SECONDS),600)
+
+fuzz-sql:
+	@test/deps.sh build test
+	@test/long.sh 070_random_sql $(or $(SECONDS),600)
+
+soak:
+	@test/deps.sh build test
+	@APITOKEN_TRANSACTIONS=$(or $(TRANSACTIONS),100000) test/long.sh 072_soak $(or $(SECONDS),1800)
 
 lint:
 	@test/deps.sh build lint
@@ -263,4 +271,4 @@ bench:
 print-%:
 	@echo $($*)
 
-.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit fuzz lint deb test-deb dist demo demo-console bench
+.PHONY: unit-programs install-command uninstall-command test test-examples test-more test-matrix test-all test-fresh test-cassert unit fuzz fuzz-sql soak lint deb test-deb dist demo demo-console bench

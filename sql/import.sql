@@ -319,6 +319,9 @@ SET apitoken.require_pepper = off;
 -- crypt(3), by pgcrypto alone
 --
 SET apitoken.imported_formats = 'crypt';
+SET client_min_messages = error;
+DROP EXTENSION IF EXISTS pgcrypto;
+RESET client_min_messages;
 SET search_path = regress_evil, public;
 SELECT public.regress_import($$'crypt', '$2a$06$' || repeat('a', 53), 'lega', organization_id => 'acme'$$);
 CREATE SCHEMA regress_crypto;

@@ -1,8 +1,9 @@
 #!/bin/bash
 #
-# all.sh: run all tests, with one total: those of `make test`, the examples, the
-# rest on this server, all but the examples and TAP_ONCE on 16 and 18, and the core
-# on 17, between two majors on which everything runs.
+# all.sh: run all tests, with one total: fuzzing for a minute a target, those of
+# `make test`, the examples, the rest on this server, all but the examples and
+# TAP_ONCE on 16 and 18, and the core on 17, between two majors on which everything
+# runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=test/lib.sh

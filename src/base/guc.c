@@ -398,7 +398,7 @@ static const Setting settings[] = {
 	{
 		.name = "apitoken.usage_slots",
 		.summary = "Sets the number of tokens whose usage fits into shared memory.",
-		.explanation = "It should be at least the number of tokens used in one apitoken.flush_interval, and the number of tokens with a rate limit or quota used in one minute. A slot takes about 440 bytes. Usage that does not fit is not recorded, and a token with a rate limit or quota that does not fit is refused. Both are counted as dropped. It has an effect only if the library is in shared_preload_libraries.",
+		.explanation = "It should be at least the number of tokens used in one apitoken.flush_interval, and the number of tokens with a rate limit or quota used in one minute. A slot takes about 430 bytes. Usage that does not fit is not recorded, and a token with a rate limit or quota that does not fit is refused. Both are counted as dropped. It has an effect only if the library is in shared_preload_libraries.",
 		.context = PGC_POSTMASTER,
 		.integer = {.variable = &apitoken_usage_slots, .initial = 65536, .minimum = 64, .maximum = 64 * 1024 * 1024},
 	},

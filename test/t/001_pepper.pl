@@ -304,7 +304,7 @@ foreach my $what (sort keys %malformed)
 write_file("\xef\xbb\xbf$good");
 check_broken('a byte order mark', 'F0000', 'invalid line 1 in pepper file\b');
 write_file("${good}2:$key3\n");
-check_broken('a number twice', 'F0000', 'line 4 of pepper file repeats the number of an earlier line');
+check_broken('a number twice', 'F0000', 'line 4 of pepper file repeats the number or name of an earlier line');
 write_file($good . '4:' . substr($key3, 0, 20));
 check_broken('a line cut off', 'F0000', 'invalid line 4 in pepper file\b');
 

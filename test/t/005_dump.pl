@@ -100,6 +100,8 @@ $old->safe_psql('app', qq{
 	INSERT INTO apitoken_internal.personal_token_use SELECT 'acme', id, now() FROM apitoken.tokens WHERE user_id IS NOT NULL;
 	INSERT INTO apitoken_internal.token_networks SELECT id, n, now(), now() FROM apitoken.tokens, unnest('{192.0.2.0/24,2001:db8::/48}'::cidr[]) n;
 	INSERT INTO apitoken_internal.usage_senders VALUES ('11111111-1111-4111-8111-111111111111', '01900000-0000-7000-8000-000000000000', now(), 'sender', '192.0.2.1');
+	SELECT apitoken.import_token('sanctum', encode(sha256('imported-secret-0001'), 'hex'), '42', label => 'used', organization_id => 'acme', last_used_at => '2020-02-29');
+	SELECT apitoken.import_token('knox41', repeat('ab', 64), '12345678', salt => '0011', label => 'used', user_id => 'u', revoked_at => '2020-02-29');
 	-- as time would
 	ALTER TABLE apitoken_internal.token_records DISABLE TRIGGER USER;
 	UPDATE apitoken_internal.token_records SET expires_at = now() - interval '1 day', created_at = now() - interval '9 days' WHERE label = 'expired';
@@ -121,7 +123,7 @@ deliver($old, 'app');
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
 my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.permissions apitoken.memberships apitoken_internal.token_records),
-	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks apitoken_internal.usage_senders));
+	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks apitoken_internal.usage_senders apitoken_internal.foreign_digests));
 
 # This must be the same afterwards, line by line.
 my %same = (

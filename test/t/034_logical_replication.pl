@@ -14,7 +14,7 @@ my $settings = "apitoken.flush_interval = '1h'\nwal_retrieve_retry_interval = 10
 my $pub = start_node('publisher', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my $sub = start_node('subscriber', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my @tables = (map({ "apitoken.$_" } qw(organizations users memberships events token_usage token_usage_daily)),
-	map({ "apitoken_internal.$_" } qw(role_records token_records personal_token_use token_networks)));
+	map({ "apitoken_internal.$_" } qw(role_records token_records personal_token_use token_networks foreign_digests)));
 
 foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 {
@@ -39,6 +39,7 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 		UPDATE apitoken.roles SET permissions = '{article:*,token:*}' WHERE name = 'admin';
 		INSERT INTO apitoken.roles (name, permissions) VALUES ('auditor', '{*:read}');
 		INSERT INTO apitoken.memberships VALUES ('acme', 'ada', 'admin');
+		SELECT apitoken.import_token('sha256', encode(sha256('imported'), 'hex'), organization_id => 'acme');
 	});
 	my %token = create_each($pub, {
 		admin => "'acme', role => 'admin'",
@@ -56,6 +57,8 @@ foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 	$same->('copied');
 	is($on->($sub, verdict($token{admin}, ", 'page:read'") . verdict($token{admin}, ", 'article:read'") . verdict($token{ada}, ", 'page:read', 'acme'")),
 		'permission_refused valid permission_refused', "$what: a role that was cut down is so on the subscriber");
+
+	is($on->($sub, q{SET apitoken.imported_formats = 'sha256'; SELECT verdict FROM apitoken.verify('imported')}), 'valid', "$what: an imported token is verified on the subscriber");
 
 	# ----- use on both servers, on the same day ---------------------------------------
 	my %new = create_each($pub, { new => "'acme', role => 'auditor'" }, database => $db);

@@ -8,8 +8,9 @@
 # What must be true: no mark of another owner in any answer, no internal error, no
 # lost connection, no token text in the log, and the invariants at the end.
 #
-# APITOKEN_SEED names another seed, APITOKEN_SECONDS how long to run (make fuzz-sql);
-# otherwise a fixed number of sessions run.
+# APITOKEN_SEED names the seed.  APITOKEN_SECONDS says how long to run (make fuzz-sql),
+# then by a seed of its own each time; otherwise a fixed number of sessions run.
+# Session n is made from the seed + n, so it can be repeated.
 
 use strict;
 use warnings;
@@ -18,8 +19,8 @@ use ApitokenTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $seed = $ENV{APITOKEN_SEED} // 20260101;
 my $seconds = $ENV{APITOKEN_SECONDS};
+my $seed = $ENV{APITOKEN_SEED} // (defined $seconds ? time : 20260101);
 note "seed $seed";
 
 my $node = start_node('random', preload => 'shared', conf => q{
@@ -142,7 +143,7 @@ sub broken_token
 	my $token = pick(@every_text);
 	my $how = int rand 7;
 	return substr($token, 0, rand length $token) if $how == 0;
-	return substr($token, 30 + int rand 20) if $how == 1;
+	return substr($token, 31 + int rand 20) if $how == 1;
 	return uc $token if $how == 2;
 	return $token . pick('0', ' ', "\n", '_', $token) if $how == 3;
 	return " $token" if $how == 4;
@@ -364,7 +365,11 @@ sub run_session
 	}
 	my $sql = "\\set VERBOSITY verbose\n" . (rand() < 0.85 ? "\\set ON_ERROR_ROLLBACK on\n" : '');
 	$sql .= transaction() foreach 1 .. 8;
-	$sql .= wrapped() foreach 1 .. 3;
+	# each a transaction of its own
+	if ($session{keep})
+	{
+		$sql .= wrapped() foreach 1 .. 3;
+	}
 	$sql .= "\\echo zq-end\n";
 
 	my ($out, $err) = ('', '');
@@ -444,7 +449,9 @@ while (defined $until ? time < $until : $sessions < 4 * @kinds)
 $node->safe_psql('postgres', 'SELECT apitoken.flush_usage()');
 $broken .= invariants();
 
-note "$sessions sessions; errors by SQLSTATE: " . join ', ', map { "$_ $codes{$_}" } sort { $codes{$b} <=> $codes{$a} } keys %codes;
+my $report = "seed $seed; $sessions sessions; errors by SQLSTATE: " . join ', ', map { "$_ $codes{$_}" } sort { $codes{$b} <=> $codes{$a} } keys %codes;
+note $report;
+append_to_file("$PostgreSQL::Test::Utils::log_path/report.txt", "$report\n");
 is(join("\n", @findings), '', 'no row of another owner, no internal error, no lost connection');
 is($broken, '', 'invariants');
 cmp_ok($marks, '>', 100, 'rows of the callers were seen');
