@@ -401,6 +401,24 @@ foreach my $down ('smtp', 'http')
 	$down eq 'smtp' ? start_smtp() : start_http();
 }
 
+# ---- a leak: where it was found, and whether the token is still accepted
+clear();
+sql('DELETE FROM apitoken.notifications');
+sql(q{UPDATE apitoken.organizations SET notify = '{leak}', on_leak = 'notify' WHERE id = 'acme'});
+my $found = create_one('found');
+my $report = "SELECT count(*) FROM apitoken.report_leaked(ARRAY['$found'], 'commit', E'https://git.example/<b>?key=$found\\r\\nBcc: x')";
+sql($report);
+sql(q{UPDATE apitoken.organizations SET on_leak = 'revoke' WHERE id = 'acme'});
+sql($report);
+is(scalar(once('mail')), 0, 'two reports of a token');
+my @leaks = lines('mails');
+is(join('|', map { header($_, 'Subject') } @leaks), 'API token "found" has leaked|API token "found" has leaked', '... are told');
+like($leaks[0]{text}, qr/It is still accepted/, 'the first one did not revoke it');
+like($leaks[1]{text}, qr/The token was revoked/, 'the second one did');
+like($leaks[1]{text}, qr{^Found in: commit https://git\.example/<b>\?key=apt_org_\w{22}\*+ Bcc: x\r?$}m, 'the place, on one line and without the secret');
+is(scalar(grep { index($_->{raw}, substr($found, 30, 20)) >= 0 || $_->{html} =~ /<b>/ } @leaks), 0, 'neither the secret nor HTML');
+sql(q{UPDATE apitoken.organizations SET notify = '{create}' WHERE id = 'acme'});
+
 # ---- STARTTLS and a login
 SKIP:
 {
