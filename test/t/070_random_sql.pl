@@ -45,6 +45,7 @@ $node->safe_psql('postgres', q{
 	CREATE ROLE regress_apitoken_directory LOGIN;
 	CREATE ROLE regress_apitoken_monitor LOGIN;
 	CREATE ROLE regress_apitoken_notify LOGIN;
+	CREATE ROLE regress_apitoken_usage LOGIN;
 	CREATE ROLE regress_apitoken_nobody LOGIN;
 	SELECT apitoken.allow('regress_apitoken_use', 'use');
 	SELECT apitoken.allow('regress_apitoken_manage', 'manage');
@@ -53,6 +54,7 @@ $node->safe_psql('postgres', q{
 	SELECT apitoken.allow('regress_apitoken_directory', 'directory');
 	SELECT apitoken.allow('regress_apitoken_monitor', 'monitor');
 	SELECT apitoken.allow('regress_apitoken_notify', 'notify');
+	SELECT apitoken.allow('regress_apitoken_usage', 'usage');
 	INSERT INTO apitoken.roles (name, permissions) VALUES ('reader', '{article:read}');
 	INSERT INTO apitoken.organizations (id, name) SELECT id, 'zqO_' || id || '_q' FROM unnest('{orga,orgb}'::text[]) id;
 	INSERT INTO apitoken.users (id, name, email) SELECT id, 'zqN_' || id || '_q', 'zqE_' || id || '_q@example.com'
@@ -282,7 +284,7 @@ sub setting
 	  : $name eq 'apitoken.user_id' ? $user
 	  : $name eq 'request.headers' ? qq({"authorization": "Bearer $token", "x": 1})
 	  : $name eq 'request.jwt.claims' ? qq({"sub": "$user"})
-	  : $name eq 'role' ? pick('none', map { "regress_apitoken_$_" } qw(use manage verify act directory monitor notify))
+	  : $name eq 'role' ? pick('none', map { "regress_apitoken_$_" } qw(use manage verify act directory monitor notify usage))
 	  : pick('', 'on', 'off', 'replica', 'x', '192.0.2.1', 'pg_temp, public');
 	return 'SELECT set_config(' . quote($name) . ', ' . quote($value) . ', ' . pick('true', 'true', 'false') . ') IS NOT NULL' if $name ne 'role' || $session{owner};
 	return 'SELECT 1';
@@ -335,6 +337,8 @@ my @kinds = (
 	{ role => 'monitor', sees => [], foreign_users => 1 },
 	# news are of tokens, and name people
 	{ role => 'notify', sees => [ @all_tokens, @all_directory ], foreign_users => 1 },
+	# it may have tokens look used, and reads nothing
+	{ role => 'usage', sees => [], foreign_users => 1 },
 	{ role => 'nobody', sees => [], foreign_users => 1 });
 
 my (%codes, @findings, %secrets);
