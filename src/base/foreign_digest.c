@@ -240,11 +240,7 @@ apitoken_foreign_stored(const ApitokenFormat *format, const char *stored, Apitok
 			digest->data = stored;
 			digest->length = length;
 			return is_crypt(stored, length) ? NULL :
-#if PG_VERSION_NUM >= 180000
-				"Use bcrypt ($2) with a cost of at most 15, $1, $5, $6 or extended DES with at most 2000000 rounds.";
-#else
-				"Use bcrypt ($2) with a cost of at most 15, $1, or extended DES with at most 2000000 rounds.  $5 and $6 need PostgreSQL 18.";
-#endif
+				"Use bcrypt ($2) with a cost of at most 15, $1, or with at most 2000000 rounds extended DES, and from PostgreSQL 18 on $5 and $6.";
 	}
 	return "Unknown format.";
 }
