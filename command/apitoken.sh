@@ -67,6 +67,7 @@ help_for() {
 				  events        list what happened to tokens
 				  check         check the set-up, as a monitoring plugin
 				  grep          find the texts of tokens in files
+				  import        import tokens of another system, from standard input
 				  help          show the help of a command
 
 				  --help        show this help, or that of a command
@@ -232,6 +233,24 @@ help_for() {
 				  --json              a JSON array: file, line, masked, id, label, owner, status
 			EOF
 			;;
+		import)
+			cat <<-'EOF'
+				Usage: apitoken import FORMAT [OPTION]...
+
+				Import the tokens of another system from standard input, all of them or none.
+				The input is CSV, and its first line names the columns: stored, and any of
+				lookup_key, label, organization_id, user_id, role, access, permissions, salt,
+				created_at, expires_at, last_used_at, revoked_at and metadata. FORMAT is one of
+				apitoken.import_token(), such as sanctum or knox.
+
+				  --org ID            organization of the rows that name no owner
+				  --user ID           user of the rows that name no owner
+				  --role ROLE         role of organizations' tokens whose rows name none
+				  --access ACCESS     access of the rows that name none: read_only, full or custom
+				  --permission P      a permission of the rows that name none; may be repeated
+				  --json              a JSON array: row, id
+			EOF
+			;;
 		*) return 1 ;;
 	esac
 	printf '%s\n' "$connection_help"
@@ -254,6 +273,7 @@ options_for() {
 		events) echo 'org: user: action: since: limit: as: json' ;;
 		check) echo 'json' ;;
 		grep) echo 'json' ;;
+		import) echo 'org: user: role: access: permission+ json' ;;
 		help) ;;
 		*) return 1 ;;
 	esac
@@ -434,6 +454,11 @@ case $command in
 		;;
 	show | edit | regenerate | revoke)
 		[ -n "$plain" ] || usage_error 'the id of the token is missing'
+		;;
+	import)
+		[ -n "$plain" ] || usage_error 'the format is missing'
+		at_most_one org user
+		set -- "$@" -v "format=$operand"
 		;;
 	list | verify | check)
 		[ -z "$plain" ] || usage_error "'$command' takes options only"
@@ -768,7 +793,7 @@ list_events() {
 read_text() {
 	if [ -t 0 ]; then head -n 1; else head -c 4096; fi |
 		LC_ALL=C awk '{ sub(/\r$/, ""); n += NF; if (NF > 0) text = $1 }
-			END { if (n == 1 && text ~ /^[0-9A-Za-z_]+$/ && length(text) <= 200) print text }'
+			END { if (n == 1 && text ~ /^[0-9A-Za-z_|.+\/=-]+$/ && length(text) <= 512) print text }'
 }
 
 # The text is data of COPY, which no log and no view shows.  Where no temporary table
@@ -886,6 +911,90 @@ find_tokens() {
 	sql 'COMMIT;'
 }
 
+# Columns of the input of import.
+import_columns='stored lookup_key label organization_id user_id role access permissions salt created_at expires_at last_used_at revoked_at metadata'
+
+# read_header: set $header to the columns that the first line of the input names
+read_header() {
+	IFS= read -r line || [ -n "$line" ] || usage_error 'standard input is empty'
+	byte_order_mark=$(printf '\357\273\277')
+	line=${line#"$byte_order_mark"}
+	line=${line%"$(printf '\r')"}
+	header=''
+	while [ -n "$line" ]; do
+		name=${line%%,*}
+		case $line in *,*) line=${line#*,} ;; *) line='' ;; esac
+		name=${name#\"} name=${name%\"}
+		case "/$name/" in
+			//* | */*/*/* | *[!a-z_/]*) name=unknown ;;
+		esac
+		case " $import_columns " in
+			*" $name "*) ;;
+			*) usage_error "the first line of the input must name columns of the CSV, among these: $import_columns" ;;
+		esac
+		case ", $header," in
+			*", $name,"*) usage_error "the first line of the input names a column twice: $name" ;;
+		esac
+		header="$header${header:+, }$name"
+	done
+	case ", $header," in
+		*', stored,'*) ;;
+		*) usage_error 'the first line of the input does not name the column "stored"' ;;
+	esac
+}
+
+# The rows are data of COPY, so what the other system stores is in no statement.
+import_tokens() {
+	begin
+	columns=''
+	for name in $import_columns; do columns="$columns, $name text"; done
+	sql "CREATE TEMPORARY TABLE apitoken_import (n bigint GENERATED ALWAYS AS IDENTITY, format text DEFAULT :'format', id uuid$columns) ON COMMIT DROP;"
+	sql "COPY pg_temp.apitoken_import ($header) FROM STDIN (FORMAT csv);"
+	# the last line ends as the others do
+	LC_ALL=C awk '{ sub(/\r$/, ""); print }'
+	sql '\.'
+	for name in org user; do
+		! has $name || sql "UPDATE pg_temp.apitoken_import SET $(owner_column $name) = :'$name' WHERE organization_id IS NULL AND user_id IS NULL;"
+	done
+	! has role || sql "UPDATE pg_temp.apitoken_import SET role = :'role' WHERE role IS NULL AND organization_id IS NOT NULL;"
+	! has access || sql "UPDATE pg_temp.apitoken_import SET access = :'access' WHERE access IS NULL;"
+	[ -z "$values_permission" ] ||
+		sql "UPDATE pg_temp.apitoken_import SET permissions = (ARRAY[$values_permission]::text[])::text WHERE permissions IS NULL;"
+	cat <<-'EOF'
+		DO $$
+		DECLARE
+			r record;
+			code text;
+			problem text;
+			reason text;
+			advice text;
+		BEGIN
+			FOR r IN SELECT i.*, i.ctid FROM pg_temp.apitoken_import i ORDER BY n LOOP
+				UPDATE pg_temp.apitoken_import SET id = apitoken.import_token(r.format, r.stored, r.lookup_key, r.label, r.organization_id, r.user_id,
+					r.role, r.access, r.permissions::text[], r.salt, r.created_at::timestamptz, r.expires_at::timestamptz,
+					r.last_used_at::timestamptz, r.revoked_at::timestamptz, coalesce(r.metadata, '{}')::jsonb)
+				WHERE ctid = r.ctid;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, problem = MESSAGE_TEXT, reason = PG_EXCEPTION_DETAIL, advice = PG_EXCEPTION_HINT;
+			problem := format('row %s: %s', r.n, problem);
+			reason := concat_ws(' ', nullif(reason, ''), 'No token was imported.');
+			IF advice <> '' THEN
+				RAISE EXCEPTION USING ERRCODE = code, MESSAGE = problem, DETAIL = reason, HINT = advice;
+			END IF;
+			RAISE EXCEPTION USING ERRCODE = code, MESSAGE = problem, DETAIL = reason;
+		END $$;
+		\echo 0
+	EOF
+	if has json; then
+		rows 'SELECT n AS row, id FROM pg_temp.apitoken_import ORDER BY n'
+	else
+		rows 'SELECT count(*) AS imported FROM pg_temp.apitoken_import'
+	fi
+	sql 'COMMIT;'
+}
+owner_column() { case $1 in org) echo organization_id ;; user) echo user_id ;; esac; }
+
 # ---- commands -----------------------------------------------------------------
 
 case $command in
@@ -933,6 +1042,10 @@ case $command in
 		;;
 	events) list_events | run "$@" ;;
 	grep) find_tokens "$@" | answer "$@" ;;
+	import)
+		read_header
+		import_tokens | answer "$@"
+		;;
 	check)
 		# 8 and 9 are our own, so that a failure is no warning
 		check_setup | answer "$@"

@@ -33,7 +33,7 @@ my $bindir = $node->config_data('--bindir');
 
 	command_ok([ @make, 'install' ], 'installed');
 	my @installed = $files->();
-	is(scalar(grep { m{/apitoken(-\w+)?\.1$} } @installed), 11, 'with manual pages');
+	is(scalar(grep { m{/apitoken(-\w+)?\.1$} } @installed), 12, 'with manual pages');
 	command_ok([ @make, 'uninstall' ], 'uninstalled');
 	is(join(' ', $files->()), '', 'nothing is left');
 	command_ok([ @make[0 .. 2], "DESTDIR=$place", 'install' ], 'installed again');
@@ -125,7 +125,7 @@ my (@expected, $blocks_of_shell);
 # ---- the manual pages
 
 # Their examples run in one shell, too, in this order.
-my @pages = map { "apitoken$_" } '', map { "-$_" } qw(list create show edit regenerate verify events check grep revoke);
+my @pages = map { "apitoken$_" } '', map { "-$_" } qw(list create show edit regenerate verify events check grep import revoke);
 is(join(' ', sort map { s{.*/|\.1$}{}gr } glob("$man/*.1")), join(' ', sort @pages), 'the manual pages');
 {
 	my $shell = "exec 2>&1\nset -e\n";
@@ -407,6 +407,70 @@ $node->wait_for_catchup($standby);
 	unlike(slurp_file($standby->logfile), qr/$core/, 'the log has no text');
 }
 $standby->stop;
+
+# ---- tokens of another system
+
+{
+	use Digest::SHA qw(sha256_hex);
+	my @digests = map { sha256_hex(sprintf '%040d', $_) } 1 .. 20;
+	my $rows = sub { return { in => join('', map { "$_\n" } @_) } };
+	my $imported = sub { return $node->safe_psql('app', q{SELECT count(*) FROM apitoken.tokens WHERE imported_as IS NOT NULL}) };
+	my $before = $imported->();
+
+	my ($out) = it(0, 'import', 'sanctum', '--org', 'acme', '--role', 'admin', '--json', 'tokens of another system',
+		{ in => "\xef\xbb\xbfmetadata,stored,\"lookup_key\",label,access,permissions,user_id,expires_at,revoked_at\r\n"
+			. qq|"{""from"": ""there""}",$digests[0],1,"one, '; \\\\! touch PWNED :label ""quoted""",,,,2050-01-01,\r\n|
+			. qq|,$digests[1],2,two,custom,"{article:read,article:list}",,,2020-02-29\r\n|
+			. qq|,$digests[2],3,three,,,u,,| });
+	my @rows = @{ decode_json($out) };
+	is(join(' ', map { $_->{row} } @rows), '1 2 3', 'each row is told');
+	is($node->safe_psql('app', "SELECT string_agg(concat_ws('|', label, organization_id, user_id, role, access, permissions, metadata, extract(year FROM expires_at), revoked_at IS NOT NULL), E'\\n' ORDER BY id) FROM apitoken.tokens WHERE id IN ("
+			. join(', ', map { "'$_->{id}'" } @rows) . ')'),
+		join("\n", q(one, '; \\\\! touch PWNED :label "quoted"|acme|admin|full|{"from": "there"}|2050|f), 'two|acme|admin|custom|{article:read,article:list}|{}|t', 'three|u|full|{}|f'), 'they are as the rows say')
+		or diag($out);
+	is($imported->(), $before + 3, 'no others are imported');
+	($out) = it(0, 'import', 'sanctum', '--user', 'u', '--permission', 'article:read', '--permission', 'article:list', 'with permissions', $rows->('stored,lookup_key', "$digests[3],4"));
+	like($out, qr/imported\D+1\b/, 'how many');
+	it(0, 'import', 'sanctum', '--user', 'u', 'no rows', $rows->('stored'));
+
+	# all or nothing, and the error names the row
+	my (undef, $error) = it(1, 'import', 'sanctum', '--org', 'acme', 'again', $rows->('stored,lookup_key', "$digests[4],5", "$digests[0],1"));
+	like($error, qr/23505.*row 2: /, 'it was imported before');
+	like($error, qr/DETAIL: .*No token was imported/, 'so nothing is');
+	foreach my $case (
+		[ 1, 'no owner', $rows->('stored,lookup_key', "$digests[4],5") ],
+		[ 1, 'a digest that is none', $rows->('stored,lookup_key,user_id', "$digests[4],5,u", 'x,6,u') ],
+		[ 1, 'permissions that are no array', $rows->('stored,lookup_key,user_id,permissions', "$digests[4],5,u,article:read") ],
+		[ 1, 'too many fields', $rows->('stored,user_id', "$digests[4],u,x") ],
+		[ 1, 'too few fields', $rows->('stored,user_id', $digests[4]) ],
+		[ 1, 'an open quote', $rows->('stored,user_id', qq("$digests[4],u)) ],
+		[ 1, 'a backend', { %$backend, %{ $rows->('stored,lookup_key,user_id', "$digests[4],5,u") } } ],
+		[ 2, 'no input', $rows->() ],
+		[ 2, 'no names of columns', $rows->("$digests[4],u") ],
+		[ 2, 'a column that is not known', $rows->('stored,id', "$digests[4],1") ],
+		[ 2, 'SQL as a column', $rows->('stored) FROM PROGRAM $$touch PWNED$$ --', $digests[4]) ],
+		[ 2, 'a column twice', $rows->('stored,user_id,stored', "$digests[4],u,1") ],
+		[ 2, 'a column too few', $rows->('user_id', 'u') ],
+		[ 2, 'an empty name', $rows->('stored,,user_id', "$digests[4],,u") ])
+	{
+		my ($status, $what, $how) = @$case;
+		my ($said, $why) = it($status, 'import', 'sanctum', $what, $how);
+
+		is($said, '', "$what: no answer");
+		isnt($why, '', "$what: says why");
+		unlike($why, qr/$digests[4]/, "$what: without the digest");
+	}
+	it(1, 'import', 'nothing', '--user', 'u', 'an unknown format', $rows->('stored,lookup_key', "$digests[4],5"));
+	it(2, 'import', 'no format', $rows->('stored', $digests[4]));
+	it(2, 'import', 'sanctum', '--user', 'u', '--org', 'acme', 'two owners', $rows->('stored', $digests[4]));
+	is($imported->(), $before + 4, 'nothing of all that is imported');
+	ok(!-e "$place/PWNED" && !-e 'PWNED', 'nothing was executed');
+
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET apitoken.imported_formats = 'sanctum'; SELECT pg_reload_conf()});
+	$node->poll_query_until('app', q{SELECT current_setting('apitoken.imported_formats', true) = 'sanctum'}) or die;
+	($out) = it(0, 'verify', '--json', 'a text of the other system', { in => sprintf "1|%040d\n", 1 });
+	is(decode_json($out)->{token_id}, $rows[0]{id}, 'is that of the token');
+}
 
 # ---- tokens in files
 
