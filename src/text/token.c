@@ -500,7 +500,8 @@ gitlab_chars(const char *at, const char *end)
 /*
  * Find the next secret of another system in text[*start .. length).  Only these can be
  * recognized: GitLab's "glpat-..." by its prefix, and Laravel Sanctum's "42|..." by
- * its form.
+ * its form.  Each is found by the character before the secret, because the ones before
+ * that can be the end of the last secret, if nothing is between the two.
  */
 static bool
 next_foreign_secret(const char *text, size_t length, size_t *start, size_t *count)
@@ -523,11 +524,11 @@ next_foreign_secret(const char *text, size_t length, size_t *start, size_t *coun
 			*count = stop - at - 1;
 			return true;
 		}
-		if (*at == GITLAB_PREFIX[0] && end - at > strlen(GITLAB_PREFIX) &&
-			memcmp(at, GITLAB_PREFIX, strlen(GITLAB_PREFIX)) == 0)
+		if (*at == '-' && at + 1 - text >= strlen(GITLAB_PREFIX) &&
+			memcmp(at + 1 - strlen(GITLAB_PREFIX), GITLAB_PREFIX, strlen(GITLAB_PREFIX)) == 0)
 		{
-			*start = at + strlen(GITLAB_PREFIX) - text;
-			*count = gitlab_chars(text + *start, end);
+			*start = at + 1 - text;
+			*count = gitlab_chars(at + 1, end);
 			if (*count >= GITLAB_CUT)
 				return true;
 		}
@@ -620,12 +621,15 @@ apitoken_holds_token(const char *text, size_t length)
  * Overwrite each secret in a text, and return whether there was one.  The
  * length of the text does not change, so positions in it stay valid.  The
  * masked form of a token contains no secret.
+ *
+ * Foreign secrets come first.  Each of them holds a secret of ours completely or not at
+ * all, but may begin with the last digits of one, which must not be overwritten yet.
  */
 bool
 apitoken_mask_secrets(char *text, size_t length)
 {
 	bool		(*const nexts[]) (const char *text, size_t length, size_t *start, size_t *count) = {
-		next_secret, next_foreign_secret
+		next_foreign_secret, next_secret
 	};
 	bool		found = false;
 

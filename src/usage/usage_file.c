@@ -230,6 +230,67 @@ save_usage(int code, Datum arg)
 	/* What is left of the file tells the next start. */
 }
 
+/*
+ * The following check what the rest of the code relies on.  The CRC shows damage, but
+ * anybody can compute it.
+ */
+
+/* The family of an unknown address is 0. */
+static bool
+valid_address(const inet_struct *address)
+{
+	return address->family == 0 ||
+		(address->family == PGSQL_AF_INET && address->bits <= 32) ||
+		(address->family == PGSQL_AF_INET6 && address->bits <= 128);
+}
+
+static bool
+valid_usage(const ApitokenUsageRow *row)
+{
+	const ApitokenLastUse *last = &row->last;
+
+	for (int i = 0; i < APITOKEN_PREVIOUS_MAX; i++)
+	{
+		if (!IS_VALID_TIMESTAMP(last->previous_at[i]))
+			return false;
+	}
+	return IS_VALID_DATE(row->key.day) && row->accepted <= PG_INT64_MAX &&
+		(last->at == DT_NOBEGIN || IS_VALID_TIMESTAMP(last->at)) &&
+		last->reused >= 0 && last->reused < (1 << APITOKEN_PREVIOUS_MAX) &&
+		valid_address(&last->from) && valid_address(&last->reused_from);
+}
+
+static bool
+valid_seen(const ApitokenSeenRow *row)
+{
+	const char *organization_id = row->key.in.organization_id;
+
+	if (!IS_VALID_TIMESTAMP(row->at))
+		return false;
+	switch (row->place)
+	{
+		case APITOKEN_IN_ORGANIZATION:
+			return organization_id[0] != '\0' &&
+				memchr(organization_id, '\0', sizeof(row->key.in.organization_id)) != NULL;
+		case APITOKEN_IN_NETWORK:
+			return row->key.in.network.family != 0 && valid_address(&row->key.in.network);
+		case APITOKEN_WITH_DIGEST:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static bool
+valid_database(const SavedDatabase *saved)
+{
+	uint8		sent;
+
+	/* not as a bool, which may not have any other value */
+	memcpy(&sent, &saved->batch.sent, sizeof(sent));
+	return IS_VALID_TIMESTAMP(saved->maintained_at) && sent <= 1;
+}
+
 /* Read a file, and load its data if `apply` is true.  Returns false if the file is not valid. */
 static bool
 read_file(UsageFile *usage_file, bool apply)
@@ -248,24 +309,32 @@ read_file(UsageFile *usage_file, bool apply)
 	expected.batch_rows = header.batch_rows;
 	expected.seen = header.seen;
 	expected.databases = header.databases;
-	if (memcmp(&header, &expected, sizeof(header)) != 0)
+	if (memcmp(&header, &expected, sizeof(header)) != 0 ||
+		header.rows < 0 || header.batch_rows < 0 || header.seen < 0 || header.databases < 0)
 		return false;
-	for (int64 i = 0; i < header.rows + header.batch_rows; i++)
+	for (int64 i = 0; i < header.rows; i++)
 	{
 		ApitokenUsageRow row;
 
-		if (!read_data(usage_file, &row, sizeof(row)))
+		if (!read_data(usage_file, &row, sizeof(row)) || !valid_usage(&row))
 			return false;
-		if (apply && i < header.rows)
+		if (apply)
 			apitoken_return_usage(&row, 1, 0);
-		else if (apply)
+	}
+	for (int64 i = 0; i < header.batch_rows; i++)
+	{
+		ApitokenUsageRow row;
+
+		if (!read_data(usage_file, &row, sizeof(row)) || !valid_usage(&row))
+			return false;
+		if (apply)
 			apitoken_return_batch(&row);
 	}
 	for (int64 i = 0; i < header.seen; i++)
 	{
 		ApitokenSeenRow row;
 
-		if (!read_data(usage_file, &row, sizeof(row)))
+		if (!read_data(usage_file, &row, sizeof(row)) || !valid_seen(&row))
 			return false;
 		if (apply)
 			apitoken_return_seen(&row, 1);
@@ -274,7 +343,7 @@ read_file(UsageFile *usage_file, bool apply)
 	{
 		SavedDatabase saved;
 
-		if (!read_data(usage_file, &saved, sizeof(saved)))
+		if (!read_data(usage_file, &saved, sizeof(saved)) || !valid_database(&saved))
 			return false;
 		if (!apply)
 			continue;
@@ -285,7 +354,7 @@ read_file(UsageFile *usage_file, bool apply)
 	{
 		TimestampTz at;
 
-		if (!read_data(usage_file, &at, sizeof(at)))
+		if (!read_data(usage_file, &at, sizeof(at)) || !IS_VALID_TIMESTAMP(at))
 			return false;
 		/* Loading the rows may have been a loss itself. */
 		if (apply && at > (TimestampTz) pg_atomic_read_u64(&apitoken_shared->lost_at[loss]))

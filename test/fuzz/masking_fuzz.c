@@ -39,9 +39,33 @@ is_digit(char c)
 	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
 }
 
+/* The end of the letters, digits and `others` from here on. */
+static size_t
+end_of(const char *text, size_t length, size_t at, const char *others)
+{
+	while (at < length && (is_digit(text[at]) || (text[at] != '\0' && strchr(others, text[at]) != NULL)))
+		at++;
+	return at;
+}
+
+/* Mask a secret, if it is long enough. */
+static void
+slow_secret(const char *text, size_t length, size_t start, size_t min_length, const char *others, char *masked)
+{
+	size_t		end = end_of(text, length, start, others);
+
+	if (end < start + min_length)
+		return;
+	memset(masked + start, '*', end - start);
+	/* so that no comment ends there */
+	if (end < length && text[end] == '/')
+		masked[end - 1] = '_';
+}
+
 /*
  * A secret: what follows the 22 characters of an id after "_org_" or "_usr_", which
- * is after a letter or digit; eight letters and digits or more.
+ * is after a letter or digit; eight letters and digits or more.  Or one of GitLab's or
+ * of Laravel Sanctum's.
  */
 static void
 slow_secrets(const char *text, size_t length, char *masked)
@@ -49,18 +73,19 @@ slow_secrets(const char *text, size_t length, char *masked)
 	memcpy(masked, text, length);
 	for (size_t at = 1; at + 5 <= length; at++)
 	{
-		size_t		end = at + 5;
-
-		if ((strncasecmp(text + at, "_org_", 5) != 0 && strncasecmp(text + at, "_usr_", 5) != 0) || !is_digit(text[at - 1]))
-			continue;
-		while (end < length && is_digit(text[end]))
-			end++;
-		if (end < at + 5 + 22 + 8)
-			continue;
-		memset(masked + at + 5 + 22, '*', end - (at + 5 + 22));
-		/* so that no comment ends there */
-		if (end < length && text[end] == '/')
-			masked[end - 1] = '_';
+		if ((strncasecmp(text + at, "_org_", 5) == 0 || strncasecmp(text + at, "_usr_", 5) == 0) &&
+			is_digit(text[at - 1]) && end_of(text, length, at + 5, "") >= at + 5 + 22)
+			slow_secret(text, length, at + 5 + 22, 8, "", masked);
+	}
+	for (size_t at = 0; at + 6 <= length; at++)
+	{
+		if (memcmp(text + at, "glpat-", 6) == 0)
+			slow_secret(text, length, at + 6, 8, "-_.", masked);
+	}
+	for (size_t at = 1; at < length; at++)
+	{
+		if (text[at] == '|' && text[at - 1] >= '0' && text[at - 1] <= '9')
+			slow_secret(text, length, at + 1, 40, "_", masked);
 	}
 }
 

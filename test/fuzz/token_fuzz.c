@@ -43,7 +43,7 @@ check_accepted(const char *text, size_t length, const ApitokenParts *parts)
 	require(!apitoken_parse_text(parts->masked, strlen(parts->masked), &same));
 }
 
-/* Only masked characters change, and there is nothing left to mask. */
+/* Only masked characters change, and there is nothing left to mask.  A secret of another system can have "-", "_" and ".". */
 static void
 check_masking(const char *text, size_t size)
 {
@@ -57,7 +57,11 @@ check_masking(const char *text, size_t size)
 	require(!apitoken_holds_token(copy, size));
 	require(held || !apitoken_holds_token(text, size));
 	for (size_t i = 0; i < size; i++)
-		require(copy[i] == text[i] || (strchr(digits, text[i]) != NULL && (copy[i] == '*' || copy[i] == '_')));
+	{
+		bool		maskable = text[i] != '\0' && (strchr(digits, text[i]) != NULL || strchr("-_.", text[i]) != NULL);
+
+		require(copy[i] == text[i] || (maskable && (copy[i] == '*' || copy[i] == '_')));
+	}
 	free(copy);
 }
 

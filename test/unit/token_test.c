@@ -577,6 +577,8 @@ garbage(void)
 #define ID "0123456789abcdefABCDEF"	/* 22 characters */
 #define SECRET "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0iL3oR6uX9bD2e123456"	/* 49 */
 #define STARS "*************************************************"
+#define FORTY "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0iL3oR6uX9b"
+#define STARS_40 "****************************************"
 
 /* Mask a text in memory of exactly its size, with nothing behind it. */
 static bool
@@ -657,6 +659,25 @@ masked_texts(void)
 		/* masking must not create the end of a comment */
 		{"/* apt_org_" ID "aB3dE6gH/ */", "/* apt_org_" ID "*******_/ */"},
 		{"apt_org_" ID "aB3dE6gH/", "apt_org_" ID "*******_/"},
+		/* of other systems: GitLab's from eight characters on, Sanctum's from forty */
+		{"glpat-aB3-_.gH", "glpat-********"},
+		{"xglpat-glpat-aB3", "xglpat-*********"},
+		{"glpat-aB3dE6g", NULL},
+		{"glpa-aB3dE6gH", NULL},
+		{"42|" FORTY, "42|" STARS_40},
+		{"42|" FORTY "_/", "42|" STARS_40 "_/"},
+		{"|" FORTY, NULL},
+		{"x|" FORTY, NULL},
+		{"42|" ID "aB3dE6gHaB3dE6gHa", NULL},
+		/* nothing between two: the first characters of the second are the last ones of the first */
+		{"1|" FORTY "glpat-aB3dE6gH", "1|" STARS_40 "*****-********"},
+		{"1|" FORTY "9|" FORTY, "1|" STARS_40 "*|" STARS_40},
+		{"glpat-aB3dE6g9|" FORTY, "glpat-********|" STARS_40},
+		{"apt_org_" ID SECRET "9|" FORTY, "apt_org_" ID STARS "*|" STARS_40},
+		{"apt_org_" ID SECRET "glpat-aB3dE6gH", "apt_org_" ID STARS "*****-********"},
+		/* one that holds one of ours */
+		{"glpat-a_org_" ID SECRET "-aB3", "glpat-******" "**********************" STARS "****"},
+		{"1|a_org_" ID SECRET "_aB3", "1|******" "**********************" STARS "****"},
 	};
 	bool		right = true;
 
@@ -748,10 +769,28 @@ tokens_in_texts(void)
 	ok(right, "whole tokens are found within texts");
 }
 
+/* Mask a secret; but no comment ends there. */
+static void
+mask_part(const char *text, size_t length, size_t start, size_t end, char *result)
+{
+	memset(result + start, '*', end - start);
+	if (end < length && text[end] == '/')
+		result[end - 1] = '_';
+}
+
+/* The end of the characters that are digits or among `others`. */
+static size_t
+end_of(const char *text, size_t length, size_t at, const char *others)
+{
+	while (at < length && text[at] != '\0' && (strchr(digits, text[at]) != NULL || strchr(others, text[at]) != NULL))
+		at++;
+	return at;
+}
+
 /*
  * The same rule in its simplest form: at each position, is there a mark with a
  * character of a prefix before it, and an id and more behind it?  (The prefix may
- * be among the digits of another token.)
+ * be among the digits of another token.)  Or a token of another system?
  */
 static bool
 mask_plainly(const char *text, size_t length, char *result)
@@ -762,19 +801,27 @@ mask_plainly(const char *text, size_t length, char *result)
 	for (size_t at = 1; at < length; at++)
 	{
 		size_t		body = at + 5;
-		size_t		end = body;
+		size_t		end;
 
+		if (at >= 6 && memcmp(text + at - 6, "glpat-", 6) == 0 && (end = end_of(text, length, at, "-_.")) >= at + 8)
+		{
+			mask_part(text, length, at, end, result);
+			found = true;
+		}
+		if (text[at] == '|' && text[at - 1] >= '0' && text[at - 1] <= '9' &&
+			(end = end_of(text, length, at + 1, "_")) >= at + 1 + 40)
+		{
+			mask_part(text, length, at + 1, end, result);
+			found = true;
+		}
 		if (body > length ||
 			(strncasecmp(text + at, "_org_", 5) != 0 && strncasecmp(text + at, "_usr_", 5) != 0) ||
 			text[at - 1] == '\0' || strchr(digits, text[at - 1]) == NULL)
 			continue;
-		while (end < length && text[end] != '\0' && strchr(digits, text[end]) != NULL)
-			end++;
+		end = end_of(text, length, body, "");
 		if (end < body + APITOKEN_ID_CHARS + APITOKEN_SECRET_CUT)
 			continue;
-		memset(result + body + APITOKEN_ID_CHARS, '*', end - body - APITOKEN_ID_CHARS);
-		if (end < length && text[end] == '/')
-			result[end - 1] = '_';
+		mask_part(text, length, body + APITOKEN_ID_CHARS, end, result);
 		found = true;
 	}
 	return found;
@@ -785,7 +832,8 @@ static void
 masked_garbage(void)
 {
 	static const char *const pieces[] = {"_", "_org_", "_usr_", "a_org_", "9_usr_", "A_ORG_", "Z_Usr_", "org", "_or", "/", "*", "z", "A",
-		" ", "\x80", "\xff", ID, ID, SECRET, SECRET, "aB3dE6gH", "aB3dE6g", "apt_org_" ID SECRET
+		" ", "\x80", "\xff", ID, ID, SECRET, SECRET, "aB3dE6gH", "aB3dE6g", "apt_org_" ID SECRET,
+		"glpat-", "glpat", "-", ".", "9|", "|", FORTY
 	};
 	char		text[4096];
 	char		expected[4096];
@@ -826,7 +874,8 @@ masked_garbage(void)
 static void
 masked_long(void)
 {
-	static const char *const units[] = {"_", "a_org_", "a_usr_" ID, "a_org_" ID "aB3dE6", "a", "_org_", "a_org_" ID "aB3dE6gH_"};
+	static const char *const units[] = {"_", "a_org_", "a_usr_" ID, "a_org_" ID "aB3dE6", "a", "_org_", "glpat-", "9|",
+		"glpat-aB3dE6g ", "9|" ID "|", "glpat-aB3dE6gH ", "a_org_" ID "aB3dE6gH_"};
 	size_t		size = 8 * 1024 * 1024;
 	char	   *text = malloc(size);
 	bool		right = true;
@@ -837,7 +886,8 @@ masked_long(void)
 
 		for (size_t at = 0; at < size; at++)
 			text[at] = units[i][at % unit];
-		right &= apitoken_mask_secrets(text, size) == (i == lengthof(units) - 1);
+		right &= apitoken_mask_secrets(text, size) ==
+			(i == lengthof(units) - 1 || i == lengthof(units) - 2 || strcmp(units[i], "glpat-") == 0);
 	}
 
 	/* one long token made only of digits */
