@@ -108,7 +108,8 @@ finish() {
 	local n=$1 rc=0 runs cover f
 	wait "$2" || rc=$?
 	runs=$(sed -nE 's/^stat::number_of_executed_units: *//p' "$tmp/$n/log")
-	cover=$(grep -aoE ' cov: [0-9]+' "$tmp/$n/log" | tail -n 1 | tr -dc 0-9)
+	# a target that ends at a seed, or is not compiled, has none
+	cover=$(grep -aoE ' cov: [0-9]+' "$tmp/$n/log" | tail -n 1 | tr -dc 0-9) || true
 	if [ "$rc" = 0 ] && [ "${runs:-0}" -gt 0 ]; then
 		good=$((good + 1))
 		printf '  %-30s %9d runs, coverage %4d, nothing found\n' "fuzz $n" "$runs" "$cover"
