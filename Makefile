@@ -97,7 +97,7 @@ PROVE_TESTS = test/t/*.pl
 TAP_CORE = 001_pepper 002_preload 003_pooled 004_standby 005_dump 009_readme 015_stats 020_postgrest \
 	025_policy_plans 030_grants 031_known_users
 # These run the examples, and the extension beside other programs.
-TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer 050_console 053_leaks
+TAP_EXAMPLES = 021_nginx 022_postgraphile 023_backends 024_pgbouncer 026_openidc 037_neighbours 039_adopting 041_bearer 046_mailer 050_console 053_leaks 055_real_systems
 # the rest
 TAP_MORE = $(filter-out $(TAP_CORE) $(TAP_EXAMPLES),$(notdir $(basename $(wildcard $(PROVE_TESTS)))))
 

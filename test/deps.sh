@@ -8,7 +8,7 @@
 #   test     perl and its IPC::Run
 #   examples what the examples run with: drivers, node and npm, curl, and pgbouncer,
 #            nginx, Caddy, HAProxy, and Apache with mod_auth_openidc (programs, not services),
-#            Chromium for the browser tests; pgaudit and pg_repack, if Debian has them for the server
+#            Chromium for the browser tests; Django with djangorestframework-api-key; pgaudit and pg_repack, if Debian has them for the server
 #   demo-console
 #            node and npm
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
@@ -66,6 +66,9 @@ for kind in "$@"; do
 			/usr/bin/python3 -c 'import psycopg_pool' >/dev/null 2>&1 || need python3-psycopg-pool
 			/usr/bin/python3 -c 'import aiosmtpd' >/dev/null 2>&1 || need python3-aiosmtpd
 			{ have node && have npm; } || need npm
+			# a system whose keys are imported
+			/usr/bin/python3 -c 'import rest_framework_api_key' >/dev/null 2>&1 || need python3-djangorestframework-api-key
+			/usr/bin/python3 -c 'import psycopg2' >/dev/null 2>&1 || need python3-psycopg2
 			have curl || need curl
 			have pgbouncer || need pgbouncer
 			have nginx || need nginx-light

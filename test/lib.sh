@@ -235,25 +235,26 @@ npm_packages() {
 	) 8>"$cache/.lock-$name"
 }
 
-# npm_for_tests TEST...: the same for each example that these TAP tests use: they
-# mention the variable APITOKEN_NPM_X for examples/x.  Exports that variable, and
-# creates examples/x/node_modules in the workplace's copy.  Examples whose packages
-# could not be installed are added to APITOKEN_NPM_FAILED.
+# npm_for_tests TEST...: the same for each example that these TAP tests use, and for
+# the benchmark's peers: they mention the variable APITOKEN_NPM_X for examples/x.
+# Exports that variable, and creates examples/x/node_modules in the workplace's copy.
+# Those whose packages could not be installed are added to APITOKEN_NPM_FAILED.
 npm_for_tests() {
-	local f example variable
+	local f directory example variable
 	export APITOKEN_NPM_FAILED=
-	for f in "$ROOT"/examples/*/package-lock.json; do
+	for f in "$ROOT"/examples/*/package-lock.json "$ROOT"/test/bench/peers/package-lock.json; do
 		[ -f "$f" ] || continue
-		example=$(basename "${f%/*}")
+		directory=${f#"$ROOT/"} directory=${directory%/*}
+		example=$(basename "$directory")
 		variable=APITOKEN_NPM_$(tr a-z- A-Z_ <<<"$example")
 		unset "$variable"
-		rm -f "$WORK/src/examples/$example/node_modules"
+		rm -f "$WORK/src/$directory/node_modules"
 		if [ $# = 0 ] || ! grep -qw "$variable" "$@"; then
 			continue
 		fi
-		if npm_packages "examples/$example"; then
+		if npm_packages "$directory"; then
 			export "$variable=$NPM_DIRECTORY"
-			ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/examples/$example/node_modules" || return 1
+			ln -sfn "$NPM_DIRECTORY/node_modules" "$WORK/src/$directory/node_modules" || return 1
 		else
 			APITOKEN_NPM_FAILED="$APITOKEN_NPM_FAILED $example"
 		fi
