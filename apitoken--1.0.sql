@@ -671,7 +671,7 @@ CREATE FUNCTION apitoken_internal.manages_record(id uuid, organization_id text, 
 COMMENT ON FUNCTION apitoken_internal.manages_record(uuid, text, text, text[]) IS 'For the policies of token_records: does manages_organization() or manages_user() hold for the owner of a token, which is one of the two? A null counts as false.';
 
 CREATE FUNCTION apitoken_internal.manages_event(token_id uuid, organization_id text, user_id text, VARIADIC permissions text[]) RETURNS boolean
-	AS 'MODULE_PATHNAME', 'apitoken_manages_record' LANGUAGE C STABLE PARALLEL RESTRICTED
+	AS 'MODULE_PATHNAME', 'apitoken_manages_event' LANGUAGE C STABLE PARALLEL RESTRICTED
 	SUPPORT apitoken_internal.policy_support;
 COMMENT ON FUNCTION apitoken_internal.manages_event(uuid, text, text, text[]) IS 'For the policy of events: the same as manages_record() for the token of an event';
 

@@ -221,12 +221,30 @@ manages_owner(FunctionCallInfo fcinfo, int organization_id, int user_id, int per
 }
 
 /*
- * The policies of token_records and of events.  The id of the token, the first
- * argument, is for the planner: see plan.c.
+ * The policy of token_records.  A list asks next for the usage of this token: see
+ * manages_token().
  */
 APITOKEN_FUNCTION_INFO_V1(apitoken_manages_record);
 Datum
 apitoken_manages_record(PG_FUNCTION_ARGS)
+{
+	Managed    *managed;
+
+	if (!manages_owner(fcinfo, 1, 2, 3))
+		PG_RETURN_BOOL(false);
+	managed = get_managed(PG_GETARG_ARRAYTYPE_P(3));
+	if (!PG_ARGISNULL(0))
+	{
+		managed->token_id = *PG_GETARG_UUID_P(0);
+		managed->manages_token = true;
+	}
+	PG_RETURN_BOOL(true);
+}
+
+/* The policy of events.  The id of the token, the first argument, is for the planner: see plan.c. */
+APITOKEN_FUNCTION_INFO_V1(apitoken_manages_event);
+Datum
+apitoken_manages_event(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(manages_owner(fcinfo, 1, 2, 3));
 }
