@@ -545,7 +545,8 @@ install('gone');
 mark();
 {
 	my $blocker = $node->background_psql('gone', on_error_stop => 0);
-	$blocker->query('BEGIN; LOCK TABLE apitoken.token_usage');
+	# a worker that waits for the table gives way after its lock_timeout
+	$blocker->query("SET deadlock_timeout = '10s'; BEGIN; LOCK TABLE apitoken.token_usage");
 	use_it('gone', 3);
 	$blocker->query('DROP EXTENSION apitoken CASCADE; COMMIT');
 	$blocker->quit;
