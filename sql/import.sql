@@ -294,7 +294,7 @@ SELECT count(*) FROM apitoken_internal.foreign_digests WHERE format = 'sha256';
 RESET apitoken.retention;
 
 --
--- Who can write the tables, but has not the pepper file, makes no token.
+-- A role that can write the tables, but does not have the pepper file, cannot make a token.
 --
 SET apitoken.require_pepper = on;
 SELECT t, v.verdict FROM unnest('{personal-secret,rotating-secret-0001}'::text[]) t, apitoken.verify(t) v;

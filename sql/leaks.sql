@@ -1,6 +1,6 @@
 --
 -- report_leaked(): tokens whose texts have become known are told and revoked, once,
--- whoever reports them.  About other texts, the answer says nothing.
+-- by any caller who may report them.  The answer says nothing about other texts.
 --
 \set SHOW_CONTEXT never
 \pset null '(null)'

@@ -162,6 +162,7 @@ typedef struct ApitokenBytes
 
 #define APITOKEN_SHA512_LENGTH 64
 
+extern Datum apitoken_bytea_datum(const void *data, size_t length);
 extern void apitoken_sha256_of(const ApitokenBytes *pieces, int count, uint8 digest[APITOKEN_DIGEST_LENGTH]);
 extern void apitoken_hmac_sha256_of(const ApitokenBytes *key, const ApitokenBytes *pieces, int count,
 									uint8 digest[APITOKEN_DIGEST_LENGTH]);

@@ -162,3 +162,14 @@ apitoken_digest_matches(const uint8 a[APITOKEN_DIGEST_LENGTH],
 {
 	return timingsafe_bcmp(a, b, APITOKEN_DIGEST_LENGTH) == 0;
 }
+
+/* Bytes as a value of type bytea. */
+Datum
+apitoken_bytea_datum(const void *data, size_t length)
+{
+	bytea	   *value = palloc(VARHDRSZ + length);
+
+	SET_VARSIZE(value, VARHDRSZ + length);
+	memcpy(VARDATA(value), data, length);
+	return PointerGetDatum(value);
+}

@@ -203,16 +203,6 @@ read_salt(const ApitokenFormat *format, const char *salt, ApitokenBytes *bytes)
 	bytes->length = length / 2;
 }
 
-static Datum
-bytea_datum(const void *data, size_t length)
-{
-	bytea	   *value = palloc(VARHDRSZ + length);
-
-	SET_VARSIZE(value, VARHDRSZ + length);
-	memcpy(VARDATA(value), data, length);
-	return PointerGetDatum(value);
-}
-
 /*
  * Is there place for the token?  Only so many tokens with one lookup key are compared
  * with a text.  The unique index refuses a digest that two sessions import at once.
@@ -359,13 +349,13 @@ set_digest(const ApitokenFormat *format, const ApitokenForeign *row, Datum *valu
 	uint8		seal[APITOKEN_DIGEST_LENGTH];
 
 	apitoken_seal(row, format->name, pepper, seal);
-	values[SEAL] = bytea_datum(seal, sizeof(seal));
+	values[SEAL] = apitoken_bytea_datum(seal, sizeof(seal));
 	values[SEAL_SCHEME] = Int16GetDatum(APITOKEN_SEAL_SCHEME(pepper == NULL ? 0 : pepper->scheme));
 	values[FORMAT] = CStringGetTextDatum(format->name);
 	set_text(row->lookup_key, &values[LOOKUP_KEY], &nulls[LOOKUP_KEY]);
-	values[DIGEST] = bytea_datum(row->digest.data, row->digest.length);
+	values[DIGEST] = apitoken_bytea_datum(row->digest.data, row->digest.length);
 	if (row->salt.data != NULL)
-		values[SALT] = bytea_datum(row->salt.data, row->salt.length);
+		values[SALT] = apitoken_bytea_datum(row->salt.data, row->salt.length);
 	else
 		nulls[SALT] = 'n';
 }

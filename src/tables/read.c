@@ -516,16 +516,6 @@ apitoken_fetch_foreign(Snapshot snapshot, const char *format, const char *lookup
 	return finish_foreign_lookup(&lookup);
 }
 
-static Datum
-bytea_datum(const void *data, size_t length)
-{
-	bytea	   *value = palloc(VARHDRSZ + length);
-
-	SET_VARSIZE(value, VARHDRSZ + length);
-	memcpy(VARDATA(value), data, length);
-	return PointerGetDatum(value);
-}
-
 /* Fetch the imported token with this digest; NULL if there is none. */
 ApitokenForeign *
 apitoken_fetch_foreign_digest(Snapshot snapshot, const char *format, const ApitokenBytes *digest)
@@ -536,7 +526,7 @@ apitoken_fetch_foreign_digest(Snapshot snapshot, const char *format, const Apito
 
 	text_key(&keys[0], Anum_foreign_digests_format, format);
 	ScanKeyInit(&keys[1], Anum_foreign_digests_digest, BTEqualStrategyNumber, F_BYTEAEQ,
-				bytea_datum(digest->data, digest->length));
+				apitoken_bytea_datum(digest->data, digest->length));
 	begin_lookup(&lookup, APITOKEN_FOREIGN_DIGESTS, index_names[FOREIGN_BY_DIGEST], snapshot, 2, keys);
 	rows = finish_foreign_lookup(&lookup);
 	return rows == NIL ? NULL : linitial(rows);
@@ -551,7 +541,7 @@ apitoken_fetch_foreign_fast(Snapshot snapshot, const char *format, const uint8 d
 
 	text_key(&keys[0], Anum_foreign_digests_format, format);
 	ScanKeyInit(&keys[1], Anum_foreign_digests_fast_digest, BTEqualStrategyNumber, F_BYTEAEQ,
-				bytea_datum(digest, APITOKEN_DIGEST_LENGTH));
+				apitoken_bytea_datum(digest, APITOKEN_DIGEST_LENGTH));
 	begin_lookup(&lookup, APITOKEN_FOREIGN_DIGESTS, index_names[FOREIGN_BY_FAST_DIGEST], snapshot, 2, keys);
 	return finish_foreign_lookup(&lookup);
 }

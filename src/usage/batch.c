@@ -7,8 +7,8 @@
  * their entries, apart from later ones: accepted uses in `taken`, others in
  * batch_refused.  Then they are removed, or become use like any other again.  So it
  * does not matter whether the worker that has sent the batch still exists.  The
- * number of the batch is in the state of the database (flush_state.c); whoever
- * settles it there also settles the uses here.
+ * number of the batch is in the state of the database (flush_state.c).  The process
+ * that settles it there also settles the uses here.
  *
  * The time of last use is not set apart, because the later time counts: sending it
  * twice makes no difference.

@@ -151,13 +151,9 @@ apitoken_write_digests(const ApitokenSeenRow *rows, int count)
 		columns[i] = palloc(count * sizeof(Datum));
 	for (int i = 0; i < count; i++)
 	{
-		bytea	   *digest = palloc(VARHDRSZ + APITOKEN_DIGEST_LENGTH);
-
-		SET_VARSIZE(digest, VARHDRSZ + APITOKEN_DIGEST_LENGTH);
-		memcpy(VARDATA(digest), rows[i].key.in.digest.digest, APITOKEN_DIGEST_LENGTH);
 		columns[0][i] = UUIDPGetDatum(&rows[i].key.token_id);
 		columns[1][i] = Int16GetDatum(rows[i].key.in.digest.scheme);
-		columns[2][i] = PointerGetDatum(digest);
+		columns[2][i] = apitoken_bytea_datum(rows[i].key.in.digest.digest, APITOKEN_DIGEST_LENGTH);
 	}
 	values[0] = array_of(columns[0], count, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR);
 	values[1] = array_of(columns[1], count, INT2OID, sizeof(int16), true, TYPALIGN_SHORT);

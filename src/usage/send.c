@@ -254,7 +254,7 @@ settle_lost(Sender *sender)
 
 /*
  * Take places of each kind from shared memory.  Returns whether there may be more.
- * Digests stay: whoever could send those could make tokens of their own valid.
+ * Digests stay here.  A role that could send them could make texts of its own valid.
  */
 static bool
 take_places(void)

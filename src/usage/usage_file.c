@@ -87,6 +87,15 @@ write_data(UsageFile *usage_file, const void *data, size_t size)
 	COMP_CRC32C(usage_file->crc, data, size);
 }
 
+/* Count a row, and write it if there is a file. */
+static void
+save_row(UsageFile *usage_file, const void *row, size_t size)
+{
+	usage_file->rows++;
+	if (usage_file->file != NULL)
+		write_data(usage_file, row, size);
+}
+
 static bool
 read_data(UsageFile *usage_file, void *data, size_t size)
 {
@@ -112,9 +121,7 @@ write_row(void *entry, void *arg)
 	row.last = usage->last;
 	if (row.accepted == 0 && apitoken_refused_total(&row) == 0 && !usage->in_batch)
 		return true;
-	usage_file->rows++;
-	if (usage_file->file != NULL)
-		write_data(usage_file, &row, sizeof(row));
+	save_row(usage_file, &row, sizeof(row));
 	return true;
 }
 
@@ -126,9 +133,7 @@ write_batch_row(void *entry, void *arg)
 
 	if (!apitoken_read_batch(entry, &row))
 		return true;
-	usage_file->rows++;
-	if (usage_file->file != NULL)
-		write_data(usage_file, &row, sizeof(row));
+	save_row(usage_file, &row, sizeof(row));
 	return true;
 }
 
@@ -137,9 +142,7 @@ write_seen(const ApitokenSeenRow *row, void *arg)
 {
 	UsageFile  *usage_file = arg;
 
-	usage_file->rows++;
-	if (usage_file->file != NULL)
-		write_data(usage_file, row, sizeof(*row));
+	save_row(usage_file, row, sizeof(*row));
 	return true;
 }
 
