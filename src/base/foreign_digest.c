@@ -281,11 +281,13 @@ compute(const ApitokenFormat *format, const ApitokenForeignParts *parts, const A
 			apitoken_sha256_of(pieces, 1, result);
 			return true;
 		case APITOKEN_FOREIGN_SHA512_SALTED:
-			if (salt == NULL)
-				return false;
-			pieces[1] = *salt;
-			/* FALLTHROUGH */
 		case APITOKEN_FOREIGN_SHA512_BYTES:
+			if (format->hash == APITOKEN_FOREIGN_SHA512_SALTED)
+			{
+				if (salt == NULL)
+					return false;
+				pieces[1] = *salt;
+			}
 			pieces[0].data = from_hex(parts->secret, parts->secret_length);
 			pieces[0].length /= 2;
 			if (pieces[0].data == NULL)

@@ -69,10 +69,7 @@ sub pepper_file
 {
 	my ($name) = @_;
 	$path = $name;
-	$node->append_conf('postgresql.conf', "apitoken.pepper_file = '$name'");
-	$node->reload;
-	$node->poll_query_until('postgres', "SELECT current_setting('apitoken.pepper_file', true) = '$name'")
-	  or die 'reload';
+	configure($node, 'apitoken.pepper_file', $name);
 }
 
 my $acme = q{organization_id => 'acme'};
@@ -343,13 +340,7 @@ my $load = "SELECT 1 FROM apitoken.hash('')";
 
 # ----- apitoken.require_pepper -------------------------------------------------
 
-sub require_pepper
-{
-	my ($value) = @_;
-	$node->append_conf('postgresql.conf', "apitoken.require_pepper = $value");
-	$node->reload;
-	$node->poll_query_until('postgres', "SELECT current_setting('apitoken.require_pepper', true) = '$value'") or die 'reload';
-}
+sub require_pepper { configure($node, 'apitoken.require_pepper', $_[0]); }
 sub regenerate { return outcome("SELECT token FROM apitoken.regenerate_token((SELECT id FROM apitoken_internal.token_records WHERE label = '$_[0]'), overlap => '1 hour')"); }
 
 write_file($good);

@@ -181,9 +181,7 @@ works($open, $fifth, 'after the transaction');
 
 foreach my $preload ('', 'apitoken')
 {
-	$node->append_conf('postgresql.conf', "session_preload_libraries = '$preload'");
-	$node->reload;
-	$node->poll_query_until('postgres', "SELECT current_setting('session_preload_libraries') = '$preload'") or die;
+	configure($node, 'session_preload_libraries', $preload);
 	my $config = $preload ? 'session preload' : 'plain';
 
 	$node->safe_psql('postgres', 'CREATE DATABASE without');

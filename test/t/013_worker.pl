@@ -393,10 +393,7 @@ is(in_log($node, qr/hostile/, $mark), 0, 'nothing hostile was met');
 
 # ----- a changed interval ------------------------------------------------------
 
-$node->append_conf('postgresql.conf', q{apitoken.flush_interval = '1h'});
-$node->reload;
-# once the launcher has read it, a use stays unwritten
-ok($node->poll_query_until('postgres', q{SELECT setting = '3600000' FROM pg_settings WHERE name = 'apitoken.flush_interval'}), 'an interval of an hour');
+configure($node, 'apitoken.flush_interval', '1h');
 use_app(1);
 $node->append_conf('postgresql.conf', q{apitoken.flush_interval = '100ms'});
 $node->reload;
@@ -678,13 +675,7 @@ comes_to('app', $count{app}, 'closed, over a restart, and opened again');
 # ----- workers that do not end by themselves, or cannot connect -------------------
 
 # Whoever waits for a worker ends it when they stop waiting.
-sub interval
-{
-	my ($value) = @_;
-	$node->append_conf('postgresql.conf', "apitoken.flush_interval = '$value'");
-	$node->reload;
-	ok($node->poll_query_until('postgres', "SELECT current_setting('apitoken.flush_interval') = '$value'"), "an interval of $value");
-}
+sub interval { configure($node, 'apitoken.flush_interval', $_[0]); }
 my $workers = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'apitoken worker' AND datname = 'app'};
 my $endless = q{CREATE FUNCTION endless() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN LOOP
 	BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; WHEN OTHERS THEN NULL; END; END LOOP; END$$;

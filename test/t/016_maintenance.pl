@@ -40,16 +40,9 @@ $standby->stop;
 # A connection's options can hide the value that the administrator configured.
 # (With the library preloaded, the connection itself is refused.)  The default must
 # not replace that value.
-sub configure
-{
-	my ($value) = @_;
-	$primary->append_conf('postgresql.conf', "apitoken.usage_retention = '$value'");
-	$primary->reload;
-	# (the library is not loaded there, so the value is shown as it was written)
-	$primary->poll_query_until('postgres', "SELECT current_setting('apitoken.usage_retention', true) = '$value'") or die;
-}
+sub usage_retention { configure($primary, 'apitoken.usage_retention', $_[0]); }
 $primary->append_conf('postgresql.conf', "apitoken.retention = '365d'");
-configure('9125d');
+usage_retention('9125d');
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', 'what is configured counts');
 foreach my $preload ('', 'apitoken')
 {
@@ -73,19 +66,19 @@ is($out, '0|0|0', "somebody's SET before the library is loaded does not count");
 # an invalid value: again the default must not replace it
 foreach my $value ('30', '0', '23h', '-2', 'x', '', '25 yaers', '-1 day')
 {
-	configure($value);
+	usage_retention($value);
 	($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
 	like($err, qr/ERROR:  F0000: value of parameter "apitoken\.usage_retention" was rejected/, "configured as '$value': refused");
 }
 foreach my $for ('DATABASE postgres', 'ROLE regress_apitoken_cron')
 {
-	configure('9125d');
+	usage_retention('9125d');
 	$primary->safe_psql('postgres', "ALTER $for SET apitoken.usage_retention = '30'");
 	($rc, $out, $err) = $primary->psql('postgres', "SET client_min_messages = error; $removed", @cron);
 	like($err, qr/ERROR:  F0000: value of parameter "apitoken\.usage_retention" was rejected/, "configured for $for as '30': refused");
 	$primary->safe_psql('postgres', "ALTER $for RESET apitoken.usage_retention");
 }
-configure('-1');
+usage_retention('-1');
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', '-1 keeps everything');
 is($primary->safe_psql('postgres', 'SELECT count(*) FROM apitoken.token_usage_daily'), 12, 'nothing was removed');
 # the same if the server loads the library when it starts
@@ -93,12 +86,12 @@ $primary->append_conf('postgresql.conf', "shared_preload_libraries = 'apitoken'\
 $primary->restart;
 ($rc, $out, $err) = $primary->psql('postgres', $removed, @cron);
 like($err, qr/ERROR:  F0000: value of parameter "apitoken\.usage_retention" was rejected/, "shared preload, configured as '30': refused");
-configure('9125d');
+usage_retention('9125d');
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|0', 'shared preload, corrected: what is configured counts');
 $primary->append_conf('postgresql.conf', "shared_preload_libraries = ''\napitoken.usage_retention = '30'");
 $primary->restart;
 is($primary->safe_psql('postgres', "SET client_min_messages = error; LOAD 'apitoken'; SET apitoken.usage_retention = '5475d'; $removed"), '0|0|4', "a superuser's SET counts");
-configure('9125d');
+usage_retention('9125d');
 $primary->safe_psql('postgres', q{ALTER DATABASE postgres SET apitoken.usage_retention = '1825d'});
 is($primary->safe_psql('postgres', $removed, @cron), '0|0|4', "the database's own setting counts");
 $primary->safe_psql('postgres', q{ALTER DATABASE postgres RESET apitoken.usage_retention});

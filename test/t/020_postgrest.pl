@@ -394,10 +394,7 @@ sub api_tests
 	my $directory = PostgreSQL::Test::Utils::tempdir();
 	append_to_file("$directory/pepper", '1:' . '5a' x 32 . "\n");
 	chmod 0600, "$directory/pepper";
-	$node->append_conf('postgresql.conf', "apitoken.pepper_file = '$directory/pepper'");
-	$node->reload;
-	# the connection reads its settings before a request
-	$node->poll_query_until('app', "SELECT count(*) > 0 FROM pg_file_settings WHERE name = 'apitoken.pepper_file' AND applied IS NOT NULL");
+	configure($node, 'apitoken.pepper_file', "$directory/pepper");
 	my $peppered = create_by_api('ada', label => 'peppered');
 	foreach my $problem ([ 'cannot be read', sub { chmod 0, "$directory/pepper" }, qr/42501: could not read pepper file\s.*"\Q$directory\E/ ],
 		[ 'has a bad line', sub { chmod 0600, "$directory/pepper"; append_to_file("$directory/pepper", "x\n") }, qr/F0000: invalid line 2 in pepper file\s.*"\Q$directory\E/ ],
@@ -410,8 +407,7 @@ sub api_tests
 		$mark = log_mark($node);
 		fault_of_server($node, $mark, manage('GET', '/rpc/whoami', undef, 'X-API-Key' => $peppered->{token}), $log, 'for one that exists');
 	}
-	$node->append_conf('postgresql.conf', "apitoken.pepper_file = ''");
-	$node->reload;
+	configure($node, 'apitoken.pepper_file', '');
 
 	is(join("\n", grep { /\b(Run|SELECT|INSERT INTO|UPDATE|GRANT)\b|=>|apitoken\.|'\{/ } @hints), '', 'hints speak of HTTP, not of SQL');
 	cmp_ok(scalar(@hints), '>', 15, 'there were some');

@@ -167,12 +167,10 @@ owner(q{UPDATE apitoken.organizations SET notify = '{revoke}' WHERE id = 'usual'
 is(told() . ', ' . networks('late'), 'nothing, 10.8.5.0/24 10.8.6.0/24 192.0.2.0/24', 'switched off before the flush');
 owner(q{UPDATE apitoken.organizations SET notify = '{new_network}' WHERE id = 'usual'});
 # the outbox is off: networks are remembered, so that it does not begin with old news
-$node->append_conf('postgresql.conf', 'apitoken.notifications = off');
-$node->reload;
+configure($node, 'apitoken.notifications', 'off');
 run(from($late, '10.8.7.1'));
 is(told() . ', ' . networks('late'), 'nothing, 10.8.5.0/24 10.8.6.0/24 10.8.7.0/24 192.0.2.0/24', 'without the outbox');
-$node->append_conf('postgresql.conf', 'apitoken.notifications = on');
-$node->reload;
+configure($node, 'apitoken.notifications', 'on');
 run(from($late, '10.8.7.1'));
 is(told(), 'nothing', 'with it again');
 # an odd row: a long list of networks makes the server compress the others
@@ -299,11 +297,9 @@ is($node->safe_psql('other', 'SELECT apitoken.flush_usage(); SELECT count(*) FRO
 # dropped with its networks in memory: they take no room afterwards
 is(run(from_many($elsewhere, 1, 700), database => 'other'), '700', 'many networks that are not written');
 $node->safe_psql('postgres', 'DROP DATABASE other');
-$node->append_conf('postgresql.conf', "apitoken.flush_interval = '1s'");
-$node->reload;
+configure($node, 'apitoken.flush_interval', '1s');
 ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM apitoken.stats WHERE entries > 0}), 'what is left of a dropped database is discarded');
-$node->append_conf('postgresql.conf', "apitoken.flush_interval = '1h'");
-$node->reload;
+configure($node, 'apitoken.flush_interval', '1h');
 $fits = run(q{SELECT dropped FROM apitoken.stats;}, user => 'postgres');
 run(from_many($spread, 5000, 5699));
 cmp_ok(run(q{SELECT dropped FROM apitoken.stats;}, user => 'postgres') - $fits, '<', 100, 'and its networks, too');

@@ -162,9 +162,7 @@ foreach my $page (@pages)
 }
 
 # masking is off: what is not shown then was never there
-$node->append_conf('postgresql.conf', 'apitoken.mask_logs = off');
-$node->reload;
-$node->poll_query_until('app', q{SELECT NOT current_setting('apitoken.mask_logs')::boolean});
+configure($node, 'apitoken.mask_logs', 'off');
 
 # ---- statuses
 
@@ -351,9 +349,7 @@ foreach my $how ([ 'main', {} ], [ 'a superuser who may not write', { PGOPTIONS 
 {
 	my ($name, $env) = @$how;
 	my $masked = $name ne 'main';
-	$node->append_conf('postgresql.conf', 'apitoken.mask_logs = ' . ($masked ? 'on' : 'off'));
-	$node->reload;
-	$node->poll_query_until('app', q{SELECT current_setting('apitoken.mask_logs')::boolean = } . ($masked ? 'true' : 'false'));
+	configure($node, 'apitoken.mask_logs', $masked ? 'on' : 'off');
 	my $log = log_mark($node);
 	my $lock = connection($node, database => 'app');
 	ask($lock, 'BEGIN; LOCK TABLE apitoken_internal.token_records IN ACCESS EXCLUSIVE MODE');
@@ -383,14 +379,10 @@ unlike($node->safe_psql('app', 'CREATE EXTENSION IF NOT EXISTS pg_stat_statement
 unlike(slurp_file($node->logfile), qr/_(usr|org)_[0-9A-Za-z]{71}/, 'the log has no text at all');
 
 # where no temporary table can be made, masking is needed
-$node->append_conf('postgresql.conf', 'apitoken.mask_logs = off');
-$node->reload;
-$node->poll_query_until('app', q{SELECT NOT current_setting('apitoken.mask_logs')::boolean});
+configure($node, 'apitoken.mask_logs', 'off');
 $node->safe_psql('app', 'REVOKE TEMPORARY ON DATABASE app FROM PUBLIC');
 like(($verify_is->(1, 'no privilege and no masking', $backend))[1], qr/the text would be in the log/, 'is refused');
-$node->append_conf('postgresql.conf', 'apitoken.mask_logs = on');
-$node->reload;
-$node->poll_query_until('app', q{SELECT current_setting('apitoken.mask_logs')::boolean});
+configure($node, 'apitoken.mask_logs', 'on');
 $verify_is->(0, 'no privilege', $backend);
 $verify_is->(4, 'no privilege and no text', { %$backend, in => "x'y" });
 $node->safe_psql('app', 'GRANT TEMPORARY ON DATABASE app TO PUBLIC');

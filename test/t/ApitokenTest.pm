@@ -21,7 +21,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  start_node start_standby answer run run_as run_on connection ask ask_raw
+  start_node start_standby configure answer run run_as run_on connection ask ask_raw
   create create_each verdict stat_of view_of_usage drop_roles set_up_articles pick
   log_mark log_since in_log no_crash pg_upgrade
   listens http_request start_program stop_program start_echo wsgi_program build_library);
@@ -53,6 +53,17 @@ sub start_standby
 	$node->append_conf('postgresql.conf', $how{conf}) if $how{conf};
 	$node->start;
 	return $node;
+}
+
+# configure NODE, NAME, VALUE: a setting changes in the running server.  Connections
+# that are open have been told when new ones have it.
+sub configure
+{
+	my ($node, $name, $value) = @_;
+
+	$node->append_conf('postgresql.conf', "$name = '$value'");
+	$node->reload;
+	$node->poll_query_until('postgres', "SELECT current_setting('$name', true) = '$value'") or die "$name is not $value";
 }
 
 # ---- SQL and its answers
