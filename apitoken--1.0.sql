@@ -1664,10 +1664,7 @@ CREATE FUNCTION apitoken_internal.token_before_update() RETURNS trigger
 COMMENT ON FUNCTION apitoken_internal.token_before_update() IS 'Trigger: checks which columns of a token change, and whether the caller may change them';
 CREATE FUNCTION apitoken_internal.token_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes the event of a change, and collects new tokens';
-CREATE FUNCTION apitoken_internal.token_after_insert() RETURNS trigger
-	AS 'MODULE_PATHNAME', 'apitoken_token_after_insert' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_after_insert() IS 'Trigger: writes the events, usage rows and notifications of the new tokens of a statement';
+COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes the event of a change; and for new tokens, when their statement ends, their usage rows and notifications, too';
 CREATE FUNCTION apitoken_internal.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses DELETE and TRUNCATE of tokens (0A000), except the removal by run_maintenance()';
@@ -1705,8 +1702,6 @@ CREATE TRIGGER token_before_update BEFORE UPDATE ON apitoken_internal.token_reco
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_before_update();
 CREATE TRIGGER token_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken_internal.token_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.token_after_change();
-CREATE TRIGGER token_after_insert AFTER INSERT ON apitoken_internal.token_records
-	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_after_insert();
 CREATE TRIGGER token_refuse_delete BEFORE DELETE OR TRUNCATE ON apitoken_internal.token_records
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.token_refuse_delete();
 -- A statement trigger on a view fires only if there is also an INSTEAD OF trigger.

@@ -7,9 +7,11 @@
  * statement that changed nothing leaves no event.  A restored row, which comes
  * with its digest, is not a change.
  *
- * New tokens are collected while their statement runs.  What belongs to them (events,
- * rows of token_usage, notifications) is written when it ends, and for every thousand
- * of them: a statement for each would take most of the time of a creation.
+ * New tokens are collected by the trigger.  What belongs to them (events, rows of
+ * token_usage, notifications) is written when their statement ends, and for every
+ * thousand of them: a statement for each would take most of the time of a creation.
+ * Hooks tell of that end.  A statement trigger would leave memory behind in each
+ * subtransaction.
  */
 #include "postgres.h"
 
@@ -17,7 +19,9 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -88,6 +92,9 @@ static dlist_head batches = DLIST_STATIC_INIT(batches);
 #define BATCH_TOKENS 1000
 #define BATCH_BYTES (1024 * 1024)
 
+static ExecutorFinish_hook_type previous_finish = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
+
 static void
 forget(ApitokenMade *entry)
 {
@@ -98,6 +105,8 @@ forget(ApitokenMade *entry)
 static void
 transaction_ended(XactEvent event, void *arg)
 {
+	if ((event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE) && !dlist_is_empty(&batches))
+		elog(ERROR, "events of new tokens were not written");
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
 		dlist_init(&batches);
 }
@@ -109,12 +118,6 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 	apitoken_end_made(&batches, event, subtransaction, parent, forget);
 }
 
-void
-apitoken_event_init(void)
-{
-	RegisterXactCallback(transaction_ended, NULL);
-	RegisterSubXactCallback(subtransaction_ended, NULL);
-}
 
 /*
  * A user who is being forgotten, or was while this transaction waited, must not
@@ -231,6 +234,7 @@ find_batch(void)
 static void
 write_batch(Batch *batch)
 {
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
 	inet	   *address = apitoken_client_address(NULL);
 	Event		event;
 
@@ -239,6 +243,7 @@ write_batch(Batch *batch)
 	set_tokens(&event, batch->event_ids, batch->tokens);
 	apitoken_execute(APITOKEN_CREATED, event.values, event.nulls);
 	notify(&event, address, "create");
+	MemoryContextSwitchTo(old);
 	MemoryContextDelete(batch->context);
 }
 
@@ -266,6 +271,52 @@ add_to_batch(HeapTuple row, TupleDesc descriptor)
 	MemoryContextSwitchTo(old);
 	if (list_length(batch->tokens) >= BATCH_TOKENS || MemoryContextMemAllocated(batch->context, false) >= BATCH_BYTES)
 		write_batch(batch);
+}
+
+static void
+statement_ended(void)
+{
+	Batch	   *batch;
+
+	while ((batch = find_batch()) != NULL)
+		write_batch(batch);
+}
+
+static void
+finish_query(QueryDesc *query)
+{
+	if (previous_finish)
+		previous_finish(query);
+	else
+		standard_ExecutorFinish(query);
+	statement_ended();
+}
+
+/* COPY */
+static void
+run_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
+			ProcessUtilityContext context, ParamListInfo params,
+			QueryEnvironment *environment, DestReceiver *receiver,
+			QueryCompletion *completion)
+{
+	if (previous_utility)
+		previous_utility(statement, text, read_only_tree, context, params,
+						 environment, receiver, completion);
+	else
+		standard_ProcessUtility(statement, text, read_only_tree, context, params,
+								environment, receiver, completion);
+	statement_ended();
+}
+
+void
+apitoken_event_init(void)
+{
+	RegisterXactCallback(transaction_ended, NULL);
+	RegisterSubXactCallback(subtransaction_ended, NULL);
+	previous_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = finish_query;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = run_utility;
 }
 
 /* Write the event of a change. */
@@ -344,19 +395,6 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 
 		apitoken_execute(APITOKEN_FORGET_USAGE, &id, NULL);
 	}
-	return PointerGetDatum(NULL);
-}
-
-/* The end of a statement.  Those that an aborted one left behind are gone already. */
-APITOKEN_FUNCTION_INFO_V1(apitoken_token_after_insert);
-Datum
-apitoken_token_after_insert(PG_FUNCTION_ARGS)
-{
-	Batch	   *batch;
-
-	apitoken_expect_trigger(fcinfo, APITOKEN_TOKEN_RECORDS);
-	while ((batch = find_batch()) != NULL)
-		write_batch(batch);
 	return PointerGetDatum(NULL);
 }
 

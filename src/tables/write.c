@@ -42,8 +42,13 @@ typedef struct
 	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
 	" actor, actor_token_id, database_user, client_address, details) "
 
-/* $1: ids of events, $2: the row of the token of each */
-#define TOKENS_OF_EVENTS "ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS g (event_id)"
+/*
+ * $1: ids of events, $2: the row of the token of each.  The subquery is always empty.
+ * With it, the statement is analyzed again when the columns of the table have changed.
+ */
+#define TOKENS_OF_EVENTS \
+	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS g (event_id)" \
+	" WHERE NOT EXISTS (SELECT FROM apitoken_internal.token_records WHERE false)"
 
 /* Values for each place of a previous secret, n; and conditions, with its bit in ApitokenLastUse.reused. */
 #define EACH_PREVIOUS(next) \
