@@ -1140,7 +1140,7 @@ CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT insta
 											 OUT pepper_problem text, OUT pepper_hint text,
 											 OUT sends boolean, OUT conninfo_fault text) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_setup' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made with the pepper file; whether apitoken.primary_conninfo is set, and what is wrong with it';
+COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made, or imported ones not be verified, with the pepper file; whether apitoken.primary_conninfo is set, and what is wrong with it';
 
 CREATE FUNCTION apitoken_internal.count_tokens() RETURNS jsonb
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED

@@ -31,7 +31,14 @@ SET ROLE regress_apitoken_sync;
 SELECT public.regress_try(format('SELECT apitoken.import_token(%L, %L, organization_id => ''acme'')', format, stored))
 FROM public.regress_vector WHERE format IN ('strapi', 'gitlab');
 RESET ROLE;
+-- as long as it is missing, each text of that shape is an error, but no other one
+SET apitoken.imported_formats = 'knox, gitlab';
+SELECT public.regress_try($$SELECT verdict FROM apitoken.verify('glpat-aaaaaaaaaaaaaaaaaaaa')$$), public.regress_try($$SELECT verdict FROM apitoken.verify('short')$$),
+	public.regress_try($$SELECT verdict FROM apitoken.verify(apitoken.generate('user'))$$);
+SELECT level, message, hint FROM apitoken.check_setup() WHERE subject = 'peppers' AND level = 'error';
 SET apitoken.pepper_file = :'pepper_file';
+SELECT level, message, hint FROM apitoken.check_setup() WHERE subject = 'peppers' AND level = 'error';
+SET apitoken.imported_formats = '';
 SET ROLE regress_apitoken_sync;
 SELECT apitoken.import_token(v.format, v.stored, v.lookup_key, label => 'key of ' || v.format, organization_id => 'acme', role => 'reader',
 	salt => CASE WHEN v.format = 'knox41' THEN v.secret END, created_at => '2021-02-03 04:05:06+00', last_used_at => '2022-02-03 04:05:06+00',
@@ -155,6 +162,12 @@ SELECT v.verdict FROM apitoken.verify('glpat-EXAMPLEexample012346') v;
 ROLLBACK TO s;
 SELECT v.verdict, v.label FROM apitoken.verify(:'sanctum') v;
 COMMIT;
+BEGIN;
+SET LOCAL search_path = regress_evil, pg_catalog;
+SELECT l.position, l.verdict, l.action FROM apitoken.report_leaked(ARRAY['glpat-EXAMPLEexample012346', :'sanctum', :'gitlab']) l;
+SET LOCAL ROLE regress_apitoken_sync;
+SELECT apitoken.import_token('sha256', repeat('0', 64), organization_id => 'acme') IS NOT NULL AS imported;
+ROLLBACK;
 BEGIN ISOLATION LEVEL SERIALIZABLE;
 SELECT v.verdict FROM apitoken.verify(:'sanctum') v;
 COMMIT;
@@ -216,6 +229,27 @@ SELECT apitoken.revoke_by_token(:'sanctum') AS again;
 RESET ROLE;
 SELECT v.verdict, v.label FROM apitoken.verify(:'sanctum') v;
 SELECT action, details -> 'new' ->> 'revoke_reason' AS reason FROM apitoken.events WHERE action = 'revoke';
+
+-- a format that is removed, and added again, in the middle of a session
+BEGIN;
+SELECT a.verdict FROM apitoken.authenticate(:'knox') a;
+SET LOCAL apitoken.imported_formats = 'sha256';
+SELECT v.verdict, apitoken.current_organization_id() AS still FROM apitoken.verify(:'knox') v;
+SAVEPOINT s;
+SELECT public.regress_try(format('SELECT apitoken.authenticate(%L)', :'knox'));
+ROLLBACK TO s;
+SET LOCAL apitoken.imported_formats = 'sha256, knox';
+SELECT v.verdict, apitoken.current_organization_id() AS still FROM apitoken.verify(:'knox') v;
+COMMIT;
+-- one import is rolled back to a savepoint, the next one counts
+BEGIN;
+SAVEPOINT s;
+SELECT apitoken.import_token('sha256', repeat('5', 64), organization_id => 'acme') IS NOT NULL AS imported;
+ROLLBACK TO s;
+SELECT apitoken.import_token('sha256', repeat('5', 64), organization_id => 'acme', label => 'second') IS NOT NULL AS imported;
+SELECT public.regress_try($$SELECT apitoken.import_token('sha256', repeat('5', 64), organization_id => 'acme')$$) ~ '^23505' AS again;
+SELECT count(*), min(label) FROM apitoken.tokens t JOIN apitoken_internal.foreign_digests f ON f.token_id = t.id WHERE f.digest = decode(repeat('5', 64), 'hex');
+ROLLBACK;
 
 -- shapes that are recognized in any text
 SELECT position, masked IS NOT DISTINCT FROM 'glpat-...' AS foreign, prefix, kind, id IS NULL AS no_id, left(token, 6) AS token, length(token)

@@ -34,10 +34,11 @@ enum
 };
 
 /*
- * The numbers of the peppers, or NIL.  If tokens cannot be made because of a
- * setting or the pepper file, sets `error` to the reason.  Its message names no
- * path, because anybody may see it: see pepper.c.  Nothing has to be cleaned up
- * after these errors.  Others, such as a cancel, are raised.
+ * The numbers of the peppers, or NIL.  If tokens cannot be made, or imported ones
+ * cannot be verified, because of a setting or the pepper file, sets `error` to the
+ * reason.  Its message names no path, because anybody may see it: see pepper.c.
+ * Nothing has to be cleaned up after these errors.  Others, such as a cancel, are
+ * raised.
  */
 static List *
 pepper_schemes(ErrorData **error)
@@ -49,6 +50,12 @@ pepper_schemes(ErrorData **error)
 	PG_TRY();
 	{
 		schemes = apitoken_pepper_schemes();
+		/* without its key, each text that has the shape of the format is an error */
+		for (int i = 0; i < apitoken_imported_formats_count; i++)
+		{
+			if (apitoken_imported_formats[i]->secret != NULL)
+				(void) apitoken_key(apitoken_imported_formats[i]->secret);
+		}
 	}
 	PG_CATCH();
 	{

@@ -116,8 +116,13 @@ apitoken_find_tokens(PG_FUNCTION_ARGS)
 	ApitokenParts parts;
 	bool		found;
 	bool		found_foreign;
+	MemoryContext row_context;
+	MemoryContext caller_context;
 
 	InitMaterializedSRF(fcinfo, 0);
+	/* the tuplestore writes to disk what is too large for memory, so a row must not stay there */
+	row_context = AllocSetContextCreate(CurrentMemoryContext, "apitoken find_tokens", ALLOCSET_DEFAULT_SIZES);
+	caller_context = MemoryContextSwitchTo(row_context);
 	found = apitoken_next_token(bytes, length, &start, &token_length, &parts);
 	found_foreign = apitoken_next_foreign(bytes, length, &foreign_start, &foreign_length);
 	while (found || found_foreign)
@@ -147,6 +152,7 @@ apitoken_find_tokens(PG_FUNCTION_ARGS)
 			values[5] = UUIDPGetDatum(&parts.id);
 		}
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		MemoryContextReset(row_context);
 		if (foreign)
 		{
 			foreign_start += foreign_length;
@@ -158,5 +164,7 @@ apitoken_find_tokens(PG_FUNCTION_ARGS)
 			found = apitoken_next_token(bytes, length, &start, &token_length, &parts);
 		}
 	}
+	MemoryContextSwitchTo(caller_context);
+	MemoryContextDelete(row_context);
 	return (Datum) 0;
 }

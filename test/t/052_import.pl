@@ -60,6 +60,8 @@ my $standby = start_standby($primary, 'standby');
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 is(verdicts($standby), $all_valid, 'each format is verified on a standby');
 is(answer($standby, verdict("${bcrypt}x"), user => 'regress_apitoken_gateway'), 'unknown', 'and a wrong text is not');
+like(answer($standby, "SELECT apitoken.import_token('sha256', repeat('0', 64), organization_id => 'acme')", user => 'regress_apitoken_sync'), qr/ERROR: 25006/, 'a standby imports nothing');
+like(answer($standby, "SELECT apitoken.report_leaked(ARRAY['$token{gitlab}'])", user => 'regress_apitoken_gateway'), qr/ERROR: 25006/, 'and revokes nothing');
 owner('DROP EXTENSION pgcrypto');
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 is(verdicts($standby), $all_valid, 'without pgcrypto, by the fast digest in the memory of the standby');

@@ -1,7 +1,7 @@
 # The rules for scanners in examples/leaks and docs/leaks.md: their pattern is the
 # published one.  It finds each token of the vectors in any surroundings, and nothing
 # that has another shape.  gitleaks and TruffleHog themselves run if they are
-# installed.  No server is needed.
+# installed; Debian has neither.  No server is needed.
 
 use strict;
 use warnings;

@@ -1,5 +1,8 @@
 # Keys that other systems made, with the tables that they created, are imported by the
 # SELECTs of docs/migrating.md, and their texts go on working.
+#
+# django-rest-knox is neither in Debian nor in the npm registry: to run that part, put
+# the directory that contains "knox" on PYTHONPATH.
 
 use strict;
 use warnings;
@@ -63,6 +66,24 @@ SKIP:
 	is(verdicts('django', $made->{keys}), 'expired:expired plain:valid revoked:revoked', 'django: nor with a fast digest');
 	is($node->safe_psql('django', q{SELECT label, organization_id, role, expires_at AT TIME ZONE 'UTC' FROM apitoken.tokens WHERE label = 'expired'}), 'expired|1|reader|2025-01-02 03:04:05', 'django: the columns are carried over');
 	is($node->safe_psql('django', "SELECT count(*) FROM rest_framework_api_key_apikey a, apitoken.verify(a.hashed_key) v WHERE v.valid"), 0, 'django: what it stores is no token');
+}
+
+SKIP:
+{
+	my $python = '/usr/bin/python3';
+	skip 'there is no django-rest-knox', 1 unless run_log([ $python, '-c', 'import knox, rest_framework, psycopg2' ], '>', \my $ignored, '2>&1');
+	my $made = made_by('knox', $python, '-B', "$peers/make_knox_keys.py") or last SKIP;
+	my $salted = $node->safe_psql('knox', "SELECT count(*) FROM pg_attribute WHERE attrelid = 'knox_authtoken'::regclass AND attname = 'salt'");
+	my @names = grep { $_ ne 'expired' } sort keys %{ $made->{keys} };
+
+	is(join(' ', grep { $made->{valid}{$_} } sort keys %{ $made->{valid} }), "@names", 'knox: the tokens are those that it knows');
+	$node->safe_psql('knox', "CREATE EXTENSION apitoken; INSERT INTO apitoken.users (id) VALUES ('$made->{user}')");
+	is($node->safe_psql('knox', import_of('django-rest-knox')), @names + 1, 'knox: all tokens are imported');
+	$node->safe_psql('knox', "ALTER DATABASE knox SET apitoken.imported_formats = 'knox'");
+	is(verdicts('knox', $made->{keys}), join(' ', map { $_ eq 'expired' ? 'expired:expired' : "$_:valid" } sort @names, 'expired'), 'knox: the texts go on working');
+	is(verdicts('knox', { map { $_ => changed($made->{keys}{$_}) } @names }), join(' ', map { "$_:unknown" } @names), 'knox: other texts do not');
+	is($node->safe_psql('knox', 'SELECT count(*) FROM knox_authtoken k, apitoken.verify(k.digest) v WHERE v.valid'), 0, 'knox: what it stores is no token');
+	is($node->safe_psql('knox', "SELECT count(*), count(expires_at) FROM apitoken.tokens WHERE imported_as IN ('knox5', 'knox42') = ($salted = 0)"), @names + 1 . '|' . @names, 'knox: formats and expiry');
 }
 
 SKIP:

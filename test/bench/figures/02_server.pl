@@ -51,20 +51,22 @@ sub net
 	return ($all - $reading) * 1000 / $number;
 }
 
-# How many scans a verification makes of each table that it may read.
+# scans KEYS, db =>, set => { name => value }: how many scans a verification makes of
+# each table that it may read.
 sub scans
 {
-	my ($b, $keys) = @_;
+	my ($b, $keys, %how) = @_;
 	my $calls = 1000;
 	my $count = q{SELECT relname, coalesce(idx_scan, 0) + seq_scan FROM pg_stat_user_tables
-		WHERE schemaname LIKE 'apitoken%' AND relname IN ('token_records', 'organizations', 'users', 'roles', 'memberships')};
+		WHERE schemaname LIKE 'apitoken%' AND relname IN ('token_records', 'foreign_digests', 'organizations', 'users', 'roles', 'memberships')};
+	my %set = %{ $how{set} // {} };
 	my %scans;
 
 	# what writes the use of earlier ones scans tables, too
-	$b->flush;
-	foreach (split /\n/, $b->psql("$count;
+	$b->flush(%how);
+	foreach (split /\n/, $b->psql(join("\n", map { "SET $_ = '$set{$_}';" } sort keys %set) . "$count;
 		SELECT FROM (SELECT count(apitoken.verify(token)) FROM (SELECT token FROM $keys LIMIT $calls) k) s, pg_stat_force_next_flush();
-		$count"))
+		$count", %how))
 	{
 		my ($table, $number) = split /\|/;
 		# the second time less the first
