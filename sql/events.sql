@@ -424,6 +424,15 @@ SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id)
 SELECT id FROM apitoken.users;
 ROLLBACK;
 
+-- without a preload, this COPY loads the library
+INSERT INTO apitoken.organizations (id) VALUES ('initech');
+\c -
+COPY apitoken_internal.token_records (label, organization_id) FROM stdin;
+first 1	initech
+first 2	initech
+\.
+SELECT count(e.id) AS events, count(u.token_id) AS usage FROM apitoken_internal.token_records r LEFT JOIN apitoken.events e ON e.token_id = r.id LEFT JOIN apitoken.token_usage u ON u.token_id = r.id WHERE r.label LIKE 'first %';
+
 DROP FUNCTION public.regress_news();
 DROP TABLE public.regress_seen;
 \i :srcdir/test/regress_teardown.sql

@@ -228,7 +228,11 @@ guard_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 	if (!needs_no_identity(statement->utilityStmt))
 		before_statement();
 	else
+	{
+		/* COMMIT computes the rows of cursors WITH HOLD */
+		apitoken_identity_generation++;
 		apitoken_enforce_read_only();
+	}
 	if (previous_utility)
 		previous_utility(statement, text, read_only_tree, context, params,
 						 environment, receiver, completion);

@@ -85,7 +85,7 @@ typedef struct Batch
 	List	   *tokens;			/* HeapTupleHeader */
 } Batch;
 
-/* In TopTransactionContext: see subtransaction.c.  The last one may be of this subtransaction. */
+/* See subtransaction.c.  The last one may be of this subtransaction. */
 static dlist_head batches = DLIST_STATIC_INIT(batches);
 
 /* A batch is written when it has so many tokens, or bytes. */
@@ -94,6 +94,9 @@ static dlist_head batches = DLIST_STATIC_INIT(batches);
 
 static ExecutorFinish_hook_type previous_finish = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
+
+/* The start of the client's statement that loaded the library; 0 or earlier with a preload. */
+static TimestampTz loaded_at = 0;
 
 static void
 forget(ApitokenMade *entry)
@@ -247,7 +250,13 @@ write_batch(Batch *batch)
 	MemoryContextDelete(batch->context);
 }
 
-/* Add a new token to the batch of this subtransaction. */
+/*
+ * Add a new token to the batch of this subtransaction.  A failure to write it leaves
+ * the memory to the rollback of the subtransaction.
+ *
+ * A COPY that has loaded the library was started without its hook, so nothing tells of
+ * its end.
+ */
 static void
 add_to_batch(HeapTuple row, TupleDesc descriptor)
 {
@@ -257,7 +266,7 @@ add_to_batch(HeapTuple row, TupleDesc descriptor)
 
 	if (batch == NULL)
 	{
-		MemoryContext context = AllocSetContextCreate(TopTransactionContext, "apitoken new tokens", ALLOCSET_DEFAULT_SIZES);
+		MemoryContext context = AllocSetContextCreate(CurTransactionContext, "apitoken new tokens", ALLOCSET_DEFAULT_SIZES);
 
 		batch = MemoryContextAllocZero(context, sizeof(Batch));
 		batch->context = context;
@@ -269,7 +278,8 @@ add_to_batch(HeapTuple row, TupleDesc descriptor)
 	batch->event_ids = lappend(batch->event_ids, event_id);
 	batch->tokens = lappend(batch->tokens, DatumGetHeapTupleHeader(heap_copy_tuple_as_datum(row, descriptor)));
 	MemoryContextSwitchTo(old);
-	if (list_length(batch->tokens) >= BATCH_TOKENS || MemoryContextMemAllocated(batch->context, false) >= BATCH_BYTES)
+	if (list_length(batch->tokens) >= BATCH_TOKENS || MemoryContextMemAllocated(batch->context, false) >= BATCH_BYTES ||
+		GetCurrentStatementStartTimestamp() == loaded_at)
 		write_batch(batch);
 }
 
@@ -311,6 +321,7 @@ run_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 void
 apitoken_event_init(void)
 {
+	loaded_at = GetCurrentStatementStartTimestamp();
 	RegisterXactCallback(transaction_ended, NULL);
 	RegisterSubXactCallback(subtransaction_ended, NULL);
 	previous_finish = ExecutorFinish_hook;
