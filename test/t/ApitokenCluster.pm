@@ -26,7 +26,7 @@ use Time::HiRes qw(time);
 
 our @EXPORT = qw(@nodes missing_programs enter_namespace no_namespace lay_out start_etcd start_node_of kill_node_of
   start_haproxy node_directory sql where_is member_states leader settled wait_until password patronictl cut_cable mend_cable
-  fill_disk empty_disk processes_of);
+  fill_disk empty_disk processes_of startup_of);
 
 our @nodes = qw(n1 n2 n3);
 my %host = (n1 => '10.0.0.11', n2 => '10.0.0.12', n3 => '10.0.0.13', front => '10.0.0.10');
@@ -99,6 +99,10 @@ sub make_network
 
 sub cut_cable { my ($node) = @_; command('ip', 'link', 'set', "to_$node", 'down'); return; }
 sub mend_cable { my ($node) = @_; command('ip', 'link', 'set', "to_$node", 'up'); return; }
+
+# REPLICA and LEADER do not hear of each other; others do.
+sub separate { my ($replica, $leader) = @_; command(inside($replica, 'ip', qw(route add blackhole), "$host{$leader}/32")); return; }
+sub reconcile { my ($replica, $leader) = @_; command(inside($replica, 'ip', qw(route del blackhole), "$host{$leader}/32")); return; }
 
 # Leave no byte free where the node has its files.
 sub fill_disk
@@ -244,6 +248,15 @@ sub processes_of
 }
 
 # All at once, Patroni and the server, as if the machine had stopped.
+# startup_of NODE: the process that replays.
+sub startup_of
+{
+	my ($node) = @_;
+	my ($pid) = grep { (eval { slurp_file("/proc/$_/cmdline") } // '') =~ /startup recovering/ } processes_of($node);
+
+	return $pid // die "$node does not replay";
+}
+
 sub kill_node_of
 {
 	my ($node) = @_;
@@ -285,7 +298,7 @@ sub http
 sub wait_until
 {
 	my ($what, $condition, $seconds) = @_;
-	my $end = time + ($seconds // $PostgreSQL::Test::Utils::timeout_default);
+	my $end = time + ($seconds // 90);
 
 	while (!$condition->())
 	{
@@ -313,6 +326,8 @@ sub leader
 	}
 	return undef;
 }
+
+sub is_synchronous { my ($node) = @_; return http($node, 'rest', '/sync', 'status') eq '200'; }
 
 # A leader, and all others are synchronous: each by its own answer.
 sub settled
@@ -342,6 +357,22 @@ sub sql
 	$dbh->disconnect;
 	return wantarray ? @$values : $values->[0];
 }
+
+# run_file NODE, FILE: as the file says, in one transaction.  at_console NODE, SQL: from the
+# machine itself, whatever its cables do.
+sub psql_of
+{
+	my ($node, @arguments) = @_;
+	my ($host, $port) = where_is($node, 'postgres');
+	my $out = '';
+
+	local $ENV{PGPASSWORD} = $password{superuser};
+	IPC::Run::run([ inside($node, 'psql', '-X', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', $host, '-p', $port, '-U', 'postgres', '-d', 'app', @arguments) ], '>', \$out) or die;
+	chomp $out;
+	return $out;
+}
+sub run_file { my ($node, $file) = @_; psql_of($node, '-1', '-f', "$dir/$file"); return; }
+sub at_console { my ($node, $sql) = @_; return psql_of($node, '-c', $sql); }
 
 # This runs before the END of ApitokenTest, which would stop one program after the other,
 # and Patroni waits for an etcd that has gone.
