@@ -7,7 +7,7 @@ CREATE EXTENSION apitoken;
 
 -- what the application connects as
 CREATE ROLE app_backend LOGIN PASSWORD 'backend-password';
-SELECT apitoken.allow('app_backend', 'verify', 'manage');
+SELECT apitoken.allow('app_backend', 'act', 'manage', 'verify');
 
 -- What replicas send the use of tokens as.  It can do nothing else.
 CREATE ROLE apitoken_sender LOGIN PASSWORD 'sender-password' CONNECTION LIMIT 20;

@@ -64,7 +64,9 @@ sub enter_namespace
 		return;
 	}
 	$ENV{APITOKEN_NAMESPACE} = '';
-	exec @unshare, $^X, (map { "-I$_" } @INC), $0 or die "unshare: $!";
+	# The first process inherits those whose parents end, and must wait for them, as a shell
+	# does: Patroni takes a server that nobody has waited for as running.
+	exec @unshare, 'sh', '-c', '"$@"; exit $?', 'sh', $^X, (map { "-I$_" } @INC), $0 or die "unshare: $!";
 }
 # Why there are none, or ''.
 sub no_namespace { return $ENV{APITOKEN_NAMESPACE}; }
