@@ -271,6 +271,8 @@ sub phase
 
 	eval { wait_until('work', sub { count_of($phase, 'revoked') > 10 && count_of($phase, 'refused') > 5 }); 1 }
 		or die $@ . join("\n", map { "@$_" } map { (grep { $_->[0] eq 'error' } lines($phase, $_))[0] // () } names());
+	# longer than a use waits to be written
+	sleep $interval + 3 if $how{loses};
 	my $begun = time;
 	$fault->($phase);
 	$leader = settled();
