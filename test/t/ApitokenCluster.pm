@@ -204,7 +204,7 @@ sub adapt
 		$text =~ s/^listen_addr = ($all)\nlisten_port = 6432$/"listen_addr = 127.0.0.1\nlisten_port = " . (where_is($node, 'pooler'))[1]/gme;
 		$text =~ s/ port=5432 / ' port=' . (where_is($node, 'postgres'))[1] . ' '/ge if $from eq 'pgbouncer.ini';
 		$text =~ s{10\.0\.0\.0/24}{127.0.0.0/8}g;
-		$text =~ /10\.0\.0/ and die "addresses in $to: $text";
+		die "an address is left in $from: $1" if $text =~ /^((?!\s*(?:#|;|--)).*10\.0\.0.*)/m;
 	}
 	append_to_file($to, $text);
 	chmod 0600, $to or die;
