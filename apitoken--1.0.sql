@@ -1637,7 +1637,8 @@ BEGIN ATOMIC
 			(1, 'version', 'the library has the version of the extension'),
 			(2, 'preload', 'apitoken is in shared_preload_libraries, and last'),
 			(3, 'usage', 'no recorded use is lost, as far as this server knows'),
-			(4, 'standby', 'this server is not a standby, and no standby keeps idle tokens from being revoked'),
+			(4, 'standby', CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'this standby sends recorded use to the primary, and no long query delays the replay'
+				ELSE 'this server is not a standby, and no standby keeps idle tokens from being revoked' END),
 			(5, 'peppers', 'a pepper is required, and all tokens have one that the server has'),
 			(6, 'logs', 'masking is on, and no login that handles tokens has its parameters logged'),
 			(7, 'capabilities', NULL),

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 . test/lib.sh
 
 start_total
-test/deps.sh build test examples matrix fuzz || exit
+test/deps.sh build test examples matrix fuzz cluster || exit
 mapfile -t core < <(make -s print-TAP_CORE | xargs printf 'tap:%s\n')
 once=" $(make -s print-TAP_ONCE) "
 mapfile -t more < <(for t in $(make -s print-TAP_MORE); do [[ $once == *" $t "* ]] || echo "tap:$t"; done)

@@ -9,6 +9,7 @@
 #   examples what the examples run with: drivers, node and npm, curl, and pgbouncer,
 #            nginx, Caddy, HAProxy, and Apache with mod_auth_openidc (programs, not services),
 #            Chromium for the browser tests; Django with djangorestframework-api-key; pgaudit and pg_repack, if Debian has them for the server
+#   cluster  what test-cluster runs with: Patroni, etcd, HAProxy, PgBouncer (programs, not services), DBD::Pg, ip
 #   demo-console
 #            node and npm
 #   bench    gnuplot, for the plot; pgbouncer, taskset, node and npm, Django REST
@@ -79,6 +80,14 @@ for kind in "$@"; do
 			have openssl || need openssl
 			[ -f /usr/lib/apache2/modules/mod_auth_openidc.so ] || need libapache2-mod-auth-openidc
 			modules=1
+			;;
+		cluster)
+			have patroni || need patroni
+			have etcd || need etcd-server
+			have haproxy || need haproxy
+			have pgbouncer || need pgbouncer
+			perl_has DBD::Pg || need libdbd-pg-perl
+			have ip || need iproute2
 			;;
 		demo-console)
 			{ have node && have npm; } || need npm

@@ -497,6 +497,9 @@ set($standby, 'apitoken.primary_conninfo', $conninfo);
 is(flush($standby), '', 'with the setting again');
 is(used($primary, 'a'), $expected, 'counted once');
 is(answer($standby, q{SELECT message FROM apitoken.check_setup() WHERE subject = 'standby' AND message ~ 'send|sent|recorded|conninfo'}), '', 'check_setup() has nothing to say of that');
+set($standby, 'hot_standby_feedback', 'on');
+is(answer($standby, q{SELECT level, message FROM apitoken.check_setup() WHERE subject = 'standby'}), 'ok|this standby sends recorded use to the primary, and no long query delays the replay', 'nor of the standby, which it calls one');
+set($standby, 'hot_standby_feedback', 'off');
 
 # another version there, and no extension there; in another database
 $primary->safe_psql('postgres', 'CREATE DATABASE second');
