@@ -2,13 +2,16 @@
  * flush.c
  *		Write the recorded usage of a database to its tables.
  *
- * A flush runs in a worker.  In each batch it takes usage of the database from
- * shared memory, writes it to token_usage, token_usage_daily and personal_token_use,
+ * A flush runs in a worker.  It lists the tokens that have been used, in the order of
+ * their ids, which is about that of the pages.  So each page changes in one batch, or
+ * two, and in one flush each token is written once.  In each batch the flush takes usage from
+ * shared memory, writes it to token_usage, token_days and personal_token_use,
  * and commits.  The networks of tokens follow in transactions of their own, because
  * they also make notifications, which must not prevent that use is written.  On
  * an error, what was taken goes back to shared memory.  Batches grow while they are
  * fast, and are smaller after failures.  If time runs out, the flush wakes the
- * launcher, so that another flush follows soon.
+ * launcher, so that another flush follows soon.  That one continues after the last
+ * token.
  *
  * Each batch has a lock, so that there is no concurrent flush of the same database.
  * Therefore, when a flush has ended, any usage that was taken before it started has
@@ -84,7 +87,7 @@ xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
 	{
-		apitoken_return_usage(batch_rows, batch_count, 0);
+		apitoken_return_usage(batch_rows, batch_count);
 		apitoken_return_seen(seen_rows, seen_count);
 	}
 	if (event == XACT_EVENT_COMMIT && batch_count > 0)
@@ -315,31 +318,41 @@ apitoken_reused_from(const pg_uuid_t *token_id)
  * Write rows, in the order of their keys.  Keys may be the same in a batch that a
  * standby has sent.
  *
- * token_usage must be written first.  This locks the token's row there, so a
- * concurrent deletion of the token skips that row.  Housekeeping later finds the
- * row, and through it the rows in token_usage_daily.  In the other order, the
- * daily rows could remain without a row in token_usage.
+ * The statement gets a token once.  So there is one execution with the first day of
+ * each token, which is mostly the only one, one with the second days, and so on.
+ *
+ * The statement changes the token's row of token_usage before it inserts into
+ * token_days.  A concurrent deletion of the token skips that locked row.  Housekeeping later
+ * finds it, and through it the rows in token_days.
  */
 void
 apitoken_write_usage(ApitokenUsageRow *rows, int count)
 {
-	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
-	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED, REFUSALS};
-	Datum		arrays[FIELDS];
-	ApitokenUsageRow *sums = palloc(count * sizeof(ApitokenUsageRow));
-	int			tokens;
+	static const Field fields[] = {TOKEN_ID, DAY, LAST_USED_AT, ACCEPTED, REFUSED, REFUSALS, LAST_USED_FROM};
+	Datum		arrays[lengthof(fields)];
+	ApitokenUsageRow *days = palloc(count * sizeof(ApitokenUsageRow));
+	int			written = 0;
 
 	reused_count = 0;
 	qsort(rows, count, sizeof(ApitokenUsageRow), compare_rows);
-	tokens = sum_rows(rows, count, false, sums);
-	for (int i = 0; i < lengthof(usage); i++)
-		arrays[i] = field_array(sums, tokens, usage[i]);
-	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
 	count = sum_rows(rows, count, true, rows);
-	for (int i = 0; i < lengthof(daily); i++)
-		arrays[i] = field_array(rows, count, daily[i]);
-	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
-	write_previous_use(sums, tokens);
+	for (int nth = 0; written < count; nth++)
+	{
+		int			chosen = 0;
+		int			day = 0;
+
+		for (int i = 0; i < count; i++)
+		{
+			day = i > 0 && memcmp(&rows[i].key.token_id, &rows[i - 1].key.token_id, sizeof(pg_uuid_t)) == 0 ? day + 1 : 0;
+			if (day == nth)
+				days[chosen++] = rows[i];
+		}
+		for (int i = 0; i < lengthof(fields); i++)
+			arrays[i] = field_array(days, chosen, fields[i]);
+		apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
+		written += chosen;
+	}
+	write_previous_use(rows, sum_rows(rows, count, false, rows));
 }
 
 /* Write where tokens were seen: the statement gets the places, the tokens and the times. */
@@ -380,11 +393,10 @@ may_be_uncommitted(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz n
 
 /*
  * Remove the rows of possibly uncommitted tokens from the batch, and return them
- * to shared memory.  This flush does not take them again, so that they cannot
- * delay other usage.
+ * to shared memory, for a later flush.
  */
 static void
-defer_uncommitted(uint32 flush)
+defer_uncommitted(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Snapshot	snapshot = apitoken_latest_snapshot();
@@ -399,7 +411,7 @@ defer_uncommitted(uint32 flush)
 	for (int i = 0; i < batch_count; i++)
 	{
 		if (uncommitted[i])
-			apitoken_return_usage(&batch_rows[i], 1, flush);
+			apitoken_return_usage(&batch_rows[i], 1);
 		else
 			batch_rows[remaining++] = batch_rows[i];
 	}
@@ -408,7 +420,10 @@ defer_uncommitted(uint32 flush)
 
 typedef struct Batch
 {
-	uint32		flush;			/* the flush's ticket */
+	ApitokenUsageKey *keys;		/* what has been used; NULL before the first batch */
+	int			key_count;
+	int			start;			/* the key with which this flush started; after the last comes the first */
+	int			done;			/* number of keys that were taken */
 	int			max;			/* maximum number of rows */
 	ApitokenOutcome outcome;
 } Batch;
@@ -434,6 +449,36 @@ settle_batch(void)
 		(void) apitoken_end_batch(MyDatabaseId, counted);
 }
 
+/* List what has been used, and start after the token to which the last flush came. */
+static void
+list_keys(Batch *batch)
+{
+	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+	ApitokenFlushState state;
+
+	batch->keys = apitoken_list_usage(MyDatabaseId, &batch->key_count);
+	MemoryContextSwitchTo(context);
+	if (!apitoken_flush_state(MyDatabaseId, &state))
+		return;
+	while (batch->start < batch->key_count &&
+		   memcmp(&batch->keys[batch->start].token_id, &state.flushed_to, sizeof(pg_uuid_t)) <= 0)
+		batch->start++;
+}
+
+/* Take the uses of the next keys. */
+static void
+take_batch(Batch *batch)
+{
+	int			next = batch->start + batch->done;
+	int			count;
+
+	if (next >= batch->key_count)
+		next -= batch->key_count;
+	count = Min(batch->max, Min(batch->key_count - batch->done, batch->key_count - next));
+	batch_count = apitoken_take_usage(batch->keys + next, count, GetCurrentTransactionId(), batch_rows);
+	batch->done += count;
+}
+
 /* Write one batch, within a transaction.  Returns whether there may be more. */
 static bool
 flush_batch(void *arg)
@@ -446,10 +491,12 @@ flush_batch(void *arg)
 		return false;
 	}
 	settle_batch();
-	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, GetCurrentTransactionId(), batch_rows, batch->max);
+	if (batch->keys == NULL)
+		list_keys(batch);
+	take_batch(batch);
 	seen_count = apitoken_take_seen(APITOKEN_IN_ORGANIZATION, MyDatabaseId, seen_rows, SEEN_MAX);
-	batch->outcome = batch_count < batch->max && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
-	defer_uncommitted(batch->flush);
+	batch->outcome = batch->done == batch->key_count && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
+	defer_uncommitted();
 	if (batch_count > 0)
 		apitoken_write_usage(batch_rows, batch_count);
 	if (seen_count > 0)
@@ -567,7 +614,7 @@ ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
 {
 	ApitokenFlushState state = {0};
-	Batch		batch = {(uint32) ticket, BATCH_FIRST, APITOKEN_FLUSH_FAILED};
+	Batch		batch = {.max = BATCH_FIRST, .outcome = APITOKEN_FLUSH_FAILED};
 	int			max_rows = BATCH_MAX;
 	int			max_networks;
 	TimestampTz started_at;
@@ -615,6 +662,8 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			batch.outcome = APITOKEN_FLUSH_UNFINISHED;
 		more = more || more_networks;
 	}
+	if (batch.done > 0)
+		apitoken_record_flushed_to(MyDatabaseId, &batch.keys[(batch.start + batch.done - 1) % batch.key_count].token_id);
 	if (more)
 		apitoken_wake_launcher();
 
