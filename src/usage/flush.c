@@ -48,8 +48,11 @@
 /* If a batch takes no longer than this (in microseconds), the next one may be twice as large. */
 #define BATCH_QUICK (250 * INT64CONST(1000))
 
-/* Another batch is started only if at least this much time is left. */
-#define BATCH_TIME (2500 * INT64CONST(1000))
+/* Another batch is started only if at least this much time is left, and twice the time of the last one. */
+#define BATCH_TIME (1000 * INT64CONST(1000))
+
+/* The list of a flush is about as long at most: what it can write in its time. */
+#define KEYS_MAX 250000
 
 /* A session waits this long for a free worker slot (in microseconds), with pauses (in milliseconds). */
 #define SLOT_TIME (4 * USECS_PER_SEC)
@@ -420,10 +423,10 @@ defer_uncommitted(void)
 
 typedef struct Batch
 {
-	ApitokenUsageKey *keys;		/* what has been used; NULL before the first batch */
+	ApitokenUsageKey *keys;		/* what has been used */
 	int			key_count;
-	int			start;			/* the key with which this flush started; after the last comes the first */
 	int			done;			/* number of keys that were taken */
+	bool		all;			/* the keys are all there were */
 	int			max;			/* maximum number of rows */
 	ApitokenOutcome outcome;
 } Batch;
@@ -449,33 +452,37 @@ settle_batch(void)
 		(void) apitoken_end_batch(MyDatabaseId, counted);
 }
 
-/* List what has been used, and start after the token to which the last flush came. */
-static void
-list_keys(Batch *batch)
+/*
+ * List what has been used, within a transaction, beginning after the token to which
+ * the last flush came.  Returns whether the extension is installed.
+ */
+static bool
+list_keys(void *arg)
 {
-	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
-	ApitokenFlushState state;
+	Batch	   *batch = arg;
+	MemoryContext context;
+	ApitokenFlushState state = {0};
 
-	batch->keys = apitoken_list_usage(MyDatabaseId, &batch->key_count);
+	if (!apitoken_lock_usage())
+	{
+		batch->outcome = APITOKEN_FLUSH_MISSING;
+		return false;
+	}
+	settle_batch();
+	(void) apitoken_flush_state(MyDatabaseId, &state);
+	context = MemoryContextSwitchTo(TopMemoryContext);
+	batch->keys = apitoken_list_usage(MyDatabaseId, &state.flushed_to, KEYS_MAX, &batch->key_count, &batch->all);
 	MemoryContextSwitchTo(context);
-	if (!apitoken_flush_state(MyDatabaseId, &state))
-		return;
-	while (batch->start < batch->key_count &&
-		   memcmp(&batch->keys[batch->start].token_id, &state.flushed_to, sizeof(pg_uuid_t)) <= 0)
-		batch->start++;
+	return true;
 }
 
 /* Take the uses of the next keys. */
 static void
 take_batch(Batch *batch)
 {
-	int			next = batch->start + batch->done;
-	int			count;
+	int			count = Min(batch->max, batch->key_count - batch->done);
 
-	if (next >= batch->key_count)
-		next -= batch->key_count;
-	count = Min(batch->max, Min(batch->key_count - batch->done, batch->key_count - next));
-	batch_count = apitoken_take_usage(batch->keys + next, count, GetCurrentTransactionId(), batch_rows);
+	batch_count = apitoken_take_usage(batch->keys + batch->done, count, GetCurrentTransactionId(), batch_rows);
 	batch->done += count;
 }
 
@@ -490,12 +497,10 @@ flush_batch(void *arg)
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
 	}
-	settle_batch();
-	if (batch->keys == NULL)
-		list_keys(batch);
 	take_batch(batch);
 	seen_count = apitoken_take_seen(APITOKEN_IN_ORGANIZATION, MyDatabaseId, seen_rows, SEEN_MAX);
-	batch->outcome = batch->done == batch->key_count && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
+	batch->outcome = batch->done == batch->key_count && batch->all && seen_count < SEEN_MAX ?
+		APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
 	defer_uncommitted();
 	if (batch_count > 0)
 		apitoken_write_usage(batch_rows, batch_count);
@@ -503,7 +508,7 @@ flush_batch(void *arg)
 		apitoken_write_seen(APITOKEN_IN_ORGANIZATION, seen_rows, seen_count);
 	if (batch_count + seen_count > 0)
 		apitoken_count(APITOKEN_FLUSHES, 1);
-	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;
+	return batch->outcome == APITOKEN_FLUSH_UNFINISHED && (batch->done < batch->key_count || seen_count == SEEN_MAX);
 }
 
 /* Write one batch of networks, within a transaction.  Returns whether there may be more. */
@@ -619,6 +624,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 	int			max_networks;
 	TimestampTz started_at;
 	char		problem[APITOKEN_PROBLEM_MAX];
+	TimestampTz ended_at;
 	bool		more;
 
 	if (apitoken_flush_state(MyDatabaseId, &state))
@@ -630,7 +636,8 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 	RegisterXactCallback(xact_callback, NULL);
 	apitoken_remove_usage_file();
 
-	do
+	more = apitoken_run_in_transaction(list_keys, &batch, until, problem);
+	while (more)
 	{
 		started_at = GetCurrentTimestamp();
 		reused_count = 0;
@@ -639,9 +646,12 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			batch.outcome = APITOKEN_FLUSH_FAILED;
 		else if (reused_count > 0)
 			report_reuse(until);
-		if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
+		ended_at = GetCurrentTimestamp();
+		if (ended_at - started_at <= BATCH_QUICK)
 			batch.max = Min(2 * batch.max, max_rows);
-	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
+		more = more && ended_at < until - Max(BATCH_TIME, 2 * (ended_at - started_at));
+	}
+	more = batch.outcome == APITOKEN_FLUSH_UNFINISHED;
 	/* Also if use remains, so that networks do not wait until there is less of it. */
 	if (batch.outcome == APITOKEN_FLUSH_DONE || batch.outcome == APITOKEN_FLUSH_UNFINISHED)
 	{
@@ -663,7 +673,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		more = more || more_networks;
 	}
 	if (batch.done > 0)
-		apitoken_record_flushed_to(MyDatabaseId, &batch.keys[(batch.start + batch.done - 1) % batch.key_count].token_id);
+		apitoken_record_flushed_to(MyDatabaseId, &batch.keys[batch.done - 1].token_id);
 	if (more)
 		apitoken_wake_launcher();
 

@@ -44,6 +44,9 @@
 /* Refused uses with a verdict that an entry counts between two flushes. */
 #define REFUSED_MAX (PG_UINT32_MAX / 2)
 
+/* Of a long list, one key in so many tells which ones a flush begins with. */
+#define LIST_SAMPLE 64
+
 DateADT
 apitoken_day_of(TimestampTz at)
 {
@@ -266,28 +269,60 @@ list_entry(void *entry, void *arg)
 	return true;
 }
 
+/* The order of the tokens, with those after the token `after` first. */
 static int
-compare_keys(const void *a, const void *b)
+compare_keys(const void *a, const void *b, void *after)
 {
 	const ApitokenUsageKey *left = a;
 	const ApitokenUsageKey *right = b;
 	int			order = memcmp(&left->token_id, &right->token_id, sizeof(pg_uuid_t));
 
-	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
+	if (order == 0)
+		return (left->day > right->day) - (left->day < right->day);
+	if ((memcmp(&left->token_id, after, sizeof(pg_uuid_t)) > 0) !=
+		(memcmp(&right->token_id, after, sizeof(pg_uuid_t)) > 0))
+		return -order;
+	return order;
+}
+
+/* Keep about `max` of the first keys, in any order: those up to one that a sample tells. */
+static void
+keep_first(KeyList *list, int max, pg_uuid_t *after)
+{
+	int			samples = list->count / LIST_SAMPLE;
+	ApitokenUsageKey *sample = palloc_extended(samples * sizeof(ApitokenUsageKey), MCXT_ALLOC_HUGE);
+	ApitokenUsageKey last;
+	int			kept = 0;
+
+	for (int i = 0; i < samples; i++)
+		sample[i] = list->keys[i * LIST_SAMPLE];
+	qsort_arg(sample, samples, sizeof(ApitokenUsageKey), compare_keys, after);
+	last = sample[max / LIST_SAMPLE];
+	pfree(sample);
+	for (int i = 0; i < list->count; i++)
+	{
+		if (compare_keys(&list->keys[i], &last, after) <= 0)
+			list->keys[kept++] = list->keys[i];
+	}
+	list->count = kept;
 }
 
 /*
  * List the tokens and days of a database that have uses now, in the order of the
- * tokens.  The list is in the current memory context.
+ * tokens, with those after `after` first.  If there are many, these are not all of
+ * them, but about `max`.  The list is in the current memory context.
  */
 ApitokenUsageKey *
-apitoken_list_usage(Oid database, int *count)
+apitoken_list_usage(Oid database, pg_uuid_t *after, int max, int *count, bool *all)
 {
 	KeyList		list = {database, NULL, 0, 1024};
 
 	list.keys = palloc(list.max * sizeof(ApitokenUsageKey));
 	apitoken_map_each(apitoken_usage_map, list_entry, &list);
-	qsort(list.keys, list.count, sizeof(ApitokenUsageKey), compare_keys);
+	*all = list.count <= 2 * max;
+	if (!*all)
+		keep_first(&list, max, after);
+	qsort_arg(list.keys, list.count, sizeof(ApitokenUsageKey), compare_keys, after);
 	*count = list.count;
 	return list.keys;
 }
