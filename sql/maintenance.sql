@@ -473,11 +473,11 @@ SET apitoken.usage_retention = '1d';
 SELECT usage_removed FROM apitoken.run_maintenance();
 SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token_usage_daily;
 -- the last day of a token is in token_usage; its other counts stay
-UPDATE apitoken.token_usage SET day = CASE token_id WHEN :'acme_id' THEN '2020-01-01' ELSE (now() AT TIME ZONE 'UTC')::date END, day_accepted = 2, day_refused = 1, day_refusals = '{"expired": 1}', accepted = 3
+UPDATE apitoken.token_usage SET last_day = CASE token_id WHEN :'acme_id' THEN '2020-01-01' ELSE (now() AT TIME ZONE 'UTC')::date END, day_accepted = 2, day_refused = 1, day_refusals = '{"expired": 1}', accepted = 3
 	WHERE token_id IN (:'acme_id', :'own_id');
 SELECT count(*), sum(accepted) FROM apitoken.token_usage_daily WHERE refusals IS NOT NULL;
 SELECT usage_removed FROM apitoken.run_maintenance();
-SELECT token_id = :'acme_id' AS old, day IS NOT NULL AS day, day_accepted, day_refused, day_refusals, accepted FROM apitoken.token_usage WHERE token_id IN (:'acme_id', :'own_id') ORDER BY 1;
+SELECT token_id = :'acme_id' AS old, last_day IS NOT NULL AS day, day_accepted, day_refused, day_refusals, accepted FROM apitoken.token_usage WHERE token_id IN (:'acme_id', :'own_id') ORDER BY 1;
 RESET apitoken.usage_retention;
 
 --

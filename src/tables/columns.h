@@ -109,7 +109,7 @@
 	COLUMN(token_usage, token_id,       UUIDOID,        NOT_NULL, "") \
 	COLUMN(token_usage, refused,        INT8OID,        NOT_NULL, "") \
 	COLUMN(token_usage, day_refused,    INT8OID,        NULLABLE, "") \
-	COLUMN(token_usage, day,            DATEOID,        NULLABLE, "") \
+	COLUMN(token_usage, last_day,       DATEOID,        NULLABLE, "") \
 	COLUMN(token_usage, last_used_at,   TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(token_usage, accepted,       INT8OID,        NOT_NULL, "") \
 	COLUMN(token_usage, day_accepted,   INT8OID,        NULLABLE, "") \

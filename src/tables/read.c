@@ -951,8 +951,8 @@ apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, DateADT since)
 	{
 		if (life)
 			add_uses(&lookup, Anum_token_usage_accepted, &sum);
-		else if (!lookup.nulls[Anum_token_usage_day - 1] &&
-				 DatumGetDateADT(lookup.values[Anum_token_usage_day - 1]) >= since)
+		else if (!lookup.nulls[Anum_token_usage_last_day - 1] &&
+				 DatumGetDateADT(lookup.values[Anum_token_usage_last_day - 1]) >= since)
 			add_uses(&lookup, Anum_token_usage_day_accepted, &sum);
 	}
 	end_lookup(&lookup);

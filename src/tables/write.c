@@ -73,15 +73,15 @@ typedef struct
  * counts of a day become those of the later day: see APITOKEN_WRITE_USAGE.
  */
 #define OF_LATER_DAY(use, sum, known, new) \
-	"CASE WHEN u.day OPERATOR(pg_catalog.=) " use ".day THEN " sum \
-	" WHEN u.day OPERATOR(pg_catalog.>) " use ".day THEN " known " ELSE " new " END"
+	"CASE WHEN u.last_day OPERATOR(pg_catalog.=) " use ".last_day THEN " sum \
+	" WHEN u.last_day OPERATOR(pg_catalog.>) " use ".last_day THEN " known " ELSE " new " END"
 #define ADD_USE(use) \
 	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
 	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
 	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
 	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
 	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused," \
-	" day = GREATEST(u.day, " use ".day)," \
+	" last_day = GREATEST(u.last_day, " use ".last_day)," \
 	" day_accepted = " OF_LATER_DAY(use, "u.day_accepted OPERATOR(pg_catalog.+) " use ".accepted", \
 									"u.day_accepted", use ".accepted") "," \
 	" day_refused = " OF_LATER_DAY(use, "u.day_refused OPERATOR(pg_catalog.+) " use ".refused", \
@@ -371,10 +371,10 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 */
 	[APITOKEN_WRITE_USAGE] = {
 		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.day, g.last_used_at, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS day_refusals, g.last_used_from"
+		"SELECT g.token_id, g.last_day, g.last_used_at, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS day_refusals, g.last_used_from"
 		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
 		" pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-		" AS g (token_id, day, last_used_at, accepted, refused, refusals, last_used_from)"
+		" AS g (token_id, last_day, last_used_at, accepted, refused, refusals, last_used_from)"
 		"), updated AS ("
 		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
 		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
@@ -382,18 +382,18 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"), earlier AS ("
 		"INSERT INTO apitoken_internal.token_days AS d (token_id, day, accepted, refused, refusals)"
 		" SELECT e.* FROM given g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
-		"SELECT u.token_id, u.day, COALESCE(u.day_accepted, 0), COALESCE(u.day_refused, 0), u.day_refusals"
-		" WHERE u.day OPERATOR(pg_catalog.<) g.day"
-		" UNION ALL SELECT g.token_id, g.day, g.accepted, g.refused, g.day_refusals WHERE u.day OPERATOR(pg_catalog.>) g.day) e"
-		" WHERE u.day OPERATOR(pg_catalog.<>) g.day"
+		"SELECT u.token_id, u.last_day, COALESCE(u.day_accepted, 0), COALESCE(u.day_refused, 0), u.day_refusals"
+		" WHERE u.last_day OPERATOR(pg_catalog.<) g.last_day"
+		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.last_day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
+		" WHERE u.last_day OPERATOR(pg_catalog.<>) g.last_day"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused,"
 		" refusals = CASE WHEN excluded.refusals IS NULL THEN d.refusals ELSE " ADD_REFUSALS("d.refusals", "excluded.refusals") " END"
 		") "
-		"INSERT INTO apitoken.token_usage AS u (token_id, day, last_used_at, last_used_from, accepted, day_accepted,"
+		"INSERT INTO apitoken.token_usage AS u (token_id, last_day, last_used_at, last_used_from, accepted, day_accepted,"
 		" refused, day_refused, day_refusals)"
-		" SELECT g.token_id, g.day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM given g"
+		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.last_day_refusals FROM given g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),
@@ -525,11 +525,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	/* The same of the day in token_usage, with ids greater than $1, and up to $2 unless that is null; $3, $4: the days. */
 	[APITOKEN_FORGET_DAYS] = {
-		"UPDATE apitoken.token_usage SET day = NULL, day_accepted = NULL, day_refused = NULL, day_refusals = NULL"
+		"UPDATE apitoken.token_usage SET last_day = NULL, day_accepted = NULL, day_refused = NULL, day_refusals = NULL"
 		" WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT u.token_id FROM apitoken.token_usage u WHERE u.token_id OPERATOR(pg_catalog.>) $1"
-		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2) AND u.day OPERATOR(pg_catalog.<) $3"
-		" AND (u.day OPERATOR(pg_catalog.<) $4 OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r"
+		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2) AND u.last_day OPERATOR(pg_catalog.<) $3"
+		" AND (u.last_day OPERATOR(pg_catalog.<) $4 OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r"
 		" WHERE r.id OPERATOR(pg_catalog.=) u.token_id AND r.quota_period OPERATOR(pg_catalog.=) 'month'))"
 		" FOR NO KEY UPDATE OF u SKIP LOCKED))",
 		4, {UUIDOID, UUIDOID, DATEOID, DATEOID}

@@ -48,8 +48,9 @@
 /* If a batch takes no longer than this (in microseconds), the next one may be twice as large. */
 #define BATCH_QUICK (250 * INT64CONST(1000))
 
-/* Another batch is started only if at least this much time is left, and twice the time of the last one. */
+/* Another batch is started only if at least this much time is left; of usage also twice the time of the last one. */
 #define BATCH_TIME (1000 * INT64CONST(1000))
+#define NETWORKS_TIME (2500 * INT64CONST(1000))
 
 /* The list of a flush is about as long at most: what it can write in its time. */
 #define KEYS_MAX 250000
@@ -663,7 +664,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			more_networks = apitoken_run_in_transaction(flush_networks, &max_networks, until, problem);
 			if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
 				max_networks = Min(2 * max_networks, SEEN_MAX);
-		} while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
+		} while (more_networks && GetCurrentTimestamp() < until - NETWORKS_TIME);
 		if (problem[0] == '\0' && apitoken_run_in_transaction(flush_digests, NULL, until, problem))
 			more_networks = true;
 		if (problem[0] != '\0')

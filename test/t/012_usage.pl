@@ -374,7 +374,7 @@ is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usa
 		CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$;
 		CREATE TRIGGER pause AFTER INSERT ON apitoken.token_usage FOR EACH STATEMENT EXECUTE FUNCTION pause();
 		-- so that its day is moved
-		UPDATE apitoken.token_usage SET day = day - 1 WHERE token_id = (SELECT id FROM apitoken_internal.token_records WHERE label = 'leaving');
+		UPDATE apitoken.token_usage SET last_day = last_day - 1 WHERE token_id = (SELECT id FROM apitoken_internal.token_records WHERE label = 'leaving');
 		-- as a restore leaves it
 		DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken_internal.token_records WHERE label = 'leaving unseen')});
 	my $flusher = $node->background_psql('postgres', on_error_stop => 0);

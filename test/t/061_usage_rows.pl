@@ -99,7 +99,7 @@ arrives(2001, -3, 1, -3, 1, -2, 7);
 is(days(2001), '-5 3 3 {"expired": 3}, -4 10 1 {"expired": 1}, -3 7 4 {"expired": 4}, -2 7 1 {"expired": 1}|26|9', 'a day twice, and a later one');
 used('n = 2001');
 flush();
-is(one("SELECT count(*), count(*) FILTER (WHERE day < (SELECT day FROM apitoken.token_usage WHERE token_id = k.id)) FROM keys k JOIN apitoken_internal.token_days d ON d.token_id = k.id WHERE n = 2001"),
+is(one("SELECT count(*), count(*) FILTER (WHERE day < (SELECT last_day FROM apitoken.token_usage WHERE token_id = k.id)) FROM keys k JOIN apitoken_internal.token_days d ON d.token_id = k.id WHERE n = 2001"),
 	'4|4', 'what is not the last day is elsewhere');
 one('DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM keys WHERE n = 2002)');
 arrives(2002, -2, 1, -1, 1);

@@ -36,7 +36,7 @@ Bench::figure('16', 'writing the use of many tokens', sub {
 	$b->psql($flush, %there);
 	foreach (1 .. $b->{rounds})
 	{
-		$b->psql(q{UPDATE apitoken.token_usage SET day = day - 1; VACUUM apitoken.token_usage}, %there);
+		$b->psql(q{UPDATE apitoken.token_usage SET last_day = last_day - 1; VACUUM apitoken.token_usage}, %there);
 		push @first, [ split /\|/, $b->psql($flush, %there) ];
 		push @again, [ split /\|/, $b->psql($flush, %there) ];
 	}
