@@ -384,7 +384,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" SELECT e.* FROM given g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
 		"SELECT u.token_id, u.last_day, COALESCE(u.day_accepted, 0), COALESCE(u.day_refused, 0), u.day_refusals"
 		" WHERE u.last_day OPERATOR(pg_catalog.<) g.last_day"
-		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.last_day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
+		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
 		" WHERE u.last_day OPERATOR(pg_catalog.<>) g.last_day"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
@@ -393,7 +393,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		") "
 		"INSERT INTO apitoken.token_usage AS u (token_id, last_day, last_used_at, last_used_from, accepted, day_accepted,"
 		" refused, day_refused, day_refusals)"
-		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.last_day_refusals FROM given g"
+		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM given g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),

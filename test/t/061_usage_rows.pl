@@ -67,7 +67,7 @@ is(one("SELECT DISTINCT u.accepted, d.day = '$today' OR d.day = '$today'::date +
 sub days
 {
 	my ($n) = @_;
-	return one("SELECT string_agg(concat_ws(' ', day - current_day, d.accepted, d.refused, refusals), ', ' ORDER BY day), u.accepted, u.refused
+	return one("SELECT string_agg(concat_ws(' ', d.day - current_day, d.accepted, d.refused, refusals), ', ' ORDER BY d.day), u.accepted, u.refused
 		FROM keys k JOIN apitoken.token_usage u ON u.token_id = k.id JOIN apitoken.token_usage_daily d USING (token_id), (SELECT '$today'::date AS current_day) c
 		WHERE n = $n GROUP BY u.accepted, u.refused");
 }
