@@ -94,9 +94,9 @@ is(days(2001), '-5 2 2 {"expired": 2}|2|2', 'the same day again');
 arrives(2001, -3, 4);
 is(days(2001), '-5 2 2 {"expired": 2}, -3 4 1 {"expired": 1}|6|3', 'a later day');
 arrives(2001, -5, 1, -4, 10, -3, 1);
-is(days(2001), '-5 3 3 {"expired": 3}, -4 10 1 {"expired": 1}, -3 5 2 {"expired": 2}|17|6', 'three days in one batch, two of them earlier');
+is(days(2001), '-5 3 3 {"expired": 3}, -4 10 1 {"expired": 1}, -3 5 2 {"expired": 2}|18|6', 'three days in one batch, two of them earlier');
 arrives(2001, -3, 1, -3, 1, -2, 7);
-is(days(2001), '-5 3 3 {"expired": 3}, -4 10 1 {"expired": 1}, -3 7 4 {"expired": 4}, -2 7 1 {"expired": 1}|26|9', 'a day twice, and a later one');
+is(days(2001), '-5 3 3 {"expired": 3}, -4 10 1 {"expired": 1}, -3 7 4 {"expired": 4}, -2 7 1 {"expired": 1}|27|9', 'a day twice, and a later one');
 used('n = 2001');
 flush();
 is(one("SELECT count(*), count(*) FILTER (WHERE day < (SELECT last_day FROM apitoken.token_usage WHERE token_id = k.id)) FROM keys k JOIN apitoken_internal.token_days d ON d.token_id = k.id WHERE n = 2001"),
