@@ -60,7 +60,7 @@ require_usage(const ApitokenUsageRow *row)
 }
 
 void
-apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
+apitoken_return_usage(const ApitokenUsageRow *rows, int count)
 {
 	require(count == 1 && flush == 0 && applied_batch_rows == 0);
 	require_usage(rows);
