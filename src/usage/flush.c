@@ -3,15 +3,15 @@
  *		Write the recorded usage of a database to its tables.
  *
  * A flush runs in a worker.  It lists the tokens that have been used, in the order of
- * their ids, which is about that of the pages.  So each page changes in one batch, or
- * two, and in one flush each token is written once.  In each batch the flush takes usage from
- * shared memory, writes it to token_usage, token_days and personal_token_use,
- * and commits.  The networks of tokens follow in transactions of their own, because
- * they also make notifications, which must not prevent that use is written.  On
- * an error, what was taken goes back to shared memory.  Batches grow while they are
- * fast, and are smaller after failures.  If time runs out, the flush wakes the
- * launcher, so that another flush follows soon.  That one continues after the last
- * token.
+ * their ids, which is about that of the pages of token_usage.  So it changes a page
+ * in one batch, or in two.  In each batch it takes usage from shared memory, writes
+ * it to token_usage, token_days and personal_token_use, and commits.  The networks
+ * of tokens follow in transactions of their own, because they also make
+ * notifications, which must not prevent that use is written.  On an error, what was
+ * taken goes back to shared memory.  Batches grow while they are fast, and are
+ * smaller after failures.  If time runs out, the flush wakes the launcher, so that
+ * another flush follows soon.  That one begins after the last token of this one, so
+ * that each token is written before any is written again.
  *
  * Each batch has a lock, so that there is no concurrent flush of the same database.
  * Therefore, when a flush has ended, any usage that was taken before it started has
