@@ -33,6 +33,7 @@ OBJS = \
 	src/base/json.o \
 	src/tables/catalog.o \
 	src/tables/trigger.o \
+	src/tables/changes.o \
 	src/tables/read.o \
 	src/tables/role.o \
 	src/tables/write.o \
@@ -89,7 +90,7 @@ INCLUDED = $(wildcard $(srcdir)/src/*/*.h)
 # Tests are listed by name, so that a stray file in sql/ is not run.
 # test/run.sh fails if a file in sql/ is missing from these lists.
 REGRESS = schema dependencies import token create verify identity read_only ownership ceiling lists permissions edit rotation events notifications directory hostile oracles maintenance pre_request introspect policies organization_policies check_setup erasure support leaks
-ISOLATION = last_used list revocation regenerate rotate role label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications leaks
+ISOLATION = last_used list revocation regenerate rotate role directory label owner_deleted maintenance revoke_tokens two_tokens forget_user max_tokens notifications leaks
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 

@@ -202,6 +202,10 @@ COMMENT ON COLUMN apitoken.memberships.organization_id IS 'The organization; del
 COMMENT ON COLUMN apitoken.memberships.user_id IS 'The user, who needs no row in users; deleting that row ends the memberships';
 COMMENT ON COLUMN apitoken.memberships.role IS 'Name of the member''s role in the organization';
 
+-- No relation depends on it, so that an invalidation of it costs nothing else.
+CREATE TABLE apitoken_internal.directory_changes ();
+COMMENT ON TABLE apitoken_internal.directory_changes IS 'Always empty. Sessions are told through it that organizations, users, memberships or roles have changed: see src/tables/changes.c';
+
 CREATE TABLE apitoken_internal.token_records (
 	id                     uuid PRIMARY KEY,
 	created_at             timestamptz NOT NULL,
@@ -1694,7 +1698,7 @@ CREATE FUNCTION apitoken_internal.token_before_update() RETURNS trigger
 COMMENT ON FUNCTION apitoken_internal.token_before_update() IS 'Trigger: checks which columns of a token change, and whether the caller may change them';
 CREATE FUNCTION apitoken_internal.token_after_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes the event of a change, and the usage row of a new token';
+COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes the event of a change; and for new tokens, when their statement ends, their usage rows and notifications, too';
 CREATE FUNCTION apitoken_internal.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses DELETE and TRUNCATE of tokens (0A000), except the removal by run_maintenance()';
@@ -1710,9 +1714,9 @@ COMMENT ON FUNCTION apitoken_internal.role_before_change() IS 'Trigger: checks t
 CREATE FUNCTION apitoken_internal.role_before_insert() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_role_before_insert' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.role_before_insert() IS 'Trigger: lets a restored or replicated role replace an existing one, and keeps rows out of built_in_roles';
-CREATE FUNCTION apitoken_internal.role_after_change() RETURNS trigger
-	AS 'MODULE_PATHNAME', 'apitoken_role_after_change' LANGUAGE C;
-COMMENT ON FUNCTION apitoken_internal.role_after_change() IS 'Trigger: invalidates the roles that sessions have cached';
+CREATE FUNCTION apitoken_internal.directory_after_change() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_directory_after_change' LANGUAGE C;
+COMMENT ON FUNCTION apitoken_internal.directory_after_change() IS 'Trigger: invalidates what sessions have cached of organizations, users, memberships and roles';
 CREATE FUNCTION apitoken_internal.built_in_role_after_update() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_built_in_role_after_update' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.built_in_role_after_update() IS 'Trigger: stores a built-in role at its first change';
@@ -1759,8 +1763,6 @@ CREATE TRIGGER role_before_truncate BEFORE TRUNCATE ON apitoken_internal.role_re
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER role_before_insert BEFORE INSERT ON apitoken_internal.role_records
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_insert();
-CREATE TRIGGER role_after_change AFTER UPDATE OR DELETE ON apitoken_internal.role_records
-	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_after_change();
 CREATE TRIGGER built_in_role_before_insert BEFORE INSERT ON apitoken_internal.built_in_roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.role_before_insert();
 CREATE TRIGGER role_before_change BEFORE UPDATE OR DELETE ON apitoken_internal.built_in_roles
@@ -1769,10 +1771,8 @@ CREATE TRIGGER role_before_truncate BEFORE TRUNCATE ON apitoken_internal.built_i
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.role_before_change();
 CREATE TRIGGER built_in_role_after_update AFTER UPDATE ON apitoken_internal.built_in_roles
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.built_in_role_after_update();
--- These fire for replication and restores, too.  A change of a role takes effect at
--- once, whatever makes it.
+-- These fire for replication and restores, too.
 ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER role_before_insert;
-ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER role_after_change;
 ALTER TABLE apitoken_internal.built_in_roles ENABLE ALWAYS TRIGGER built_in_role_before_insert;
 ALTER TABLE apitoken_internal.built_in_roles ENABLE ALWAYS TRIGGER built_in_role_after_update;
 CREATE TRIGGER membership_before_change BEFORE INSERT OR UPDATE ON apitoken.memberships
@@ -1793,6 +1793,24 @@ CREATE TRIGGER user_before_truncate BEFORE TRUNCATE ON apitoken.users
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_delete();
+
+-- A change of the directory takes effect at once, whatever makes it: these fire for
+-- replication and restores, too.
+CREATE TRIGGER directory_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.organizations
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.directory_after_change();
+CREATE TRIGGER directory_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.users
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.directory_after_change();
+CREATE TRIGGER directory_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken_internal.deleted_users
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.directory_after_change();
+CREATE TRIGGER directory_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken.memberships
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.directory_after_change();
+CREATE TRIGGER directory_after_change AFTER INSERT OR UPDATE OR DELETE ON apitoken_internal.role_records
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.directory_after_change();
+ALTER TABLE apitoken.organizations ENABLE ALWAYS TRIGGER directory_after_change;
+ALTER TABLE apitoken.users ENABLE ALWAYS TRIGGER directory_after_change;
+ALTER TABLE apitoken_internal.deleted_users ENABLE ALWAYS TRIGGER directory_after_change;
+ALTER TABLE apitoken.memberships ENABLE ALWAYS TRIGGER directory_after_change;
+ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER directory_after_change;
 
 ------------------------------------------------------------------------------
 -- Row-level security.  Privileges (apitoken.allow) decide which database role may

@@ -31,6 +31,7 @@ _PG_init(void)
 	apitoken_plan_init();
 	apitoken_secret_init();
 	apitoken_locked_init();
+	apitoken_event_init();
 	apitoken_notify_init();
 	apitoken_guard_init();
 	apitoken_upsert_init();

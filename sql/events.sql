@@ -266,6 +266,64 @@ CREATE RULE r AS ON INSERT TO apitoken.events WHERE new.action = 'create' DO INS
 INSERT INTO apitoken.tokens (label, organization_id) VALUES ('rule', 'acme');
 SELECT * FROM public.regress_made();
 ROLLBACK;
+-- many tokens of one statement, whose events are written at once
+CREATE FUNCTION public.regress_batch() RETURNS text LANGUAGE sql AS $$
+	SELECT pg_catalog.concat_ws(', ', (SELECT count(*) FROM apitoken_internal.token_records WHERE label LIKE 'batch%') || ' tokens',
+		(SELECT count(*) FROM apitoken.events WHERE details ->> 'label' LIKE 'batch%') || ' events',
+		(SELECT count(*) FROM apitoken_internal.token_records t WHERE label LIKE 'batch%'
+			AND (SELECT count(*) FROM apitoken.events e WHERE e.token_id = t.id AND action = 'create' AND at = t.created_at AND e.id > t.id) <> 1) || ' wrong',
+		(SELECT count(*) FROM apitoken_internal.token_records t WHERE label LIKE 'batch%'
+			AND NOT EXISTS (SELECT FROM apitoken.token_usage u WHERE u.token_id = t.id)) || ' without usage') $$;
+BEGIN;
+INSERT INTO apitoken.tokens (label, organization_id, metadata) SELECT 'batch ' || i, 'acme', '{}' FROM generate_series(1, 2500) i;
+SELECT public.regress_batch();
+SELECT string_agg(details ->> 'label', ' ' ORDER BY id) = (SELECT string_agg('batch ' || i, ' ' ORDER BY i) FROM generate_series(1, 2500) i) AS in_order
+FROM apitoken.events WHERE details ->> 'label' LIKE 'batch%';
+-- large ones
+INSERT INTO apitoken.tokens (label, organization_id, metadata) SELECT 'batch large ' || i, 'acme', jsonb_build_object('x', (SELECT string_agg(md5(j::text || i::text), '') FROM generate_series(1, 400) j)) FROM generate_series(1, 200) i;
+SELECT public.regress_batch();
+ROLLBACK;
+-- statements within a statement: each has its events, or is rolled back with them
+BEGIN;
+CREATE FUNCTION public.regress_more() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF new.label !~ '^batch [0-9]+$' THEN
+		RETURN NULL;
+	END IF;
+	BEGIN
+		INSERT INTO apitoken.tokens (label, organization_id) VALUES (new.label || ' a', 'acme'), (new.label || ' b', 'acme');
+		IF new.label ~ '[02468]$' THEN
+			RAISE EXCEPTION 'even';
+		END IF;
+	EXCEPTION WHEN raise_exception THEN NULL;
+	END;
+	INSERT INTO apitoken.tokens (label, organization_id) VALUES (new.label || ' c', 'acme');
+	RETURN NULL;
+END $$;
+CREATE TRIGGER more AFTER INSERT ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_more();
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'batch ' || i, 'acme' FROM generate_series(1, 10) i;
+SELECT public.regress_batch();
+SAVEPOINT s;
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'batch ' || i, 'acme' FROM generate_series(11, 20) i;
+SELECT public.regress_batch();
+ROLLBACK TO s;
+SELECT public.regress_batch();
+SELECT public.regress_try($$INSERT INTO apitoken.tokens (label, organization_id) SELECT 'batch ' || i, 'acme' FROM unnest(ARRAY[21, 22, 21]) i$$);
+SELECT public.regress_batch();
+ROLLBACK;
+-- a trigger on what is written
+BEGIN;
+CREATE FUNCTION public.regress_echo() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF new.details ->> 'label' ~ '^batch [0-9]+$' THEN
+		INSERT INTO apitoken.tokens (label, organization_id) VALUES (new.details ->> 'label' || ' echo', 'acme');
+	END IF;
+	RETURN NEW;
+END $$;
+CREATE TRIGGER echo BEFORE INSERT ON apitoken.events FOR EACH ROW EXECUTE FUNCTION public.regress_echo();
+INSERT INTO apitoken.tokens (label, organization_id) SELECT 'batch ' || i, 'acme' FROM generate_series(1, 1010) i;
+SELECT public.regress_batch();
+ROLLBACK;
 -- the creator of the token sees none of it
 ALTER TABLE apitoken.events ADD CONSTRAINT regress_none CHECK (details ->> 'label' <> 'refused');
 SET SESSION AUTHORIZATION regress_apitoken_app;
@@ -275,7 +333,7 @@ INSERT INTO apitoken.tokens (label, organization_id) VALUES ('refused', 'acme');
 ROLLBACK;
 RESET SESSION AUTHORIZATION;
 ALTER TABLE apitoken.events DROP CONSTRAINT regress_none;
-DROP FUNCTION public.regress_told(), public.regress_made();
+DROP FUNCTION public.regress_told(), public.regress_made(), public.regress_batch();
 
 --
 -- Events contain no token text and no digest

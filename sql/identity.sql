@@ -836,6 +836,34 @@ BEGIN; SELECT apitoken.act_as('alice') IS NOT NULL; SELECT apitoken_internal.man
 DELETE FROM apitoken.organizations WHERE id = 'later';
 
 --
+-- A transaction that has written nothing finds out once where its user may do what
+--
+RESET SESSION AUTHORIZATION;
+CREATE FUNCTION ident.lookups() RETURNS bigint LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
+	SELECT sum(pg_catalog.pg_stat_get_xact_numscans(c.oid)) FROM pg_catalog.pg_class c
+	WHERE relnamespace = ANY (ARRAY['apitoken', 'apitoken_internal']::regnamespace[]) AND relkind IN ('r', 'i') $$;
+CREATE FUNCTION ident.lookups_of(OUT organizations_allowed bigint, OUT tokens bigint) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+	before bigint := ident.lookups();
+BEGIN
+	PERFORM ARRAY(SELECT apitoken.organizations_allowed('article:read'));
+	organizations_allowed := ident.lookups() - before;
+	before := ident.lookups();
+	PERFORM apitoken_internal.managed_user('token:read');
+	tokens := ident.lookups() - before;
+END $$;
+GRANT EXECUTE ON FUNCTION ident.lookups(), ident.lookups_of() TO regress_apitoken_backend;
+SET SESSION AUTHORIZATION regress_apitoken_backend;
+BEGIN;
+SELECT apitoken.act_as('alice') IS NOT NULL;
+SELECT organizations_allowed > 0 AS organizations_allowed, tokens > 0 AS tokens FROM ident.lookups_of();
+SELECT organizations_allowed, tokens FROM ident.lookups_of();
+-- it has written something
+SELECT count(*) FROM apitoken.create_token('lookups');
+SELECT organizations_allowed > 0 AS organizations_allowed, tokens > 0 AS tokens FROM ident.lookups_of();
+ROLLBACK;
+
+--
 -- Sessions remember roles, but not a role or a change that was never committed,
 -- and not under a longer name
 --
@@ -875,7 +903,7 @@ SET session_replication_role = replica;
 UPDATE apitoken.roles SET permissions = '{later:do}' WHERE name = repeat('r', 63);
 RESET session_replication_role;
 :may
-ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER role_after_change;
+ALTER TABLE apitoken_internal.role_records ENABLE ALWAYS TRIGGER directory_after_change;
 DELETE FROM apitoken.users WHERE id = 'gwen';
 DELETE FROM apitoken.roles WHERE name = repeat('r', 63);
 \set VERBOSITY sqlstate

@@ -233,7 +233,7 @@ CREATE TABLE public.regress_other (id uuid, digest bytea);
 SELECT f, public.regress_try(pg_catalog.format('CREATE TRIGGER t BEFORE INSERT ON public.regress_other FOR EACH ROW EXECUTE FUNCTION apitoken_internal.%I()', f)) AS created,
 	public.regress_try('INSERT INTO public.regress_other DEFAULT VALUES') AS used,
 	public.regress_try('DROP TRIGGER t ON public.regress_other') AS dropped
-FROM pg_catalog.unnest('{token_before_insert,token_before_update,token_after_change,token_refuse_delete,event_refuse_change,role_before_change,role_after_change,owner_before_change,owner_after_delete}'::text[]) f;
+FROM pg_catalog.unnest('{token_before_insert,token_before_update,token_after_change,token_refuse_delete,event_refuse_change,role_before_change,directory_after_change,owner_before_change,owner_after_delete}'::text[]) f;
 DROP TABLE public.regress_other;
 
 --

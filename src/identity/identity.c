@@ -30,8 +30,6 @@
 
 #include "access/parallel.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -40,7 +38,6 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
-#include "utils/tuplestore.h"
 
 #include "identity/identity.h"
 
@@ -55,14 +52,19 @@ typedef struct FixedIdentity
 
 static FixedIdentity fixed;
 
-/*
- * Incremented before each statement, and when the identity changes.  Results
- * that depend on the identity are valid while this stays the same.
- */
+/* Incremented when the identity changes; the first one also before each statement. */
 uint64		apitoken_identity_generation = 0;
+uint64		apitoken_identity_changes = 0;
 
 /* number of transactions of this session that a read-only identity committed */
 uint64		apitoken_read_only_commits = 0;
+
+static void
+identity_changed(void)
+{
+	apitoken_identity_generation++;
+	apitoken_identity_changes++;
+}
 
 static void
 transaction_ended(XactEvent event, void *arg)
@@ -75,7 +77,7 @@ transaction_ended(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			memset(&fixed, 0, sizeof(fixed));
-			apitoken_identity_generation++;
+			identity_changed();
 			break;
 		default:
 			break;
@@ -104,7 +106,7 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		memset(&fixed, 0, sizeof(fixed));
-		apitoken_identity_generation++;
+		identity_changed();
 	}
 }
 
@@ -171,7 +173,7 @@ fix_principal(const ApitokenPrincipal *principal)
 	MemoryContextSwitchTo(old);
 	fixed.subtransaction = GetCurrentSubTransactionId();
 	fixed.set = true;
-	apitoken_identity_generation++;
+	identity_changed();
 	apitoken_enforce_read_only();
 }
 
@@ -539,33 +541,4 @@ apitoken_can(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(false);
 	PG_RETURN_BOOL(apitoken_may(principal, permission,
 								PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1))));
-}
-
-APITOKEN_FUNCTION_INFO_V1(apitoken_organizations_allowed);
-Datum
-apitoken_organizations_allowed(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	const ApitokenPrincipal *principal = apitoken_principal();
-	char	   *permission;
-	List	   *organizations;
-	ListCell   *lc;
-
-	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	if (PG_ARGISNULL(0))
-		return (Datum) 0;
-	permission = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	apitoken_check_permission(permission);
-	if (principal == NULL)
-		return (Datum) 0;
-	organizations = apitoken_organizations_where(principal, list_make1(permission));
-	foreach(lc, organizations)
-	{
-		Datum		value = CStringGetTextDatum(lfirst(lc));
-		bool		isnull = false;
-
-		CHECK_FOR_INTERRUPTS();
-		tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
-	}
-	return (Datum) 0;
 }

@@ -132,6 +132,7 @@ extern Datum apitoken_verification_datum(const ApitokenVerification *verificatio
 /* ----- identity.c: the identity of the transaction ----- */
 
 extern uint64 apitoken_identity_generation;
+extern uint64 apitoken_identity_changes;
 extern uint64 apitoken_read_only_commits;
 extern void apitoken_identity_init(void);
 extern void apitoken_sync_identity(void);

@@ -2,8 +2,9 @@
  * policy.c
  *		Functions of the row policies: which rows the caller sees.
  *
- * What the caller manages is computed once in each statement.  plan.c tells the
- * planner about these functions.
+ * What the caller manages is computed once in a transaction that has written
+ * nothing, and again when that may have changed; in others, once in each statement.
+ * plan.c tells the planner about these functions.
  */
 #include "postgres.h"
 
@@ -14,6 +15,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
@@ -35,13 +37,14 @@ typedef struct Managed
 	ArrayType  *organizations;
 	Datum	   *ids;			/* elements of organizations, sorted */
 	int			count;
+	bool		has_user;		/* user_id has been looked up */
 	text	   *user_id;		/* NULL: none */
 
 	/* with permissions NULL: the token that is acting */
 	bool		by_token;
 	pg_uuid_t	acting_token;
 
-	/* the last argument of manages_token(), initially zero, and the result */
+	/* the last argument of manages_token() in this statement, initially zero, and the result */
 	pg_uuid_t	token_id;
 	bool		manages_token;
 
@@ -51,18 +54,24 @@ typedef struct Managed
 	int			lookups;		/* since a prefetched id was last used */
 } Managed;
 
-/*
- * The cache of computed results, in its own memory context, and the state in
- * which it is valid.  The generation alone, which counts statements, is not
- * enough: PL/pgSQL's expressions are not statements, and between two of them
- * this transaction may have written or rolled back rows.
- */
+/* The cache of computed results, in its own memory context. */
 static MemoryContext cache_context = NULL;
+static Managed *cache;
+static int	cache_count;
+
+/*
+ * The statement in which the cache was used last.  The generation alone, which
+ * counts statements, is not enough: PL/pgSQL's expressions are not statements, and
+ * between two of them this transaction may have written or rolled back rows.
+ */
 static uint64 cache_generation;
 static CommandId cache_command;
 static SubTransactionId cache_subtransaction;
-static Managed *cache;
-static int	cache_count;
+
+/* What the results depend on, as it was before the first of them was computed. */
+static uint64 cache_identity;
+static uint64 cache_directory;
+static bool cache_known_users;
 
 /* The cache is cleared when it holds so many lists of permissions. */
 #define CACHE_MAX 100
@@ -87,6 +96,32 @@ clear_cache(void)
 	MemoryContextReset(cache_context);
 }
 
+/*
+ * Do the results of an earlier statement still hold?  In a transaction that has
+ * written anything they do not: see src/tables/changes.c.
+ */
+static bool
+cache_holds(void)
+{
+	(void) apitoken_principal();
+	if (cache_identity != apitoken_identity_changes || TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		return false;
+	AcceptInvalidationMessages();
+	return cache_directory == apitoken_directory_changes &&
+		cache_known_users == apitoken_require_known_users &&
+		apitoken_directory_is_watched();
+}
+
+/* Tokens come and go without any notice. */
+static void
+forget_tokens(Managed *managed)
+{
+	memset(&managed->token_id, 0, sizeof(managed->token_id));
+	managed->manages_token = false;
+	managed->prefetched_count = 0;
+	managed->lookups = 0;
+}
+
 static void
 clear_outdated_cache(void)
 {
@@ -96,7 +131,13 @@ clear_outdated_cache(void)
 			 cache_command == GetCurrentCommandId(false) &&
 			 cache_subtransaction == GetCurrentSubTransactionId())
 		return;
-	clear_cache();
+	else if (cache != NULL && cache_holds())
+	{
+		for (Managed *managed = cache; managed != NULL; managed = managed->next)
+			forget_tokens(managed);
+	}
+	else
+		clear_cache();
 	cache_generation = apitoken_identity_generation;
 	cache_command = GetCurrentCommandId(false);
 	cache_subtransaction = GetCurrentSubTransactionId();
@@ -106,9 +147,10 @@ static Managed *
 compute_managed(ArrayType *permissions)
 {
 	const ApitokenPrincipal *principal = apitoken_principal();
+	uint64		directory = apitoken_directory_changes;
+	bool		known_users = apitoken_require_known_users;
 	List	   *names = NIL;
 	List	   *organizations = NIL;
-	const char *user_id = NULL;
 	MemoryContext old;
 	Managed    *managed;
 	ListCell   *lc;
@@ -121,21 +163,19 @@ compute_managed(ArrayType *permissions)
 	}
 	foreach(lc, names)
 		apitoken_check_permission(lfirst(lc));
-	if (principal != NULL && permissions == NULL)
-	{
-		organizations = apitoken_organizations_where(principal, NIL);
-		user_id = apitoken_active_user(principal);
-	}
-	else if (principal != NULL && names != NIL)
-	{
+	if (principal != NULL && (permissions == NULL || names != NIL))
 		organizations = apitoken_organizations_where(principal, names);
-		user_id = apitoken_manageable_user(principal, names);
-	}
 
 	/* apitoken_principal() may have fixed the identity only now */
 	clear_outdated_cache();
 	if (cache_count >= CACHE_MAX)
 		clear_cache();
+	if (cache == NULL)
+	{
+		cache_identity = apitoken_identity_changes;
+		cache_directory = directory;
+		cache_known_users = known_users;
+	}
 	old = MemoryContextSwitchTo(cache_context);
 	managed = palloc0(sizeof(Managed));
 	if (permissions != NULL)
@@ -143,7 +183,6 @@ compute_managed(ArrayType *permissions)
 	managed->organizations = apitoken_strings_to_array(organizations);
 	deconstruct_array(managed->organizations, TEXTOID, -1, false, TYPALIGN_INT, &managed->ids, NULL, &managed->count);
 	qsort_interruptible(managed->ids, managed->count, sizeof(Datum), compare_texts, NULL);
-	managed->user_id = user_id == NULL ? NULL : cstring_to_text(user_id);
 	if (principal != NULL && permissions == NULL && principal->source == APITOKEN_SOURCE_TOKEN)
 	{
 		managed->by_token = true;
@@ -164,8 +203,9 @@ same_permissions(const ArrayType *a, const ArrayType *b)
 	return VARSIZE(a) == VARSIZE(b) && memcmp(a, b, VARSIZE(a)) == 0;
 }
 
+/* Organizations only: the user may not have been looked up. */
 static Managed *
-get_managed(ArrayType *permissions)
+get_managed_organizations(ArrayType *permissions)
 {
 	clear_outdated_cache();
 	for (Managed *managed = cache; managed != NULL; managed = managed->next)
@@ -174,6 +214,37 @@ get_managed(ArrayType *permissions)
 			return managed;
 	}
 	return compute_managed(permissions);
+}
+
+/*
+ * The user is looked up here, not when a row needs it: it would be visible in the
+ * statistics views and in EXPLAIN whether there was such a row.
+ */
+static Managed *
+get_managed(ArrayType *permissions)
+{
+	Managed    *managed = get_managed_organizations(permissions);
+	const ApitokenPrincipal *principal;
+	const char *user_id = NULL;
+	List	   *names;
+
+	if (managed->has_user)
+		return managed;
+	principal = apitoken_principal();
+	names = permissions == NULL ? NIL : apitoken_strings_from_array(permissions);
+	if (principal != NULL && permissions == NULL)
+		user_id = apitoken_active_user(principal);
+	else if (principal != NULL && names != NIL)
+		user_id = apitoken_manageable_user(principal, names);
+	if (user_id != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(cache_context);
+
+		managed->user_id = cstring_to_text(user_id);
+		MemoryContextSwitchTo(old);
+	}
+	managed->has_user = true;
+	return managed;
 }
 
 static bool
@@ -378,6 +449,41 @@ apitoken_managed_user(PG_FUNCTION_ARGS)
 	if (managed->user_id == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(PointerGetDatum(PG_DETOAST_DATUM_COPY(PointerGetDatum(managed->user_id))));
+}
+
+APITOKEN_FUNCTION_INFO_V1(apitoken_organizations_allowed);
+Datum
+apitoken_organizations_allowed(PG_FUNCTION_ARGS)
+{
+	FuncCallContext *context;
+	Datum		id;
+
+	if (SRF_IS_FIRSTCALL())
+	{
+		MemoryContext old;
+
+		context = SRF_FIRSTCALL_INIT();
+		old = MemoryContextSwitchTo(context->multi_call_memory_ctx);
+		if (!PG_ARGISNULL(0))
+		{
+			char	   *permission = text_to_cstring(PG_GETARG_TEXT_PP(0));
+			ArrayType  *organizations;
+			Datum	   *ids;
+			int			count;
+
+			apitoken_check_permission(permission);
+			organizations = DatumGetArrayTypeP(copy_organizations(get_managed_organizations(apitoken_strings_to_array(list_make1(permission)))));
+			deconstruct_array(organizations, TEXTOID, -1, false, TYPALIGN_INT, &ids, NULL, &count);
+			context->user_fctx = ids;
+			context->max_calls = count;
+		}
+		MemoryContextSwitchTo(old);
+	}
+	context = SRF_PERCALL_SETUP();
+	if (context->call_cntr >= context->max_calls)
+		SRF_RETURN_DONE(context);
+	id = ((Datum *) context->user_fctx)[context->call_cntr];
+	SRF_RETURN_NEXT(context, id);
 }
 
 /* Is this the token that is acting? */

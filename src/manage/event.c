@@ -3,16 +3,29 @@
  *		The audit: one event for each change of a token; and what becomes of rows
  *		that are deleted or replicated.
  *
- * The AFTER trigger writes the event, whatever statement changed the token.  A
+ * The AFTER triggers write the events, whatever statement changed the tokens.  A
  * statement that changed nothing leaves no event.  A restored row, which comes
  * with its digest, is not a change.
+ *
+ * New tokens are collected by the trigger.  What belongs to them (events, rows of
+ * token_usage, notifications) is written when their statement ends, and for every
+ * thousand of them: a statement for each would take most of the time of a creation.
+ * Hooks tell of that end.  A statement trigger would leave memory behind in each
+ * subtransaction.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -42,7 +55,7 @@ action_of_update(TriggerData *trigger)
 /* The parameters of the statements that write an event, $1 first. */
 enum
 {
-	EVENT_ID,
+	EVENT_ID,					/* these two for APITOKEN_CREATED are arrays */
 	EVENT_TOKEN,
 	EVENT_ACTOR,
 	EVENT_ACTOR_TOKEN_ID,
@@ -62,6 +75,49 @@ typedef struct Event
 	Datum		values[EVENT_PARAMETERS];
 	char		nulls[EVENT_PARAMETERS];
 } Event;
+
+/* New tokens of one subtransaction. */
+typedef struct Batch
+{
+	ApitokenMade entry;			/* in batches */
+	MemoryContext context;		/* has all of it */
+	List	   *event_ids;		/* pg_uuid_t */
+	List	   *tokens;			/* HeapTupleHeader */
+} Batch;
+
+/* In TopTransactionContext: see subtransaction.c.  The last one may be of this subtransaction. */
+static dlist_head batches = DLIST_STATIC_INIT(batches);
+
+/* A batch is written when it has so many tokens, or bytes. */
+#define BATCH_TOKENS 1000
+#define BATCH_BYTES (1024 * 1024)
+
+static ExecutorFinish_hook_type previous_finish = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
+
+static void
+forget(ApitokenMade *entry)
+{
+	dlist_delete(&entry->node);
+	MemoryContextDelete(dlist_container(Batch, entry.node, &entry->node)->context);
+}
+
+static void
+transaction_ended(XactEvent event, void *arg)
+{
+	if ((event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE) && !dlist_is_empty(&batches))
+		elog(ERROR, "events of new tokens were not written");
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		dlist_init(&batches);
+}
+
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
+					 SubTransactionId parent, void *arg)
+{
+	apitoken_end_made(&batches, event, subtransaction, parent, forget);
+}
+
 
 /*
  * A user who is being forgotten, or was while this transaction waited, must not
@@ -98,16 +154,13 @@ apitoken_check_actor(const char *user_id)
 				 errhint("Roll back the transaction, and sign in as another user.")));
 }
 
-/* Begin the event of a token.  `actor` and `address` are NULL if there is none. */
+/* Begin an event, without id and token.  `actor` and `address` are NULL if there is none. */
 static void
-begin_event(Event *event, Datum token, const ApitokenPrincipal *actor, const inet *address)
+begin_event(Event *event, const ApitokenPrincipal *actor, const inet *address)
 {
 	memset(event, 0, sizeof(*event));
 	memset(event->nulls, ' ', sizeof(event->nulls));
-	apitoken_check_random(apitoken_generate_id(&event->id));
 	namestrcpy(&event->login, GetUserNameFromId(GetSessionUserId(), false));
-	event->values[EVENT_ID] = UUIDPGetDatum(&event->id);
-	event->values[EVENT_TOKEN] = token;
 	if (actor != NULL && actor->user_id != NULL)
 	{
 		apitoken_check_actor(actor->user_id);
@@ -126,11 +179,152 @@ begin_event(Event *event, Datum token, const ApitokenPrincipal *actor, const ine
 		event->nulls[EVENT_CLIENT_ADDRESS] = 'n';
 }
 
-/* Write the event of a change; `old` and `action` are NULL for a new token. */
+/* Give an event a new id, and a token. */
 static void
-write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *action)
+set_token(Event *event, Datum token)
+{
+	apitoken_check_random(apitoken_generate_id(&event->id));
+	event->values[EVENT_ID] = UUIDPGetDatum(&event->id);
+	event->values[EVENT_TOKEN] = token;
+}
+
+/* An array of what the pointers of a list point to. */
+static Datum
+array_of(const List *pointers, Oid type)
+{
+	Datum	   *elements = palloc(list_length(pointers) * sizeof(Datum));
+	int			count = 0;
+	int16		length;
+	bool		byval;
+	char		align;
+	ListCell   *lc;
+
+	foreach(lc, pointers)
+		elements[count++] = PointerGetDatum(lfirst(lc));
+	get_typlenbyvalalign(type, &length, &byval, &align);
+	return PointerGetDatum(construct_array(elements, count, type, length, byval, align));
+}
+
+/* Give an event the ids and tokens of several. */
+static void
+set_tokens(Event *event, const List *ids, const List *tokens)
+{
+	event->values[EVENT_ID] = array_of(ids, UUIDOID);
+	event->values[EVENT_TOKEN] = array_of(tokens, get_rel_type_id(apitoken_table(APITOKEN_TOKEN_RECORDS)));
+}
+
+/* Notifications of what set_tokens() has set. */
+static void
+notify(const Event *event, const inet *address, const char *action)
+{
+	apitoken_notify(event->values[EVENT_ID], event->values[EVENT_TOKEN], event->values[EVENT_ACTOR],
+					event->nulls[EVENT_ACTOR] == 'n', address, action);
+}
+
+/* The batch of this subtransaction, or NULL. */
+static Batch *
+find_batch(void)
+{
+	Batch	   *batch = dlist_is_empty(&batches) ? NULL : dlist_tail_element(Batch, entry.node, &batches);
+
+	return batch != NULL && batch->entry.subtransaction == GetCurrentSubTransactionId() ? batch : NULL;
+}
+
+/* Write what belongs to the new tokens.  A trigger on what is written may create more tokens. */
+static void
+write_batch(Batch *batch)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
+	inet	   *address = apitoken_client_address(NULL);
+	Event		event;
+
+	dlist_delete(&batch->entry.node);
+	begin_event(&event, apitoken_principal(), address);
+	set_tokens(&event, batch->event_ids, batch->tokens);
+	apitoken_execute(APITOKEN_CREATED, event.values, event.nulls);
+	notify(&event, address, "create");
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(batch->context);
+}
+
+/* Add a new token to the batch of this subtransaction. */
+static void
+add_to_batch(HeapTuple row, TupleDesc descriptor)
+{
+	Batch	   *batch = find_batch();
+	pg_uuid_t  *event_id;
+	MemoryContext old;
+
+	if (batch == NULL)
+	{
+		MemoryContext context = AllocSetContextCreate(TopTransactionContext, "apitoken new tokens", ALLOCSET_DEFAULT_SIZES);
+
+		batch = MemoryContextAllocZero(context, sizeof(Batch));
+		batch->context = context;
+		apitoken_add_made(&batches, &batch->entry);
+	}
+	old = MemoryContextSwitchTo(batch->context);
+	event_id = palloc(sizeof(pg_uuid_t));
+	apitoken_check_random(apitoken_generate_id(event_id));
+	batch->event_ids = lappend(batch->event_ids, event_id);
+	batch->tokens = lappend(batch->tokens, DatumGetHeapTupleHeader(heap_copy_tuple_as_datum(row, descriptor)));
+	MemoryContextSwitchTo(old);
+	if (list_length(batch->tokens) >= BATCH_TOKENS || MemoryContextMemAllocated(batch->context, false) >= BATCH_BYTES)
+		write_batch(batch);
+}
+
+static void
+statement_ended(void)
+{
+	Batch	   *batch;
+
+	while ((batch = find_batch()) != NULL)
+		write_batch(batch);
+}
+
+static void
+finish_query(QueryDesc *query)
+{
+	if (previous_finish)
+		previous_finish(query);
+	else
+		standard_ExecutorFinish(query);
+	statement_ended();
+}
+
+/* COPY */
+static void
+run_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
+			ProcessUtilityContext context, ParamListInfo params,
+			QueryEnvironment *environment, DestReceiver *receiver,
+			QueryCompletion *completion)
+{
+	if (previous_utility)
+		previous_utility(statement, text, read_only_tree, context, params,
+						 environment, receiver, completion);
+	else
+		standard_ProcessUtility(statement, text, read_only_tree, context, params,
+								environment, receiver, completion);
+	statement_ended();
+}
+
+void
+apitoken_event_init(void)
+{
+	RegisterXactCallback(transaction_ended, NULL);
+	RegisterSubXactCallback(subtransaction_ended, NULL);
+	previous_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = finish_query;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = run_utility;
+}
+
+/* Write the event of a change. */
+static void
+write_event(TriggerData *trigger, const char *action)
 {
 	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	HeapTuple	row = trigger->tg_newtuple;
 	inet	   *address;
 	/* housekeeping has no actor, whatever identity its caller has */
 	const ApitokenPrincipal *actor = apitoken_running_statement == APITOKEN_REVOKE_IDLE ? NULL :
@@ -143,17 +337,13 @@ write_event(TriggerData *trigger, HeapTuple row, HeapTuple old, const char *acti
 	token_id = heap_getattr(row, Anum_token_records_id, descriptor, &isnull);
 	address = apitoken_running_statement == APITOKEN_TELL_REUSE ? apitoken_reused_from(DatumGetUUIDP(token_id)) :
 		apitoken_client_address(NULL);
-	begin_event(&event, heap_copy_tuple_as_datum(row, descriptor), actor, address);
-	if (old == NULL)
-		apitoken_execute(APITOKEN_CREATED, event.values, event.nulls);
-	else
-	{
-		event.values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(old, descriptor);
-		event.values[EVENT_ACTION] = CStringGetTextDatum(action);
-		apitoken_execute(APITOKEN_CHANGED, event.values, event.nulls);
-	}
-	apitoken_notify(&event.id, event.values[EVENT_TOKEN], event.values[EVENT_ACTOR], event.nulls[EVENT_ACTOR] == 'n', address,
-					old == NULL ? "create" : action);
+	begin_event(&event, actor, address);
+	set_token(&event, heap_copy_tuple_as_datum(row, descriptor));
+	event.values[EVENT_OLD_TOKEN] = heap_copy_tuple_as_datum(trigger->tg_trigtuple, descriptor);
+	event.values[EVENT_ACTION] = CStringGetTextDatum(action);
+	apitoken_execute(APITOKEN_CHANGED, event.values, event.nulls);
+	set_tokens(&event, list_make1(&event.id), list_make1(DatumGetPointer(event.values[EVENT_TOKEN])));
+	notify(&event, address, action);
 }
 
 /*
@@ -167,7 +357,8 @@ apitoken_write_leak(Datum token, Datum leak)
 	TimestampTz at = GetCurrentTimestamp();
 	Event		event;
 
-	begin_event(&event, token, apitoken_principal(), address);
+	begin_event(&event, apitoken_principal(), address);
+	set_token(&event, token);
 	event.values[EVENT_AT] = TimestampTzGetDatum(at);
 	event.values[EVENT_LEAK] = leak;
 	apitoken_execute(APITOKEN_LEAKED, event.values, event.nulls);
@@ -190,13 +381,13 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 		Datum		id = heap_getattr(trigger->tg_trigtuple, Anum_token_records_id, descriptor, &isnull);
 
 		if (apitoken_made_here(DatumGetUUIDP(id)))
-			write_event(trigger, trigger->tg_trigtuple, NULL, NULL);
+			add_to_batch(trigger->tg_trigtuple, descriptor);
 	}
 	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
 		action = apitoken_running_statement == APITOKEN_ERASE_TOKENS ? NULL : action_of_update(trigger);
 		if (action != NULL)
-			write_event(trigger, trigger->tg_newtuple, trigger->tg_trigtuple, action);
+			write_event(trigger, action);
 	}
 	else
 	{

@@ -53,16 +53,14 @@ extern void apitoken_check_label_free(const ApitokenRecord *record, Snapshot sna
 /* ----- notify.c: the outbox ----- */
 
 extern void apitoken_notify_init(void);
-extern void apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address, const char *event);
+extern void apitoken_notify(Datum ids, Datum tokens, Datum actor, bool no_actor, const inet *address, const char *event);
 extern void apitoken_notify_leak(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address,
 								 TimestampTz at, Datum leak);
 
 /* ----- event.c: the audit ----- */
 
+extern void apitoken_event_init(void);
 extern void apitoken_write_leak(Datum token, Datum leak);
-
-/* ----- event.c: the audit ----- */
-
 extern void apitoken_check_actor(const char *user_id);
 
 /* ----- issue.c: creation of tokens ----- */

@@ -81,21 +81,21 @@ is_event(const char *name)
 }
 
 /*
- * Insert the notification of an event, unless nobody wants it.  `token` is its row,
- * `actor` the id of the user who acted, unless that is null, and `address` the
- * client's address, or NULL.
+ * Insert the notifications of events, unless nobody wants them.  `ids` is an array of
+ * their ids, `tokens` one of the rows of their tokens, `actor` the id of the user who
+ * acted, unless that is null, and `address` the client's address, or NULL.
  */
 void
-apitoken_notify(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address, const char *event)
+apitoken_notify(Datum ids, Datum tokens, Datum actor, bool no_actor, const inet *address, const char *event)
 {
-	Datum		values[5] = {UUIDPGetDatum(id), token, actor, CStringGetTextDatum(event), InetPGetDatum(address)};
+	Datum		values[5] = {ids, tokens, actor, CStringGetTextDatum(event), InetPGetDatum(address)};
 	char		nulls[5] = {' ', ' ', no_actor ? 'n' : ' ', ' ', address == NULL ? 'n' : ' '};
 
 	if (apitoken_notifications && is_event(event))
 		apitoken_execute(APITOKEN_NOTIFY, values, nulls);
 }
 
-/* The same for a leak at this time, with what is known of it, as jsonb. */
+/* The same for one leak at this time, with what is known of it, as jsonb. */
 void
 apitoken_notify_leak(const pg_uuid_t *id, Datum token, Datum actor, bool no_actor, const inet *address,
 					 TimestampTz at, Datum leak)

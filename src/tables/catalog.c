@@ -67,8 +67,12 @@ static uint64 invalidations = 0;	/* number of relcache invalidations so far */
 /* A part of the extension, as objsubid of a lock.  SQL commands lock only part 0, which is the whole. */
 #define USAGE_PART 1
 
-/* This is incremented whenever one of our tables may have changed. */
+/*
+ * These are incremented whenever one of our tables may have changed: its definition,
+ * and for the directory, its rows, too (see changes.c).
+ */
 uint64		apitoken_table_changes = 0;
+uint64		apitoken_directory_changes = 0;
 
 static Oid	row_types[APITOKEN_ROWS];
 
@@ -81,11 +85,18 @@ relation_changed(Datum arg, Oid relid)
 		tables_valid = false;
 	for (int i = 0; i < APITOKEN_TABLES && tables_valid; i++)
 	{
-		if (tables[i] == relid)
+		if (tables[i] != relid)
+			continue;
+		if (i == APITOKEN_DIRECTORY_CHANGES)
+			apitoken_directory_changes++;
+		else
 			tables_valid = false;
 	}
 	if (!tables_valid)
+	{
 		apitoken_table_changes++;
+		apitoken_directory_changes++;
+	}
 }
 
 static void

@@ -212,6 +212,9 @@
  * The relations: RELATION(C name, schema, name).  ApitokenTable has the order of
  * the tables, ApitokenRow that of the types.
  */
+/* It has none: see changes.c. */
+#define DIRECTORY_CHANGES_COLUMNS(COLUMN)
+
 #define TABLE_RELATIONS(RELATION) \
 	RELATION(ORGANIZATIONS, apitoken, organizations) \
 	RELATION(USERS, apitoken, users) \
@@ -219,6 +222,7 @@
 	RELATION(ROLE_RECORDS, apitoken_internal, role_records) \
 	RELATION(BUILT_IN_ROLES, apitoken_internal, built_in_roles) \
 	RELATION(MEMBERSHIPS, apitoken, memberships) \
+	RELATION(DIRECTORY_CHANGES, apitoken_internal, directory_changes) \
 	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \
 	RELATION(TOKEN_USAGE, apitoken, token_usage) \
 	RELATION(TOKEN_DAYS, apitoken_internal, token_days) \

@@ -750,20 +750,6 @@ apitoken_user_was_deleted(Snapshot snapshot, const char *id)
 	return is_deleted_id(snapshot, id) || apitoken_user_was_forgotten(snapshot, id);
 }
 
-/* Does the trigger of role.c fire regardless of session_replication_role? */
-static bool
-trigger_always_fires(Relation roles)
-{
-	const TriggerDesc *triggers = roles->trigdesc;
-
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-	{
-		if (strcmp(triggers->triggers[i].tgname, "role_after_change") == 0)
-			return triggers->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS;
-	}
-	return false;
-}
-
 bool
 apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 {
@@ -779,8 +765,7 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(lookup.values[Anum_role_records_permissions - 1]));
 		row->database_role = lookup.nulls[Anum_role_records_database_role - 1] ? NULL :
 			pstrdup(NameStr(*DatumGetName(lookup.values[Anum_role_records_database_role - 1])));
-		row->cacheable = trigger_always_fires(lookup.relation) &&
-			!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(lookup.tuple->t_data));
+		row->written_here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(lookup.tuple->t_data));
 	}
 	end_lookup(&lookup);
 	return found;

@@ -3,10 +3,7 @@
  *		A cache of roles, for the session.
  *
  * Every verification needs the patterns of a role, while roles are few and
- * rarely change.  Changes take effect at once nevertheless: a trigger on the
- * table sends a relcache invalidation for the table.  The server delivers it to
- * all sessions, also on standbys, when the change is committed.  The session
- * that makes the change receives it at its next command, and on rollback.  Each
+ * rarely change.  Changes take effect at once nevertheless: see changes.c.  Each
  * lookup first accepts pending invalidations, and then takes its snapshot.
  *
  * Only rows of role_records count.  A built-in role that is not stored there does
@@ -15,15 +12,12 @@
  *
  * Some rows are not cached:
  *
- *	- Roles that do not exist, so the creation of a role needs no invalidation.
- *	- Rows that the current transaction wrote.  A rollback sends no invalidation
- *	  for a new role, or for a change for which the trigger has not fired yet.
- *	- All rows, while the trigger is not enabled as ALWAYS.  (A restore that
- *	  disables and enables triggers leaves it enabled, but not as ALWAYS.)
+ *	- Roles that do not exist.
+ *	- Rows that the current transaction wrote.
+ *	- All rows, while changes are not announced.
  */
 #include "postgres.h"
 
-#include "commands/trigger.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -42,13 +36,13 @@ typedef struct CachedRole
 
 static HTAB *role_cache = NULL; /* NULL if it is not valid */
 static MemoryContext cache_context = NULL;	/* has the hash table and its entries */
-static uint64 cached_changes;	/* apitoken_table_changes when the cache was created */
+static uint64 cached_changes;	/* apitoken_directory_changes when the cache was created */
 
 /* Has there been no invalidation since the cache was created? */
 static bool
 cache_is_valid(void)
 {
-	return role_cache != NULL && cached_changes == apitoken_table_changes;
+	return role_cache != NULL && cached_changes == apitoken_directory_changes;
 }
 
 static void
@@ -64,7 +58,7 @@ reset_cache(void)
 	control.entrysize = sizeof(CachedRole);
 	control.hcxt = cache_context;
 	role_cache = hash_create("apitoken roles", 16, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	cached_changes = apitoken_table_changes;
+	cached_changes = apitoken_directory_changes;
 }
 
 /* Copy a row into the current memory context.  A cached row may go away at the next table access. */
@@ -120,16 +114,7 @@ apitoken_role(const char *name, ApitokenRoleRow *row)
 		return false;
 	row->patterns = apitoken_patterns_reduce(row->patterns);
 	/* Do not cache the row if an invalidation arrived while it was read. */
-	if (cache_is_valid() && row->cacheable)
+	if (!row->written_here && apitoken_directory_is_watched() && cache_is_valid())
 		add_to_cache(name, row);
 	return true;
-}
-
-APITOKEN_FUNCTION_INFO_V1(apitoken_role_after_change);
-Datum
-apitoken_role_after_change(PG_FUNCTION_ARGS)
-{
-	apitoken_expect_trigger(fcinfo, APITOKEN_ROLE_RECORDS);
-	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
-	return PointerGetDatum(NULL);
 }

@@ -23,6 +23,7 @@
 extern void apitoken_catalog_init(void);
 extern bool apitoken_installed(void);
 extern uint64 apitoken_table_changes;
+extern uint64 apitoken_directory_changes;
 extern Oid	apitoken_table(ApitokenTable table);
 extern const char *apitoken_column_name(ApitokenTable table, AttrNumber attribute);
 extern Oid	apitoken_column_type(ApitokenTable table, AttrNumber attribute);
@@ -126,7 +127,7 @@ typedef struct ApitokenRoleRow
 {
 	List	   *patterns;
 	char	   *database_role;	/* NULL if none */
-	bool		cacheable;		/* may role.c cache this row? */
+	bool		written_here;	/* by this transaction */
 } ApitokenRoleRow;
 
 typedef struct ApitokenMembership
@@ -199,6 +200,10 @@ extern List *apitoken_fetch_all_ids(ApitokenTable table);
 extern bool apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, int secret,
 									 TimestampTz *last_used_at);
 extern int64 apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, DateADT since);
+
+/* ----- changes.c: changes of organizations, users, memberships and roles ----- */
+
+extern bool apitoken_directory_is_watched(void);
 
 /* ----- role.c: cache of roles ----- */
 

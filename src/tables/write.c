@@ -24,8 +24,9 @@
 
 #include "tables/tables.h"
 
-/* Placeholder for the row type of token_records, whose OID is not fixed. */
+/* Placeholders for the row type of token_records, whose OID is not fixed, and for its array type. */
 #define RECORDTYPE InvalidOid
+#define RECORDTYPES RECORDARRAYOID
 
 #define PARAMETERS_MAX 24
 
@@ -40,6 +41,14 @@ typedef struct
 #define EVENT_COLUMNS \
 	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
 	" actor, actor_token_id, database_user, client_address, details) "
+
+/*
+ * $1: ids of events, $2: the row of the token of each.  The subquery is always empty.
+ * With it, the statement is analyzed again when the columns of the table have changed.
+ */
+#define TOKENS_OF_EVENTS \
+	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS g (event_id)" \
+	" WHERE NOT EXISTS (SELECT FROM apitoken_internal.token_records WHERE false)"
 
 /* Values for each place of a previous secret, n; and conditions, with its bit in ApitokenLastUse.reused. */
 #define EACH_PREVIOUS(next) \
@@ -258,12 +267,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT FROM apitoken.organizations WHERE default_role OPERATOR(pg_catalog.=) $1 LIMIT 1",
 		1, {TEXTOID}
 	},
+	/* $1: ids of the events, $2: the tokens */
 	[APITOKEN_CREATED] = {
-		"WITH usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT ($2).id ON CONFLICT (token_id) DO NOTHING) "
+		"WITH t AS (SELECT * FROM " TOKENS_OF_EVENTS "),"
+		" usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT id FROM t ON CONFLICT (token_id) DO NOTHING) "
 		EVENT_COLUMNS
-		"SELECT $1, ($2).created_at, 'create', ($2).id, ($2).organization_id, ($2).user_id, $3, $4, $5, $6,"
-		" pg_catalog.jsonb_build_object('masked', ($2).masked, 'label', ($2).label)",
-		6, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID}
+		"SELECT event_id, created_at, 'create', id, organization_id, user_id, $3, $4, $5, $6,"
+		" pg_catalog.jsonb_build_object('masked', masked, 'label', label) FROM t",
+		6, {UUIDARRAYOID, RECORDTYPES, TEXTOID, UUIDOID, NAMEOID, INETOID}
 	},
 	/* A token of another system, with its event.  It has its digest, so the trigger keeps the row as it is. */
 	[APITOKEN_IMPORT] = {
@@ -655,8 +666,9 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	/* $1: id of the event, $2: the token, $3: the user who acted, $4: the event, $5: the client's address */
 	[APITOKEN_NOTIFY] = {
-		"WITH t AS NOT MATERIALIZED (SELECT ($2).*) " NOTIFY("$1", "t.updated_at", "$3", "$5", "$4"),
-		5, {UUIDOID, RECORDTYPE, TEXTOID, TEXTOID, INETOID}
+		"WITH t AS NOT MATERIALIZED (SELECT * FROM " TOKENS_OF_EVENTS ") "
+		NOTIFY("t.event_id", "t.updated_at", "$3", "$5", "$4"),
+		5, {UUIDARRAYOID, RECORDTYPES, TEXTOID, TEXTOID, INETOID}
 	},
 	/* $5: the time; $6: what is known of the leak */
 	[APITOKEN_NOTIFY_LEAK] = {
@@ -852,11 +864,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 /*
  * Custom plans are for statements that may process very many rows: the numbers
  * of rows may have grown much since the session started.  Generic plans are for
- * statements that find each row by its key, and run in short-lived workers.
+ * statements that find each row by its key, and run in short-lived workers, or for one
+ * token as well as for a thousand.
  * For other statements, the server chooses.
  */
 static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_CREATED] = CURSOR_OPT_GENERIC_PLAN,
+	[APITOKEN_NOTIFY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_FORGET_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REVOKE_IDLE] = CURSOR_OPT_CUSTOM_PLAN,
@@ -913,7 +928,11 @@ saved_plan(ApitokenStatement statement)
 		plans[statement] = NULL;
 	}
 	for (int i = 0; i < statements[statement].nargs; i++)
-		args[i] = statements[statement].args[i] == RECORDTYPE ? record_type : statements[statement].args[i];
+	{
+		Oid			type = statements[statement].args[i];
+
+		args[i] = type == RECORDTYPE ? record_type : type == RECORDTYPES ? get_array_type(record_type) : type;
+	}
 	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args, plan_options[statement]);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));

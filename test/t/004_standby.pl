@@ -133,6 +133,18 @@ $primary->safe_psql('postgres', q{UPDATE apitoken.roles SET permissions = '{arti
 replayed();
 is(ask_raw($session{'READ COMMITTED'}, verdict($token{organization}, q{, 'article:write'})), 'permission_refused', 'a role that allows less');
 
+# a transaction that goes on there forgets where its user may do what
+my $allowed = q{SELECT ARRAY(SELECT apitoken.organizations_allowed('article:read'))};
+ask_raw($session{'READ COMMITTED'}, q{BEGIN; SELECT apitoken.act_as('u')});
+is(ask_raw($session{'READ COMMITTED'}, $allowed), '{acme}', 'a member');
+$primary->safe_psql('postgres', q{DELETE FROM apitoken.memberships});
+replayed();
+is(ask_raw($session{'READ COMMITTED'}, $allowed), '{}', 'a member no longer');
+$primary->safe_psql('postgres', q{INSERT INTO apitoken.memberships VALUES ('acme', 'u', 'developer')});
+replayed();
+is(ask_raw($session{'READ COMMITTED'}, $allowed), '{acme}', 'a member again');
+ask_raw($session{'READ COMMITTED'}, 'COMMIT');
+
 # a session's caches follow the replay
 foreach my $ddl ('VACUUM FULL apitoken_internal.token_records', 'REINDEX TABLE CONCURRENTLY apitoken_internal.token_records', 'ALTER TABLE apitoken_internal.token_records ADD COLUMN extra int DEFAULT random()',
 	'ALTER TABLE apitoken_internal.token_records DROP COLUMN extra')
