@@ -370,7 +370,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * same time.  No row is inserted for a token that no longer exists.
 	 *
 	 * Of the day of this use and the last one before, the earlier goes to token_days,
-	 * unless they are the same.  So most flushes change one row of a token.
+	 * unless they are the same, or a trigger has prevented the update.  So most flushes
+	 * change one row of a token.
 	 *
 	 * This cannot deadlock: there is only one flush at a time, and no other
 	 * statement waits for a row of this table while it has another one locked.
@@ -397,6 +398,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE u.last_day OPERATOR(pg_catalog.<) g.last_day"
 		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
 		" WHERE u.last_day OPERATOR(pg_catalog.<>) g.last_day"
+		" AND g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated)"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused,"

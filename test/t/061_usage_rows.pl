@@ -105,6 +105,14 @@ one('DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM keys WHER
 arrives(2002, -2, 1, -1, 1);
 is(days(2002), '-2 1 1 {"expired": 1}, -1 1 1 {"expired": 1}|2|2', 'the same of a token without a row of usage');
 
+# what a trigger of the owner keeps out is in neither table
+my $known = days(2001);
+one(q{CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+	CREATE TRIGGER keep_out BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION keep_out()});
+arrives(2001, $_, 1) foreach -6, 0, 0;
+one('DROP FUNCTION keep_out CASCADE');
+is(days(2001), $known, 'a trigger that keeps the rows as they are, also those of the days');
+
 # ----- each token once -------------------------------------------------------
 
 # A worker has no time for all of them.  Those that it has written are used again,
