@@ -20,7 +20,7 @@ sub socket_of { my ($b, $server) = @_; return "$b->{work}/s-$server"; }
 sub start_servers
 {
 	my ($b, $tokens) = @_;
-	# What usage costs to write is figure 16's, and would fall into some rounds only.
+	# What usage costs to write is figure 17's, and would fall into some rounds only.
 	my %settings = $b->settings(shared_buffers => '512MB', max_wal_size => '4GB', track_commit_timestamp => 'on',
 		'apitoken.usage_slots' => 4 * $tokens, 'apitoken.flush_interval' => '1h');
 
@@ -236,6 +236,6 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 	waitpid $pooler, 0;
 	$b->stop($_) foreach reverse @servers;
 	die $failure if $failure;
-}, long => 1);
+}, long => 1, own_server => 1);
 
 1;
