@@ -328,25 +328,38 @@ COMMENT ON COLUMN apitoken_internal.foreign_digests.salt IS 'Salt of the token; 
 COMMENT ON COLUMN apitoken_internal.foreign_digests.fast_digest_scheme IS 'Scheme of fast_digest: 0 or the number of a pepper, as in token_records; null: none';
 COMMENT ON COLUMN apitoken_internal.foreign_digests.fast_digest IS 'Digest of the token text as of our own tokens, stored at the first use of a token whose own digest is slow; null: none';
 
--- The fillfactor leaves room on each page.  A flush then updates no index, and
--- writes a quarter of the WAL.
+-- A flush changes one row of a token.  The row has the counts of the last day on
+-- which the token was used; earlier days are in token_days.  Half of each page is
+-- for the next versions of its rows.  A flush then updates no index, even if it
+-- changes all rows of a page.  What changes in most flushes is side by side, because
+-- WAL has the bytes from the first to the last that differ.
 CREATE TABLE apitoken.token_usage (
 	token_id       uuid PRIMARY KEY,
+	refused        bigint NOT NULL DEFAULT 0,
+	day_refused    bigint,
+	last_day       date,
 	last_used_at   timestamptz CHECK (pg_catalog.isfinite(last_used_at)),
 	accepted       bigint NOT NULL DEFAULT 0,
-	refused        bigint NOT NULL DEFAULT 0,
+	day_accepted   bigint,
 	last_used_from inet,
+	day_refusals   jsonb CHECK (pg_catalog.jsonb_typeof(day_refusals) = 'object'
+		AND NOT pg_catalog.jsonb_path_exists(day_refusals, '$.* ? (@.type() <> "number")')),
 	previous_last_used_at timestamptz[] CHECK ('-infinity' <> ALL (previous_last_used_at) AND 'infinity' <> ALL (previous_last_used_at))
-) WITH (fillfactor = 90);
+) WITH (fillfactor = 50);
 COMMENT ON TABLE apitoken.token_usage IS 'Use of each token; the row is created with the token';
 COMMENT ON COLUMN apitoken.token_usage.token_id IS 'Id of the token';
 COMMENT ON COLUMN apitoken.token_usage.last_used_at IS 'When the token was last accepted; without shared preload accurate to the minute; null: never';
 COMMENT ON COLUMN apitoken.token_usage.accepted IS 'Number of accepted uses: each verification counts its cost, mostly 1; without shared preload at most one per minute is counted';
 COMMENT ON COLUMN apitoken.token_usage.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap; not counted without shared preload';
 COMMENT ON COLUMN apitoken.token_usage.last_used_from IS 'Client address of the last accepted verification; null: unknown';
+COMMENT ON COLUMN apitoken.token_usage.last_day IS 'Last day (in UTC) of which token_usage_daily has a row; null: none';
+COMMENT ON COLUMN apitoken.token_usage.day_accepted IS 'Number of accepted uses on that day';
+COMMENT ON COLUMN apitoken.token_usage.day_refused IS 'Number of refused verifications on that day';
+COMMENT ON COLUMN apitoken.token_usage.day_refusals IS 'The refused verifications on that day by verdict, as a JSON object; null: none';
 COMMENT ON COLUMN apitoken.token_usage.previous_last_used_at IS 'Last use of each previous secret, in the order of token_records.previous_expires_at; a time before previous_replaced_at is of a secret that had the place before; null: none was used';
 
-CREATE TABLE apitoken.token_usage_daily (
+-- What token_usage_daily shows of the days before the last one.
+CREATE TABLE apitoken_internal.token_days (
 	token_id uuid,
 	day      date,
 	accepted bigint NOT NULL DEFAULT 0,
@@ -354,14 +367,14 @@ CREATE TABLE apitoken.token_usage_daily (
 	refusals jsonb CHECK (pg_catalog.jsonb_typeof(refusals) = 'object'
 		AND NOT pg_catalog.jsonb_path_exists(refusals, '$.* ? (@.type() <> "number")')),
 	PRIMARY KEY (token_id, day)
-) WITH (fillfactor = 70);
-CREATE INDEX token_usage_daily_day_idx ON apitoken.token_usage_daily (day);
-COMMENT ON TABLE apitoken.token_usage_daily IS 'Use of each token on each day, kept for apitoken.usage_retention; filled with shared preload only';
-COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'Id of the token';
-COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'Day in UTC';
-COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted uses on that day: each verification counts its cost, mostly 1';
-COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap, on that day';
-COMMENT ON COLUMN apitoken.token_usage_daily.refusals IS 'The refused verifications by verdict, as a JSON object: {"expired": 3, "network_refused": 1}; null: none';
+);
+CREATE INDEX token_days_day_idx ON apitoken_internal.token_days (day);
+COMMENT ON TABLE apitoken_internal.token_days IS 'Use of each token on each day before its last one, which is in token_usage; kept for apitoken.usage_retention';
+COMMENT ON COLUMN apitoken_internal.token_days.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken_internal.token_days.day IS 'Day in UTC';
+COMMENT ON COLUMN apitoken_internal.token_days.accepted IS 'Number of accepted uses on that day';
+COMMENT ON COLUMN apitoken_internal.token_days.refused IS 'Number of refused verifications on that day';
+COMMENT ON COLUMN apitoken_internal.token_days.refusals IS 'The refused verifications by verdict, as a JSON object; null: none';
 
 CREATE TABLE apitoken_internal.personal_token_use (
 	organization_id text COLLATE "C",
@@ -504,8 +517,10 @@ ALTER TABLE apitoken_internal.token_records
 	ALTER revoke_reason SET STATISTICS 0, ALTER previous_reused_at SET STATISTICS 0, ALTER imported_as SET STATISTICS 0;
 ALTER TABLE apitoken.token_usage
 	ALTER token_id SET STATISTICS 0, ALTER last_used_at SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
-	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0, ALTER previous_last_used_at SET STATISTICS 0;
-ALTER TABLE apitoken.token_usage_daily
+	ALTER refused SET STATISTICS 0, ALTER last_used_from SET STATISTICS 0, ALTER previous_last_used_at SET STATISTICS 0,
+	ALTER last_day SET STATISTICS 0, ALTER day_accepted SET STATISTICS 0, ALTER day_refused SET STATISTICS 0,
+	ALTER day_refusals SET STATISTICS 0;
+ALTER TABLE apitoken_internal.token_days
 	ALTER token_id SET STATISTICS 0, ALTER day SET STATISTICS 0, ALTER accepted SET STATISTICS 0,
 	ALTER refused SET STATISTICS 0, ALTER refusals SET STATISTICS 0;
 ALTER TABLE apitoken.events
@@ -547,7 +562,7 @@ SELECT pg_catalog.pg_extension_config_dump('apitoken.permissions', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.memberships', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_records', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage', '');
-SELECT pg_catalog.pg_extension_config_dump('apitoken.token_usage_daily', '');
+SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.token_days', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.events', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken_internal.own_privileges', '');
 SELECT pg_catalog.pg_extension_config_dump('apitoken.notifications', '');
@@ -737,6 +752,21 @@ CREATE FUNCTION apitoken_internal.in_words(at timestamptz) RETURNS text
 COMMENT ON FUNCTION apitoken_internal.in_words(timestamptz) IS 'How long ago a time was, in words: just now, 5 minutes ago, 5 days ago; never for null; null for an infinite time';
 
 ------------------------------------------------------------------------------
+-- Use by day
+------------------------------------------------------------------------------
+
+CREATE VIEW apitoken.token_usage_daily WITH (security_invoker = true) AS
+SELECT d.token_id, d.day, d.accepted, d.refused, d.refusals FROM apitoken_internal.token_days d
+UNION ALL
+SELECT u.token_id, u.last_day, u.day_accepted, u.day_refused, u.day_refusals FROM apitoken.token_usage u WHERE u.last_day IS NOT NULL;
+COMMENT ON VIEW apitoken.token_usage_daily IS 'Use of each token on each day, kept for apitoken.usage_retention; filled with shared preload only';
+COMMENT ON COLUMN apitoken.token_usage_daily.token_id IS 'Id of the token';
+COMMENT ON COLUMN apitoken.token_usage_daily.day IS 'Day in UTC';
+COMMENT ON COLUMN apitoken.token_usage_daily.accepted IS 'Number of accepted uses on that day: each verification counts its cost, mostly 1';
+COMMENT ON COLUMN apitoken.token_usage_daily.refused IS 'Number of refused verifications with the right secret, or with a previous one after its overlap, on that day';
+COMMENT ON COLUMN apitoken.token_usage_daily.refusals IS 'The refused verifications by verdict, as a JSON object: {"expired": 3, "network_refused": 1}; null: none';
+
+------------------------------------------------------------------------------
 -- The view that every client uses
 ------------------------------------------------------------------------------
 
@@ -773,9 +803,13 @@ SELECT r.id,
 			WHEN r.quota_period IS NULL THEN
 				(SELECT u.accepted::numeric FROM apitoken.token_usage u WHERE u.token_id = r.id)
 			ELSE
-				(SELECT pg_catalog.sum(d.accepted) FROM apitoken.token_usage_daily d
-				 WHERE d.token_id = r.id
-					AND d.day >= pg_catalog.date_trunc(r.quota_period, pg_catalog.timezone('UTC', pg_catalog.statement_timestamp()))::date)
+				-- the parts of token_usage_daily, because a plan with that view takes longer to make
+				COALESCE((SELECT pg_catalog.sum(d.accepted) FROM apitoken_internal.token_days d
+					WHERE d.token_id = r.id
+						AND d.day >= pg_catalog.date_trunc(r.quota_period, pg_catalog.timezone('UTC', pg_catalog.statement_timestamp()))::date), 0)
+				+ COALESCE((SELECT u.day_accepted FROM apitoken.token_usage u
+					WHERE u.token_id = r.id
+						AND u.last_day >= pg_catalog.date_trunc(r.quota_period, pg_catalog.timezone('UTC', pg_catalog.statement_timestamp()))::date), 0)
 		END, 0)))::bigint
 	END AS remaining,
 	CASE
@@ -1715,9 +1749,9 @@ CREATE TRIGGER event_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON apitok
 CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken.token_usage
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
 ALTER TABLE apitoken.token_usage ENABLE REPLICA TRIGGER usage_before_insert;
-CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken.token_usage_daily
+CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken_internal.token_days
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
-ALTER TABLE apitoken.token_usage_daily ENABLE REPLICA TRIGGER usage_before_insert;
+ALTER TABLE apitoken_internal.token_days ENABLE REPLICA TRIGGER usage_before_insert;
 CREATE TRIGGER usage_before_insert BEFORE INSERT ON apitoken_internal.personal_token_use
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.usage_before_insert();
 ALTER TABLE apitoken_internal.personal_token_use ENABLE REPLICA TRIGGER usage_before_insert;
@@ -1794,7 +1828,7 @@ ALTER TABLE apitoken.permissions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
-ALTER TABLE apitoken.token_usage_daily ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.token_days ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.own_privileges ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.personal_token_use ENABLE ROW LEVEL SECURITY;
@@ -1859,7 +1893,7 @@ CREATE POLICY token_records_update ON apitoken_internal.token_records FOR UPDATE
 CREATE POLICY token_usage_read ON apitoken.token_usage FOR SELECT
 	USING (apitoken_internal.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
 
-CREATE POLICY token_usage_daily_read ON apitoken.token_usage_daily FOR SELECT
+CREATE POLICY token_days_read ON apitoken_internal.token_days FOR SELECT
 	USING (apitoken_internal.manages_token(token_id, 'token:read', 'token:update', 'token:delete'));
 
 -- The events of a token whose owner the caller manages, and the caller's own.  The

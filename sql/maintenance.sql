@@ -322,7 +322,7 @@ UPDATE apitoken_internal.token_records SET revoked_at = now() - CASE WHEN label 
 UPDATE apitoken_internal.token_records SET expires_at = now() - CASE WHEN label ~ 'removed|before' THEN '366 days' ELSE '364 days' END::interval WHERE expires_at IS NOT NULL AND label !~ 'would|expires';
 UPDATE apitoken_internal.token_records SET suspended_at = now() WHERE label ~ 'suspended';
 RESET session_replication_role;
-INSERT INTO apitoken.token_usage_daily SELECT id, current_date - i, 1, 0 FROM public.regress_token, pg_catalog.generate_series(1, 3) i;
+INSERT INTO apitoken_internal.token_days SELECT id, current_date - i, 1, 0 FROM public.regress_token, pg_catalog.generate_series(1, 3) i;
 SELECT count(*) AS events FROM apitoken.events \gset
 SET apitoken.retention = -1;
 SELECT tokens_removed AS kept_for_ever FROM apitoken.run_maintenance();
@@ -355,7 +355,7 @@ SET session_replication_role = replica;
 UPDATE apitoken_internal.token_records SET created_at = now() - '2 years'::interval, updated_at = now() - '2 years'::interval;
 UPDATE apitoken_internal.token_records SET revoked_at = now() - '1 year'::interval WHERE label LIKE 'old%';
 RESET session_replication_role;
-INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2000-01-01' FROM apitoken.tokens WHERE label = 'idle';
+INSERT INTO apitoken_internal.token_days (token_id, day) SELECT id, '2000-01-01' FROM apitoken.tokens WHERE label = 'idle';
 SELECT public.regress_event('old event ' || i, now() - '1 year'::interval) FROM pg_catalog.generate_series(1, 10) i;
 INSERT INTO public.regress_request_log (event_id) SELECT id FROM apitoken.events WHERE details ->> 'label' = 'old event 7';
 SET apitoken.retention = '30d';
@@ -401,7 +401,7 @@ SELECT id AS idle_id FROM apitoken.create_token('idle too', 'acme') \gset
 SET session_replication_role = replica;
 UPDATE apitoken_internal.token_records SET created_at = now() - '2 years'::interval, updated_at = now() - '2 years'::interval WHERE id = :'idle_id';
 RESET session_replication_role;
-INSERT INTO apitoken.token_usage_daily (token_id, day) VALUES (:'idle_id', '2000-01-01');
+INSERT INTO apitoken_internal.token_days (token_id, day) VALUES (:'idle_id', '2000-01-01');
 CREATE FUNCTION public.regress_obstacle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'obstacle' USING ERRCODE = TG_ARGV[0]; END $$;
 CREATE TRIGGER regress_obstacle BEFORE UPDATE ON apitoken_internal.token_records FOR EACH ROW EXECUTE FUNCTION public.regress_obstacle('P0001');
 SELECT tokens_revoked, usage_removed, problems FROM apitoken.run_maintenance();
@@ -418,7 +418,7 @@ RESET apitoken.retention;
 UPDATE apitoken.organizations SET idle_timeout = NULL;
 
 --
--- token_usage_daily: visible to users who see the token, writable by nobody
+-- Use by day: visible to users who see the token, writable by nobody
 --
 DELETE FROM apitoken_internal.token_records;
 SELECT count(*) FROM apitoken.token_usage_daily WHERE day < current_date;
@@ -427,40 +427,43 @@ SELECT (apitoken.create_token('g', 'globex')).id AS globex_id \gset
 SELECT (apitoken.create_token('own', user_id => 'ada')).id AS own_id \gset
 -- (remove usage that a flush may have written for the tokens above)
 SELECT apitoken.run_maintenance() IS NOT NULL AS clean;
-INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused) VALUES (:'acme_id', '2020-01-01', 5, 1), (:'globex_id', '2020-01-01', 7, 0), (:'own_id', '2020-01-01', 9, 0);
+INSERT INTO apitoken_internal.token_days (token_id, day, accepted, refused) VALUES (:'acme_id', '2020-01-01', 5, 1), (:'globex_id', '2020-01-01', 7, 0), (:'own_id', '2020-01-01', 9, 0);
 SET SESSION AUTHORIZATION regress_apitoken_app;
 SELECT count(*) AS anonymous FROM apitoken.token_usage_daily;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
 SELECT t.label, d.day, d.accepted, d.refused FROM apitoken.token_usage_daily d JOIN apitoken.tokens t ON t.id = d.token_id ORDER BY 1;
 SELECT count(*) FROM apitoken.token_usage_daily;
-SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.token_usage_daily SET accepted = 0', 'DELETE FROM apitoken.token_usage_daily', 'TRUNCATE apitoken.token_usage_daily',
+SELECT public.regress_try(s) FROM pg_catalog.unnest(ARRAY['UPDATE apitoken.token_usage_daily SET accepted = 0', 'DELETE FROM apitoken.token_usage_daily', 'DELETE FROM apitoken_internal.token_days',
 	pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-02'')', :'acme_id')]) s;
 COMMIT;
 RESET SESSION AUTHORIZATION;
 -- not even with GRANT ALL
-GRANT ALL ON apitoken.token_usage_daily TO regress_apitoken_app;
+GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_app;
+GRANT ALL ON apitoken.token_usage, apitoken_internal.token_days, apitoken.token_usage_daily TO regress_apitoken_app;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 BEGIN;
 SELECT apitoken.act_as('ada') AS me \gset
-UPDATE apitoken.token_usage_daily SET accepted = 0;
-DELETE FROM apitoken.token_usage_daily;
-SELECT public.regress_try(pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-02'')', :'acme_id'));
+UPDATE apitoken_internal.token_days SET accepted = 0;
+DELETE FROM apitoken_internal.token_days;
+UPDATE apitoken.token_usage SET day_accepted = 0;
+SELECT public.regress_try(pg_catalog.format('INSERT INTO apitoken_internal.token_days VALUES (%L, ''2020-01-02'')', :'acme_id'));
 COMMIT;
 RESET SESSION AUTHORIZATION;
 SELECT count(*), sum(accepted) FROM apitoken.token_usage_daily;
-REVOKE ALL ON apitoken.token_usage_daily FROM regress_apitoken_app;
+REVOKE USAGE ON SCHEMA apitoken_internal FROM regress_apitoken_app;
+REVOKE ALL ON apitoken.token_usage, apitoken_internal.token_days, apitoken.token_usage_daily FROM regress_apitoken_app;
 SELECT apitoken.allow('regress_apitoken_app', 'manage');
 -- a token has one row per day, which is deleted with the token
-SELECT pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO apitoken.token_usage_daily VALUES (%L, ''2020-01-01'')', :'acme_id')), ' | Key ', 1) AS regress_try;
+SELECT pg_catalog.split_part(public.regress_try(pg_catalog.format('INSERT INTO apitoken_internal.token_days VALUES (%L, ''2020-01-01'')', :'acme_id')), ' | Key ', 1) AS regress_try;
 DELETE FROM apitoken_internal.token_records WHERE id = :'globex_id';
 SELECT count(*) FROM apitoken.token_usage_daily;
 
 --
 -- Days older than apitoken.usage_retention are removed: 90 days, another limit, none
 --
-DELETE FROM apitoken.token_usage_daily;
-INSERT INTO apitoken.token_usage_daily (token_id, day, accepted) SELECT t, (now() AT TIME ZONE 'UTC')::date - i, 1 FROM pg_catalog.unnest(ARRAY[:'acme_id', :'own_id']::uuid[]) t, pg_catalog.generate_series(0, 99) i;
+DELETE FROM apitoken_internal.token_days;
+INSERT INTO apitoken_internal.token_days (token_id, day, accepted) SELECT t, (now() AT TIME ZONE 'UTC')::date - i, 1 FROM pg_catalog.unnest(ARRAY[:'acme_id', :'own_id']::uuid[]) t, pg_catalog.generate_series(0, 99) i;
 SET apitoken.usage_retention = -1;
 SELECT usage_removed FROM apitoken.run_maintenance();
 RESET apitoken.usage_retention;
@@ -469,6 +472,12 @@ SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token
 SET apitoken.usage_retention = '1d';
 SELECT usage_removed FROM apitoken.run_maintenance();
 SELECT max((now() AT TIME ZONE 'UTC')::date - day) AS oldest FROM apitoken.token_usage_daily;
+-- the last day of a token is in token_usage; its other counts stay
+UPDATE apitoken.token_usage SET last_day = CASE token_id WHEN :'acme_id' THEN '2020-01-01' ELSE (now() AT TIME ZONE 'UTC')::date END, day_accepted = 2, day_refused = 1, day_refusals = '{"expired": 1}', accepted = 3
+	WHERE token_id IN (:'acme_id', :'own_id');
+SELECT count(*), sum(accepted) FROM apitoken.token_usage_daily WHERE refusals IS NOT NULL;
+SELECT usage_removed FROM apitoken.run_maintenance();
+SELECT token_id = :'acme_id' AS old, last_day IS NOT NULL AS day, day_accepted, day_refused, day_refusals, accepted FROM apitoken.token_usage WHERE token_id IN (:'acme_id', :'own_id') ORDER BY 1;
 RESET apitoken.usage_retention;
 
 --
@@ -476,7 +485,7 @@ RESET apitoken.usage_retention;
 -- restore may not have reached the tokens yet
 --
 INSERT INTO apitoken.token_usage (token_id, accepted) SELECT gen_random_uuid(), 1 FROM pg_catalog.generate_series(1, 5);
-INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT token_id, now() FROM apitoken.token_usage WHERE accepted = 1;
+INSERT INTO apitoken_internal.token_days (token_id, day) SELECT token_id, now() FROM apitoken.token_usage WHERE accepted = 1;
 BEGIN;
 SET LOCAL session_replication_role = replica;
 DELETE FROM apitoken_internal.token_records;
@@ -496,10 +505,10 @@ SELECT gen_random_uuid(), 'batch ' || i, 'acme', 'developer', 'full', '2020-01-0
 FROM pg_catalog.generate_series(1, 20020) i;
 INSERT INTO apitoken.token_usage (token_id) SELECT id FROM apitoken_internal.token_records;
 INSERT INTO apitoken.token_usage (token_id) SELECT gen_random_uuid() FROM pg_catalog.generate_series(1, 100010);
-INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2020-01-01' FROM apitoken_internal.token_records;
+INSERT INTO apitoken_internal.token_days (token_id, day) SELECT id, '2020-01-01' FROM apitoken_internal.token_records;
 INSERT INTO apitoken.events (id, at, action, token_id, database_user, details)
 SELECT public.regress_id('2020-01-01'::timestamptz + i * '1 s'::interval), '2020-01-01'::timestamptz + i * '1 s'::interval, 'edit', gen_random_uuid(), 'x', '{}' FROM pg_catalog.generate_series(1, 20010) i;
-ANALYZE apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
+ANALYZE apitoken_internal.token_records, apitoken.token_usage, apitoken_internal.token_days, apitoken.events;
 UPDATE apitoken.organizations SET idle_timeout = '1 year' WHERE id = 'acme';
 SET apitoken.retention = '365d';
 SELECT * FROM apitoken.run_maintenance();

@@ -42,8 +42,9 @@ UPDATE apitoken.tokens SET suspended_at = now() WHERE label IN ('label 3', 'labe
 SELECT count(apitoken.revoke_token(id, label)) FROM apitoken.tokens WHERE label LIKE 'label 1_';
 -- tokens with 0 to 4 previous secrets
 SELECT count((apitoken.regenerate_token(id, '1 hour')).id) FROM apitoken.tokens, generate_series(1, right(label, 1)::int % 5) WHERE label LIKE 'label 2_';
-UPDATE apitoken.token_usage SET last_used_at = now() - random() * interval '1 day', accepted = 1000 * random(), refused = 1000 * random(), last_used_from = '192.0.2.7';
-INSERT INTO apitoken.token_usage_daily SELECT id, current_date - n, n * 7, n * 5 FROM apitoken.tokens, generate_series(1, 3) n;
+UPDATE apitoken.token_usage SET last_used_at = now() - random() * interval '1 day', accepted = 1000 * random(), refused = 1000 * random(), last_used_from = '192.0.2.7',
+	last_day = current_date, day_accepted = 100 * random(), day_refused = 100 * random();
+INSERT INTO apitoken_internal.token_days SELECT id, current_date - n, n * 7, n * 5 FROM apitoken.tokens, generate_series(1, 3) n;
 -- hidden values that are stored outside of their rows
 ALTER TABLE apitoken_internal.token_records ALTER metadata SET STORAGE EXTERNAL;
 UPDATE apitoken.tokens SET metadata = jsonb_build_object('long', repeat('x', 20000)) WHERE label IN ('label 43', 'label 44');
@@ -195,8 +196,8 @@ DO $$ DECLARE t regclass; BEGIN
 	END LOOP;
 END $$;
 CALL oracle.wait_for_others();
-VACUUM FULL apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
-VACUUM ANALYZE apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
+VACUUM FULL apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken_internal.token_days, apitoken.events;
+VACUUM ANALYZE apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken_internal.token_days, apitoken.events;
 
 \set world 1
 \i :srcdir/test/regress_oracles.sql
@@ -219,13 +220,14 @@ WHERE id IN (SELECT id FROM oracle.renamed);
 UPDATE apitoken_internal.token_records SET previous_expires_at = CASE WHEN n > 0 THEN array_fill(now() + '2 hours', ARRAY[n]) END, previous_replaced_at = CASE WHEN n > 0 THEN array_fill(now(), ARRAY[n]) END,
 	previous_digest_scheme = CASE WHEN n > 0 THEN array_fill(0::smallint, ARRAY[n]) END, previous_digest = CASE WHEN n > 0 THEN decode(repeat('ab', 32 * n), 'hex') END
 FROM generate_series(0, 9) i, LATERAL (SELECT 4 - i % 5) k (n) WHERE label = oracle.other('label 2' || i);
-UPDATE apitoken.token_usage SET token_id = oracle.other(token_id), last_used_at = last_used_at - interval '1 day', accepted = accepted + 5000, refused = refused + 5000, last_used_from = '192.0.2.8' WHERE token_id IN (SELECT id FROM oracle.renamed);
-UPDATE apitoken.token_usage_daily SET token_id = oracle.other(token_id), day = day - 100, accepted = accepted + 500, refused = refused + 500 WHERE token_id IN (SELECT id FROM oracle.renamed);
+UPDATE apitoken.token_usage SET token_id = oracle.other(token_id), last_used_at = last_used_at - interval '1 day', accepted = accepted + 5000, refused = refused + 5000, last_used_from = '192.0.2.8',
+	last_day = last_day + 1, day_accepted = day_accepted + 500, day_refused = day_refused + 500 WHERE token_id IN (SELECT id FROM oracle.renamed);
+UPDATE apitoken_internal.token_days SET token_id = oracle.other(token_id), day = day - 100, accepted = accepted + 500, refused = refused + 500 WHERE token_id IN (SELECT id FROM oracle.renamed);
 UPDATE apitoken.events SET id = oracle.other(id), at = at - interval '1 day', token_id = oracle.other(token_id), organization_id = oracle.other(organization_id), user_id = oracle.other(user_id), details = translate(details::text, 'bcdgikmo', 'cdgikmob')::jsonb WHERE token_id IN (SELECT id FROM oracle.renamed);
 RESET session_replication_role;
 CALL oracle.wait_for_others();
-VACUUM FULL apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
-VACUUM ANALYZE apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken.token_usage_daily, apitoken.events;
+VACUUM FULL apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken_internal.token_days, apitoken.events;
+VACUUM ANALYZE apitoken.organizations, apitoken.users, apitoken.memberships, apitoken_internal.token_records, apitoken.token_usage, apitoken_internal.token_days, apitoken.events;
 \set world 2
 \i :srcdir/test/regress_oracles.sql
 

@@ -310,7 +310,7 @@ SELECT grantee::regrole, count(*) FROM public.regress_privileges WHERE grantee <
 SELECT a.attname, p AS privilege, has_column_privilege('regress_apitoken_some', a.attrelid, a.attnum, p) AS granted
 FROM pg_catalog.pg_attribute a, pg_catalog.unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) p
 WHERE a.attrelid = 'apitoken_internal.token_records'::regclass AND (a.attname LIKE '%digest%' OR a.attname LIKE 'previous%') ORDER BY a.attnum, p;
-SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken_internal.token_records,apitoken.token_usage,apitoken.events,apitoken.notifications}'::text[]) r,
+SELECT r::regclass, p AS privilege FROM pg_catalog.unnest('{apitoken_internal.token_records,apitoken.token_usage,apitoken_internal.token_days,apitoken.events,apitoken.notifications}'::text[]) r,
 	pg_catalog.unnest('{INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) p
 WHERE has_table_privilege('regress_apitoken_some', r, p);
 SELECT has_column_privilege('regress_apitoken_some', 'apitoken.roles', 'database_role', 'INSERT') AS insert,

@@ -60,12 +60,14 @@ UPDATE apitoken_internal.token_records r SET created_at = now() - s.created, upd
 FROM story s WHERE r.label = s.label;
 UPDATE apitoken.token_usage u SET last_used_at = now() - s.used FROM story s JOIN apitoken_internal.token_records r USING (label)
 WHERE u.token_id = r.id AND s.used IS NOT NULL;
-INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused)
-SELECT r.id, current_date - n, d.accepted, d.refused
+CREATE TEMPORARY TABLE days ON COMMIT DROP AS
+SELECT r.id, current_date - n AS day, d.accepted, d.refused
 FROM story s JOIN apitoken_internal.token_records r USING (label), generate_series(0, 29) n,
      LATERAL (SELECT round(s.a_day * (1 + 0.45 * sin(n * 2.1) + 0.25 * cos(n * 0.7)) * CASE WHEN extract(isodow FROM current_date - n) > 5 THEN 0.4 ELSE 1 END),
                      CASE WHEN n % 9 = 4 THEN s.refused ELSE 0 END) d (accepted, refused)
 WHERE make_interval(days => n) >= coalesce(s.used, '0') - interval '1 day' AND make_interval(days => n) < s.created AND d.accepted + d.refused > 0;
+INSERT INTO apitoken_internal.token_days (token_id, day, accepted, refused) SELECT * FROM days WHERE day < current_date;
+UPDATE apitoken.token_usage u SET last_day = day, day_accepted = d.accepted, day_refused = d.refused FROM days d WHERE u.token_id = d.id AND day = current_date;
 COMMIT;
 
 BEGIN;

@@ -101,6 +101,7 @@ static const Privilege manage_privileges[] = {
 	COLUMNS(update, "apitoken_internal", "token_records", APITOKEN_TOKEN_RECORDS),
 	TABLE(select, "token_usage"),
 	TABLE(select, "token_usage_daily"),
+	COLUMNS(select, "apitoken_internal", "token_days", APITOKEN_TOKEN_DAYS),
 	TABLE(select, "events"),
 	COLUMNS(select, "apitoken", "notifications", APITOKEN_NOTIFICATIONS),
 	TABLE(select, "organizations"),

@@ -333,7 +333,7 @@ bool
 apitoken_lock_usage(void)
 {
 	static const char *const used[][2] = {
-		{"apitoken_internal", "token_records"}, {"apitoken", "token_usage"}, {"apitoken", "token_usage_daily"},
+		{"apitoken_internal", "token_records"}, {"apitoken", "token_usage"}, {"apitoken_internal", "token_days"},
 		{"apitoken_internal", "personal_token_use"}, {"apitoken_internal", "token_networks"},
 		{"apitoken_internal", "usage_senders"}, {"apitoken_internal", "foreign_digests"}
 	};

@@ -107,18 +107,22 @@
 
 #define TOKEN_USAGE_COLUMNS(COLUMN) \
 	COLUMN(token_usage, token_id,       UUIDOID,        NOT_NULL, "") \
+	COLUMN(token_usage, refused,        INT8OID,        NOT_NULL, "") \
+	COLUMN(token_usage, day_refused,    INT8OID,        NULLABLE, "") \
+	COLUMN(token_usage, last_day,       DATEOID,        NULLABLE, "") \
 	COLUMN(token_usage, last_used_at,   TIMESTAMPTZOID, NULLABLE, "") \
 	COLUMN(token_usage, accepted,       INT8OID,        NOT_NULL, "") \
-	COLUMN(token_usage, refused,        INT8OID,        NOT_NULL, "") \
+	COLUMN(token_usage, day_accepted,   INT8OID,        NULLABLE, "") \
 	COLUMN(token_usage, last_used_from, INETOID,        NULLABLE, "") \
+	COLUMN(token_usage, day_refusals,   JSONBOID,       NULLABLE, "") \
 	COLUMN(token_usage, previous_last_used_at, TIMESTAMPTZARRAYOID, NULLABLE, "")
 
-#define TOKEN_USAGE_DAILY_COLUMNS(COLUMN) \
-	COLUMN(token_usage_daily, token_id, UUIDOID, NOT_NULL, "") \
-	COLUMN(token_usage_daily, day,      DATEOID, NOT_NULL, "") \
-	COLUMN(token_usage_daily, accepted, INT8OID, NOT_NULL, "") \
-	COLUMN(token_usage_daily, refused,  INT8OID, NOT_NULL, "") \
-	COLUMN(token_usage_daily, refusals, JSONBOID, NULLABLE, "")
+#define TOKEN_DAYS_COLUMNS(COLUMN) \
+	COLUMN(token_days, token_id, UUIDOID,  NOT_NULL, "r") \
+	COLUMN(token_days, day,      DATEOID,  NOT_NULL, "r") \
+	COLUMN(token_days, accepted, INT8OID,  NOT_NULL, "r") \
+	COLUMN(token_days, refused,  INT8OID,  NOT_NULL, "r") \
+	COLUMN(token_days, refusals, JSONBOID, NULLABLE, "r")
 
 #define EVENTS_COLUMNS(COLUMN) \
 	COLUMN(events, id,              UUIDOID,        NOT_NULL, "") \
@@ -221,7 +225,7 @@
 	RELATION(DIRECTORY_CHANGES, apitoken_internal, directory_changes) \
 	RELATION(TOKEN_RECORDS, apitoken_internal, token_records) \
 	RELATION(TOKEN_USAGE, apitoken, token_usage) \
-	RELATION(TOKEN_USAGE_DAILY, apitoken, token_usage_daily) \
+	RELATION(TOKEN_DAYS, apitoken_internal, token_days) \
 	RELATION(EVENTS, apitoken, events) \
 	RELATION(NOTIFICATIONS, apitoken, notifications) \
 	RELATION(PERSONAL_TOKEN_USE, apitoken_internal, personal_token_use) \

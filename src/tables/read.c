@@ -908,6 +908,16 @@ apitoken_fetch_last_used(Snapshot snapshot, const pg_uuid_t *id, int secret, Tim
 	return found;
 }
 
+/* Add a number of uses in the current row.  An owner's UPDATE may have set it to anything. */
+static void
+add_uses(const Lookup *lookup, AttrNumber attribute, int64 *sum)
+{
+	int64		uses = lookup->nulls[attribute - 1] ? 0 : DatumGetInt64(lookup->values[attribute - 1]);
+
+	if (uses > 0 && pg_add_s64_overflow(*sum, uses, sum))
+		*sum = PG_INT64_MAX;
+}
+
 /*
  * Fetch the number of uses of a token that the tables count as accepted: those on
  * the days from `since` on, or all of its life for DATEVAL_NOBEGIN.
@@ -916,25 +926,29 @@ int64
 apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, DateADT since)
 {
 	bool		life = DATE_IS_NOBEGIN(since);
-	AttrNumber	accepted = life ? Anum_token_usage_accepted : Anum_token_usage_daily_accepted;
 	Lookup		lookup;
 	ScanKeyData keys[2];
 	int64		sum = 0;
 
-	ScanKeyInit(&keys[0], life ? Anum_token_usage_token_id : Anum_token_usage_daily_token_id,
-				BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
-	ScanKeyInit(&keys[1], Anum_token_usage_daily_day,
-				BTGreaterEqualStrategyNumber, F_DATE_GE, DateADTGetDatum(since));
-	begin_lookup(&lookup, life ? APITOKEN_TOKEN_USAGE : APITOKEN_TOKEN_USAGE_DAILY, NULL, snapshot,
-				 life ? 1 : 2, keys);
-	while (next_row(&lookup, accepted))
+	ScanKeyInit(&keys[0], Anum_token_usage_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	begin_lookup(&lookup, APITOKEN_TOKEN_USAGE, NULL, snapshot, 1, keys);
+	if (next_row(&lookup, Anum_token_usage_day_accepted))
 	{
-		int64		uses = DatumGetInt64(lookup.values[accepted - 1]);
-
-		/* the number of an owner's UPDATE may be anything */
-		if (uses > 0 && pg_add_s64_overflow(sum, uses, &sum))
-			sum = PG_INT64_MAX;
+		if (life)
+			add_uses(&lookup, Anum_token_usage_accepted, &sum);
+		else if (!lookup.nulls[Anum_token_usage_last_day - 1] &&
+				 DatumGetDateADT(lookup.values[Anum_token_usage_last_day - 1]) >= since)
+			add_uses(&lookup, Anum_token_usage_day_accepted, &sum);
 	}
+	end_lookup(&lookup);
+	if (life)
+		return sum;
+
+	ScanKeyInit(&keys[0], Anum_token_days_token_id, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	ScanKeyInit(&keys[1], Anum_token_days_day, BTGreaterEqualStrategyNumber, F_DATE_GE, DateADTGetDatum(since));
+	begin_lookup(&lookup, APITOKEN_TOKEN_DAYS, NULL, snapshot, 2, keys);
+	while (next_row(&lookup, Anum_token_days_accepted))
+		add_uses(&lookup, Anum_token_days_accepted, &sum);
 	end_lookup(&lookup);
 	return sum;
 }

@@ -70,23 +70,34 @@ typedef struct
 	"CASE WHEN " UNTOLD(n, bit) " THEN g.previous_" n " ELSE r.previous_reused_at[" n "] END"
 #define LATER(n, bit) "GREATEST(u.previous_last_used_at[" n "], g.previous_" n ")"
 
-/* Add the usage in `use` to the row u of token_usage. */
+/* The sum of two JSON objects with numbers. */
+#define ADD_REFUSALS(refusals, more) \
+	"(SELECT pg_catalog.jsonb_object_agg(s.verdict, s.count) FROM (" \
+	"SELECT v.key AS verdict, pg_catalog.sum(v.value::pg_catalog.numeric) AS count FROM (" \
+	"SELECT * FROM pg_catalog.jsonb_each_text(" refusals ") UNION ALL" \
+	" SELECT * FROM pg_catalog.jsonb_each_text(" more ")) v GROUP BY v.key) s)"
+
+/*
+ * Add the usage in `use`, which is of one day, to the row u of token_usage.  Its
+ * counts of a day become those of the later day: see APITOKEN_WRITE_USAGE.
+ */
+#define OF_LATER_DAY(use, sum, known, new) \
+	"CASE WHEN u.last_day OPERATOR(pg_catalog.=) " use ".last_day THEN " sum \
+	" WHEN u.last_day OPERATOR(pg_catalog.>) " use ".last_day THEN " known " ELSE " new " END"
 #define ADD_USE(use) \
 	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
 	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
 	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
 	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
-	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused"
-
-/* Add the usage in `use` to the row d of token_usage_daily. */
-#define ADD_DAY(use) \
-	"accepted = d.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
-	" refused = d.refused OPERATOR(pg_catalog.+) " use ".refused," \
-	" refusals = CASE WHEN " use ".refusals IS NULL THEN d.refusals ELSE (" \
-	"SELECT pg_catalog.jsonb_object_agg(s.verdict, s.count) FROM (" \
-	"SELECT v.key AS verdict, pg_catalog.sum(v.value::pg_catalog.numeric) AS count FROM (" \
-	"SELECT * FROM pg_catalog.jsonb_each_text(d.refusals) UNION ALL" \
-	" SELECT * FROM pg_catalog.jsonb_each_text(" use ".refusals)) v GROUP BY v.key) s) END"
+	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused," \
+	" last_day = GREATEST(u.last_day, " use ".last_day)," \
+	" day_accepted = " OF_LATER_DAY(use, "u.day_accepted OPERATOR(pg_catalog.+) " use ".accepted", \
+									"u.day_accepted", use ".accepted") "," \
+	" day_refused = " OF_LATER_DAY(use, "u.day_refused OPERATOR(pg_catalog.+) " use ".refused", \
+								   "u.day_refused", use ".refused") "," \
+	" day_refusals = " OF_LATER_DAY(use, "CASE WHEN " use ".day_refusals IS NULL THEN u.day_refusals ELSE " \
+									ADD_REFUSALS("u.day_refusals", use ".day_refusals") " END", \
+									"u.day_refusals", use ".day_refusals")
 
 /*
  * Idle tokens, and the time since which an idle token was not used.
@@ -320,16 +331,16 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"SELECT FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1",
 		1, {UUIDOID}
 	},
-	[APITOKEN_HAS_USAGE_DAILY] = {
-		"SELECT FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 AND day OPERATOR(pg_catalog.=) $2",
+	[APITOKEN_HAS_DAY] = {
+		"SELECT FROM apitoken_internal.token_days WHERE token_id OPERATOR(pg_catalog.=) $1 AND day OPERATOR(pg_catalog.=) $2",
 		2, {UUIDOID, DATEOID}
 	},
 	/* This never waits.  It skips locked rows, which APITOKEN_REMOVE_ORPHANS and APITOKEN_REMOVE_FOREIGN remove later. */
 	[APITOKEN_FORGET_USAGE] = {
 		"WITH digest AS (DELETE FROM apitoken_internal.foreign_digests WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT token_id FROM apitoken_internal.foreign_digests WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))),"
-		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-		"SELECT ctid FROM apitoken.token_usage_daily WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))) "
+		" daily AS (DELETE FROM apitoken_internal.token_days WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT ctid FROM apitoken_internal.token_days WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))) "
 		"DELETE FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT token_id FROM apitoken.token_usage WHERE token_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))",
 		1, {UUIDOID}
@@ -358,47 +369,48 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * UPDATE does.  The ON CONFLICT clause handles rows that others insert at the
 	 * same time.  No row is inserted for a token that no longer exists.
 	 *
+	 * Of the day of this use and the last one before, the earlier goes to token_days,
+	 * unless they are the same, or a trigger has prevented the update.  So most flushes
+	 * change one row of a token.
+	 *
 	 * This cannot deadlock: there is only one flush at a time, and no other
 	 * statement waits for a row of this table while it has another one locked.
 	 *
 	 * The parameters are arrays in the order of the token ids, which is about the
-	 * order of the pages: $1 token ids, $2 times of last use, $3 numbers of
-	 * accepted uses, $4 of refused uses, $5 addresses of last use.
+	 * order of the pages, with each token once: $1 token ids, $2 days, $3 times of last
+	 * use, $4 numbers of accepted uses, $5 of refused uses, $6 these by verdict, as
+	 * JSON, $7 addresses of last use.
 	 */
 	[APITOKEN_WRITE_USAGE] = {
 		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.last_used_at, g.accepted, g.refused, g.last_used_from"
+		"SELECT g.token_id, g.last_day, g.last_used_at, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS day_refusals, g.last_used_from"
 		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
-		" pg_catalog.unnest($5)) AS g (token_id, last_used_at, accepted, refused, last_used_from)"
+		" pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
+		" AS g (token_id, last_day, last_used_at, accepted, refused, refusals, last_used_from)"
 		"), updated AS ("
 		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
 		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
 		" RETURNING u.token_id"
+		"), earlier AS ("
+		"INSERT INTO apitoken_internal.token_days AS d (token_id, day, accepted, refused, refusals)"
+		" SELECT e.* FROM given g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
+		"SELECT u.token_id, u.last_day, COALESCE(u.day_accepted, 0), COALESCE(u.day_refused, 0), u.day_refusals"
+		" WHERE u.last_day OPERATOR(pg_catalog.<) g.last_day"
+		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
+		" WHERE u.last_day OPERATOR(pg_catalog.<>) g.last_day"
+		" AND g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated)"
+		" ON CONFLICT (token_id, day) DO UPDATE SET"
+		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
+		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused,"
+		" refusals = CASE WHEN excluded.refusals IS NULL THEN d.refusals ELSE " ADD_REFUSALS("d.refusals", "excluded.refusals") " END"
 		") "
-		"INSERT INTO apitoken.token_usage AS u (token_id, last_used_at, last_used_from, accepted, refused)"
-		" SELECT g.token_id, g.last_used_at, g.last_used_from, g.accepted, g.refused FROM given g"
+		"INSERT INTO apitoken.token_usage AS u (token_id, last_day, last_used_at, last_used_from, accepted, day_accepted,"
+		" refused, day_refused, day_refusals)"
+		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM given g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),
-		5, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INETARRAYOID}
-	},
-	/* The same for token_usage_daily: $1 token ids, $2 days, $3 accepted, $4 refused, $5 refused by verdict, as JSON. */
-	[APITOKEN_WRITE_USAGE_DAILY] = {
-		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.day, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS refusals"
-		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
-		" pg_catalog.unnest($5)) AS g (token_id, day, accepted, refused, refusals)"
-		"), updated AS ("
-		"UPDATE apitoken.token_usage_daily d SET " ADD_DAY("g")
-		" FROM given g WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id AND d.day OPERATOR(pg_catalog.=) g.day"
-		" RETURNING d.token_id, d.day"
-		") "
-		"INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted, refused, refusals)"
-		" SELECT g.token_id, g.day, g.accepted, g.refused, g.refusals FROM given g"
-		" WHERE NOT ((g.token_id, g.day) OPERATOR(pg_catalog.=) ANY (SELECT token_id, day FROM updated))"
-		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
-		" ON CONFLICT (token_id, day) DO UPDATE SET " ADD_DAY("excluded"),
-		5, {UUIDARRAYOID, DATEARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TEXTARRAYOID}
+		7, {UUIDARRAYOID, DATEARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TEXTARRAYOID, INETARRAYOID}
 	},
 	/*
 	 * The last uses of previous secrets, after APITOKEN_WRITE_USAGE: $1 token ids, $2
@@ -517,12 +529,23 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	/* A quota of a month counts the days from $3 on, so these are kept. */
 	[APITOKEN_REMOVE_DAYS] = {
-		"DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-		"SELECT d.ctid FROM apitoken.token_usage_daily d WHERE d.day OPERATOR(pg_catalog.<) $1"
+		"DELETE FROM apitoken_internal.token_days WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT d.ctid FROM apitoken_internal.token_days d WHERE d.day OPERATOR(pg_catalog.<) $1"
 		" AND (d.day OPERATOR(pg_catalog.<) $3 OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r"
 		" WHERE r.id OPERATOR(pg_catalog.=) d.token_id AND r.quota_period OPERATOR(pg_catalog.=) 'month'))"
 		" LIMIT $2 FOR UPDATE OF d SKIP LOCKED))",
 		3, {DATEOID, INT8OID, DATEOID}
+	},
+	/* The same of the day in token_usage, with ids greater than $1, and up to $2 unless that is null; $3, $4: the days. */
+	[APITOKEN_FORGET_DAYS] = {
+		"UPDATE apitoken.token_usage SET last_day = NULL, day_accepted = NULL, day_refused = NULL, day_refusals = NULL"
+		" WHERE token_id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT u.token_id FROM apitoken.token_usage u WHERE u.token_id OPERATOR(pg_catalog.>) $1"
+		" AND ($2 IS NULL OR u.token_id OPERATOR(pg_catalog.<=) $2) AND u.last_day OPERATOR(pg_catalog.<) $3"
+		" AND (u.last_day OPERATOR(pg_catalog.<) $4 OR NOT EXISTS (SELECT FROM apitoken_internal.token_records r"
+		" WHERE r.id OPERATOR(pg_catalog.=) u.token_id AND r.quota_period OPERATOR(pg_catalog.=) 'month'))"
+		" FOR NO KEY UPDATE OF u SKIP LOCKED))",
+		4, {UUIDOID, UUIDOID, DATEOID, DATEOID}
 	},
 	/* Find the last of the next $2 rows after id $1. */
 	[APITOKEN_NEXT_USAGE] = {
@@ -543,8 +566,8 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" AND NOT EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) u.token_id"
 		" AND r.id OPERATOR(pg_catalog.>) $1 AND ($2 IS NULL OR r.id OPERATOR(pg_catalog.<=) $2))"
 		" FOR UPDATE OF u SKIP LOCKED)) RETURNING token_id),"
-		" daily AS (DELETE FROM apitoken.token_usage_daily WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-		"SELECT d.ctid FROM gone g, apitoken.token_usage_daily d"
+		" daily AS (DELETE FROM apitoken_internal.token_days WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT d.ctid FROM gone g, apitoken_internal.token_days d"
 		" WHERE d.token_id OPERATOR(pg_catalog.=) g.token_id FOR UPDATE OF d SKIP LOCKED)) RETURNING token_id)"
 		" SELECT token_id FROM gone UNION ALL SELECT token_id FROM daily",
 		2, {UUIDOID, UUIDOID}
@@ -849,7 +872,6 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
  */
 static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
-	[APITOKEN_WRITE_USAGE_DAILY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_CREATED] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_NOTIFY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REVOKE_MATCHING] = CURSOR_OPT_CUSTOM_PLAN,
@@ -862,6 +884,7 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_REMOVE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_TOKENS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_DAYS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_FORGET_DAYS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_NEXT_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_ORPHANS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_ERASE_TOKENS] = CURSOR_OPT_CUSTOM_PLAN,

@@ -2,13 +2,16 @@
  * flush.c
  *		Write the recorded usage of a database to its tables.
  *
- * A flush runs in a worker.  In each batch it takes usage of the database from
- * shared memory, writes it to token_usage, token_usage_daily and personal_token_use,
- * and commits.  The networks of tokens follow in transactions of their own, because
- * they also make notifications, which must not prevent that use is written.  On
- * an error, what was taken goes back to shared memory.  Batches grow while they are
- * fast, and are smaller after failures.  If time runs out, the flush wakes the
- * launcher, so that another flush follows soon.
+ * A flush runs in a worker.  It lists the tokens that have been used, in the order of
+ * their ids, which is about that of the pages of token_usage.  So it changes a page
+ * in one batch, or in two.  In each batch it takes usage from shared memory, writes
+ * it to token_usage, token_days and personal_token_use, and commits.  The networks
+ * of tokens follow in transactions of their own, because they also make
+ * notifications, which must not prevent that use is written.  On an error, what was
+ * taken goes back to shared memory.  Batches grow while they are fast, and are
+ * smaller after failures.  If time runs out, the flush wakes the launcher, so that
+ * another flush follows soon.  That one begins after the last token of this one, so
+ * that each token is written before any is written again.
  *
  * Each batch has a lock, so that there is no concurrent flush of the same database.
  * Therefore, when a flush has ended, any usage that was taken before it started has
@@ -45,8 +48,12 @@
 /* If a batch takes no longer than this (in microseconds), the next one may be twice as large. */
 #define BATCH_QUICK (250 * INT64CONST(1000))
 
-/* Another batch is started only if at least this much time is left. */
-#define BATCH_TIME (2500 * INT64CONST(1000))
+/* Another batch is started only if at least this much time is left; of usage also twice the time of the last one. */
+#define BATCH_TIME (1000 * INT64CONST(1000))
+#define NETWORKS_TIME (2500 * INT64CONST(1000))
+
+/* The list of a flush is about as long at most: what it can write in its time. */
+#define KEYS_MAX 250000
 
 /* A session waits this long for a free worker slot (in microseconds), with pauses (in milliseconds). */
 #define SLOT_TIME (4 * USECS_PER_SEC)
@@ -84,7 +91,7 @@ xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
 	{
-		apitoken_return_usage(batch_rows, batch_count, 0);
+		apitoken_return_usage(batch_rows, batch_count);
 		apitoken_return_seen(seen_rows, seen_count);
 	}
 	if (event == XACT_EVENT_COMMIT && batch_count > 0)
@@ -315,31 +322,41 @@ apitoken_reused_from(const pg_uuid_t *token_id)
  * Write rows, in the order of their keys.  Keys may be the same in a batch that a
  * standby has sent.
  *
- * token_usage must be written first.  This locks the token's row there, so a
- * concurrent deletion of the token skips that row.  Housekeeping later finds the
- * row, and through it the rows in token_usage_daily.  In the other order, the
- * daily rows could remain without a row in token_usage.
+ * The statement gets a token once.  So there is one execution with the first day of
+ * each token, which is mostly the only one, one with the second days, and so on.
+ *
+ * The statement changes the token's row of token_usage before it inserts into
+ * token_days.  A concurrent deletion of the token skips that locked row.  Housekeeping later
+ * finds it, and through it the rows in token_days.
  */
 void
 apitoken_write_usage(ApitokenUsageRow *rows, int count)
 {
-	static const Field usage[] = {TOKEN_ID, LAST_USED_AT, ACCEPTED, REFUSED, LAST_USED_FROM};
-	static const Field daily[] = {TOKEN_ID, DAY, ACCEPTED, REFUSED, REFUSALS};
-	Datum		arrays[FIELDS];
-	ApitokenUsageRow *sums = palloc(count * sizeof(ApitokenUsageRow));
-	int			tokens;
+	static const Field fields[] = {TOKEN_ID, DAY, LAST_USED_AT, ACCEPTED, REFUSED, REFUSALS, LAST_USED_FROM};
+	Datum		arrays[lengthof(fields)];
+	ApitokenUsageRow *days = palloc(count * sizeof(ApitokenUsageRow));
+	int			written = 0;
 
 	reused_count = 0;
 	qsort(rows, count, sizeof(ApitokenUsageRow), compare_rows);
-	tokens = sum_rows(rows, count, false, sums);
-	for (int i = 0; i < lengthof(usage); i++)
-		arrays[i] = field_array(sums, tokens, usage[i]);
-	apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
 	count = sum_rows(rows, count, true, rows);
-	for (int i = 0; i < lengthof(daily); i++)
-		arrays[i] = field_array(rows, count, daily[i]);
-	apitoken_execute(APITOKEN_WRITE_USAGE_DAILY, arrays, NULL);
-	write_previous_use(sums, tokens);
+	for (int nth = 0; written < count; nth++)
+	{
+		int			chosen = 0;
+		int			day = 0;
+
+		for (int i = 0; i < count; i++)
+		{
+			day = i > 0 && memcmp(&rows[i].key.token_id, &rows[i - 1].key.token_id, sizeof(pg_uuid_t)) == 0 ? day + 1 : 0;
+			if (day == nth)
+				days[chosen++] = rows[i];
+		}
+		for (int i = 0; i < lengthof(fields); i++)
+			arrays[i] = field_array(days, chosen, fields[i]);
+		apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
+		written += chosen;
+	}
+	write_previous_use(rows, sum_rows(rows, count, false, rows));
 }
 
 /* Write where tokens were seen: the statement gets the places, the tokens and the times. */
@@ -380,11 +397,10 @@ may_be_uncommitted(const ApitokenUsageRow *row, Snapshot snapshot, TimestampTz n
 
 /*
  * Remove the rows of possibly uncommitted tokens from the batch, and return them
- * to shared memory.  This flush does not take them again, so that they cannot
- * delay other usage.
+ * to shared memory, for a later flush.
  */
 static void
-defer_uncommitted(uint32 flush)
+defer_uncommitted(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Snapshot	snapshot = apitoken_latest_snapshot();
@@ -399,7 +415,7 @@ defer_uncommitted(uint32 flush)
 	for (int i = 0; i < batch_count; i++)
 	{
 		if (uncommitted[i])
-			apitoken_return_usage(&batch_rows[i], 1, flush);
+			apitoken_return_usage(&batch_rows[i], 1);
 		else
 			batch_rows[remaining++] = batch_rows[i];
 	}
@@ -408,7 +424,10 @@ defer_uncommitted(uint32 flush)
 
 typedef struct Batch
 {
-	uint32		flush;			/* the flush's ticket */
+	ApitokenUsageKey *keys;		/* what has been used */
+	int			key_count;
+	int			done;			/* number of keys that were taken */
+	bool		all;			/* the keys are all there were */
 	int			max;			/* maximum number of rows */
 	ApitokenOutcome outcome;
 } Batch;
@@ -434,6 +453,40 @@ settle_batch(void)
 		(void) apitoken_end_batch(MyDatabaseId, counted);
 }
 
+/*
+ * List what has been used, within a transaction, beginning after the token to which
+ * the last flush came.  Returns whether the extension is installed.
+ */
+static bool
+list_keys(void *arg)
+{
+	Batch	   *batch = arg;
+	MemoryContext context;
+	ApitokenFlushState state = {0};
+
+	if (!apitoken_lock_usage())
+	{
+		batch->outcome = APITOKEN_FLUSH_MISSING;
+		return false;
+	}
+	settle_batch();
+	(void) apitoken_flush_state(MyDatabaseId, &state);
+	context = MemoryContextSwitchTo(TopMemoryContext);
+	batch->keys = apitoken_list_usage(MyDatabaseId, &state.flushed_to, KEYS_MAX, &batch->key_count, &batch->all);
+	MemoryContextSwitchTo(context);
+	return true;
+}
+
+/* Take the uses of the next keys. */
+static void
+take_batch(Batch *batch)
+{
+	int			count = Min(batch->max, batch->key_count - batch->done);
+
+	batch_count = apitoken_take_usage(batch->keys + batch->done, count, GetCurrentTransactionId(), batch_rows);
+	batch->done += count;
+}
+
 /* Write one batch, within a transaction.  Returns whether there may be more. */
 static bool
 flush_batch(void *arg)
@@ -445,18 +498,18 @@ flush_batch(void *arg)
 		batch->outcome = APITOKEN_FLUSH_MISSING;
 		return false;
 	}
-	settle_batch();
-	batch_count = apitoken_take_usage(MyDatabaseId, batch->flush, GetCurrentTransactionId(), batch_rows, batch->max);
+	take_batch(batch);
 	seen_count = apitoken_take_seen(APITOKEN_IN_ORGANIZATION, MyDatabaseId, seen_rows, SEEN_MAX);
-	batch->outcome = batch_count < batch->max && seen_count < SEEN_MAX ? APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
-	defer_uncommitted(batch->flush);
+	batch->outcome = batch->done == batch->key_count && batch->all && seen_count < SEEN_MAX ?
+		APITOKEN_FLUSH_DONE : APITOKEN_FLUSH_UNFINISHED;
+	defer_uncommitted();
 	if (batch_count > 0)
 		apitoken_write_usage(batch_rows, batch_count);
 	if (seen_count > 0)
 		apitoken_write_seen(APITOKEN_IN_ORGANIZATION, seen_rows, seen_count);
 	if (batch_count + seen_count > 0)
 		apitoken_count(APITOKEN_FLUSHES, 1);
-	return batch->outcome == APITOKEN_FLUSH_UNFINISHED;
+	return batch->outcome == APITOKEN_FLUSH_UNFINISHED && (batch->done < batch->key_count || seen_count == SEEN_MAX);
 }
 
 /* Write one batch of networks, within a transaction.  Returns whether there may be more. */
@@ -567,11 +620,12 @@ ApitokenOutcome
 apitoken_flush(uint64 ticket, TimestampTz until)
 {
 	ApitokenFlushState state = {0};
-	Batch		batch = {(uint32) ticket, BATCH_FIRST, APITOKEN_FLUSH_FAILED};
+	Batch		batch = {.max = BATCH_FIRST, .outcome = APITOKEN_FLUSH_FAILED};
 	int			max_rows = BATCH_MAX;
 	int			max_networks;
 	TimestampTz started_at;
 	char		problem[APITOKEN_PROBLEM_MAX];
+	TimestampTz ended_at;
 	bool		more;
 
 	if (apitoken_flush_state(MyDatabaseId, &state))
@@ -583,7 +637,8 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 	RegisterXactCallback(xact_callback, NULL);
 	apitoken_remove_usage_file();
 
-	do
+	more = apitoken_run_in_transaction(list_keys, &batch, until, problem);
+	while (more)
 	{
 		started_at = GetCurrentTimestamp();
 		reused_count = 0;
@@ -592,9 +647,12 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			batch.outcome = APITOKEN_FLUSH_FAILED;
 		else if (reused_count > 0)
 			report_reuse(until);
-		if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
+		ended_at = GetCurrentTimestamp();
+		if (ended_at - started_at <= BATCH_QUICK)
 			batch.max = Min(2 * batch.max, max_rows);
-	} while (more && GetCurrentTimestamp() < until - BATCH_TIME);
+		more = more && ended_at < until - Max(BATCH_TIME, 2 * (ended_at - started_at));
+	}
+	more = batch.outcome == APITOKEN_FLUSH_UNFINISHED;
 	/* Also if use remains, so that networks do not wait until there is less of it. */
 	if (batch.outcome == APITOKEN_FLUSH_DONE || batch.outcome == APITOKEN_FLUSH_UNFINISHED)
 	{
@@ -606,7 +664,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			more_networks = apitoken_run_in_transaction(flush_networks, &max_networks, until, problem);
 			if (GetCurrentTimestamp() - started_at <= BATCH_QUICK)
 				max_networks = Min(2 * max_networks, SEEN_MAX);
-		} while (more_networks && GetCurrentTimestamp() < until - BATCH_TIME);
+		} while (more_networks && GetCurrentTimestamp() < until - NETWORKS_TIME);
 		if (problem[0] == '\0' && apitoken_run_in_transaction(flush_digests, NULL, until, problem))
 			more_networks = true;
 		if (problem[0] != '\0')
@@ -615,6 +673,8 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 			batch.outcome = APITOKEN_FLUSH_UNFINISHED;
 		more = more || more_networks;
 	}
+	if (batch.done > 0)
+		apitoken_record_flushed_to(MyDatabaseId, &batch.keys[batch.done - 1].token_id);
 	if (more)
 		apitoken_wake_launcher();
 

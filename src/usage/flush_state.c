@@ -106,6 +106,19 @@ apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome, cons
 	return report;
 }
 
+/* Record how far a flush came: the next one continues with the tokens after this one. */
+void
+apitoken_record_flushed_to(Oid database, const pg_uuid_t *token_id)
+{
+	ApitokenFlushState *entry;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	entry = find_or_add_entry(database);
+	if (entry != NULL)
+		entry->flushed_to = *token_id;
+	LWLockRelease(apitoken_flush_states_lock);
+}
+
 /*
  * Record the end of a worker's maintenance.  `at` is the current time if the run
  * is finished.  It is 0 if the next worker must continue at the given position.

@@ -27,8 +27,8 @@
  *
  * Quotas
  *
- * The recorded use of a token is what counts: accepted uses in token_usage_daily,
- * or in token_usage for the whole life, and those in shared memory that are not
+ * The recorded use of a token is what counts: accepted uses in token_days and on the
+ * last day in token_usage, or there for the whole life, and those in shared memory that are not
  * written yet.  So a restart forgets nothing, and a crash what was not written.
  * An entry holds the sum, which is read when there is no entry, when the period is
  * another one, and after a minute, for use that other servers have recorded.  Until

@@ -271,18 +271,31 @@ remove_expired(Batch *batch)
 	remove_old(batch, APITOKEN_FIND_EXPIRED, APITOKEN_REMOVE_TOKENS, &batch->run->tokens_removed);
 }
 
+/*
+ * The days before which use by day is removed: of tokens with a quota of a month, and
+ * of others.  Returns false if all of it is kept.
+ */
+static bool
+days_cutoff(Batch *batch, Datum *monthly, Datum *others)
+{
+	TimestampTz cutoff;
+
+	if (!retention_cutoff(apitoken_usage_retention, batch->now, &cutoff))
+		return false;
+	/* days are those of UTC, whatever the session's time zone */
+	*others = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
+	*monthly = DateADTGetDatum(apitoken_first_day_of(APITOKEN_MONTH, apitoken_day_of(batch->now)));
+	return true;
+}
+
 static void
 remove_days(Batch *batch)
 {
-	TimestampTz cutoff;
 	Datum		values[3];
 
-	if (!retention_cutoff(apitoken_usage_retention, batch->now, &cutoff))
+	if (!days_cutoff(batch, &values[2], &values[0]))
 		return;
-	/* days are those of UTC, whatever the session's time zone */
-	values[0] = DirectFunctionCall1(timestamp_date, TimestampGetDatum(cutoff));
 	values[1] = Int64GetDatum(batch->size);
-	values[2] = DateADTGetDatum(apitoken_first_day_of(APITOKEN_MONTH, apitoken_day_of(batch->now)));
 	run_statement(batch, APITOKEN_REMOVE_DAYS, values, &batch->run->usage_removed);
 }
 
@@ -347,15 +360,17 @@ revoke_idle(Batch *batch)
 	usage_checked(batch, values[3]);
 }
 
-/* Remove usage of tokens that no longer exist. */
+/* Remove usage of tokens that no longer exist, and the last days that are old. */
 static void
 remove_orphans(Batch *batch)
 {
-	Datum		values[2];
-	char		nulls[2] = {' ', ' '};
+	Datum		values[4];
+	char		nulls[4] = {' ', ' ', ' ', ' '};
 
 	next_usage(batch, &values[0], &values[1], &nulls[1]);
 	batch->run->usage_removed += apitoken_execute(APITOKEN_REMOVE_ORPHANS, values, nulls);
+	if (days_cutoff(batch, &values[3], &values[2]))
+		batch->run->usage_removed += apitoken_execute(APITOKEN_FORGET_DAYS, values, nulls);
 	usage_checked(batch, values[1]);
 }
 

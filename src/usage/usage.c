@@ -44,6 +44,9 @@
 /* Refused uses with a verdict that an entry counts between two flushes. */
 #define REFUSED_MAX (PG_UINT32_MAX / 2)
 
+/* Of a long list, one key in so many tells which ones a flush begins with. */
+#define LIST_SAMPLE 64
+
 DateADT
 apitoken_day_of(TimestampTz at)
 {
@@ -67,7 +70,6 @@ apitoken_init_usage(void *entry)
 	pg_atomic_init_u64(&usage->accepted, 0);
 	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
 		pg_atomic_init_u32(&usage->refused[verdict], 0);
-	usage->deferred_by = 0;
 	SpinLockInit(&usage->mutex);
 	memset(&usage->last, 0, sizeof(usage->last));
 	usage->last.at = DT_NOBEGIN;
@@ -136,11 +138,10 @@ add_refused(ApitokenUsage *usage, const ApitokenUsageRow *row)
 
 /*
  * Add usage to the entry of its key.  Returns false if there is no room for a new
- * entry.  `returned`: a flush has taken this usage from the entry.  `deferred_by` is
- * the flush that must not take it again, or 0.
+ * entry.  `returned`: a flush has taken this usage from the entry.
  */
 static bool
-add_usage(const ApitokenUsageRow *row, bool returned, uint32 deferred_by)
+add_usage(const ApitokenUsageRow *row, bool returned)
 {
 	LWLock	   *lock;
 	ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, &row->key, apitoken_init_usage, &lock);
@@ -156,8 +157,6 @@ add_usage(const ApitokenUsageRow *row, bool returned, uint32 deferred_by)
 	SpinLockAcquire(&usage->mutex);
 	apitoken_merge_last_use(&usage->last, &row->last);
 	SpinLockRelease(&usage->mutex);
-	if (deferred_by != 0)
-		usage->deferred_by = deferred_by;
 	if (returned)
 	{
 		SpinLockAcquire(&usage->mutex);
@@ -209,47 +208,30 @@ record_in_memory(const ApitokenRecord *record, int secret, ApitokenVerdict verdi
 	}
 	else
 		use.refused[verdict] = 1;
-	if (add_usage(&use, false, 0))
+	if (add_usage(&use, false))
 		return true;
 	apitoken_wake_launcher();
 	return false;
 }
 
-/* Arguments and results of take_entry(). */
-typedef struct TakeState
-{
-	Oid			database;
-	uint32		flush;
-	TransactionId xid;
-	ApitokenUsageRow *rows;
-	int			max;
-	int			count;
-} TakeState;
-
+/* Take the uses of an entry.  Returns false if it has none. */
 static bool
-take_entry(void *entry, void *arg)
+take_uses(ApitokenUsage *usage, TransactionId xid, ApitokenUsageRow *row)
 {
-	ApitokenUsage *usage = entry;
-	TakeState  *state = arg;
-	ApitokenUsageRow *row = &state->rows[state->count];
 	bool		used;
 
-	if (usage->key.database != state->database)
-		return true;
-	if (state->flush != 0 && usage->deferred_by == state->flush)
-		return true;
 	/* a promoted server: flush.c settles the batch first */
 	if (usage->in_batch)
-		return true;
+		return false;
 	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
 		row->refused[verdict] = pg_atomic_exchange_u32(&usage->refused[verdict], 0);
 	used = apitoken_refused_total(row) > 0;
 	SpinLockAcquire(&usage->mutex);
 	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
-	if (TransactionIdIsValid(state->xid))
+	if (TransactionIdIsValid(xid))
 	{
 		usage->taken = row->accepted;
-		usage->taken_by = state->xid;
+		usage->taken_by = xid;
 	}
 	row->last = usage->last;
 	used = used || row->accepted > 0;
@@ -257,44 +239,149 @@ take_entry(void *entry, void *arg)
 	if (used)
 		usage->last.reused = 0;
 	SpinLockRelease(&usage->mutex);
-	if (!used)
-		return true;
 	row->key = usage->key;
-	state->count++;
-	return state->count < state->max;
+	return used;
+}
+
+/* Arguments and results of list_entry(). */
+typedef struct KeyList
+{
+	Oid			database;
+	ApitokenUsageKey *keys;
+	int			count;
+	int			max;
+} KeyList;
+
+static bool
+list_entry(void *entry, void *arg)
+{
+	ApitokenUsage *usage = entry;
+	KeyList    *list = arg;
+
+	if (usage->key.database != list->database || usage->in_batch || apitoken_is_written(usage))
+		return true;
+	if (list->count == list->max)
+	{
+		list->max *= 2;
+		list->keys = repalloc_huge(list->keys, list->max * sizeof(ApitokenUsageKey));
+	}
+	list->keys[list->count++] = usage->key;
+	return true;
+}
+
+/* The order of the tokens, with those after the token `after` first. */
+static int
+compare_keys(const void *a, const void *b, void *after)
+{
+	const ApitokenUsageKey *left = a;
+	const ApitokenUsageKey *right = b;
+	int			order = memcmp(&left->token_id, &right->token_id, sizeof(pg_uuid_t));
+
+	if (order == 0)
+		return (left->day > right->day) - (left->day < right->day);
+	if ((memcmp(&left->token_id, after, sizeof(pg_uuid_t)) > 0) !=
+		(memcmp(&right->token_id, after, sizeof(pg_uuid_t)) > 0))
+		return -order;
+	return order;
+}
+
+/* Keep about `max` of the first keys, in any order: those up to one that a sample tells. */
+static void
+keep_first(KeyList *list, int max, pg_uuid_t *after)
+{
+	int			samples = list->count / LIST_SAMPLE;
+	ApitokenUsageKey *sample = palloc_extended(samples * sizeof(ApitokenUsageKey), MCXT_ALLOC_HUGE);
+	ApitokenUsageKey last;
+	int			kept = 0;
+
+	for (int i = 0; i < samples; i++)
+		sample[i] = list->keys[i * LIST_SAMPLE];
+	qsort_arg(sample, samples, sizeof(ApitokenUsageKey), compare_keys, after);
+	last = sample[max / LIST_SAMPLE];
+	pfree(sample);
+	for (int i = 0; i < list->count; i++)
+	{
+		if (compare_keys(&list->keys[i], &last, after) <= 0)
+			list->keys[kept++] = list->keys[i];
+	}
+	list->count = kept;
 }
 
 /*
- * Take the recorded usage of a database, at most `max` rows (one or more).  Skips
- * usage that this flush has deferred; with flush 0, takes all.  `xid` is the
- * transaction that writes it; without one, it is discarded.  Returns the number of
- * rows.  If it is less than `max`, nothing is left.
+ * List the tokens and days of a database that have uses now, in the order of the
+ * tokens, with those after `after` first.  If there are many, these are not all of
+ * them, but about `max`.  The list is in the current memory context.
+ */
+ApitokenUsageKey *
+apitoken_list_usage(Oid database, pg_uuid_t *after, int max, int *count, bool *all)
+{
+	KeyList		list = {database, NULL, 0, 1024};
+
+	list.keys = palloc(list.max * sizeof(ApitokenUsageKey));
+	apitoken_map_each(apitoken_usage_map, list_entry, &list);
+	*all = list.count <= 2 * max;
+	if (!*all)
+		keep_first(&list, max, after);
+	qsort_arg(list.keys, list.count, sizeof(ApitokenUsageKey), compare_keys, after);
+	*count = list.count;
+	return list.keys;
+}
+
+/*
+ * Take the recorded usage of these tokens and days.  `xid` is the transaction that
+ * writes it.  Returns the number of rows, which is less than `count` if some have
+ * no uses any more.
  */
 int
-apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max)
+apitoken_take_usage(const ApitokenUsageKey *keys, int count, TransactionId xid, ApitokenUsageRow *rows)
 {
-	TakeState	state = {database, flush, xid, rows, max, 0};
+	int			taken = 0;
 
-	apitoken_map_each(apitoken_usage_map, take_entry, &state);
-	return state.count;
+	for (int i = 0; i < count; i++)
+	{
+		LWLock	   *lock;
+		ApitokenUsage *usage = apitoken_map_entry(apitoken_usage_map, &keys[i], NULL, &lock);
+
+		if (usage == NULL)
+			continue;
+		if (take_uses(usage, xid, &rows[taken]))
+			taken++;
+		LWLockRelease(lock);
+	}
+	return taken;
 }
 
-/*
- * Return usage that was taken but not written.  If `flush` is not 0, that flush
- * will not take it again.
- */
+static bool
+discard_entry(void *entry, void *arg)
+{
+	ApitokenUsage *usage = entry;
+	ApitokenUsageRow discarded;
+
+	if (usage->key.database == *(Oid *) arg)
+		(void) take_uses(usage, InvalidTransactionId, &discarded);
+	return true;
+}
+
+/* Discard the recorded usage of a database. */
 void
-apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
+apitoken_discard_usage(Oid database)
+{
+	apitoken_map_each(apitoken_usage_map, discard_entry, &database);
+}
+
+/* Return usage that was taken but not written. */
+void
+apitoken_return_usage(const ApitokenUsageRow *rows, int count)
 {
 	for (int i = 0; i < count; i++)
-		(void) add_usage(&rows[i], true, flush);
+		(void) add_usage(&rows[i], true);
 }
 
 /* Record uses that were recorded before, in another entry. */
 void
 apitoken_add_uses(const ApitokenUsageRow *row)
 {
-	(void) add_usage(row, false, 0);
+	(void) add_usage(row, false);
 }
 
 /*

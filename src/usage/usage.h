@@ -90,7 +90,6 @@ typedef struct ApitokenUsage
 	ApitokenUsageKey key;		/* never changes */
 	pg_atomic_uint64 accepted;	/* uses not yet taken by a flush */
 	pg_atomic_uint32 refused[APITOKEN_VERDICTS];	/* the same, by verdict */
-	uint32		deferred_by;	/* the flush that deferred this entry, or 0; only flushes access it */
 	slock_t		mutex;			/* protects the following, and moving uses between accepted and taken */
 	TransactionId taken_by;		/* the transaction of the flush that has taken uses */
 	ApitokenLastUse last;
@@ -198,6 +197,7 @@ typedef struct ApitokenFlushState
 	uint64		done_ticket;	/* highest ticket of a flush that wrote everything */
 	uint64		last_ticket;	/* highest ticket of a flush that ended */
 	ApitokenOutcome outcome;	/* outcome of the flush with last_ticket */
+	pg_uuid_t	flushed_to;		/* the last token of which a flush has written the use */
 	TimestampTz flushed_at;		/* time of the last successful flush, or 0 */
 	TimestampTz failed_at;		/* time of the last failed flush, or 0 */
 	char		problem[APITOKEN_PROBLEM_MAX];	/* error message of the last failure */
@@ -248,12 +248,14 @@ extern uint64 apitoken_refused_total(const ApitokenUsageRow *row);
 extern bool apitoken_record_use(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
 								TimestampTz at, inet *address, bool may_write);
 extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
-extern int	apitoken_take_usage(Oid database, uint32 flush, TransactionId xid, ApitokenUsageRow *rows, int max);
+extern ApitokenUsageKey *apitoken_list_usage(Oid database, pg_uuid_t *after, int max, int *count, bool *all);
+extern int	apitoken_take_usage(const ApitokenUsageKey *keys, int count, TransactionId xid, ApitokenUsageRow *rows);
+extern void apitoken_discard_usage(Oid database);
 extern void apitoken_init_usage(void *entry);
 extern bool apitoken_is_written(ApitokenUsage *usage);
 extern void apitoken_add_uses(const ApitokenUsageRow *row);
 extern void apitoken_forget_taken(const ApitokenUsageRow *rows, int count);
-extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush);
+extern void apitoken_return_usage(const ApitokenUsageRow *rows, int count);
 extern int	apitoken_databases_with_usage(Oid *databases, int max);
 extern void apitoken_remove_written_usage(Oid *busy, int count);
 extern void apitoken_forget_places(Oid database, const pg_uuid_t *ids, int count);
@@ -342,6 +344,7 @@ extern void apitoken_retry_flushes(void);
 extern int	apitoken_flush_state_databases(Oid *databases, int max);
 extern bool apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome outcome,
 									const char *problem);
+extern void apitoken_record_flushed_to(Oid database, const pg_uuid_t *token_id);
 extern void apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *position);
 extern bool apitoken_record_maintenance_problem(Oid database, const char *problem);
 extern void apitoken_remove_flush_state(Oid database);

@@ -322,7 +322,7 @@ read_file(UsageFile *usage_file, bool apply)
 		if (!read_data(usage_file, &row, sizeof(row)) || !valid_usage(&row))
 			return false;
 		if (apply)
-			apitoken_return_usage(&row, 1, 0);
+			apitoken_return_usage(&row, 1);
 	}
 	for (int64 i = 0; i < header.batch_rows; i++)
 	{

@@ -245,11 +245,9 @@ database_state(Oid database)
 static void
 discard_usage(Oid database)
 {
-	ApitokenUsageRow rows[100];
 	ApitokenSeenRow seen[100];
 
-	while (apitoken_take_usage(database, 0, InvalidTransactionId, rows, lengthof(rows)) == lengthof(rows))
-		;
+	apitoken_discard_usage(database);
 	for (int place = 0; place < APITOKEN_PLACES; place++)
 	{
 		while (apitoken_take_seen(place, database, seen, lengthof(seen)) == lengthof(seen))

@@ -16,7 +16,8 @@ use constant BATCH => 100;
 my @figures;
 
 # figure(ID, TITLE, SUB): SUB runs with the Bench as argument, unless ONLY excludes
-# it.  With long => 1, it is not in the short form, unless ONLY names it.
+# it.  With long => 1, it is not in the short form, unless ONLY names it.  With
+# own_server => 1, it does not use the database of the other figures.
 sub figure
 {
 	my ($id, $title, $sub, %how) = @_;
@@ -438,10 +439,13 @@ sub run
 		print "$figure->{id}: $figure->{title}\n";
 		my $began = time;
 		eval {
-			$b->database($b->{size});
-			# usage from earlier figures must not be written during this measurement
-			$b->flush;
-			$b->psql('CHECKPOINT');
+			if (!$figure->{own_server})
+			{
+				$b->database($b->{size});
+				# usage from earlier figures must not be written during this measurement
+				$b->flush;
+				$b->psql('CHECKPOINT');
+			}
 			$figure->{run}->($b);
 			1;
 		} or do {

@@ -60,9 +60,9 @@ require_usage(const ApitokenUsageRow *row)
 }
 
 void
-apitoken_return_usage(const ApitokenUsageRow *rows, int count, uint32 flush)
+apitoken_return_usage(const ApitokenUsageRow *rows, int count)
 {
-	require(count == 1 && flush == 0 && applied_batch_rows == 0);
+	require(count == 1 && applied_batch_rows == 0);
 	require_usage(rows);
 	apply(rows, sizeof(*rows));
 }

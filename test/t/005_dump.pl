@@ -94,9 +94,9 @@ $old->safe_psql('app', qq{
 	DELETE FROM apitoken.users WHERE id = 'gone';
 	UPDATE apitoken.organizations SET max_lifetime = '1 mon 2 days', require_expiry = true, max_tokens = 7, allowed_networks = '{10.0.0.0/8,2001:db8::/32}'::cidr[], default_role = 'auditor', allow_personal_tokens = false WHERE id = 'strict';
 	SELECT apitoken.verify('$token{used}', client_address => '192.0.2.7');
-	INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused)
+	INSERT INTO apitoken_internal.token_days (token_id, day, accepted, refused)
 		SELECT id, '2020-02-29'::date + i, 10 * i, i FROM apitoken.tokens, generate_series(0, 2) i WHERE label IN ('used', 'personal');
-	UPDATE apitoken.token_usage_daily SET refusals = '{"expired": 1, "network_refused": 1}' WHERE refused = 2;
+	UPDATE apitoken_internal.token_days SET refusals = '{"expired": 1, "network_refused": 1}' WHERE refused = 2;
 	INSERT INTO apitoken_internal.personal_token_use SELECT 'acme', id, now() FROM apitoken.tokens WHERE user_id IS NOT NULL;
 	INSERT INTO apitoken_internal.token_networks SELECT id, n, now(), now() FROM apitoken.tokens, unnest('{192.0.2.0/24,2001:db8::/48}'::cidr[]) n;
 	INSERT INTO apitoken_internal.usage_senders VALUES ('11111111-1111-4111-8111-111111111111', '01900000-0000-7000-8000-000000000000', now(), 'sender', '192.0.2.1');
@@ -123,7 +123,7 @@ deliver($old, 'app');
 $token{nobody} = $old->safe_psql('app', q{SELECT apitoken.generate('org')});
 
 my @tables = (qw(apitoken.organizations apitoken.users apitoken_internal.deleted_users apitoken_internal.role_records apitoken.permissions apitoken.memberships apitoken_internal.token_records),
-	qw(apitoken.token_usage apitoken.token_usage_daily apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks apitoken_internal.usage_senders apitoken_internal.foreign_digests));
+	qw(apitoken.token_usage apitoken_internal.token_days apitoken.events apitoken.notifications apitoken_internal.own_privileges apitoken_internal.personal_token_use apitoken_internal.token_networks apitoken_internal.usage_senders apitoken_internal.foreign_digests));
 
 # This must be the same afterwards, line by line.
 my %same = (

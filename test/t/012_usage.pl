@@ -200,12 +200,12 @@ is(run("BEGIN READ ONLY; $elsewhere ROLLBACK; BEGIN; SAVEPOINT s; $elsewhere ROL
 	'network_refused network_refused', 'refused, and rolled back');
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$;
-	CREATE TRIGGER refuse BEFORE INSERT ON apitoken.token_usage_daily FOR EACH ROW EXECUTE FUNCTION refuse()});
+	CREATE TRIGGER refuse BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION refuse()});
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 55000]', 'a flush that fails');
 is(refusals('several'), '', 'writes no verdict');
 $node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = now() WHERE label = 'several'});
 is(run($elsewhere x 3, user => 'regress_apitoken_backend'), 'suspended suspended suspended', 'refused with another verdict');
-$node->safe_psql('postgres', 'DROP TRIGGER refuse ON apitoken.token_usage_daily');
+$node->safe_psql('postgres', 'DROP TRIGGER refuse ON apitoken.token_usage');
 flush();
 is(refusals('several'), '{"suspended": 3, "network_refused": 2}', 'the next flush writes each once');
 $node->safe_psql('postgres', q{UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'several'});
@@ -214,15 +214,14 @@ $node->restart;
 flush();
 is(refusals('several'), '{"suspended": 3, "network_refused": 3}', 'and adds to the day, also after a restart');
 # what an owner may write there stops no flush
-is(run(qq{UPDATE apitoken.token_usage_daily SET refusals = '$_'}), '[ERROR: 23514]', "refusals cannot be $_") foreach '[1]', '{"expired": "many"}', '{"expired": {"a": 1}}', '3';
-$node->safe_psql('postgres', q{UPDATE apitoken.token_usage_daily d SET refused = 9000000000000000001, refusals = '{"network_refused": 9000000000000000000.5, "of old": 0.5}' FROM apitoken.tokens t WHERE t.id = d.token_id AND t.label = 'several'});
+is(run(qq{UPDATE apitoken.token_usage SET day_refusals = '$_'}), '[ERROR: 23514]', "refusals cannot be $_") foreach '[1]', '{"expired": "many"}', '{"expired": {"a": 1}}', '3';
+$node->safe_psql('postgres', q{UPDATE apitoken.token_usage u SET day_refused = 9000000000000000001, day_refusals = '{"network_refused": 9000000000000000000.5, "of old": 0.5}' FROM apitoken.tokens t WHERE t.id = u.token_id AND t.label = 'several'});
 run($elsewhere, user => 'regress_apitoken_backend');
 flush();
 is(refusals('several'), '{"of old": 0.5, "network_refused": 9000000000000000001.5}', 'numbers of all sizes are added');
-$node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage_daily d USING apitoken.tokens t WHERE t.id = d.token_id AND t.label = 'several';
-	DELETE FROM apitoken.token_usage u USING apitoken.tokens t WHERE t.id = u.token_id AND t.label = 'several'});
+$node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage u USING apitoken.tokens t WHERE t.id = u.token_id AND t.label = 'several'});
 # nobody but the owner writes them, and who may not see the token does not read them
-is(run(q{UPDATE apitoken.token_usage_daily SET refusals = NULL}, user => 'regress_apitoken_backend'), '[ERROR: 42501]', 'members do not write them');
+is(run(q{UPDATE apitoken.token_usage SET day_refusals = NULL}, user => 'regress_apitoken_backend'), '[ERROR: 42501]', 'members do not write them');
 is(run(q{SELECT count(refusals) FROM apitoken.token_usage_daily}, user => 'regress_apitoken_backend'), '0', 'others do not read them');
 is(run(q{BEGIN; SELECT apitoken.act_as('u'); SELECT count(refusals) > 0 FROM apitoken.token_usage_daily; SELECT count(*) FROM apitoken.token_usage_daily d WHERE NOT EXISTS (SELECT FROM apitoken.tokens t WHERE t.id = d.token_id); COMMIT;}, user => 'regress_apitoken_backend'),
 	'u t 0', 'the user of the tokens does');
@@ -280,8 +279,7 @@ use_at_once('time');
 flush();
 is(written('time'), '5 2', 'the address is that of the last use, known or not');
 # a token without a row of usage gets one (a partial restore can leave this)
-$node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time');
-	DELETE FROM apitoken.token_usage_daily WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
+$node->safe_psql('postgres', q{DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken.tokens WHERE label = 'time')});
 use_at_once('time', '192.0.2.6');
 flush();
 is(written('time'), '1 0 192.0.2.6', 'a row that was missing is made');
@@ -365,8 +363,8 @@ is(written('beside it'), '1 0', 'a token that is gone takes nothing along');
 is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usage WHERE token_id = '$id') + (SELECT count(*) FROM apitoken.token_usage_daily WHERE token_id = '$id')"),
 	'0', 'and leaves nothing behind');
 
-# deleted while its use is being written, between the two tables: housekeeping
-# finds the rows that stay, including those of the days
+# deleted while its use is being written: housekeeping finds the rows that stay,
+# including those of the days
 {
 	add($_) foreach 'leaving', 'leaving unseen';
 	use_at_once('leaving');
@@ -375,12 +373,13 @@ is($node->safe_psql('postgres', "SELECT (SELECT count(*) FROM apitoken.token_usa
 	$node->safe_psql('postgres', q{
 		CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$;
 		CREATE TRIGGER pause AFTER INSERT ON apitoken.token_usage FOR EACH STATEMENT EXECUTE FUNCTION pause();
-		CREATE TRIGGER pause AFTER INSERT ON apitoken.token_usage_daily FOR EACH STATEMENT EXECUTE FUNCTION pause();
+		-- so that its day is moved
+		UPDATE apitoken.token_usage SET last_day = last_day - 1 WHERE token_id = (SELECT id FROM apitoken_internal.token_records WHERE label = 'leaving');
 		-- as a restore leaves it
 		DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM apitoken_internal.token_records WHERE label = 'leaving unseen')});
 	my $flusher = $node->background_psql('postgres', on_error_stop => 0);
 	$flusher->query_until(qr/asked/, "\\echo asked\nSELECT apitoken.flush_usage();\n");
-	ok($node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'apitoken worker' AND wait_event = 'PgSleep'}), 'a flush has written one table');
+	ok($node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'apitoken worker' AND wait_event = 'PgSleep'}), 'a flush has written the rows');
 	my $ids = $node->safe_psql('postgres', q{WITH gone AS (DELETE FROM apitoken_internal.token_records WHERE label LIKE 'leaving%' RETURNING id) SELECT string_agg(quote_literal(id), ',') FROM gone});
 	$flusher->query('SELECT 1');
 	$flusher->quit;
@@ -427,7 +426,6 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM used WHERE label LIKE 'ma
 $node->safe_psql('postgres', q{
 	SET session_replication_role = replica;
 	DELETE FROM apitoken.token_usage u USING apitoken_internal.token_records r WHERE u.token_id = r.id AND label LIKE 'many %';
-	DELETE FROM apitoken.token_usage_daily u USING apitoken_internal.token_records r WHERE u.token_id = r.id AND label LIKE 'many %';
 	DELETE FROM apitoken_internal.token_records WHERE label LIKE 'many %';
 	DROP TABLE others, many;
 });

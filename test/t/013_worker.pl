@@ -279,7 +279,7 @@ foreach my $kind (sort keys %obstacle)
 
 # An owner that is not a superuser must not become one, although a worker's session
 # is a superuser's.
-my @tables = qw(apitoken.token_usage apitoken.token_usage_daily apitoken_internal.token_records);
+my @tables = qw(apitoken.token_usage apitoken_internal.token_days apitoken_internal.token_records);
 $node->safe_psql('app', q{
 	GRANT CREATE, USAGE ON SCHEMA public TO regress_apitoken_owner;
 	GRANT USAGE ON SCHEMA apitoken_internal TO regress_apitoken_owner;

@@ -18,7 +18,7 @@ $primary->safe_psql('postgres', q{
 	SELECT count(apitoken.create_token('t' || i, 'acme')) FROM generate_series(1, 4) i;
 	-- a day of each decade
 	CREATE FUNCTION fill() RETURNS void LANGUAGE sql AS $$
-		INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, current_date - 3650 * i FROM apitoken_internal.token_records, generate_series(0, 2) i ON CONFLICT DO NOTHING $$;
+		INSERT INTO apitoken_internal.token_days (token_id, day) SELECT id, current_date - 3650 * i FROM apitoken_internal.token_records, generate_series(0, 2) i ON CONFLICT DO NOTHING $$;
 	SELECT fill();
 });
 my @cron = (extra_params => [ '-U', 'regress_apitoken_cron', '-v', 'VERBOSITY=verbose' ]);
@@ -109,14 +109,14 @@ foreach my $first ('token_records', 'token_usage')
 	my $second = $first eq 'token_usage' ? 'token_records' : 'token_usage';
 	$primary->safe_psql('postgres', 'CREATE DATABASE restored');
 	$primary->safe_psql('restored', 'CREATE EXTENSION apitoken');
-	foreach my $table ('organizations', $first, 'RUN', $second, 'token_usage_daily')
+	foreach my $table ('organizations', $first, 'RUN', $second, 'token_days')
 	{
 		if ($table eq 'RUN')
 		{
 			is($primary->safe_psql('restored', 'SELECT apitoken.run_maintenance()'), '(0,0,0,0,0,{},0)', "restored up to $first: nothing is ended or removed");
 			next;
 		}
-		my $schema = $table eq 'token_records' ? 'apitoken_internal' : 'apitoken';
+		my $schema = $table =~ /token_(records|days)/ ? 'apitoken_internal' : 'apitoken';
 
 		$primary->safe_psql('postgres', "COPY $schema.$table TO '$place/$table'");
 		$primary->safe_psql('restored', "COPY $schema.$table FROM '$place/$table'");

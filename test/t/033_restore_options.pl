@@ -172,9 +172,9 @@ foreach my $how ([], ['--disable-triggers'])
 {
 	my $what = join ' ', 'pieces', @$how;
 	$db = database($present);
-	foreach my $table (qw(token_records organizations memberships users role_records token_usage token_usage_daily events))
+	foreach my $table (qw(token_records organizations memberships users role_records token_usage token_days events))
 	{
-		restore($db, "$what: $table", '--data-only', @$how, '-t', $table, '-n', $table =~ /records/ ? 'apitoken_internal' : 'apitoken', "$place/dump");
+		restore($db, "$what: $table", '--data-only', @$how, '-t', $table, '-n', $table =~ /records|days/ ? 'apitoken_internal' : 'apitoken', "$place/dump");
 		unlike(run(join('', map { verdict($token{$_}, ", 'page:delete', '$acme'") } qw(admin alice)), database => $db, options => '-c default_transaction_read_only=on'),
 			qr/valid|ERROR/, "$what: an admin who was cut down has no more rights after $table");
 	}

@@ -14,7 +14,7 @@ my $settings = "apitoken.flush_interval = '1h'\nwal_retrieve_retry_interval = 10
 my $pub = start_node('publisher', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my $sub = start_node('subscriber', preload => 'shared', init => [ allows_streaming => 'logical' ], conf => $settings);
 my @tables = (map({ "apitoken.$_" } qw(organizations users memberships events token_usage token_usage_daily)),
-	map({ "apitoken_internal.$_" } qw(role_records token_records personal_token_use token_networks foreign_digests)));
+	map({ "apitoken_internal.$_" } qw(role_records token_records token_days personal_token_use token_networks foreign_digests)));
 
 foreach my $what ('ALL TABLES', 'TABLES IN SCHEMA apitoken, apitoken_internal')
 {

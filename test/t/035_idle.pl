@@ -227,7 +227,7 @@ forget_losses();
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no writing'; END$$;
 	CREATE TRIGGER fail BEFORE UPDATE ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION fail();
-	INSERT INTO apitoken.token_usage_daily (token_id, day) SELECT id, '2000-01-01' FROM apitoken.tokens WHERE label = 'long'});
+	INSERT INTO apitoken_internal.token_days (token_id, day) SELECT id, '2000-01-01' FROM apitoken.tokens WHERE label = 'long'});
 run(verdict($text));
 is(run('SELECT tokens_revoked, usage_removed, problems FROM apitoken.run_maintenance()'), '0|1|{"idle tokens are not revoked: could not write token usage: no writing"}', 'use that cannot be written');
 $node->safe_psql('postgres', 'DROP FUNCTION fail() CASCADE');

@@ -216,8 +216,8 @@ gone('usage', '.');
 
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$;
-	INSERT INTO apitoken.token_usage_daily (token_id, day, accepted, refused) SELECT id, '2020-02-29', 1, 0 FROM apitoken.tokens WHERE label = 't1';
-	CREATE TRIGGER refuse BEFORE DELETE ON apitoken.token_usage_daily FOR EACH ROW EXECUTE FUNCTION public.refuse();
+	INSERT INTO apitoken_internal.token_days (token_id, day, accepted, refused) SELECT id, '2020-02-29', 1, 0 FROM apitoken.tokens WHERE label = 't1';
+	CREATE TRIGGER refuse BEFORE DELETE ON apitoken_internal.token_days FOR EACH ROW EXECUTE FUNCTION public.refuse();
 	SELECT apitoken.run_maintenance()});
 like(findings($node, 'usage'), qr/^warning: the last housekeeping could not do everything: .*not today/m, 'housekeeping that fails');
 $node->safe_psql('postgres', 'DROP FUNCTION public.refuse() CASCADE');

@@ -61,7 +61,7 @@ sub used_before
 {
 	my ($token, $day, $accepted) = @_;
 
-	return $node->safe_psql('postgres', 'INSERT INTO apitoken.token_usage_daily AS d (token_id, day, accepted) VALUES (' . id_of($token) . ", $day, $accepted)
+	return $node->safe_psql('postgres', 'INSERT INTO apitoken_internal.token_days AS d (token_id, day, accepted) VALUES (' . id_of($token) . ", $day, $accepted)
 		ON CONFLICT (token_id, day) DO UPDATE SET accepted = d.accepted + excluded.accepted");
 }
 

@@ -129,7 +129,7 @@ foreach my $round (1 .. $rounds)
 	$node->safe_psql('postgres', "TRUNCATE revoked, used;\n" .
 		"\\copy created (round, client, n, token) from '$place/created.$round'\n\\copy revoked from '$place/revoked.$round'\n\\copy used from '$place/used.$round'\n" .
 		"UPDATE created SET id = (apitoken.parse(token)).id, revoked = token IN (SELECT token FROM revoked) WHERE round = $round;\n" .
-		'ANALYZE; ANALYZE apitoken.token_usage, apitoken.token_usage_daily, apitoken.events, apitoken_internal.token_records;');
+		'ANALYZE; ANALYZE apitoken.token_usage, apitoken_internal.token_days, apitoken.events, apitoken_internal.token_records;');
 
 	# usage first, because looking at tokens is a use; of this round, because what was
 	# lost in an earlier one does not come back

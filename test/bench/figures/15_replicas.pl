@@ -20,7 +20,7 @@ sub socket_of { my ($b, $server) = @_; return "$b->{work}/s-$server"; }
 sub start_servers
 {
 	my ($b, $tokens) = @_;
-	# What usage costs to write is figure 6's, and would fall into some rounds only.
+	# What usage costs to write is figure 17's, and would fall into some rounds only.
 	my %settings = $b->settings(shared_buffers => '512MB', max_wal_size => '4GB', track_commit_timestamp => 'on',
 		'apitoken.usage_slots' => 4 * $tokens, 'apitoken.flush_interval' => '1h');
 
@@ -173,19 +173,6 @@ sub revocations
 	return \@took;
 }
 
-# The use of all tokens is written: how many of them a second, and bytes of WAL for each.
-sub flush
-{
-	my ($b) = @_;
-
-	return $b->psql(q{
-		SELECT count((apitoken.verify(token)).valid) AS used, pg_current_wal_insert_lsn() AS lsn FROM bench.keys \gset
-		SELECT clock_timestamp() AS at \gset
-		SELECT apitoken.flush_usage() \g /dev/null
-		SELECT :used / extract(epoch FROM clock_timestamp() - :'at'), pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :'lsn') / :used},
-		db => 'replicated', host => socket_of($b, 'primary'));
-}
-
 Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 	my ($b) = @_;
 	my $tokens = $b->{quick} ? 10_000 : 100_000;
@@ -240,10 +227,6 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 			value => revocations($b, 'replica1', 1, $count));
 		$b->report(figure => '15', unit => 'ms', what => 'the same, the primary',
 			value => revocations($b, 'primary', 1 + $count, $count));
-
-		my ($written, $bytes) = split /\|/, flush($b);
-		$b->report(figure => '15', unit => 'tokens/s', what => 'a flush writes the use of', value => $written);
-		$b->report(figure => '15', unit => 'bytes', what => 'its WAL for each of them', value => $bytes);
 		1;
 	};
 	my $failure = $@;
@@ -253,6 +236,6 @@ Bench::figure('15', 'a primary and two replicas behind PgBouncer', sub {
 	waitpid $pooler, 0;
 	$b->stop($_) foreach reverse @servers;
 	die $failure if $failure;
-}, long => 1);
+}, long => 1, own_server => 1);
 
 1;
