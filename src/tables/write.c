@@ -47,7 +47,7 @@ typedef struct
  * With it, the statement is analyzed again when the columns of the table have changed.
  */
 #define TOKENS_OF_EVENTS \
-	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS g (event_id)" \
+	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS g (apitoken_event_id)" \
 	" WHERE NOT EXISTS (SELECT FROM apitoken_internal.token_records WHERE false)"
 
 /* Values for each place of a previous secret, n; and conditions, with its bit in ApitokenLastUse.reused. */
@@ -272,7 +272,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"WITH t AS (SELECT * FROM " TOKENS_OF_EVENTS "),"
 		" usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT id FROM t ON CONFLICT (token_id) DO NOTHING) "
 		EVENT_COLUMNS
-		"SELECT event_id, created_at, 'create', id, organization_id, user_id, $3, $4, $5, $6,"
+		"SELECT apitoken_event_id, created_at, 'create', id, organization_id, user_id, $3, $4, $5, $6,"
 		" pg_catalog.jsonb_build_object('masked', masked, 'label', label) FROM t",
 		6, {UUIDARRAYOID, RECORDTYPES, TEXTOID, UUIDOID, NAMEOID, INETOID}
 	},
@@ -669,7 +669,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	/* $1: id of the event, $2: the token, $3: the user who acted, $4: the event, $5: the client's address */
 	[APITOKEN_NOTIFY] = {
 		"WITH t AS NOT MATERIALIZED (SELECT * FROM " TOKENS_OF_EVENTS ") "
-		NOTIFY("t.event_id", "t.updated_at", "$3", "$5", "$4"),
+		NOTIFY("t.apitoken_event_id", "t.updated_at", "$3", "$5", "$4"),
 		5, {UUIDARRAYOID, RECORDTYPES, TEXTOID, TEXTOID, INETOID}
 	},
 	/* $5: the time; $6: what is known of the leak */
