@@ -60,8 +60,10 @@ my $mine = 'SELECT id FROM soak.pool WHERE client = :client_id AND state = \'val
 my $spare = $mine =~ s/'valid'/'valid' AND n > 20/r;
 my @scripts = (
 	[ 60, 'verify', $other . "SELECT verdict FROM apitoken.verify((SELECT token FROM soak.pool WHERE client = :other AND n = :n), 'article:read');\n" ],
+	# locked by a statement of its own: the expressions of a SELECT FOR SHARE are computed before its locks
 	[ 20, 'authenticate and read', $other . qq{BEGIN;
-		SELECT CASE WHEN state = 'valid' THEN (apitoken.authenticate(token)).verdict END FROM soak.pool WHERE client = :other AND n = :n FOR SHARE;
+		SELECT FROM soak.pool WHERE client = :other AND n = :n FOR SHARE;
+		SELECT CASE WHEN state = 'valid' THEN (apitoken.authenticate(token)).verdict END FROM soak.pool WHERE client = :other AND n = :n;
 		SELECT count(*) FROM soak.article;
 		COMMIT;
 	} ],
