@@ -118,10 +118,11 @@ is(days(2001), $known, 'a trigger that keeps the rows as they are, also those of
 # A worker has no time for all of them.  Those that it has written are used again,
 # and wait until the others have been written.
 $node->safe_psql('postgres', q{
+	INSERT INTO keys SELECT i, t.id, t.token FROM generate_series(3001, 12000) i, apitoken.create_token('key ' || i, user_id => 'u') t;
 	CREATE TABLE written (n int GENERATED ALWAYS AS IDENTITY, token_id uuid);
 	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
-		PERFORM pg_sleep(0.0007);
+		PERFORM pg_sleep(0.0003);
 		INSERT INTO public.written (token_id) VALUES (NEW.token_id);
 		RETURN NEW;
 	END $$;
@@ -130,13 +131,19 @@ my $before = one('SELECT sum(accepted) FROM apitoken.token_usage');
 used('true');
 my $flusher = $node->background_psql('postgres', on_error_stop => 0);
 $flusher->query_until(qr/asked/, "\\echo asked\nSELECT apitoken.flush_usage();\n");
-ok($node->poll_query_until('postgres', 'SELECT count(*) BETWEEN 1 AND 2999 FROM written'), 'a flush has written some');
+ok($node->poll_query_until('postgres', 'SELECT count(*) BETWEEN 1 AND 11999 FROM written'), 'a flush has written some');
 my $again = used('id IN (SELECT token_id FROM written)');
 $flusher->query('SELECT 1');
 $flusher->quit;
-flush();
-is(one('SELECT count(DISTINCT token_id) FROM (SELECT token_id FROM written ORDER BY n LIMIT 3000) w'), '3000', 'each token is written before any is written again');
-is(one('SELECT sum(accepted) FROM apitoken.token_usage'), $before + 3000 + $again, 'and each use is counted once');
+my $failed = one('SELECT last_flush_error IS NOT NULL FROM apitoken.stats') eq 't';
+$node->poll_query_until('postgres', 'SELECT apitoken.flush_usage() IS NOT NULL');
+SKIP:
+{
+	# what a flush could not write goes after all others
+	skip 'the machine is so busy that a batch took more than two seconds', 1 if $failed;
+	is(one('SELECT count(DISTINCT token_id) FROM (SELECT token_id FROM written ORDER BY n LIMIT 12000) w'), '12000', 'each token is written before any is written again');
+}
+is(one('SELECT sum(accepted) FROM apitoken.token_usage'), $before + 12000 + $again, 'and each use is counted once');
 is(one('SELECT count(*) FROM apitoken.token_usage u WHERE accepted <> (SELECT sum(accepted) FROM apitoken.token_usage_daily d WHERE d.token_id = u.token_id)'), '0', 'the days add up');
 is(one('SELECT dropped FROM apitoken.stats'), '0', 'none is dropped');
 
