@@ -20,6 +20,7 @@
 #include "nodes/pathnodes.h"
 #include "nodes/primnodes.h"
 #include "pgstat.h"
+#include "replication/message.h"
 #include "replication/slot.h"
 #include "replication/walsender_private.h"
 #include "storage/shmem.h"
@@ -315,6 +316,17 @@ compat_string_setting(struct config_generic *record)
 	return *record->_string.variable;
 #else
 	return *((struct config_string *) record)->variable;
+#endif
+}
+
+/* Write an empty message into the WAL, as a part of the transaction. */
+static inline void
+compat_log_message(const char *prefix)
+{
+#if PG_VERSION_NUM >= 170000
+	(void) LogLogicalMessage(prefix, "", 0, true, false);
+#else
+	(void) LogLogicalMessage(prefix, "", 0, true);
 #endif
 }
 

@@ -12,6 +12,8 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/parallel.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "utils/builtins.h"
@@ -57,6 +59,20 @@ apitoken_revoke_one(const pg_uuid_t *id, Datum reason, char reason_null)
 	return apitoken_execute(APITOKEN_REVOKE, values, nulls) > 0;
 }
 
+/*
+ * Something is revoked already.  The caller may repeat a revocation whose commit was
+ * cancelled while it waited for synchronous standbys, or whose answer was lost.  A
+ * transaction that writes nothing waits for no standby, so that "false" would confirm
+ * nothing.  With this message in the WAL, which nobody reads, its commit waits until
+ * they have all earlier ones, too.
+ */
+static void
+confirm_earlier_revocation(void)
+{
+	if (!XactReadOnly && !IsInParallelMode())
+		compat_log_message("apitoken");
+}
+
 APITOKEN_FUNCTION_INFO_V1(apitoken_revoke_token);
 Datum
 apitoken_revoke_token(PG_FUNCTION_ARGS)
@@ -70,7 +86,10 @@ apitoken_revoke_token(PG_FUNCTION_ARGS)
 	apitoken_fetch_managed(PG_GETARG_UUID_P(0), "token:delete", NULL, &record);
 	reason = reason_argument(fcinfo, 2, &reason_null);
 	if (record.revoked)
+	{
+		confirm_earlier_revocation();
 		PG_RETURN_BOOL(false);
+	}
 	if (record.kind == APITOKEN_ORGANIZATION &&
 		(PG_ARGISNULL(1) || strcmp(text_to_cstring(PG_GETARG_TEXT_PP(1)), record.label) != 0))
 		ereport(ERROR,
@@ -88,8 +107,13 @@ apitoken_revoke_by_token(PG_FUNCTION_ARGS)
 	ApitokenVerification verification;
 
 	apitoken_verify_datum(PG_GETARG_DATUM(0), PG_ARGISNULL(0), NULL, NULL, NULL, &verification);
-	if (!apitoken_verdicts[verification.verdict].known || verification.record.revoked)
+	if (!apitoken_verdicts[verification.verdict].known)
 		PG_RETURN_BOOL(false);
+	if (verification.record.revoked)
+	{
+		confirm_earlier_revocation();
+		PG_RETURN_BOOL(false);
+	}
 	PG_RETURN_BOOL(apitoken_revoke_one(&verification.record.id, CStringGetTextDatum("revoked_by_token"), ' '));
 }
 
@@ -157,6 +181,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 		nulls[7] = 'n';
 	else
 		values[7] = CStringGetTextDatum(user_id);
+	confirm_earlier_revocation();
 	PG_RETURN_INT64(apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls));
 }
 

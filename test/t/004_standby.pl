@@ -112,6 +112,9 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ')
 		"valid in a $level transaction");
 }
 $primary->safe_psql('postgres', q{SELECT apitoken.revoke_token(id, label) FROM apitoken.tokens WHERE label = 'victim'});
+# repeated, it is a transaction with WAL, whose commit waits for synchronous standbys (tap:073_cluster)
+is($primary->safe_psql('postgres', "BEGIN; SELECT apitoken.revoke_by_token('$token{victim}'); SELECT pg_current_xact_id_if_assigned() IS NOT NULL; COMMIT"), "f\nt", 'revoked again');
+is($primary->safe_psql('postgres', "BEGIN READ ONLY; SELECT apitoken.revoke_by_token('$token{victim}'); SELECT pg_current_xact_id_if_assigned() IS NOT NULL; COMMIT"), "f\nf", 'revoked again in a READ ONLY transaction');
 replayed();
 foreach my $level (sort keys %session)
 {
