@@ -1826,6 +1826,7 @@ ALTER TABLE apitoken_internal.role_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.built_in_roles ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.permissions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.memberships ENABLE ROW LEVEL SECURITY;
+ALTER TABLE apitoken_internal.directory_changes ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_records ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken.token_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE apitoken_internal.token_days ENABLE ROW LEVEL SECURITY;
