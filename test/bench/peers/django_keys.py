@@ -8,29 +8,14 @@
 # the peers' keys there, and prints "ready".  Each line of standard input has SECONDS
 # and the name of one of the ways below.  For each line it makes calls with random
 # keys, one after another, and prints how many per second.
-import os
 import random
 import sys
 import time
 
-import django
-from django.conf import settings
+from django_database import set_up
 
 keys = int(sys.argv[1])
-settings.configure(
-    DATABASES={'default': {
-        'ENGINE': 'django.db.backends.postgresql',
-        'HOST': os.environ['PGHOST'],
-        'PORT': os.environ['PGPORT'],
-        'USER': os.environ['PGUSER'],
-        'NAME': os.environ['PGDATABASE'],
-        'OPTIONS': {'options': '-c search_path=django'},
-    }},
-    INSTALLED_APPS=['django.contrib.auth', 'django.contrib.contenttypes', 'rest_framework',
-                    'rest_framework.authtoken', 'rest_framework_api_key'],
-    SECRET_KEY='for a benchmark, and of no use elsewhere',
-    USE_TZ=True)
-django.setup()
+set_up('rest_framework.authtoken', 'rest_framework_api_key', OPTIONS={'options': '-c search_path=django'})
 
 # these can only be imported now
 from django.core.management import call_command  # noqa: E402

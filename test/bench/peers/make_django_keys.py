@@ -7,23 +7,10 @@
 # of each.
 import datetime
 import json
-import os
 
-import django
-from django.conf import settings
+from django_database import set_up
 
-settings.configure(
-    DATABASES={'default': {
-        'ENGINE': 'django.db.backends.postgresql',
-        'HOST': os.environ['PGHOST'],
-        'PORT': os.environ['PGPORT'],
-        'USER': os.environ['PGUSER'],
-        'NAME': os.environ['PGDATABASE'],
-    }},
-    INSTALLED_APPS=['django.contrib.auth', 'django.contrib.contenttypes', 'rest_framework', 'rest_framework_api_key'],
-    SECRET_KEY='for a test, and of no use elsewhere',
-    USE_TZ=True)
-django.setup()
+set_up('rest_framework_api_key')
 
 # these can only be imported now
 from django.core.management import call_command  # noqa: E402

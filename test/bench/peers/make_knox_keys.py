@@ -8,23 +8,10 @@
 import datetime
 import inspect
 import json
-import os
 
-import django
-from django.conf import settings
+from django_database import set_up
 
-settings.configure(
-    DATABASES={'default': {
-        'ENGINE': 'django.db.backends.postgresql',
-        'HOST': os.environ['PGHOST'],
-        'PORT': os.environ['PGPORT'],
-        'USER': os.environ['PGUSER'],
-        'NAME': os.environ['PGDATABASE'],
-    }},
-    INSTALLED_APPS=['django.contrib.auth', 'django.contrib.contenttypes', 'rest_framework', 'knox'],
-    SECRET_KEY='for a test, and of no use elsewhere',
-    USE_TZ=True)
-django.setup()
+set_up('knox')
 
 # these can only be imported now
 from django.contrib.auth.models import User  # noqa: E402
