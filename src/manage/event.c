@@ -121,7 +121,6 @@ subtransaction_ended(SubXactEvent event, SubTransactionId subtransaction,
 	apitoken_end_made(&batches, event, subtransaction, parent, forget);
 }
 
-
 /*
  * A user who is being forgotten, or was while this transaction waited, must not
  * appear in a new event.  This does not wait for the erasure, which may wait for a

@@ -12,7 +12,6 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
-#include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -129,6 +128,7 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 	bool		bypasses = apitoken_bypasses_rls();
 	Datum		values[8];
 	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	int64		revoked;
 
 	if (PG_ARGISNULL(0) && PG_ARGISNULL(1) && PG_ARGISNULL(2))
 		ereport(ERROR,
@@ -181,8 +181,10 @@ apitoken_revoke_tokens(PG_FUNCTION_ARGS)
 		nulls[7] = 'n';
 	else
 		values[7] = CStringGetTextDatum(user_id);
-	confirm_earlier_revocation();
-	PG_RETURN_INT64(apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls));
+	revoked = apitoken_execute(APITOKEN_REVOKE_MATCHING, values, nulls);
+	if (revoked == 0)
+		confirm_earlier_revocation();
+	PG_RETURN_INT64(revoked);
 }
 
 /*
