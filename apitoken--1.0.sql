@@ -437,18 +437,18 @@ CREATE INDEX events_organization_id_idx ON apitoken.events (organization_id, id)
 CREATE INDEX events_user_id_idx ON apitoken.events (user_id, id) WHERE user_id IS NOT NULL;
 CREATE INDEX events_actor_idx ON apitoken.events (actor, id) WHERE actor IS NOT NULL;
 CREATE INDEX events_actor_token_id_idx ON apitoken.events (actor_token_id, id) WHERE actor_token_id IS NOT NULL;
-COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, import, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, for the use of a previous secret after its overlap, and for each report that it has leaked; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
+COMMENT ON TABLE apitoken.events IS 'Audit: one row for each creation, import, edit, suspension, resumption, regeneration and revocation of a token, for each end of its overlaps, for the use of a previous secret after its overlap, and for each report that it has leaked; for each change of an organization''s policy, and each suspension and resumption of an organization or user; and one for each user who was forgotten; run_maintenance() removes rows older than apitoken.retention, forget_user() replaces a user''s id and removes what a row tells of them, and nothing else changes a row';
 COMMENT ON COLUMN apitoken.events.id IS 'UUID version 7 (RFC 9562), ascending within a session';
 COMMENT ON COLUMN apitoken.events.at IS 'Time of the event';
-COMMENT ON COLUMN apitoken.events.action IS 'Action: create, import, edit, suspend, resume, regenerate, end_overlap, reuse, leak or revoke; forget: a user was forgotten';
-COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token; null: the event is about a user';
-COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token; null: a personal token';
-COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token, or the pseudonym of the user who was forgotten; null: a token of an organization';
+COMMENT ON COLUMN apitoken.events.action IS 'Action: create, import, edit, suspend, resume, regenerate, end_overlap, reuse, leak or revoke; policy: an organization''s policy changed; forget: a user was forgotten';
+COMMENT ON COLUMN apitoken.events.token_id IS 'Id of the token; null: the event is about the organization or the user';
+COMMENT ON COLUMN apitoken.events.organization_id IS 'Organization that owns the token, or that changed; null: a personal token, or a user';
+COMMENT ON COLUMN apitoken.events.user_id IS 'User who owns the token or was suspended or resumed, or the pseudonym of the user who was forgotten; null: a token of an organization, or an organization';
 COMMENT ON COLUMN apitoken.events.actor IS 'Id of the user who acted; null: a token of an organization, a database administrator or housekeeping';
 COMMENT ON COLUMN apitoken.events.actor_token_id IS 'Id of the token that acted; null: no token';
 COMMENT ON COLUMN apitoken.events.database_user IS 'Login of the session (session_user)';
 COMMENT ON COLUMN apitoken.events.client_address IS 'Address of the client; null: unknown, or a Unix socket';
-COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit; reason of a revocation; of a leak: source, url, secret (current or previous) and action (revoked or notified)';
+COMMENT ON COLUMN apitoken.events.details IS 'JSON object: masked and label of the token; old and new values of an edit or a policy; reason of a revocation; of a leak: source, url, secret (current or previous) and action (revoked or notified)';
 
 -- The outbox.  An event and its notification have the same id.  Only rows with
 -- next_attempt_at are still to be delivered, and only those are in the two indexes
@@ -1703,6 +1703,9 @@ COMMENT ON FUNCTION apitoken_internal.token_after_change() IS 'Trigger: writes t
 CREATE FUNCTION apitoken_internal.token_refuse_delete() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_token_refuse_delete' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.token_refuse_delete() IS 'Trigger: refuses DELETE and TRUNCATE of tokens (0A000), except the removal by run_maintenance()';
+CREATE FUNCTION apitoken_internal.owner_after_update() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'apitoken_owner_after_update' LANGUAGE C;
+COMMENT ON FUNCTION apitoken_internal.owner_after_update() IS 'Trigger: writes the event of a suspension, resumption or change of policy of an organization, and of a suspension or resumption of a user';
 CREATE FUNCTION apitoken_internal.event_refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'apitoken_event_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION apitoken_internal.event_refuse_change() IS 'Trigger: refuses UPDATE, DELETE and TRUNCATE of events (42501), except the removal by run_maintenance()';
@@ -1782,6 +1785,8 @@ CREATE TRIGGER organization_before_insert BEFORE INSERT ON apitoken.organization
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_before_update BEFORE UPDATE ON apitoken.organizations
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
+CREATE TRIGGER organization_after_update AFTER UPDATE ON apitoken.organizations
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_update();
 CREATE TRIGGER organization_before_truncate BEFORE TRUNCATE ON apitoken.organizations
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER organization_after_delete AFTER DELETE ON apitoken.organizations
@@ -1790,6 +1795,8 @@ CREATE TRIGGER user_before_insert BEFORE INSERT ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_before_update BEFORE UPDATE ON apitoken.users
 	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_before_change();
+CREATE TRIGGER user_after_update AFTER UPDATE ON apitoken.users
+	FOR EACH ROW EXECUTE FUNCTION apitoken_internal.owner_after_update();
 CREATE TRIGGER user_before_truncate BEFORE TRUNCATE ON apitoken.users
 	FOR EACH STATEMENT EXECUTE FUNCTION apitoken_internal.owner_before_change();
 CREATE TRIGGER user_after_delete AFTER DELETE ON apitoken.users

@@ -330,7 +330,35 @@ SELECT problems FROM apitoken.run_maintenance();
 SELECT event, label FROM public.regress_outbox ORDER BY label;
 -- nobody but housekeeping sets the time
 SELECT public.regress_try('UPDATE apitoken_internal.token_records SET expiry_notified_at = now()');
+-- the clock was ahead, and is set back: the expiry is told, and what waits for that time is delivered
+DELETE FROM apitoken.notifications;
+BEGIN;
+SET LOCAL session_replication_role = replica;
+UPDATE apitoken_internal.token_records SET expires_at = now() + '3 days', expiry_notified_at = now() + '2 days' WHERE label = '6 days';
+COMMIT;
+SELECT problems FROM apitoken.run_maintenance();
+SELECT problems FROM apitoken.run_maintenance();
+SELECT event, label FROM public.regress_outbox ORDER BY label;
+UPDATE apitoken.notifications SET next_attempt_at = now() + '10 years';
+SELECT pg_catalog.count(*) FROM apitoken.claim_notifications();
+SELECT problems FROM apitoken.run_maintenance();
+SELECT attempts FROM apitoken.claim_notifications(lease => '1 day');
+-- the longest lease is none of these
+SELECT problems FROM apitoken.run_maintenance();
+SELECT pg_catalog.count(*) FROM apitoken.claim_notifications();
 SELECT public.regress_try('UPDATE apitoken.tokens SET label = label');
+
+-- a reason that quotes a secret is told without it
+UPDATE apitoken.organizations SET notify = '{revoke}' WHERE id = 'acme';
+DELETE FROM apitoken.notifications;
+SELECT id AS found, token AS found_token FROM apitoken.create_token('found', 'acme') \gset
+SELECT apitoken.revoke_token(:'found', 'found', E'found in a log:\n' || :'found_token' || ' (ä)');
+SELECT id AS found2 FROM apitoken.create_token('found 2', 'acme') \gset
+SELECT apitoken.revoke_tokens('acme', reason => pg_catalog.repeat('x', 900) || ' ' || :'found_token') > 0 AS all;
+SELECT pg_catalog.count(*) AS rows, pg_catalog.count(*) FILTER (WHERE pg_catalog.strpos(t, pg_catalog.substr(:'found_token', 40)) > 0) AS with_secret,
+	pg_catalog.count(*) FILTER (WHERE t ~ 'found in a log:.{1,2}apt_org_\w{22}\*+ \(ä\)') AS masked
+FROM (SELECT revoke_reason FROM apitoken.tokens WHERE id IN (:'found', :'found2') UNION ALL SELECT details::text FROM apitoken.events WHERE token_id IN (:'found', :'found2') AND action = 'revoke'
+	UNION ALL SELECT payload->>'reason' FROM apitoken.notifications WHERE token_id IN (:'found', :'found2')) s (t);
 
 -- erasure: neither the address nor the id of a forgotten user stays
 UPDATE apitoken.organizations SET notify = '{create}' WHERE id = 'acme';

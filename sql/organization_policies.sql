@@ -408,6 +408,101 @@ FROM pg_catalog.unnest(ARRAY[$$max_lifetime = '59 seconds'$$, $$max_lifetime = '
 	$$allowed_networks = pg_catalog.array_fill('10.0.0.0/8'::cidr, ARRAY[101])$$, $$default_role = ''$$, 'allow_personal_tokens = NULL']) c;
 RESET SESSION AUTHORIZATION;
 
+--
+-- The audit: a policy that stops all tokens does not change unseen, and neither does
+-- a suspension.  What the application keeps in its own tables leaves no event.
+--
+-- the events since the last look
+CREATE TABLE public.regress_looked AS SELECT id FROM apitoken.events;
+CREATE FUNCTION public.regress_news(OUT action text, OUT org text, OUT usr text, OUT actor text, OUT by_token boolean, OUT login name, OUT address inet, OUT details text) RETURNS SETOF record LANGUAGE sql SECURITY DEFINER AS $$
+	WITH news AS (INSERT INTO public.regress_looked SELECT id FROM apitoken.events WHERE id NOT IN (SELECT id FROM public.regress_looked) RETURNING id)
+	SELECT e.action, e.organization_id, e.user_id, e.actor, e.actor_token_id IS NOT NULL, e.database_user, e.client_address,
+		pg_catalog.regexp_replace(e.details::text, '"\d{4}-\d\d-\d\dT[^"]*"', '"(time)"', 'g')
+	FROM apitoken.events e JOIN news ON news.id = e.id WHERE e.token_id IS NULL ORDER BY e.id
+$$;
+UPDATE apitoken.organizations SET max_lifetime = NULL, require_expiry = false, max_tokens = NULL, allowed_networks = NULL, default_role = NULL, allow_personal_tokens = true WHERE id IN ('acme', 'globex');
+SELECT pg_catalog.count(*) > 0 AS changed FROM public.regress_news();
+-- who did it, from where, and what changed
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT apitoken.act_as('paul') AS me \gset
+SET LOCAL apitoken.client_address = '192.0.2.7';
+UPDATE apitoken.organizations SET max_lifetime = '1 minute', allowed_networks = '{10.0.0.0/8}', notify = '{}';
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT action, org, usr, actor, by_token, address, details FROM public.regress_news();
+SELECT (apitoken.create_token('keeper', 'globex', role => 'admin')).token AS keeper \gset
+SET SESSION AUTHORIZATION regress_apitoken_app;
+BEGIN;
+SELECT (apitoken.authenticate(:'keeper')).verdict;
+UPDATE apitoken.organizations SET allow_personal_tokens = false;
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT action, org, actor, by_token, login, details FROM public.regress_news();
+-- each column; a suspension, alone and with a policy; users
+SET SESSION AUTHORIZATION regress_apitoken_sync;
+SELECT c AS column, public.regress_try(pg_catalog.format('UPDATE apitoken.organizations SET %s WHERE id = %L', c, 'acme')) AS answer,
+	(SELECT pg_catalog.string_agg(action || ' ' || details, ', ') FROM public.regress_news()) AS event
+FROM pg_catalog.unnest(ARRAY['max_lifetime = NULL', 'require_expiry = true', 'max_tokens = 5', 'allowed_networks = NULL', $$default_role = 'reader'$$, 'allow_personal_tokens = false',
+	$$notify = '{create}'$$, 'revoke_on_reuse = true', $$on_leak = 'notify'$$, $$idle_timeout = '90 days'$$, $$name = 'Acme'$$, $$created_at = created_at - interval '1 day'$$, 'max_tokens = max_tokens',
+	'suspended_at = now(), max_tokens = 6', $$suspended_at = now() - interval '1 day'$$, 'suspended_at = NULL']) c;
+SELECT c AS column, public.regress_try(pg_catalog.format('UPDATE apitoken.users SET %s WHERE id = %L', c, 'ada')) AS answer,
+	(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', action, usr, details), ', ') FROM public.regress_news()) AS event
+FROM pg_catalog.unnest(ARRAY['suspended_at = now()', 'suspended_at = NULL', $$name = 'Ada'$$, $$email = 'ada@acme.example'$$, $$groups = '{a}'$$, $$notify = '{}'$$]) c;
+-- INSERT ... ON CONFLICT, as the triggers of the application have it, and MERGE
+INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme 2') ON CONFLICT (id) DO UPDATE SET name = excluded.name;
+INSERT INTO apitoken.organizations (id, max_tokens) VALUES ('acme', 8) ON CONFLICT (id) DO UPDATE SET max_tokens = excluded.max_tokens;
+SELECT action, org, details FROM public.regress_news();
+-- one for each row, and none for what is rolled back or refused
+UPDATE apitoken.organizations SET max_tokens = 9 WHERE id IN ('acme', 'globex');
+BEGIN;
+SAVEPOINT s;
+UPDATE apitoken.organizations SET max_tokens = 10;
+ROLLBACK TO s;
+COMMIT;
+SELECT action, org, details FROM public.regress_news();
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT public.regress_as('dora', 'UPDATE apitoken.organizations SET max_tokens = 11') AS without_permission, public.regress_as('paul', 'UPDATE apitoken.organizations SET max_tokens = -1') AS refused;
+BEGIN READ ONLY;
+SELECT public.regress_as('paul', 'UPDATE apitoken.organizations SET max_tokens = 11') AS read_only;
+COMMIT;
+-- objects in the way, an old snapshot
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+CREATE TEMP TABLE events (LIKE apitoken.events);
+CREATE FUNCTION pg_temp.to_jsonb(anyelement) RETURNS jsonb LANGUAGE sql AS $$SELECT '{}'::jsonb$$;
+SET LOCAL search_path = pg_temp, pg_catalog;
+SELECT apitoken.act_as('paul') AS me \gset
+UPDATE apitoken.organizations SET max_tokens = 12;
+SELECT pg_catalog.count(*) AS stolen FROM pg_temp.events;
+DROP TABLE pg_temp.events;
+DROP FUNCTION pg_temp.to_jsonb(anyelement);
+COMMIT;
+RESET SESSION AUTHORIZATION;
+SELECT action, org, actor, details FROM public.regress_news();
+-- who sees them: who may see the tokens there, and who acted; of a user's suspension the user
+SET SESSION AUTHORIZATION regress_apitoken_app;
+SELECT w AS who, public.regress_as(w, $$SELECT FROM apitoken.events WHERE token_id IS NULL AND organization_id = 'acme'$$) AS acme,
+	public.regress_as(w, $$SELECT FROM apitoken.events WHERE token_id IS NULL AND organization_id = 'globex'$$) AS globex,
+	public.regress_as(w, $$SELECT FROM apitoken.events WHERE token_id IS NULL AND organization_id IS NULL$$) AS users,
+	public.regress_as(w, $$SELECT FROM apitoken.events WHERE token_id IS NULL$$) AS all,
+	public.regress_as(w, $$SELECT FROM (SELECT FROM apitoken.events WHERE action IN ('policy', 'suspend', 'resume') ORDER BY id DESC LIMIT 100) e$$) AS newest
+FROM pg_catalog.unnest('{ada,mary,paul,dora,gina,nobody}'::text[]) w;
+-- erasure: who acted, and who was suspended
+SET SESSION AUTHORIZATION regress_apitoken_sync;
+SELECT apitoken.forget_user('paul') AS paul, apitoken.forget_user('ada') AS ada;
+RESET SESSION AUTHORIZATION;
+SELECT pg_catalog.count(*) AS left_over FROM apitoken.events e WHERE e::text ~ '\mpaul\M|\mada\M|192\.0\.2\.7';
+SELECT action, organization_id, user_id ~ '^forgotten-' AS of_forgotten, actor ~ '^forgotten-' AS by_forgotten, details FROM apitoken.events
+WHERE token_id IS NULL AND action <> 'forget' AND (actor ~ '^forgotten-' OR user_id ~ '^forgotten-') ORDER BY id;
+-- nothing is told, and nothing follows for whom triggers do not fire: replication has the events as well
+SELECT pg_catalog.count(*) FROM apitoken.notifications;
+SET session_replication_role = replica;
+UPDATE apitoken.organizations SET max_tokens = 13;
+RESET session_replication_role;
+SELECT pg_catalog.count(*) FROM public.regress_news() WHERE action <> 'forget';
+DROP FUNCTION public.regress_news();
+DROP TABLE public.regress_looked;
+
 DROP FUNCTION public.regress_as(text, text), public.regress_sets(text), public.regress_verdicts(inet), public.regress_where();
 DROP TABLE public.regress_token;
 \i :srcdir/test/regress_teardown.sql

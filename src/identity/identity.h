@@ -41,6 +41,10 @@ typedef struct ApitokenStanding
 {
 	bool		suspended;		/* the owner is suspended, or has no row and needs one */
 	bool		policy_refused; /* the policy of the organization refuses the token */
+	bool		has_policy;		/* an organization's policy was asked: the next three */
+	bool		require_expiry;
+	bool		allow_personal_tokens;
+	Interval   *max_lifetime;	/* NULL if not limited */
 	bool		tells_networks; /* the owner wants to be told of new networks of the token */
 	ArrayType  *allowed_networks;	/* of an organization for its tokens; NULL: not restricted */
 	char	   *role;			/* NULL: none */

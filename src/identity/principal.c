@@ -81,6 +81,17 @@ is_refused(const ApitokenPrincipal *principal, const ApitokenOrganizationRow *or
 	return !apitoken_lifetime_allowed(organization, principal->issued_at, principal->expires_at);
 }
 
+/* Ask the policy of an organization. */
+static void
+ask_policy(const ApitokenPrincipal *principal, const ApitokenOrganizationRow *organization, ApitokenStanding *standing)
+{
+	standing->policy_refused = is_refused(principal, organization);
+	standing->has_policy = true;
+	standing->require_expiry = organization->require_expiry;
+	standing->allow_personal_tokens = organization->allow_personal_tokens;
+	standing->max_lifetime = organization->max_lifetime;
+}
+
 bool
 apitoken_same_principal(const ApitokenPrincipal *a, const ApitokenPrincipal *b)
 {
@@ -137,7 +148,7 @@ organization_token_standing(const ApitokenPrincipal *principal, const char *orga
 		return;
 	standing->allowed_networks = organization.allowed_networks;
 	standing->tells_networks = organization.tells_networks;
-	standing->policy_refused = is_refused(principal, &organization);
+	ask_policy(principal, &organization, standing);
 	if (standing->policy_refused)
 		return;
 
@@ -196,7 +207,7 @@ user_standing(const ApitokenPrincipal *principal, const char *organization_id,
 		return;
 	if (!apitoken_fetch_organization(snapshot, organization_id, &organization) || organization.suspended)
 		return;
-	standing->policy_refused = is_refused(principal, &organization);
+	ask_policy(principal, &organization, standing);
 	if (standing->policy_refused)
 		return;
 	standing->role_patterns = patterns_of_role(standing->role, &standing->database_role);

@@ -228,6 +228,21 @@ time_in_words(TimestampTz at)
 	return at == DT_NOEND ? "never" : DatumGetCString(DirectFunctionCall1(timestamptz_out, TimestampTzGetDatum(at)));
 }
 
+static char *
+policy_in_words(const ApitokenRecord *record, const ApitokenStanding *standing)
+{
+	if (!standing->has_policy)
+		return pstrdup("no organization's policy is asked");
+	return psprintf("the organization's policy %s the token; max_lifetime: %s; require_expiry: %s%s; the secret is from %s; the token expires: %s",
+					standing->policy_refused ? "refuses" : "allows",
+					standing->max_lifetime == NULL ? "none" :
+					DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(standing->max_lifetime))),
+					standing->require_expiry ? "true" : "false",
+					record->kind == APITOKEN_ORGANIZATION ? "" :
+					standing->allow_personal_tokens ? "; allow_personal_tokens: true" : "; allow_personal_tokens: false",
+					time_in_words(record->issued_at), time_in_words(record->expires_at));
+}
+
 static ApitokenVerdict
 decide(const ApitokenRecord *record, const char *permission, const char *organization_id,
 	   inet *address, Snapshot snapshot, TimestampTz now,
@@ -242,8 +257,7 @@ decide(const ApitokenRecord *record, const char *permission, const char *organiz
 	apitoken_standing(&principal, organization_id, snapshot, standing);
 	STEP(APITOKEN_SUSPENDED, !standing->suspended, "the %s that owns the token is %s",
 		 apitoken_kind_name(record->kind), passed_ ? "not suspended" : "suspended, or has no row");
-	STEP(APITOKEN_POLICY_REFUSED, !standing->policy_refused, "the organization's policy %s the token",
-		 passed_ ? "allows" : "refuses");
+	STEP(APITOKEN_POLICY_REFUSED, !standing->policy_refused, "%s", policy_in_words(record, standing));
 	STEP(APITOKEN_NETWORK_REFUSED, network_allowed(record->allowed_networks, address) &&
 		 network_allowed(standing->allowed_networks, address),
 		 "client address: %s; the token's networks: %s; the organization's networks: %s",

@@ -1,7 +1,8 @@
 /*
  * event.c
- *		The audit: one event for each change of a token; and what becomes of rows
- *		that are deleted or replicated.
+ *		The audit: one event for each change of a token, or of an organization or
+ *		user that its tokens depend on; and what becomes of rows that are deleted or
+ *		replicated.
  *
  * The AFTER triggers write the events, whatever statement changed the tokens.  A
  * statement that changed nothing leaves no event.  A restored row, which comes
@@ -65,7 +66,10 @@ enum
 	EVENT_ACTION,
 	EVENT_PARAMETERS,
 	EVENT_AT = EVENT_OLD_TOKEN, /* these two for APITOKEN_LEAKED only */
-	EVENT_LEAK = EVENT_ACTION
+	EVENT_LEAK = EVENT_ACTION,
+	EVENT_OWNER_ACTION = EVENT_TOKEN,	/* these three for organizations and users only */
+	EVENT_OLD_OWNER = EVENT_OLD_TOKEN,
+	EVENT_NEW_OWNER = EVENT_ACTION
 };
 
 typedef struct Event
@@ -405,6 +409,56 @@ apitoken_token_after_change(PG_FUNCTION_ARGS)
 
 		apitoken_execute(APITOKEN_FORGET_USAGE, &id, NULL);
 	}
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * The action of an update of an organization or user; NULL if it has no event.  Only
+ * what decides about tokens has one.  The application keeps the other columns.
+ */
+static const char *
+action_of_owner(TriggerData *trigger, bool of_user)
+{
+	TupleDesc	descriptor = RelationGetDescr(trigger->tg_relation);
+	AttrNumber	suspended_at = of_user ? Anum_users_suspended_at : Anum_organizations_suspended_at;
+	bool		resumed = heap_attisnull(trigger->tg_newtuple, suspended_at, descriptor);
+
+	if (heap_attisnull(trigger->tg_trigtuple, suspended_at, descriptor) != resumed)
+		return resumed ? "resume" : "suspend";
+	for (AttrNumber attribute = 1; !of_user && attribute <= Natts_organizations; attribute++)
+	{
+		/* the policy: what members may change, and this column */
+		if ((apitoken_column_granted(APITOKEN_ORGANIZATIONS, attribute, 'w') || attribute == Anum_organizations_idle_timeout) &&
+			apitoken_column_changed(trigger, attribute))
+			return "policy";
+	}
+	return NULL;
+}
+
+APITOKEN_FUNCTION_INFO_V1(apitoken_owner_after_update);
+Datum
+apitoken_owner_after_update(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	bool		of_user = CALLED_AS_TRIGGER(fcinfo) &&
+		RelationGetRelid(trigger->tg_relation) == apitoken_table(APITOKEN_USERS);
+	TupleDesc	descriptor;
+	const char *action;
+	pg_uuid_t	id;
+	Event		event;
+
+	apitoken_expect_trigger(fcinfo, of_user ? APITOKEN_USERS : APITOKEN_ORGANIZATIONS);
+	descriptor = RelationGetDescr(trigger->tg_relation);
+	action = action_of_owner(trigger, of_user);
+	if (action == NULL)
+		return PointerGetDatum(NULL);
+	begin_event(&event, apitoken_principal(), apitoken_client_address(NULL));
+	apitoken_check_random(apitoken_generate_id(&id));
+	event.values[EVENT_ID] = UUIDPGetDatum(&id);
+	event.values[EVENT_OWNER_ACTION] = CStringGetTextDatum(action);
+	event.values[EVENT_OLD_OWNER] = heap_copy_tuple_as_datum(trigger->tg_trigtuple, descriptor);
+	event.values[EVENT_NEW_OWNER] = heap_copy_tuple_as_datum(trigger->tg_newtuple, descriptor);
+	apitoken_execute(of_user ? APITOKEN_USER_CHANGED : APITOKEN_ORGANIZATION_CHANGED, event.values, event.nulls);
 	return PointerGetDatum(NULL);
 }
 

@@ -25,6 +25,7 @@ extern void apitoken_forget_locked(void);
 
 /* ----- validate.c: checks of a token's columns ----- */
 
+#define APITOKEN_REASON_MAX 1000	/* bytes of the reason of a revocation */
 #define APITOKEN_FROM_EVERYWHERE "Specify null for a token that is accepted from every address."
 
 extern HeapTuple apitoken_canonical_row(HeapTuple tuple, TupleDesc descriptor);

@@ -34,6 +34,7 @@ acting_user(char *null)
 	return CStringGetTextDatum(principal->user_id);
 }
 
+/* The reason, without secrets: it may quote what was found. */
 static Datum
 reason_argument(FunctionCallInfo fcinfo, int argument, char *null)
 {
@@ -43,7 +44,7 @@ reason_argument(FunctionCallInfo fcinfo, int argument, char *null)
 		return (Datum) 0;
 	}
 	apitoken_check_reason(text_to_cstring(PG_GETARG_TEXT_PP(argument)));
-	return PG_GETARG_DATUM(argument);
+	return CStringGetTextDatum(apitoken_without_secrets(PG_GETARG_DATUM(argument), APITOKEN_REASON_MAX));
 }
 
 bool

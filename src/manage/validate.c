@@ -22,7 +22,6 @@
 
 #define LABEL_MAX 255			/* characters */
 #define DESCRIPTION_MAX 4000	/* characters */
-#define REASON_MAX 1000			/* bytes */
 #define METADATA_MAX 65536		/* bytes */
 #define NETWORKS_MAX 100
 #define DURATION_MIN (1 * USECS_PER_MINUTE)
@@ -88,7 +87,7 @@ apitoken_check_description(char *description)
 void
 apitoken_check_reason(char *reason)
 {
-	if (strlen(reason) > REASON_MAX)
+	if (strlen(reason) > APITOKEN_REASON_MAX)
 		invalid("reason is too long", "Use a reason of at most 1000 bytes.");
 	check_visible("reason", reason, true);
 }

@@ -24,9 +24,14 @@
 
 #include "tables/tables.h"
 
-/* Placeholders for the row type of token_records, whose OID is not fixed, and for its array type. */
+/*
+ * Placeholders for the row types of tables, whose OIDs are not fixed: of token_records,
+ * for its array type, of organizations, of users.
+ */
 #define RECORDTYPE InvalidOid
 #define RECORDTYPES RECORDARRAYOID
+#define ORGANIZATIONTYPE ANYELEMENTOID
+#define USERTYPE ANYNONARRAYOID
 
 #define PARAMETERS_MAX 24
 
@@ -41,6 +46,18 @@ typedef struct
 #define EVENT_COLUMNS \
 	"INSERT INTO apitoken.events (id, at, action, token_id, organization_id, user_id," \
 	" actor, actor_token_id, database_user, client_address, details) "
+
+/*
+ * Insert the event of a change of an organization or user: $1: id, $2: action, $7: the
+ * row as it was, $8: as it is.  `organization` and `user` are expressions, `told` is a
+ * condition on the names of the columns, o.key.
+ */
+#define OWNER_CHANGED(organization, user, told) \
+	EVENT_COLUMNS \
+	"SELECT $1, pg_catalog.clock_timestamp(), $2, NULL, " organization ", " user ", $3, $4, $5, $6," \
+	" pg_catalog.jsonb_build_object('old', pg_catalog.jsonb_object_agg(o.key, o.value), 'new', pg_catalog.jsonb_object_agg(n.key, n.value))" \
+	" FROM pg_catalog.jsonb_each(pg_catalog.to_jsonb($7)) o, pg_catalog.jsonb_each(pg_catalog.to_jsonb($8)) n" \
+	" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value AND o.key OPERATOR(pg_catalog." told
 
 /*
  * $1: ids of events, $2: the row of the token of each.  The subquery is always empty.
@@ -154,6 +171,12 @@ typedef struct
 	" UNION ALL SELECT NULL, ARRAY[u.email], ARRAY[u.id] FROM apitoken.users u" \
 	" WHERE u.id OPERATOR(pg_catalog.=) t.user_id AND " event " OPERATOR(pg_catalog.=) ANY (u.notify) AND " REACHABLE ") r" \
 	" WHERE r.addresses IS NOT NULL"
+
+/* When a token that expires later than this from now is the first to be told. */
+#define EXPIRY_DUE(before) \
+	"(SELECT r.expires_at OPERATOR(pg_catalog.-) '" before "'::pg_catalog.interval FROM apitoken_internal.token_records r" \
+	" WHERE r.revoked_at IS NULL AND r.expires_at OPERATOR(pg_catalog.>) ($1 OPERATOR(pg_catalog.+) '" before "'::pg_catalog.interval)" \
+	" ORDER BY r.expires_at LIMIT 1)"
 
 /* A notification is given up after so many attempts, which is after about three days. */
 #define ATTEMPTS_MAX "20"
@@ -319,6 +342,15 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE o.key OPERATOR(pg_catalog.=) n.key AND o.value OPERATOR(pg_catalog.<>) n.value"
 		" AND o.key OPERATOR(pg_catalog.<>) ALL ('{digest,digest_scheme,previous_digest,previous_digest_scheme,previous_replaced_at,regenerated_at,updated_at}'::pg_catalog.text[])",
 		8, {UUIDOID, RECORDTYPE, TEXTOID, UUIDOID, NAMEOID, INETOID, RECORDTYPE, TEXTOID}
+	},
+	/* The name is the application's. */
+	[APITOKEN_ORGANIZATION_CHANGED] = {
+		OWNER_CHANGED("($8).id", "NULL", "<>) ALL ('{id,name,created_at,resumed_at}'::pg_catalog.text[])"),
+		8, {UUIDOID, TEXTOID, TEXTOID, UUIDOID, NAMEOID, INETOID, ORGANIZATIONTYPE, ORGANIZATIONTYPE}
+	},
+	[APITOKEN_USER_CHANGED] = {
+		OWNER_CHANGED("NULL", "($8).id", "=) 'suspended_at'"),
+		8, {UUIDOID, TEXTOID, TEXTOID, UUIDOID, NAMEOID, INETOID, USERTYPE, USERTYPE}
 	},
 	/* $7: the time; $8: what is known of the leak */
 	[APITOKEN_LEAKED] = {
@@ -612,11 +644,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" WHERE user_id OPERATOR(pg_catalog.=) $2))",
 		2, {TEXTOID, TEXTOID}
 	},
-	/* Of the user's own tokens, the details may have texts and addresses. */
+	/* Of the user's own tokens, the details may have texts and addresses.  The user's own events have no masked text. */
 	[APITOKEN_ERASE_EVENTS] = {
 		"UPDATE apitoken.events SET"
 		" details = CASE WHEN user_id OPERATOR(pg_catalog.=) $1"
-		" THEN pg_catalog.jsonb_build_object('masked', details OPERATOR(pg_catalog.->) 'masked')"
+		" THEN pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('masked', details OPERATOR(pg_catalog.->) 'masked'))"
 		" WHEN (details OPERATOR(pg_catalog.#>>) '{new,revoked_by}') OPERATOR(pg_catalog.=) $1"
 		" THEN pg_catalog.jsonb_set(details, '{new,revoked_by}', pg_catalog.to_jsonb($2))"
 		" ELSE details END,"
@@ -681,19 +713,26 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	/*
 	 * The coming expiry of a token is told a week and a day before.  expiry_notified_at
 	 * tells which of the two is done, also after the expiry has changed.  A token that
-	 * was created later than that is not told.  $1 is the current time.
+	 * was created later than that is not told.  $1 is the current time.  If the clock was
+	 * set back since the last time, that does not count.
 	 */
 	[APITOKEN_NOTIFY_EXPIRY] = {
 		"WITH t AS (SELECT r.* FROM apitoken_internal.token_records r"
 		" WHERE r.revoked_at IS NULL AND r.expires_at OPERATOR(pg_catalog.>) $1"
 		" AND r.expires_at OPERATOR(pg_catalog.<=) ($1 OPERATOR(pg_catalog.+) '168 hours'::pg_catalog.interval)"
-		" AND GREATEST(r.created_at, r.expiry_notified_at) OPERATOR(pg_catalog.<) (r.expires_at OPERATOR(pg_catalog.-)"
+		" AND GREATEST(r.created_at, CASE WHEN r.expiry_notified_at OPERATOR(pg_catalog.<=) $1 THEN r.expiry_notified_at END)"
+		" OPERATOR(pg_catalog.<) (r.expires_at OPERATOR(pg_catalog.-)"
 		" CASE WHEN r.expires_at OPERATOR(pg_catalog.<=) ($1 OPERATOR(pg_catalog.+) '24 hours'::pg_catalog.interval)"
 		" THEN '24 hours'::pg_catalog.interval ELSE '168 hours'::pg_catalog.interval END)"
 		" LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED),"
 		" told AS (" NOTIFY("apitoken_internal.new_id()", "$1", "NULL::pg_catalog.text", "NULL::pg_catalog.inet", "'expire'::pg_catalog.text") ")"
 		" UPDATE apitoken_internal.token_records SET expiry_notified_at = $1 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM t))",
 		2, {TIMESTAMPTZOID, INT8OID}
+	},
+	/* When is the next one due?  $1 is the current time. */
+	[APITOKEN_NEXT_EXPIRY] = {
+		"SELECT LEAST(" EXPIRY_DUE("168 hours") ", " EXPIRY_DUE("24 hours") ")",
+		1, {TIMESTAMPTZOID}
 	},
 	/*
 	 * Claim at most $1 notifications until $2; $3 is the current time.  This never waits.
@@ -749,6 +788,14 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		"DELETE FROM apitoken.notifications WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
 		"SELECT id FROM apitoken.notifications WHERE id OPERATOR(pg_catalog.<) $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
 		2, {UUIDOID, INT8OID}
+	},
+	/* No lease and no delay ends later than a day from $1, the current time. */
+	[APITOKEN_RESUME_NOTIFICATIONS] = {
+		"UPDATE apitoken.notifications SET next_attempt_at = $1 WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY("
+		"SELECT id FROM apitoken.notifications"
+		" WHERE next_attempt_at OPERATOR(pg_catalog.>) ($1 OPERATOR(pg_catalog.+) '25 hours'::pg_catalog.interval)"
+		" LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))",
+		2, {TIMESTAMPTZOID, INT8OID}
 	},
 	[APITOKEN_HAS_SEEN] = {
 		"SELECT FROM apitoken_internal.personal_token_use WHERE organization_id OPERATOR(pg_catalog.=) $1 AND token_id OPERATOR(pg_catalog.=) $2",
@@ -891,8 +938,10 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 	[APITOKEN_ERASE_USAGE] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_ERASE_EVENTS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_NOTIFY_EXPIRY] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_NEXT_EXPIRY] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_CLAIM_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_REMOVE_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
+	[APITOKEN_RESUME_NOTIFICATIONS] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_WRITE_SEEN] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_REMOVE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
 	[APITOKEN_ERASE_SEEN] = CURSOR_OPT_CUSTOM_PLAN,
@@ -905,7 +954,7 @@ static const int plan_options[APITOKEN_STATEMENTS] = {
 
 static SPIPlanPtr plans[APITOKEN_STATEMENTS];
 
-/* The row type that the plan was made for.  It changes on DROP and CREATE EXTENSION. */
+/* The row type of token_records when the plan was made.  It changes on DROP and CREATE EXTENSION, as all row types do. */
 static Oid	plan_record_types[APITOKEN_STATEMENTS];
 
 /*
@@ -913,6 +962,25 @@ static Oid	plan_record_types[APITOKEN_STATEMENTS];
  * extension itself, and not a user, changes the row.
  */
 ApitokenStatement apitoken_running_statement = APITOKEN_NO_STATEMENT;
+
+/* The type of a parameter, which may be a placeholder. */
+static Oid
+parameter_type(Oid type, Oid record_type)
+{
+	switch (type)
+	{
+		case RECORDTYPE:
+			return record_type;
+		case RECORDTYPES:
+			return get_array_type(record_type);
+		case ORGANIZATIONTYPE:
+			return get_rel_type_id(apitoken_table(APITOKEN_ORGANIZATIONS));
+		case USERTYPE:
+			return get_rel_type_id(apitoken_table(APITOKEN_USERS));
+		default:
+			return type;
+	}
+}
 
 static SPIPlanPtr
 saved_plan(ApitokenStatement statement)
@@ -930,11 +998,7 @@ saved_plan(ApitokenStatement statement)
 		plans[statement] = NULL;
 	}
 	for (int i = 0; i < statements[statement].nargs; i++)
-	{
-		Oid			type = statements[statement].args[i];
-
-		args[i] = type == RECORDTYPE ? record_type : type == RECORDTYPES ? get_array_type(record_type) : type;
-	}
+		args[i] = parameter_type(statements[statement].args[i], record_type);
 	plan = SPI_prepare_cursor(statements[statement].sql, statements[statement].nargs, args, plan_options[statement]);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));

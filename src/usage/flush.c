@@ -692,14 +692,14 @@ apitoken_flush(uint64 ticket, TimestampTz until)
  * caller's latch is set when the worker starts and ends.
  */
 bool
-apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket, BackgroundWorkerHandle **handle)
+apitoken_start_worker(Oid database, ApitokenHousekeeping housekeeping, uint64 *ticket, BackgroundWorkerHandle **handle)
 {
 	BackgroundWorker worker = {0};
 	ApitokenJob job = {0};
 
 	*ticket = pg_atomic_add_fetch_u64(&apitoken_shared->tickets, 1);
 	job.ticket = *ticket;
-	job.maintain = maintenance;
+	job.housekeeping = housekeeping;
 	memcpy(worker.bgw_extra, &job, sizeof(job));
 	snprintf(worker.bgw_name, BGW_MAXLEN, "apitoken worker");
 	snprintf(worker.bgw_type, BGW_MAXLEN, "apitoken worker");
@@ -733,7 +733,7 @@ run_worker(void)
 	BackgroundWorkerHandle *handle;
 	BgwHandleStatus status;
 
-	while (!apitoken_start_worker(MyDatabaseId, false, &ticket, &handle))
+	while (!apitoken_start_worker(MyDatabaseId, APITOKEN_NOTHING_DUE, &ticket, &handle))
 	{
 		if (GetCurrentTimestamp() > until)
 			ereport(ERROR,

@@ -140,6 +140,19 @@ apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uui
 	LWLockRelease(apitoken_flush_states_lock);
 }
 
+/* Record when to look for expiries again. */
+void
+apitoken_record_expiry(Oid database, TimestampTz at)
+{
+	ApitokenFlushState *entry;
+
+	LWLockAcquire(apitoken_flush_states_lock, LW_EXCLUSIVE);
+	entry = find_or_add_entry(database);
+	if (entry != NULL)
+		entry->expiry_at = at;
+	LWLockRelease(apitoken_flush_states_lock);
+}
+
 /* Record what maintenance could not do; empty if it did everything.  Returns true if it must be reported. */
 bool
 apitoken_record_maintenance_problem(Oid database, const char *problem)

@@ -56,6 +56,9 @@
  */
 #define EVENT_SLACK USECS_PER_HOUR
 
+/* A worker looks for expiries no more often than this. */
+#define EXPIRY_PAUSE USECS_PER_MINUTE
+
 /* A batch of a task. */
 typedef struct Batch
 {
@@ -410,27 +413,47 @@ remove_foreign(Batch *batch)
 	run_statement(batch, APITOKEN_REMOVE_FOREIGN, &size, &removed);
 }
 
-/* Make the notifications of coming expiries. */
+/*
+ * Make the notifications of coming expiries, and find out when the next ones are due.
+ * What is created or changed meanwhile can be due earlier, so they are looked for at
+ * intervals, too.
+ */
 static void
 notify_expiry(Batch *batch)
 {
 	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(APITOKEN_NOTIFY_BATCH)};
+	TimestampTz at = batch->now + APITOKEN_EXPIRY_INTERVAL;
+	Datum		next = (Datum) 0;
 
 	if (apitoken_notifications)
+	{
 		batch->more = apitoken_execute(APITOKEN_NOTIFY_EXPIRY, values, NULL) == APITOKEN_NOTIFY_BATCH;
+		(void) apitoken_execute_value(APITOKEN_NEXT_EXPIRY, values, NULL, &next);
+	}
+	if (next != (Datum) 0)
+		at = Min(at, DatumGetTimestampTz(next));
+	batch->run->expiry_at = Max(at, batch->now + EXPIRY_PAUSE);
 }
 
+/*
+ * Remove old notifications, and have those delivered that would otherwise wait until
+ * a clock that was set back is where it was.
+ */
 static void
 remove_notifications(Batch *batch)
 {
 	TimestampTz cutoff;
 	pg_uuid_t	bound;
-	Datum		values[2] = {UUIDPGetDatum(&bound), Int64GetDatum(batch->size)};
+	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
+	bool		resumed_all = apitoken_execute(APITOKEN_RESUME_NOTIFICATIONS, values, NULL) < batch->size;
 
-	if (!retention_cutoff(apitoken_notification_retention, batch->now, &cutoff))
-		return;
-	apitoken_min_id(cutoff, &bound);
-	run_statement(batch, APITOKEN_REMOVE_NOTIFICATIONS, values, &batch->run->notifications_removed);
+	if (retention_cutoff(apitoken_notification_retention, batch->now, &cutoff))
+	{
+		apitoken_min_id(cutoff, &bound);
+		values[0] = UUIDPGetDatum(&bound);
+		run_statement(batch, APITOKEN_REMOVE_NOTIFICATIONS, values, &batch->run->notifications_removed);
+	}
+	batch->more = batch->more || !resumed_all;
 }
 
 /*
@@ -449,7 +472,7 @@ remove_senders(Batch *batch)
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
 	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
-	notify_expiry, remove_notifications, remove_seen, remove_networks,
+	[APITOKEN_EXPIRY_TASK] = notify_expiry, remove_notifications, remove_seen, remove_networks,
 	remove_senders, remove_foreign
 };
 

@@ -192,6 +192,7 @@ typedef struct ApitokenFlushState
 	int			missing;		/* how many of the latest failed because the extension is missing */
 	TimestampTz retry_at;		/* do not try again before this time, unless 0 */
 	TimestampTz maintained_at;	/* end of the last maintenance, or 0 */
+	TimestampTz expiry_at;		/* when to look for expiries that are to be told, or 0 */
 	int			task;			/* position of an unfinished maintenance */
 	pg_uuid_t	position;		/* position within the task */
 	uint64		done_ticket;	/* highest ticket of a flush that wrote everything */
@@ -346,6 +347,7 @@ extern bool apitoken_record_flush(Oid database, uint64 ticket, ApitokenOutcome o
 									const char *problem);
 extern void apitoken_record_flushed_to(Oid database, const pg_uuid_t *token_id);
 extern void apitoken_record_maintenance(Oid database, TimestampTz at, int task, const pg_uuid_t *position);
+extern void apitoken_record_expiry(Oid database, TimestampTz at);
 extern bool apitoken_record_maintenance_problem(Oid database, const char *problem);
 extern void apitoken_remove_flush_state(Oid database);
 
@@ -356,11 +358,19 @@ extern void apitoken_usage_file_init(void);
 
 /* ----- flush.c: writes recorded usage to the tables ----- */
 
+/* What a worker does after the flush. */
+typedef enum ApitokenHousekeeping
+{
+	APITOKEN_NOTHING_DUE,
+	APITOKEN_EXPIRIES_DUE,		/* one task of the maintenance */
+	APITOKEN_MAINTENANCE_DUE
+} ApitokenHousekeeping;
+
 /* A worker's bgw_extra.  Its bgw_main_arg is the database. */
 typedef struct ApitokenJob
 {
 	uint64		ticket;			/* the flush's */
-	bool		maintain;		/* is maintenance due, too? */
+	ApitokenHousekeeping housekeeping;
 } ApitokenJob;
 
 /*
@@ -376,7 +386,7 @@ extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, Tim
 									char problem[APITOKEN_PROBLEM_MAX]);
 extern inet *apitoken_reused_from(const pg_uuid_t *token_id);
 extern ApitokenOutcome apitoken_flush(uint64 ticket, TimestampTz until);
-extern bool apitoken_start_worker(Oid database, bool maintenance, uint64 *ticket,
+extern bool apitoken_start_worker(Oid database, ApitokenHousekeeping housekeeping, uint64 *ticket,
 								  BackgroundWorkerHandle **handle);
 extern void apitoken_flush_now(void);
 
@@ -407,6 +417,10 @@ extern ApitokenOutcome apitoken_send(uint64 ticket, TimestampTz until);
 /* ----- maintenance.c: idle tokens, retention ----- */
 
 #define APITOKEN_TASKS 12
+#define APITOKEN_EXPIRY_TASK 6	/* tells of coming expiries */
+
+/* Expiries are looked for no less often than this. */
+#define APITOKEN_EXPIRY_INTERVAL USECS_PER_HOUR
 
 /* Counts, position and problems of a maintenance run.  Set to zero before the first batch. */
 typedef struct ApitokenMaintenance
@@ -419,6 +433,7 @@ typedef struct ApitokenMaintenance
 	uint64		notifications_removed;
 	int			task;			/* the current task, APITOKEN_TASKS at the end */
 	pg_uuid_t	position;		/* the task has visited the rows up to this id */
+	TimestampTz expiry_at;		/* when to look for expiries again; 0 if that was not found out */
 	char		unwritten[APITOKEN_PROBLEM_MAX];	/* why use was not written before; empty if it was */
 	char		problems[APITOKEN_TASKS][APITOKEN_PROBLEM_MAX]; /* empty if none */
 } ApitokenMaintenance;

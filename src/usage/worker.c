@@ -150,7 +150,31 @@ maintain(TimestampTz until, const char *unwritten)
 	apitoken_report_maintenance(&run);
 	if (!more)
 		run.task = 0;
+	if (run.expiry_at != 0)
+		apitoken_record_expiry(MyDatabaseId, run.expiry_at);
 	apitoken_record_maintenance(MyDatabaseId, more ? 0 : GetCurrentTimestamp(), run.task, &run.position);
+}
+
+/*
+ * Tell of the expiries that have come near since the last maintenance.  The next one
+ * reports what makes this fail.
+ */
+static void
+tell_expiries(TimestampTz until)
+{
+	static ApitokenMaintenance run;
+	char		problem[APITOKEN_PROBLEM_MAX];
+
+	if (!apitoken_run_in_transaction(is_usable, NULL, until, problem))
+		return;
+	run.task = APITOKEN_EXPIRY_TASK;
+	while (apitoken_run_in_transaction(maintain_batch, &run, until, problem) && run.task == APITOKEN_EXPIRY_TASK)
+	{
+		/* the next worker goes on */
+		if (GetCurrentTimestamp() >= until - USECS_PER_SEC)
+			return;
+	}
+	apitoken_record_expiry(MyDatabaseId, run.expiry_at != 0 ? run.expiry_at : GetCurrentTimestamp() + APITOKEN_EXPIRY_INTERVAL);
 }
 
 static void
@@ -193,12 +217,16 @@ apitoken_worker_main(Datum arg)
 	 * does it.  After one failure as well: the extension may be about to be dropped.
 	 */
 	outcome = apitoken_flush(job.ticket, until);
-	if (!job.maintain || GetCurrentTimestamp() >= until - MAINTENANCE_TIME)
+	if (job.housekeeping == APITOKEN_NOTHING_DUE || GetCurrentTimestamp() >= until - MAINTENANCE_TIME)
 		proc_exit(0);
 	if (outcome == APITOKEN_FLUSH_DONE)
-		maintain(until, "");
-	else if (outcome == APITOKEN_FLUSH_FAILED && apitoken_flush_state(MyDatabaseId, &state) && state.failures > 1)
+		state.problem[0] = '\0';
+	else if (outcome != APITOKEN_FLUSH_FAILED || !apitoken_flush_state(MyDatabaseId, &state) || state.failures <= 1)
+		proc_exit(0);
+	if (job.housekeeping == APITOKEN_MAINTENANCE_DUE)
 		maintain(until, state.problem);
+	else
+		tell_expiries(until);
 	proc_exit(0);
 }
 
@@ -376,7 +404,7 @@ is_running(Oid database)
  * waits.  Returns true if the launcher must stop.
  */
 static bool
-start_worker(Oid database, bool maintenance, bool failed)
+start_worker(Oid database, ApitokenHousekeeping housekeeping, bool failed)
 {
 	Running		worker = {.database = database};
 
@@ -391,7 +419,7 @@ start_worker(Oid database, bool maintenance, bool failed)
 			return true;
 		check_workers();
 	}
-	if (apitoken_start_worker(database, maintenance, &worker.ticket, &worker.handle))
+	if (apitoken_start_worker(database, housekeeping, &worker.ticket, &worker.handle))
 	{
 		worker.until = GetCurrentTimestamp() + LAUNCH_TIME;
 		running[running_count++] = worker;
@@ -413,6 +441,14 @@ is_future(TimestampTz at, TimestampTz now, int64 at_most)
 	return at > now && at <= now + at_most;
 }
 
+static ApitokenHousekeeping
+what_is_due(const ApitokenFlushState *state, TimestampTz now)
+{
+	if (!is_future(state->maintained_at + MAINTENANCE_INTERVAL, now, MAINTENANCE_INTERVAL))
+		return APITOKEN_MAINTENANCE_DUE;
+	return is_future(state->expiry_at, now, APITOKEN_EXPIRY_INTERVAL) ? APITOKEN_NOTHING_DUE : APITOKEN_EXPIRIES_DUE;
+}
+
 /*
  * Start what is due in the databases whose last flush failed, or in the others.
  * Returns true if the launcher must stop.
@@ -425,12 +461,12 @@ start_workers(const Oid *databases, int with_usage, int count, bool failed)
 		TimestampTz now = GetCurrentTimestamp();
 		ApitokenFlushState state = {0};
 		bool		known = apitoken_flush_state(databases[i], &state);
-		bool		due = !is_future(state.maintained_at + MAINTENANCE_INTERVAL, now, MAINTENANCE_INTERVAL);
+		ApitokenHousekeeping due = what_is_due(&state, now);
 
 		if ((state.failures > 0) != failed || is_running(databases[i]))
 			continue;
 		/* A database with usage is in both lists; its state may be removed by now. */
-		if (i >= with_usage && !(known && due))
+		if (i >= with_usage && (!known || due == APITOKEN_NOTHING_DUE))
 			continue;
 		if (is_future(state.retry_at, now, APITOKEN_RETRY_MAX * (int64) 1000))
 			continue;
@@ -449,7 +485,7 @@ start_workers(const Oid *databases, int with_usage, int count, bool failed)
 			discard_usage(databases[i]);
 			continue;
 		}
-		if (start_worker(databases[i], due && !RecoveryInProgress(), failed))
+		if (start_worker(databases[i], RecoveryInProgress() ? APITOKEN_NOTHING_DUE : due, failed))
 			return true;
 	}
 	return false;

@@ -108,5 +108,35 @@ ok($node->poll_query_until('subscriber', 'SELECT max(attempts) FROM apitoken.not
 is(sql('SELECT count(*) FROM apitoken.notifications WHERE next_attempt_at IS NOT NULL', 'subscriber'), '0', 'none is delivered by the subscriber');
 sql('DROP SUBSCRIPTION s', 'subscriber');
 
+# ---- a coming expiry is told when it is a day off, and not at the next daily housekeeping
+{
+	my $daily = start_node('daily', preload => 'shared', conf => "apitoken.flush_interval = '100ms'");
+	my $expires = sub {
+		my ($label, $in) = @_;
+		$daily->safe_psql('postgres', "SET session_replication_role = replica;
+			UPDATE apitoken_internal.token_records SET created_at = now() - interval '30 days', expiry_notified_at = now() - interval '6 days', expires_at = now() + interval '$in' WHERE label = '$label'");
+	};
+	my $told = sub { return "SELECT count(*) = 1 FROM apitoken.notifications WHERE event = 'expire' AND payload->>'label' = '$_[0]'" };
+	$daily->safe_psql('postgres', $set_up);
+	my $token = $daily->safe_psql('postgres', q{SELECT token FROM apitoken.create_token('used', user_id => 'ada')});
+	$daily->safe_psql('postgres', create_sql($_)) foreach 'first', 'second', 'third';
+	$expires->('first', '20 hours');
+	$daily->safe_psql('postgres', "SELECT apitoken.verify('$token')");
+	ok($daily->poll_query_until('postgres', $told->('first')), 'the first housekeeping tells a coming expiry');
+	# what has come near when the server starts; housekeeping is not due until tomorrow
+	$daily->stop;
+	$daily->start;
+	$expires->('second', '20 hours');
+	$daily->restart;
+	ok($daily->poll_query_until('postgres', $told->('second')), 'the start of the server looks for others');
+	# what comes near later
+	$expires->('third', '24 hours 20 seconds');
+	$daily->restart;
+	ok($daily->poll_query_until('postgres', $told->('third')), 'and what comes near later is told then');
+	is($daily->safe_psql('postgres', q{SELECT (payload->>'expires_at')::timestamptz - created_at BETWEEN '23 hours 50 minutes' AND '24 hours' FROM apitoken.notifications WHERE payload->>'label' = 'third'}), 't', '... a day before');
+	no_crash($daily);
+	$daily->stop;
+}
+
 no_crash($node);
 done_testing();
