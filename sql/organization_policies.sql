@@ -441,14 +441,16 @@ RESET SESSION AUTHORIZATION;
 SELECT action, org, actor, by_token, login, details FROM public.regress_news();
 -- each column; a suspension, alone and with a policy; users
 SET SESSION AUTHORIZATION regress_apitoken_sync;
-SELECT c AS column, public.regress_try(pg_catalog.format('UPDATE apitoken.organizations SET %s WHERE id = %L', c, 'acme')) AS answer,
-	(SELECT pg_catalog.string_agg(action || ' ' || details, ', ') FROM public.regress_news()) AS event
+SET IntervalStyle = 'iso_8601';
+SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.organizations SET %s WHERE id = %L', c, 'acme')), pg_catalog.count(*)
 FROM pg_catalog.unnest(ARRAY['max_lifetime = NULL', 'require_expiry = true', 'max_tokens = 5', 'allowed_networks = NULL', $$default_role = 'reader'$$, 'allow_personal_tokens = false',
 	$$notify = '{create}'$$, 'revoke_on_reuse = true', $$on_leak = 'notify'$$, $$idle_timeout = '90 days'$$, $$name = 'Acme'$$, $$created_at = created_at - interval '1 day'$$, 'max_tokens = max_tokens',
-	'suspended_at = now(), max_tokens = 6', $$suspended_at = now() - interval '1 day'$$, 'suspended_at = NULL']) c;
-SELECT c AS column, public.regress_try(pg_catalog.format('UPDATE apitoken.users SET %s WHERE id = %L', c, 'ada')) AS answer,
-	(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', action, usr, details), ', ') FROM public.regress_news()) AS event
-FROM pg_catalog.unnest(ARRAY['suspended_at = now()', 'suspended_at = NULL', $$name = 'Ada'$$, $$email = 'ada@acme.example'$$, $$groups = '{a}'$$, $$notify = '{}'$$]) c;
+	'suspended_at = now(), max_tokens = 6', $$suspended_at = now() - interval '1 day'$$, 'suspended_at = NULL']) c GROUP BY 1;
+RESET IntervalStyle;
+SELECT action, org, details FROM public.regress_news();
+SELECT public.regress_try(pg_catalog.format('UPDATE apitoken.users SET %s WHERE id = %L', c, 'ada')), pg_catalog.count(*)
+FROM pg_catalog.unnest(ARRAY['suspended_at = now()', 'suspended_at = NULL', $$name = 'Ada'$$, $$email = 'ada@acme.example'$$, $$groups = '{a}'$$, $$notify = '{}'$$]) c GROUP BY 1;
+SELECT action, org, usr, details FROM public.regress_news();
 -- INSERT ... ON CONFLICT, as the triggers of the application have it, and MERGE
 INSERT INTO apitoken.organizations (id, name) VALUES ('acme', 'Acme 2') ON CONFLICT (id) DO UPDATE SET name = excluded.name;
 INSERT INTO apitoken.organizations (id, max_tokens) VALUES ('acme', 8) ON CONFLICT (id) DO UPDATE SET max_tokens = excluded.max_tokens;
@@ -460,7 +462,7 @@ SAVEPOINT s;
 UPDATE apitoken.organizations SET max_tokens = 10;
 ROLLBACK TO s;
 COMMIT;
-SELECT action, org, details FROM public.regress_news();
+SELECT action, org, details FROM public.regress_news() ORDER BY org;
 SET SESSION AUTHORIZATION regress_apitoken_app;
 SELECT public.regress_as('dora', 'UPDATE apitoken.organizations SET max_tokens = 11') AS without_permission, public.regress_as('paul', 'UPDATE apitoken.organizations SET max_tokens = -1') AS refused;
 BEGIN READ ONLY;

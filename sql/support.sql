@@ -88,7 +88,7 @@ ROLLBACK;
 -- explain_verify(): the steps up to the first that is not passed, whose name is
 -- the verdict of verify()
 --
-SELECT t.label, e.step, e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d .*', '(time)') AS detail
+SELECT t.label, e.step, e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d [^;]*', '(time)', 'g') AS detail
 FROM public.regress_token t, apitoken.explain_verify(t.token, client_address => '198.51.100.1') e ORDER BY t.n, e.step;
 SELECT pg_catalog.count(*) AS differ
 FROM public.regress_token t, (VALUES (NULL, NULL, NULL), ('article:read', NULL, NULL), ('article:write', NULL, NULL), ('article:read', 'acme', NULL),
@@ -97,10 +97,17 @@ WHERE (apitoken.verify(t.token, a.permission, a.organization_id, a.address)).ver
 	(SELECT CASE WHEN e.passed THEN 'valid' ELSE e.name END FROM apitoken.explain_verify(t.token, a.permission, a.organization_id, a.address) e ORDER BY e.step DESC LIMIT 1)
 	OR EXISTS (SELECT FROM apitoken.explain_verify(t.token, a.permission, a.organization_id, a.address) e HAVING pg_catalog.count(*) FILTER (WHERE NOT e.passed) > 1);
 -- what was asked for
-SELECT e.name, e.passed, e.detail FROM public.regress_token t, apitoken.explain_verify(t.token, 'article:write', 'acme', '192.0.2.9') e WHERE t.label = 'valid' AND e.step > 4 ORDER BY e.step;
-SELECT e.name, e.passed, e.detail FROM public.regress_token t, apitoken.explain_verify(t.token, 'article:read', 'globex', '198.51.100.1') e WHERE t.label = 'personal' AND e.step > 5 ORDER BY e.step;
-SELECT e.name, e.passed, e.detail FROM public.regress_token t, apitoken.explain_verify(t.token, NULL, 'globex', '198.51.100.1') e WHERE t.label = 'personal' AND e.step > 5 ORDER BY e.step;
-SELECT e.name, e.passed, e.detail FROM public.regress_token t, apitoken.explain_verify(t.token, client_address => '192.0.2.9') e WHERE t.label = 'network' AND e.step > 6 ORDER BY e.step;
+SELECT e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d [^;]*', '(time)', 'g') AS detail FROM public.regress_token t, apitoken.explain_verify(t.token, 'article:write', 'acme', '192.0.2.9') e WHERE t.label = 'valid' AND e.step > 4 ORDER BY e.step;
+SELECT e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d [^;]*', '(time)', 'g') AS detail FROM public.regress_token t, apitoken.explain_verify(t.token, 'article:read', 'globex', '198.51.100.1') e WHERE t.label = 'personal' AND e.step > 5 ORDER BY e.step;
+SELECT e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d [^;]*', '(time)', 'g') AS detail FROM public.regress_token t, apitoken.explain_verify(t.token, NULL, 'globex', '198.51.100.1') e WHERE t.label = 'personal' AND e.step > 5 ORDER BY e.step;
+SELECT e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d [^;]*', '(time)', 'g') AS detail FROM public.regress_token t, apitoken.explain_verify(t.token, client_address => '192.0.2.9') e WHERE t.label = 'network' AND e.step > 6 ORDER BY e.step;
+-- a policy, of the organization or of one where a personal token is to act
+RESET SESSION AUTHORIZATION;
+UPDATE apitoken.organizations SET max_lifetime = '30 days', require_expiry = true, allow_personal_tokens = false WHERE id = 'acme';
+SELECT t.label, e.name, e.passed, pg_catalog.regexp_replace(e.detail, '\w{3} \w{3} \d\d [^;]*', '(time)', 'g') AS detail
+FROM public.regress_token t, apitoken.explain_verify(t.token, NULL, 'acme') e WHERE t.label IN ('valid', 'personal') AND e.name = 'policy_refused' ORDER BY t.n;
+UPDATE apitoken.organizations SET max_lifetime = NULL, require_expiry = false, allow_personal_tokens = true WHERE id = 'acme';
+SET SESSION AUTHORIZATION regress_apitoken_gateway;
 SELECT public.regress_try($$SELECT apitoken.explain_verify('x', 'no permission')$$), public.regress_try($$SELECT apitoken.explain_verify('x', '*')$$);
 -- of a wrong secret nothing is told that depends on the token
 SELECT pg_catalog.count(DISTINCT steps) AS answers FROM (

@@ -252,12 +252,17 @@ class Mailer:
         # the addresses that have the mail of a notification that has failed in part, and None if the webhook has it; by id
         self.accepted = {}
         self.stopping = False
+        # a NOTIFY came with the answer of a statement, which may not have seen what it is about
+        self.notified = False
         self.wake, self.waker = os.pipe()
         os.set_blocking(self.waker, False)
 
     def stop(self, *_):
         self.stopping = True
         os.write(self.waker, b'x')
+
+    def notify(self, _):
+        self.notified = True
 
     def deliver(self, notification, until, unreachable):
         """Sends what was not accepted before.  unreachable has the servers that cannot be reached, and why."""
@@ -319,6 +324,8 @@ class Mailer:
 
     def wait(self, connection):
         """Waits for NOTIFY, for the time of the next look, or to be stopped."""
+        if self.notified:
+            return
         ready, _, _ = select.select([connection.fileno(), self.wake], [], [], self.poll)
         if connection.fileno() in ready:
             connection.pgconn.consume_input()
@@ -331,9 +338,11 @@ class Mailer:
         with psycopg.connect(self.conninfo, autocommit=True, row_factory=dict_row, application_name='apitoken-mailer') as connection:
             if once:
                 return self.sweep(connection)
+            connection.add_notify_handler(self.notify)
             connection.execute('LISTEN apitoken')
             log.info('ready')
             while not self.stopping:
+                self.notified = False
                 self.sweep(connection)
                 if not self.stopping:
                     self.wait(connection)

@@ -25,6 +25,7 @@
 #include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -446,6 +447,7 @@ apitoken_owner_after_update(PG_FUNCTION_ARGS)
 	const char *action;
 	pg_uuid_t	id;
 	Event		event;
+	int			nest_level;
 
 	apitoken_expect_trigger(fcinfo, of_user ? APITOKEN_USERS : APITOKEN_ORGANIZATIONS);
 	descriptor = RelationGetDescr(trigger->tg_relation);
@@ -458,7 +460,11 @@ apitoken_owner_after_update(PG_FUNCTION_ARGS)
 	event.values[EVENT_OWNER_ACTION] = CStringGetTextDatum(action);
 	event.values[EVENT_OLD_OWNER] = heap_copy_tuple_as_datum(trigger->tg_trigtuple, descriptor);
 	event.values[EVENT_NEW_OWNER] = heap_copy_tuple_as_datum(trigger->tg_newtuple, descriptor);
+	/* the same text of an interval, whatever the session's style */
+	nest_level = NewGUCNestLevel();
+	(void) set_config_option("IntervalStyle", "postgres", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	apitoken_execute(of_user ? APITOKEN_USER_CHANGED : APITOKEN_ORGANIZATION_CHANGED, event.values, event.nulls);
+	AtEOXact_GUC(true, nest_level);
 	return PointerGetDatum(NULL);
 }
 

@@ -192,6 +192,18 @@ foreach my $name ('first', 'second')
 create_one("many $_") foreach 1 .. 30;
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 30 FROM apitoken.notifications WHERE delivered_at IS NOT NULL'), 'NOTIFY wakes them, which would otherwise look every 10 minutes');
 is(scalar(lines('mails')), 30, 'two mailers send nothing twice');
+# one that comes while a claim that cannot see it is running
+sql(q{CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_advisory_xact_lock(47); RETURN NULL; END$$;
+	CREATE TRIGGER slow AFTER UPDATE ON apitoken.notifications FOR EACH STATEMENT EXECUTE FUNCTION public.slow()});
+my $slow = $node->background_psql('postgres');
+$slow->query_safe('SELECT pg_advisory_lock(47)');
+sql('NOTIFY apitoken');
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 2 FROM pg_stat_activity WHERE application_name = 'apitoken-mailer' AND wait_event = 'advisory'}), 'both claim what there is');
+create_one('unseen');
+$slow->query_safe('SELECT pg_advisory_unlock(47)');
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM apitoken.notifications WHERE delivered_at IS NOT NULL AND payload->>'label' = 'unseen'}), 'a NOTIFY that comes meanwhile counts');
+$slow->quit;
+sql('DROP TRIGGER slow ON apitoken.notifications');
 my $before = time;
 stop_program($_) foreach 'first', 'second';
 ok(time - $before < 8, 'SIGTERM ends them');
