@@ -454,6 +454,18 @@ SKIP:
 	ok($mail->{tls} && $mail->{login}, 'the server has seen both');
 }
 
+# ---- the unit: its user exists, so that files with secrets can be readable for it alone
+my $unit = slurp_file('examples/mailer/apitoken-mailer.service');
+unlike($unit, qr/^DynamicUser=/m, 'the unit has a user to whom files can belong');
+like(slurp_file('examples/mailer/README.md'), qr/useradd --system .*\s${\($unit =~ m{^User=(\w+)$}m)}$/m, '... whom the README makes');
+SKIP:
+{
+	skip 'systemd-analyze is missing', 1 if system('systemd-analyze --version >/dev/null 2>&1') != 0;
+	my $output = '';
+	IPC::Run::run([ 'systemd-analyze', 'verify', 'examples/mailer/apitoken-mailer.service' ], '<', \undef, '>&', \$output);
+	is($output, '', 'systemd understands it');
+}
+
 stop_program($_) foreach 'smtp', 'http';
 no_crash($node);
 done_testing();
