@@ -176,10 +176,10 @@ SELECT r.token IS NOT NULL AS regenerated FROM public.regress_token t, apitoken.
 UPDATE apitoken.tokens SET suspended_at = NULL WHERE label = 'kept: resumed lately';
 UPDATE apitoken.organizations SET suspended_at = NULL WHERE id = 'woken';
 CREATE TABLE public.regress_before AS SELECT * FROM apitoken_internal.token_records;
-SELECT count(*) AS events FROM apitoken.events \gset
 -- without a timeout nothing is idle
 SELECT * FROM apitoken.run_maintenance();
 UPDATE apitoken.organizations SET idle_timeout = CASE id WHEN 'fresh' THEN '60 days' ELSE '30 days' END::interval WHERE id <> 'globex';
+SELECT count(*) AS events FROM apitoken.events \gset
 -- rolled back with the savepoint
 BEGIN;
 SAVEPOINT s;

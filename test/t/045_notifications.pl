@@ -114,7 +114,7 @@ sql('DROP SUBSCRIPTION s', 'subscriber');
 	my $expires = sub {
 		my ($label, $in) = @_;
 		$daily->safe_psql('postgres', "SET session_replication_role = replica;
-			UPDATE apitoken_internal.token_records SET created_at = now() - interval '30 days', expiry_notified_at = now() - interval '6 days', expires_at = now() + interval '$in' WHERE label = '$label'");
+			UPDATE apitoken_internal.token_records SET created_at = now() - interval '30 days', expiry_notified_at = now() - interval '5 days', expires_at = now() + interval '$in' WHERE label = '$label'");
 	};
 	my $told = sub { return "SELECT count(*) = 1 FROM apitoken.notifications WHERE event = 'expire' AND payload->>'label' = '$_[0]'" };
 	$daily->safe_psql('postgres', $set_up);
@@ -133,7 +133,7 @@ sql('DROP SUBSCRIPTION s', 'subscriber');
 	$expires->('third', '24 hours 20 seconds');
 	$daily->restart;
 	ok($daily->poll_query_until('postgres', $told->('third')), 'and what comes near later is told then');
-	is($daily->safe_psql('postgres', q{SELECT (payload->>'expires_at')::timestamptz - created_at BETWEEN '23 hours 50 minutes' AND '24 hours' FROM apitoken.notifications WHERE payload->>'label' = 'third'}), 't', '... a day before');
+	is($daily->safe_psql('postgres', q{SELECT (payload->>'expires_at')::timestamptz - created_at BETWEEN '23 hours 50 minutes' AND '24 hours' FROM apitoken.notifications WHERE event = 'expire' AND payload->>'label' = 'third'}), 't', '... a day before');
 	no_crash($daily);
 	$daily->stop;
 }
