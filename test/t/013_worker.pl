@@ -479,9 +479,11 @@ $postmaster_env->(sub { $node->restart });
 use_app(2);
 told(qr/WARNING:  could not start background worker to write token usage/);
 is(run('SELECT apitoken.flush_usage()'), '[ERROR: 53000]', 'no free worker: flush_usage()');
-# several intervals later: such tries leave no trace
+# several intervals later: such tries leave no trace.  In the other database, a worker was to look for coming expiries.
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
-told_once(qr/could not start background worker/, 'no free worker');
+is(in_log($node, qr/WARNING:  could not start background worker to write token usage in database with OID $_->[0]\n/, $mark), 1, "no free worker: told once of $_->[1]")
+	foreach map { [ $node->safe_psql('postgres', "SELECT oid FROM pg_database WHERE datname = '$_'"), $_ ] } 'app', 'control';
+is(in_log($node, $any_trouble, $mark), 2, 'no free worker: and nothing else');
 is($node->safe_psql('app', 'SELECT last_flush_error, launcher_runs FROM apitoken.stats'), 'no background worker is free|t', 'no free worker: as stats tells');
 is(accepted('app'), $count{app} - 2, 'no free worker: not written');
 $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
