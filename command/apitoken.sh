@@ -202,8 +202,8 @@ help_for() {
 
 				List what happened to tokens, newest first: to all, or to one.
 
-				  --org ID            only tokens of this organization
-				  --user ID           only personal tokens of this user
+				  --org ID            only this organization and its tokens
+				  --user ID           only this user and their personal tokens
 				  --action ACTION     only this action, such as create or revoke
 				  --since TIME        only of this time until now, such as '7 days'
 				  --limit N           at most so many; 100 unless it is given
