@@ -435,7 +435,8 @@ typedef struct Batch
 /*
  * This server was promoted, or is no longer a subscriber that sends, while a batch was
  * on its way.  If it was counted, and this server knows so, its uses are in the
- * tables.  Otherwise they are to be written here.
+ * tables.  Otherwise they are to be written here.  No worker waits for its answer any
+ * more: see list_keys().
  */
 static void
 settle_batch(void)
@@ -444,10 +445,6 @@ settle_batch(void)
 	Datum		values[2];
 	bool		counted;
 
-	if (!apitoken_flush_state(MyDatabaseId, &state) || !state.batch.sent)
-		return;
-	/* a worker may still wait for the answer */
-	apitoken_lock_sending(false);
 	if (!apitoken_flush_state(MyDatabaseId, &state) || !state.batch.sent)
 		return;
 	values[0] = UUIDPGetDatum(&state.batch.sender);
@@ -468,6 +465,8 @@ list_keys(void *arg)
 	MemoryContext context;
 	ApitokenFlushState state = {0};
 
+	/* first, because a worker that sends takes these locks in the same order */
+	apitoken_lock_sending(false);
 	if (!apitoken_lock_usage())
 	{
 		batch->outcome = APITOKEN_FLUSH_MISSING;
