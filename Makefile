@@ -58,6 +58,7 @@ OBJS = \
 	src/identity/verify.o \
 	src/identity/identity.o \
 	src/identity/authorize.o \
+	src/identity/condition.o \
 	src/identity/merge.o \
 	src/identity/plan.o \
 	src/identity/policy.o \

@@ -8,9 +8,7 @@
 
 #include "text/text.h"
 
-#include "access/xact.h"
 #include "fmgr.h"
-#include "lib/ilist.h"
 #include "utils/inet.h"
 #include "utils/jsonb.h"
 
@@ -60,6 +58,7 @@ extern bool apitoken_required(const bool *setting);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
 extern const char *apitoken_request_setting(const char *name, Oid *setter);
+extern bool apitoken_is_http_token(const char *text, size_t length);
 
 /* ----- json.c: build fields of JSON objects ----- */
 
@@ -90,7 +89,6 @@ typedef struct ApitokenField
 	bool		is_string;
 } ApitokenField;
 
-extern bool apitoken_is_http_token(const char *text, size_t length);
 extern const char *apitoken_request_method(void);
 extern ApitokenRequest apitoken_request_headers(List **headers);
 extern List *apitoken_header_values(List *headers, const char *name);
@@ -210,18 +208,5 @@ extern inet *apitoken_client_address(inet *argument);
 extern void apitoken_network_of(const inet *address, inet_struct *network);
 extern ArrayType *apitoken_canonical_networks(ArrayType *networks);
 extern bool apitoken_in_networks(inet *address, ArrayType *networks);
-
-/* ----- subtransaction.c: lists whose entries end with their subtransaction ----- */
-
-/* The first part of an entry: the subtransaction that made it. */
-typedef struct ApitokenMade
-{
-	dlist_node	node;
-	SubTransactionId subtransaction;
-} ApitokenMade;
-
-extern void apitoken_add_made(dlist_head *in_order, ApitokenMade *made);
-extern void apitoken_end_made(dlist_head *in_order, SubXactEvent event, SubTransactionId subtransaction,
-							  SubTransactionId parent, void (*forget) (ApitokenMade *made));
 
 #endif							/* APITOKEN_BASE_H */

@@ -35,14 +35,6 @@ typedef enum Expected
 	COMMA_OR_END
 } Expected;
 
-/* Are these characters a token of HTTP (RFC 9110, section 5.6.2), such as the name of a header? */
-bool
-apitoken_is_http_token(const char *text, size_t length)
-{
-	return length > 0 &&
-		strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") >= length;
-}
-
 /*
  * Does the database's encoding have all characters that a JSON text escapes as
  * \u....?  The lexer of PostgreSQL 15 raises an error otherwise.  What is not

@@ -156,12 +156,16 @@ extern void apitoken_fetch_managed(const pg_uuid_t *id, const char *permission, 
 
 extern bool apitoken_sees_all(ApitokenTable table);
 
-/* ----- plan.c: what the planner is told about the policies ----- */
+/* ----- condition.c: what the planner is told about a policy ----- */
 
-extern void apitoken_plan_init(void);
 extern Node *apitoken_required_value(struct PlannerInfo *root, Node *expression);
 extern Node *apitoken_index_condition(struct PlannerInfo *root, FuncExpr *call, int number,
 									  struct IndexOptInfo *index, int column);
+extern bool apitoken_limits_rows(Oid function);
+
+/* ----- plan.c: the paths of tables with policies ----- */
+
+extern void apitoken_plan_init(void);
 
 /* ----- merge.c: rows of several owners in order ----- */
 

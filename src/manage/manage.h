@@ -6,6 +6,9 @@
 #ifndef APITOKEN_MANAGE_H
 #define APITOKEN_MANAGE_H
 
+#include "access/xact.h"
+#include "lib/ilist.h"
+
 #include "identity/identity.h"
 
 /* ----- secret.c: texts of tokens created in this transaction ----- */
@@ -82,5 +85,18 @@ extern TimestampTz apitoken_check_policy(const ApitokenRecord *record, Timestamp
 
 extern bool apitoken_revoke_one(const pg_uuid_t *id, Datum reason, char reason_null);
 extern uint64 apitoken_end_owner(bool of_user, Datum id);
+
+/* ----- subtransaction.c: lists whose entries end with their subtransaction ----- */
+
+/* The first part of an entry: the subtransaction that made it. */
+typedef struct ApitokenMade
+{
+	dlist_node	node;
+	SubTransactionId subtransaction;
+} ApitokenMade;
+
+extern void apitoken_add_made(dlist_head *in_order, ApitokenMade *made);
+extern void apitoken_end_made(dlist_head *in_order, SubXactEvent event, SubTransactionId subtransaction,
+							  SubTransactionId parent, void (*forget) (ApitokenMade *made));
 
 #endif							/* APITOKEN_MANAGE_H */

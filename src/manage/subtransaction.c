@@ -9,7 +9,7 @@
  */
 #include "postgres.h"
 
-#include "base/base.h"
+#include "manage/manage.h"
 
 void
 apitoken_add_made(dlist_head *in_order, ApitokenMade *entry)

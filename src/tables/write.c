@@ -269,7 +269,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	},
 	/* $1: ids of the events, $2: the tokens */
 	[APITOKEN_CREATED] = {
-		"WITH t AS (SELECT * FROM " TOKENS_OF_EVENTS "),"
+		"WITH t AS (SELECT apitoken_event_id, created_at, id, organization_id, user_id, masked, label FROM " TOKENS_OF_EVENTS "),"
 		" usage AS (INSERT INTO apitoken.token_usage (token_id) SELECT id FROM t ON CONFLICT (token_id) DO NOTHING) "
 		EVENT_COLUMNS
 		"SELECT apitoken_event_id, created_at, 'create', id, organization_id, user_id, $3, $4, $5, $6,"
@@ -371,7 +371,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 *
 	 * Of the day of this use and the last one before, the earlier goes to token_days,
 	 * unless they are the same, or a trigger has prevented the update.  So most flushes
-	 * change one row of a token.
+	 * change one row of a token, and look it up once: those used before on that day are
+	 * done by the first UPDATE.
+	 *
+	 * The planner does not know how many rows there are.  "IS TRUE" keeps it from a
+	 * nested loop over those that were updated: it makes a hash table instead.
 	 *
 	 * This cannot deadlock: there is only one flush at a time, and no other
 	 * statement waits for a row of this table while it has another one locked.
@@ -387,18 +391,24 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
 		" pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
 		" AS g (token_id, last_day, last_used_at, accepted, refused, refusals, last_used_from)"
+		"), same_day AS ("
+		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
+		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id AND u.last_day OPERATOR(pg_catalog.=) g.last_day"
+		" RETURNING u.token_id"
+		"), others AS MATERIALIZED ("
+		"SELECT * FROM given WHERE NOT (token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM same_day))"
 		"), updated AS ("
 		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
-		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" FROM others g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
 		" RETURNING u.token_id"
 		"), earlier AS ("
 		"INSERT INTO apitoken_internal.token_days AS d (token_id, day, accepted, refused, refusals)"
-		" SELECT e.* FROM given g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
+		" SELECT e.* FROM others g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
 		"SELECT u.token_id, u.last_day, COALESCE(u.day_accepted, 0), COALESCE(u.day_refused, 0), u.day_refusals"
 		" WHERE u.last_day OPERATOR(pg_catalog.<) g.last_day"
 		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
 		" WHERE u.last_day OPERATOR(pg_catalog.<>) g.last_day"
-		" AND g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated)"
+		" AND (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated)) IS TRUE"
 		" ON CONFLICT (token_id, day) DO UPDATE SET"
 		" accepted = d.accepted OPERATOR(pg_catalog.+) excluded.accepted,"
 		" refused = d.refused OPERATOR(pg_catalog.+) excluded.refused,"
@@ -406,7 +416,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		") "
 		"INSERT INTO apitoken.token_usage AS u (token_id, last_day, last_used_at, last_used_from, accepted, day_accepted,"
 		" refused, day_refused, day_refusals)"
-		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM given g"
+		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM others g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),

@@ -38,6 +38,9 @@
 /* A UUID's timestamp has 48 bits of milliseconds, and 12 bits for the fraction of a millisecond. */
 #define FRACTION_BITS 12
 
+/* The random bytes of so many ids are drawn at once. */
+#define RANDOM_OF_IDS 64
+
 /* A UUID is converted as a number of four 32-bit limbs, most significant first. */
 #define LIMBS (UUID_LEN / sizeof(uint32))
 
@@ -306,11 +309,19 @@ bool
 apitoken_generate_id(pg_uuid_t *id)
 {
 	static uint64 last_stamp = 0;
+	static uint8 random[RANDOM_OF_IDS][UUID_LEN - 8];
+	static int	left = 0;
 	struct timespec now = {0};
 	uint64		stamp;
 
-	if (!pg_strong_random(id->data + 8, UUID_LEN - 8))
-		return false;
+	/* An id is not secret, so its random bytes may be drawn in advance.  Each draw takes long. */
+	if (left == 0)
+	{
+		if (!pg_strong_random(random, sizeof(random)))
+			return false;
+		left = RANDOM_OF_IDS;
+	}
+	memcpy(id->data + 8, random[--left], UUID_LEN - 8);
 
 	/* If the clock cannot be read, this continues as if it stood still. */
 	(void) clock_gettime(CLOCK_REALTIME, &now);
