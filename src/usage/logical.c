@@ -9,10 +9,11 @@
  * back by the replication.
  *
  * Whether a database is a subscriber is read from the catalog: one subscription with
- * a replication slot changes its table of usage.  So other databases of the same server write
- * their use, and so does this one when its subscription is dropped.  With two such
- * subscriptions, no publisher knows all of the tokens.  The slot has a name on the
- * publisher, which tells that a connection leads there (primary.c).
+ * a replication slot changes its table of usage.  So other databases of the same
+ * server write their use, and so does this one when its subscription is dropped.  With
+ * two such subscriptions, no publisher may know all of the tokens, and use is written.
+ * Only the publisher has the slot, so a connection that finds it leads there
+ * (primary.c).
  *
  * A standby of a subscriber has the same catalog, and sends to the publisher, too.
  *
