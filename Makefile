@@ -44,6 +44,7 @@ OBJS = \
 	src/usage/batch.o \
 	src/usage/seen.o \
 	src/usage/complete.o \
+	src/usage/logical.o \
 	src/usage/usage_file.o \
 	src/usage/flush.o \
 	src/usage/primary.o \
@@ -109,7 +110,7 @@ TAP_ONCE = 007_bulk 051_command 060_merged_lists 070_random_sql 071_crash_loop 0
 
 # These look at how long something takes, and mostly wait.  They run beside each other
 # only, at most two at a time.
-TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network 052_standby_usage
+TAP_TIMED = 011_masking 012_usage 013_worker 014_rate_limit 016_maintenance 035_idle 044_quota 049_new_network 052_standby_usage 057_subscriber_usage
 # The first one changes the installed files, so no other test runs beside it.  Beside
 # other tests, a machine with few cores misses the deadlines of the last.
 TAP_ALONE = 040_upgrade 073_cluster

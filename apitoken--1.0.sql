@@ -404,7 +404,7 @@ COMMENT ON COLUMN apitoken_internal.token_networks.network IS 'Network of the cl
 COMMENT ON COLUMN apitoken_internal.token_networks.first_seen_at IS 'When the token was first accepted from there';
 COMMENT ON COLUMN apitoken_internal.token_networks.last_seen_at IS 'When it was last accepted from there';
 
--- The last batch of use that each standby has sent from this database: see src/usage/receive.c.
+-- The last batch of use that each other server has sent to this database: see src/usage/receive.c.
 CREATE TABLE apitoken_internal.usage_senders (
 	sender         uuid PRIMARY KEY,
 	batch          uuid NOT NULL,
@@ -412,8 +412,8 @@ CREATE TABLE apitoken_internal.usage_senders (
 	database_user  name NOT NULL,
 	client_address inet
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE apitoken_internal.usage_senders IS 'The last batch of use that each standby has sent, so that none is counted twice; kept for 90 days after it';
-COMMENT ON COLUMN apitoken_internal.usage_senders.sender IS 'Random id of the standby, a new one after a crash of it';
+COMMENT ON TABLE apitoken_internal.usage_senders IS 'The last batch of use that each standby or logical subscriber has sent, so that none is counted twice; kept for 90 days after it';
+COMMENT ON COLUMN apitoken_internal.usage_senders.sender IS 'Random id of the server that sends, a new one after a crash of it';
 COMMENT ON COLUMN apitoken_internal.usage_senders.batch IS 'Id of its last batch; earlier ones have smaller ids';
 COMMENT ON COLUMN apitoken_internal.usage_senders.received_at IS 'When the batch arrived';
 COMMENT ON COLUMN apitoken_internal.usage_senders.database_user IS 'Session user of the connection by which it arrived';
@@ -1064,11 +1064,11 @@ COMMENT ON FUNCTION apitoken.disallow(name, text[]) IS 'Revoke capabilities from
 
 CREATE FUNCTION apitoken.flush_usage() RETURNS void
 	AS 'MODULE_PATHNAME', 'apitoken_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. On a standby, send it to the primary. Does nothing without shared preload. 55000 if the use cannot be written or sent, and on a standby without apitoken.primary_conninfo; 53000 if no background worker is free.';
+COMMENT ON FUNCTION apitoken.flush_usage() IS 'Write the use of this database''s tokens from shared memory to the tables, and wait until it is on disk. On a standby, send it to the primary; on a logical subscriber with apitoken.subscriber_sends, to the publisher. Does nothing without shared preload. 55000 if the use cannot be written or sent, and on a standby without apitoken.primary_conninfo; 53000 if no background worker is free.';
 
 CREATE FUNCTION apitoken.record_usage(sender uuid, batch uuid, uses jsonb, places jsonb DEFAULT '[]') RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_record_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION apitoken.record_usage(uuid, uuid, jsonb, jsonb) IS 'Count use of tokens that a standby has recorded; standbys with apitoken.primary_conninfo call it. True: it is counted now; false, and nothing changes, if this batch or one with a greater id of the same sender was counted before, or the batch is older than 90 days. Ids of batches are UUIDs of version 7. Counts are added, later times replace earlier ones, times in the future become the current time, and unknown tokens are left out. 22023, 22P02 or 22003 for a batch that is not valid; 22004 for a null; 54000 for more than 10000 objects; 25006 where nothing can be written.';
+COMMENT ON FUNCTION apitoken.record_usage(uuid, uuid, jsonb, jsonb) IS 'Count use of tokens that another server has recorded; standbys with apitoken.primary_conninfo call it, and logical subscribers with apitoken.subscriber_sends. True: it is counted now; false, and nothing changes, if this batch or one with a greater id of the same sender was counted before, or the batch is older than 90 days. Ids of batches are UUIDs of version 7. Counts are added, later times replace earlier ones, times in the future become the current time, and unknown tokens are left out. 22023, 22P02 or 22003 for a batch that is not valid; 22004 for a null; 54000 for more than 10000 objects; 25006 where nothing can be written; 55000 on a server that sends its own use.';
 
 CREATE FUNCTION apitoken_internal.read_stats(
 	OUT preloaded boolean, OUT started_at timestamptz,
@@ -1101,7 +1101,7 @@ COMMENT ON COLUMN apitoken.stats.rate_limited IS 'Number of verifications with t
 COMMENT ON COLUMN apitoken.stats.flushes IS 'Number of batches of use that were written to the tables';
 COMMENT ON COLUMN apitoken.stats.dropped IS 'Number of uses not recorded, and of uses of tokens with a rate limit or quota refused, because shared memory was full; increase apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.masked IS 'Number of log messages in which a token text was masked';
-COMMENT ON COLUMN apitoken.stats.sent IS 'Number of uses that this server has sent to its primary, as a standby';
+COMMENT ON COLUMN apitoken.stats.sent IS 'Number of uses that this server has sent: to its primary as a standby, to the publisher as a logical subscriber';
 COMMENT ON COLUMN apitoken.stats.slots IS 'Value of apitoken.usage_slots';
 COMMENT ON COLUMN apitoken.stats.entries IS 'Number of tokens whose use is in shared memory, written or not';
 COMMENT ON COLUMN apitoken.stats.limits IS 'Number of tokens whose rate limit or quota is in shared memory';
@@ -1109,12 +1109,12 @@ COMMENT ON COLUMN apitoken.stats.last_flush_at IS 'When a flush of this database
 COMMENT ON COLUMN apitoken.stats.last_flush_error IS 'Why the last flush of this database failed; null: it did not fail';
 COMMENT ON COLUMN apitoken.stats.last_flush_error_at IS 'When the last flush of this database failed; null: it did not fail';
 COMMENT ON COLUMN apitoken.stats.launcher_runs IS 'True if the launcher runs, which has use written and housekeeping done; false: see the server log, and increase max_worker_processes';
-COMMENT ON COLUMN apitoken.stats.complete_since IS 'Since when this server has recorded all use; tokens are not revoked as idle until their idle_timeout has passed after that; null: no loss is known, or recovery';
+COMMENT ON COLUMN apitoken.stats.complete_since IS 'Since when this server has recorded all use; tokens are not revoked as idle until their idle_timeout has passed after that; null: no loss is known, or recovery; now, if it sends its use';
 COMMENT ON COLUMN apitoken.stats.incomplete_because IS 'Why use may be unrecorded before complete_since';
 COMMENT ON COLUMN apitoken.stats.maintenance_problem IS 'What the last housekeeping of this database could not do, and why; null: it did everything, or has not run since the start';
-COMMENT ON COLUMN apitoken.stats.pending IS 'Number of uses of this database in memory that are not written yet; on a standby, not sent yet';
-COMMENT ON COLUMN apitoken.stats.last_send_at IS 'On a standby, when use of this database last arrived on the primary; null: never';
-COMMENT ON COLUMN apitoken.stats.last_send_error IS 'On a standby, why use of this database could not be sent; null: the last attempt succeeded';
+COMMENT ON COLUMN apitoken.stats.pending IS 'Number of uses of this database in memory that are not written yet; on a server that sends its use, not sent yet';
+COMMENT ON COLUMN apitoken.stats.last_send_at IS 'On a server that sends its use, when that of this database last arrived; null: never';
+COMMENT ON COLUMN apitoken.stats.last_send_error IS 'On a server that sends its use, why that of this database could not be sent; null: the last attempt succeeded';
 COMMENT ON COLUMN apitoken.stats.last_send_error_at IS 'When it could not be sent';
 
 ------------------------------------------------------------------------------
@@ -1174,7 +1174,7 @@ CREATE FUNCTION apitoken_internal.read_setup(OUT library_version text, OUT insta
 											 OUT pepper_problem text, OUT pepper_hint text,
 											 OUT sends boolean, OUT conninfo_fault text) RETURNS record
 	AS 'MODULE_PATHNAME', 'apitoken_read_setup' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made, or imported ones not be verified, with the pepper file; whether apitoken.primary_conninfo is set, and what is wrong with it';
+COMMENT ON FUNCTION apitoken_internal.read_setup() IS 'For check_setup(): version of the library, version of the installed files (null: not found), numbers of the peppers, and why tokens cannot be made, or imported ones not be verified, with the pepper file; whether the use of this database is sent to another server, and what is wrong with apitoken.primary_conninfo';
 
 CREATE FUNCTION apitoken_internal.count_tokens() RETURNS jsonb
 	LANGUAGE sql VOLATILE PARALLEL RESTRICTED
@@ -1224,6 +1224,10 @@ BEGIN ATOMIC
 		WHERE e.extname = 'apitoken' AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'
 	),
 	stats AS MATERIALIZED (SELECT s.* FROM apitoken.stats s),
+	-- the subscriptions that change the use of tokens
+	subscription AS MATERIALIZED (
+		SELECT pg_catalog.count(*) AS number FROM pg_catalog.pg_subscription_rel r WHERE r.srrelid = 'apitoken.token_usage'::pg_catalog.regclass
+	),
 	-- without the settings that the caller may not see
 	setting AS MATERIALIZED (SELECT s.name, s.setting AS value, s.source, s.pending_restart FROM pg_catalog.pg_settings s),
 	-- null for a caller who does not see all tokens
@@ -1467,7 +1471,7 @@ BEGIN ATOMIC
 			'SELECT * FROM apitoken.run_maintenance();  -- when the cause is removed'
 		FROM stats s WHERE s.maintenance_problem IS NOT NULL
 
-		-- standby
+		-- standby, also logical replication
 		UNION ALL
 		SELECT 'standby', 'notice', 'this server is a standby: it writes recorded use only after a promotion, so a token that is used only here looks unused on the primary',
 			'ALTER SYSTEM SET apitoken.standbys_verify = on;' || r.hint || ' on the primary, so that no token is revoked as idle'
@@ -1481,7 +1485,7 @@ BEGIN ATOMIC
 			'ALTER SYSTEM SET apitoken.primary_conninfo = ''host=... user=... passfile=...'';' || r.hint || ' with a password file or a certificate'
 		FROM reload r, setup s WHERE s.conninfo_fault IS NOT NULL
 		UNION ALL
-		SELECT 'standby', 'warning', pg_catalog.format('recorded use could not be sent to the primary: %s', s.last_send_error),
+		SELECT 'standby', 'warning', pg_catalog.format('recorded use could not be sent: %s', s.last_send_error),
 			'SELECT apitoken.flush_usage();  -- when the cause is removed'
 		FROM stats s WHERE s.last_send_error IS NOT NULL
 		UNION ALL
@@ -1493,6 +1497,26 @@ BEGIN ATOMIC
 			'ALTER SYSTEM SET apitoken.standbys_verify = off;' || r.hint || ' if standbys verify no tokens'
 		FROM reload r WHERE pg_catalog.current_setting('apitoken.standbys_verify') = 'on' AND NOT pg_catalog.pg_is_in_recovery()
 			AND (SELECT s.incomplete_because FROM stats s) = 'a standby was connected'
+		UNION ALL
+		SELECT 'standby', 'warning', 'this subscriber does not send recorded use to the publisher',
+			'ALTER SYSTEM SET apitoken.primary_conninfo = ''host=... user=... passfile=...'';' || r.hint || ' a role of the publisher with the capability usage'
+		FROM reload r, setup s, stats t, subscription n
+		WHERE n.number = 1 AND t.preloaded AND NOT s.sends AND NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.current_setting('apitoken.subscriber_sends') = 'on'
+		UNION ALL
+		SELECT 'standby', 'warning', pg_catalog.format('recorded use is written here, and not sent, because several subscriptions change apitoken.token_usage: %s', n.number),
+			'ALTER PUBLICATION ... DROP TABLE apitoken.token_usage;  -- so that one is left; then ALTER SUBSCRIPTION ... REFRESH PUBLICATION'
+		FROM subscription n
+		WHERE n.number > 1 AND NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.current_setting('apitoken.subscriber_sends') = 'on'
+		UNION ALL
+		SELECT 'standby', 'notice', 'this server is a subscriber: the publisher does not know of the use here, and changes of the publisher replace it',
+			'ALTER SYSTEM SET apitoken.subscriber_sends = on;' || r.hint || ' apitoken.primary_conninfo, too, if tokens are used here'
+		FROM reload r, stats t, subscription n
+		WHERE n.number > 0 AND t.preloaded AND NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.current_setting('apitoken.subscriber_sends') = 'off'
+		UNION ALL
+		SELECT 'standby', 'notice', 'a logical subscriber may use tokens without the knowledge of this server: no token is revoked as idle while its replication slot exists',
+			'ALTER SYSTEM SET apitoken.standbys_verify = off;' || r.hint || ' if subscribers and standbys verify no tokens'
+		FROM reload r WHERE pg_catalog.current_setting('apitoken.standbys_verify') = 'on' AND NOT pg_catalog.pg_is_in_recovery()
+			AND (SELECT s.incomplete_because FROM stats s) = 'there was a logical subscriber'
 
 		-- peppers
 		UNION ALL
@@ -1672,7 +1696,8 @@ BEGIN ATOMIC
 			(2, 'preload', 'apitoken is in shared_preload_libraries, and last'),
 			(3, 'usage', 'no recorded use is lost, as far as this server knows'),
 			(4, 'standby', CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'this standby sends recorded use to the primary, and no long query delays the replay'
-				ELSE 'this server is not a standby, and no standby keeps idle tokens from being revoked' END),
+				WHEN (SELECT s.sends FROM setup s) THEN 'this subscriber sends recorded use to the publisher'
+				ELSE 'this server is not a standby or subscriber, and none keeps idle tokens from being revoked' END),
 			(5, 'peppers', 'a pepper is required, and all tokens have one that the server has'),
 			(6, 'logs', 'masking is on, and no login that handles tokens has its parameters logged'),
 			(7, 'capabilities', NULL),

@@ -38,6 +38,7 @@ extern int	apitoken_usage_slots;
 extern int	apitoken_flush_interval;	/* milliseconds */
 extern bool apitoken_standbys_verify;
 extern char *apitoken_primary_conninfo;
+extern bool apitoken_subscriber_sends;
 extern char *apitoken_token_headers;
 extern char *apitoken_client_address_header;
 extern char *apitoken_jwt_user_claim;

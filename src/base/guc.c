@@ -53,6 +53,7 @@ int			apitoken_usage_slots;
 int			apitoken_flush_interval;
 bool		apitoken_standbys_verify;
 char	   *apitoken_primary_conninfo;
+bool		apitoken_subscriber_sends;
 char	   *apitoken_token_headers;
 char	   *apitoken_client_address_header;
 char	   *apitoken_jwt_user_claim;
@@ -420,8 +421,8 @@ static const Setting settings[] = {
 	},
 	{
 		.name = "apitoken.standbys_verify",
-		.summary = "Says whether standbys of this server verify tokens.",
-		.explanation = "Use of tokens on a standby is not known here. If it is on, no token is revoked as idle while a standby is connected, and until the organization's idle_timeout has passed after that. Turn it off if standbys verify no tokens.",
+		.summary = "Says whether standbys and logical subscribers of this server verify tokens.",
+		.explanation = "Use of tokens there is not known here. If it is on, no token is revoked as idle while a standby is connected or a logical subscriber of the tokens has a replication slot, and until the organization's idle_timeout has passed after that. Turn it off if they verify no tokens.",
 		.context = PGC_SUSET,
 		.boolean = {.variable = &apitoken_standbys_verify, .initial = true},
 	},
@@ -429,11 +430,18 @@ static const Setting settings[] = {
 	/* Without a check hook, whose error would have the value, which may be a password. */
 	{
 		.name = "apitoken.primary_conninfo",
-		.summary = "Sets the connection by which a standby sends the recorded use of tokens to the primary.",
-		.explanation = "A connection string of libpq, without the name of a database: each database sends to the one of the same name. If it is empty, the use stays on the standby until that is promoted. Use a password file or a certificate rather than a password. It has an effect only during recovery, and only if the library is in shared_preload_libraries.",
+		.summary = "Sets the connection by which a standby sends the recorded use of tokens to the primary, or a logical subscriber to the publisher.",
+		.explanation = "A connection string of libpq, without the name of a database: each database sends to the one of the same name. If it is empty, the use stays on the standby until that is promoted. Use a password file or a certificate rather than a password. It has an effect only during recovery or with apitoken.subscriber_sends, and only if the library is in shared_preload_libraries.",
 		.context = PGC_SIGHUP,
 		.flags = GUC_SUPERUSER_ONLY,
 		.string = {.variable = &apitoken_primary_conninfo, .initial = ""},
+	},
+	{
+		.name = "apitoken.subscriber_sends",
+		.summary = "Sends the recorded use of tokens to the publisher, in databases whose use is replicated by a subscription.",
+		.explanation = "It is sent by apitoken.primary_conninfo, counted there, and comes back by the replication. Otherwise this server writes it, and changes of the publisher replace it. Set it on a logical subscriber and its standbys. It has an effect only if the library is in shared_preload_libraries.",
+		.context = PGC_SIGHUP,
+		.boolean = {.variable = &apitoken_subscriber_sends, .initial = false},
 	},
 	{
 		.name = "apitoken.token_headers",

@@ -136,7 +136,7 @@ apitoken_read_setup(PG_FUNCTION_ARGS)
 		nulls[PEPPER_HINT] = true;
 	else
 		values[PEPPER_HINT] = CStringGetTextDatum(error->hint);
-	values[SENDS] = BoolGetDatum(apitoken_sends());
+	values[SENDS] = BoolGetDatum(apitoken_sends(NULL));
 	nulls[CONNINFO_FAULT] = fault == NULL;
 	if (fault != NULL)
 		values[CONNINFO_FAULT] = CStringGetTextDatum(fault);

@@ -1,9 +1,9 @@
 /*
  * batch.c
- *		The use that a standby sends to the primary, in shared memory.
+ *		The use that is sent to another server, in shared memory.
  *
- * A standby sends use in batches (send.c).  A database has at most one batch on its
- * way.  While it is not known whether the primary has counted it, its uses stay in
+ * Use is sent in batches (send.c).  A database has at most one batch on its
+ * way.  While it is not known whether it was counted, its uses stay in
  * their entries, apart from later ones: accepted uses in `taken`, others in
  * batch_refused.  Then they are removed, or become use like any other again.  So it
  * does not matter whether the worker that has sent the batch still exists.  The
@@ -14,7 +14,7 @@
  * twice makes no difference.
  *
  * Use that cannot be sent or written would fill one entry for each token and day.
- * On a standby, uses of all days before yesterday are therefore moved together: to
+ * Where it is sent, uses of all days before yesterday are therefore moved together: to
  * yesterday, or to the last day of their month if that is earlier.  So no quota of a
  * day or month sees another use than before.
  */
@@ -209,7 +209,7 @@ add_pending(void *entry, void *arg)
 	return true;
 }
 
-/* The number of uses of a database that are neither written nor counted by the primary. */
+/* The number of uses of a database that are neither written nor counted by another server. */
 uint64
 apitoken_pending_uses(Oid database)
 {
@@ -280,7 +280,7 @@ move_uses(const ApitokenUsageKey *key, DateADT day)
 	return true;
 }
 
-/* On a standby: move together what is of days before yesterday.  Only the launcher calls this. */
+/* Where use is sent: move together what is of days before yesterday.  Only the launcher calls this. */
 void
 apitoken_merge_days(void)
 {

@@ -8,14 +8,18 @@
  *	- A crash loses the use since the last flush.  So does a stop that cannot save
  *	  it, and a start that cannot load it.
  *	- Use that finds no room in shared memory is dropped.
- *	- Use on a standby stays there.  Whether a standby verifies tokens is not known
- *	  here, so a setting says whether standbys do.
+ *	- Use on a standby or a logical subscriber stays there until it is sent.  Whether
+ *	  they verify tokens, and send, is not known here, so a setting says whether they
+ *	  verify.
  *	- A server that was promoted, or recovered from a backup, does not know the use
  *	  on other servers.  The history file of its timeline was made at that time.
  *
- * These times are in shared memory, and survive a restart in the usage file.  Without shared memory, a use is part of the caller's transaction, so
- * neither a crash nor want of room loses it, and only those standbys count that are
- * connected now.
+ * A server that sends its use knows what comes back, which is less than all.
+ *
+ * These times are in shared memory, and survive a restart in the usage file.  Without
+ * shared memory, a use is part of the caller's transaction, so neither a crash nor
+ * want of room loses it, and only those standbys count that are connected now, and
+ * those subscribers that exist now.
  */
 #include "postgres.h"
 
@@ -106,20 +110,29 @@ apitoken_complete_since(const char **reason)
 		[APITOKEN_LOST_IN_CRASH] = "use was lost in a crash or at a restart",
 		[APITOKEN_LOST_FOR_ROOM] = "use was dropped because memory was full",
 		[APITOKEN_LOST_ON_STANDBY] = "a standby was connected",
+		[APITOKEN_LOST_ON_SUBSCRIBER] = "there was a logical subscriber",
 		[APITOKEN_LOST_BEFORE_PROMOTION] = "the server was promoted or recovered from a backup",
+	};
+	/* others that may use the tokens: are there any now? */
+	static bool (*const others[APITOKEN_LOSSES]) (void) = {
+		[APITOKEN_LOST_ON_STANDBY] = standby_connected,
+		[APITOKEN_LOST_ON_SUBSCRIBER] = apitoken_has_subscriber,
 	};
 	TimestampTz since = 0;
 
+	*reason = "this server sends its use to another one";
+	if (apitoken_sends(NULL))
+		return GetCurrentTimestamp();
 	*reason = NULL;
 	for (int loss = 0; loss < APITOKEN_LOSSES; loss++)
 	{
 		TimestampTz at = apitoken_shared == NULL ? 0 : pg_atomic_read_u64(&apitoken_shared->lost_at[loss]);
 
-		if (loss == APITOKEN_LOST_ON_STANDBY)
+		if (others[loss] != NULL)
 		{
 			if (!apitoken_standbys_verify)
 				continue;
-			if (standby_connected())
+			if (others[loss]())
 			{
 				apitoken_note_loss(loss);
 				at = GetCurrentTimestamp();

@@ -433,9 +433,10 @@ typedef struct Batch
 } Batch;
 
 /*
- * This server was promoted while a batch was on its way to the primary.  If that has
- * counted it, and this server knows so, its uses are in the tables.  Otherwise they
- * are to be written here.
+ * This server was promoted, or is no longer a subscriber that sends, while a batch was
+ * on its way.  If it was counted, and this server knows so, its uses are in the
+ * tables.  Otherwise they are to be written here.  No worker waits for its answer any
+ * more: see list_keys().
  */
 static void
 settle_batch(void)
@@ -464,6 +465,8 @@ list_keys(void *arg)
 	MemoryContext context;
 	ApitokenFlushState state = {0};
 
+	/* first, because a worker that sends takes these locks in the same order */
+	apitoken_lock_sending(false);
 	if (!apitoken_lock_usage())
 	{
 		batch->outcome = APITOKEN_FLUSH_MISSING;
@@ -584,6 +587,28 @@ apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, TimestampTz unt
 	return more;
 }
 
+/* Memory for what is taken from shared memory.  A worker calls this once. */
+static void
+prepare_rows(int max_rows)
+{
+	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
+	seen_rows = MemoryContextAlloc(TopMemoryContext, SEEN_MAX * sizeof(ApitokenSeenRow));
+	RegisterXactCallback(xact_callback, NULL);
+}
+
+/*
+ * Write fast digests, which are not sent.  If this fails, they stay in shared memory,
+ * where they serve as well, and the next worker tries again.
+ */
+void
+apitoken_flush_digests(TimestampTz until)
+{
+	char		problem[APITOKEN_PROBLEM_MAX];
+
+	prepare_rows(1);
+	(void) apitoken_run_in_transaction(flush_digests, NULL, until, problem);
+}
+
 static void
 report_outcome(ApitokenOutcome outcome, const char *problem)
 {
@@ -632,9 +657,7 @@ apitoken_flush(uint64 ticket, TimestampTz until)
 		max_rows = Max(BATCH_MAX >> Min(state.failures, 12), BATCH_MIN);
 	batch.max = Min(batch.max, max_rows);
 	max_networks = Max(APITOKEN_NOTIFY_BATCH >> Min(state.failures, 12), 1);
-	batch_rows = MemoryContextAlloc(TopMemoryContext, max_rows * sizeof(ApitokenUsageRow));
-	seen_rows = MemoryContextAlloc(TopMemoryContext, SEEN_MAX * sizeof(ApitokenSeenRow));
-	RegisterXactCallback(xact_callback, NULL);
+	prepare_rows(max_rows);
 	apitoken_remove_usage_file();
 
 	more = apitoken_run_in_transaction(list_keys, &batch, until, problem);
@@ -706,7 +729,7 @@ apitoken_start_worker(Oid database, ApitokenHousekeeping housekeeping, uint64 *t
 	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "apitoken");
 	snprintf(worker.bgw_function_name, BGW_MAXLEN, "apitoken_worker_main");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	/* on a standby, it sends the usage to the primary */
+	/* on a standby, it sends the usage */
 	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
@@ -764,12 +787,12 @@ run_worker(void)
 void
 apitoken_flush_now(void)
 {
-	bool		standby = RecoveryInProgress();
+	bool		sends = apitoken_sends(NULL);
 
 	/* Without shared memory, usage is written immediately. */
 	if (apitoken_shared == NULL)
 		return;
-	if (standby && !apitoken_sends())
+	if (RecoveryInProgress() && !sends)
 		ereport_server(
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot write token usage during recovery"),
@@ -789,7 +812,7 @@ apitoken_flush_now(void)
 			if (state.last_ticket >= ticket)
 				ereport_server(
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 standby ? errmsg("could not send token usage to the primary: %s", state.problem) :
+						 sends ? errmsg("could not send token usage: %s", state.problem) :
 						 errmsg("could not write token usage: %s", state.problem),
 						 errdetail("The usage is kept in memory, and writing it will be retried.")));
 		}

@@ -179,7 +179,7 @@ apitoken_remove_flush_state(Oid database)
 	LWLockRelease(apitoken_flush_states_lock);
 }
 
-/* ---- batches for the primary ---- */
+/* ---- batches for another server ---- */
 
 /*
  * The id of the next batch.  Ids of a sender's batches increase, also if the clock
@@ -217,8 +217,8 @@ apitoken_next_batch(Oid database, const pg_uuid_t *fresh_sender, const pg_uuid_t
 
 /*
  * It is known whether this batch was counted.  Returns false if that was known
- * already.  `new_sender`: the next batch is of another sender, because the primary
- * has counted later batches of this one.
+ * already.  `new_sender`: the next batch is of another sender, because later
+ * batches of this one were counted.
  */
 bool
 apitoken_settle_batch(Oid database, const pg_uuid_t *batch, bool new_sender)
@@ -252,7 +252,7 @@ apitoken_restore_batch(Oid database, const ApitokenBatchId *batch)
 	LWLockRelease(apitoken_flush_states_lock);
 }
 
-/* Forget all failures, because their cause may be gone: the server was promoted, or has another primary_conninfo. */
+/* Forget all failures, because their cause may be gone: the server was promoted, or has other settings of sending. */
 void
 apitoken_retry_flushes(void)
 {

@@ -1,6 +1,7 @@
 /*
  * primary.c
- *		The connection of a standby to its primary, by libpq.
+ *		The connection to the server that counts the use, by libpq: of a standby
+ *		to its primary, of a logical subscriber to its publisher.
  *
  * The server's own libpqwalreceiver would save linking with libpq.  But before
  * PostgreSQL 17 it makes only connections for replication: the role would need the
@@ -13,6 +14,11 @@
  * the primary does not hold back the replay.  Every wait ends at a deadline, when
  * the worker is told to stop, and with the postmaster.  Only the lookup of a host
  * name cannot be interrupted.
+ *
+ * Use that is sent to a wrong server would be lost, because unknown tokens are left
+ * out.  So a standby asks for the identifier of the cluster, which is its own, and a
+ * subscriber for the replication slot of its subscription.  A server that sends use
+ * itself refuses it (receive.c).
  *
  * Whoever may read apitoken.stats sees the reason of a failure.  It is never text
  * of the connection string, which may have a password.  libpq's own message, which
@@ -54,7 +60,10 @@ struct ApitokenPrimary
 	" SET default_transaction_read_only = off; SET statement_timeout = '3s'; SET lock_timeout = '2s';" \
 	" SET idle_in_transaction_session_timeout = '10s'; SET synchronous_commit = local; SET DateStyle = 'ISO, YMD';"
 
-#define IDENTIFY " SELECT pg_is_in_recovery(), system_identifier FROM pg_control_system()"
+/* Is it a standby, and the right server?  The second one is the condition for that. */
+#define IDENTIFY " SELECT pg_is_in_recovery(), "
+#define IS_CLUSTER "system_identifier = " UINT64_FORMAT " FROM pg_control_system()"
+#define HAS_SLOT "EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s AND database = current_database())"
 
 #define RECORD "SELECT apitoken.record_usage($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.jsonb, $4::pg_catalog.jsonb)"
 #define RECORD_PARAMETERS 4
@@ -302,17 +311,17 @@ start_connecting(const char *database, ApitokenPrimaryError *error)
 	return connection;
 }
 
-/* Set up the session, and check that it is one of the primary of this standby. */
+/* Set up the session, and check that it is one of the server that counts the use. */
 static bool
-set_up_session(PGconn *connection, TimestampTz until, ApitokenPrimaryError *error)
+set_up_session(PGconn *connection, const char *slot, TimestampTz until, ApitokenPrimaryError *error)
 {
+	char	   *statements = slot == NULL ? psprintf(SESSION IDENTIFY IS_CLUSTER, GetSystemIdentifier()) :
+		psprintf(SESSION IDENTIFY HAS_SLOT, quote_literal_cstr(slot));
 	PGresult   *result = NULL;
-	char		own[32];
 	bool		ready = false;
 
 	PQsetNoticeProcessor(connection, ignore_notice, NULL);
-	snprintf(own, sizeof(own), UINT64_FORMAT, GetSystemIdentifier());
-	if (PQsetnonblocking(connection, 1) == 0 && PQsendQuery(connection, SESSION IDENTIFY) &&
+	if (PQsetnonblocking(connection, 1) == 0 && PQsendQuery(connection, statements) &&
 		finish_sending(connection, until))
 		result = last_result(connection, until);
 	if (result == NULL || PQstatus(connection) == CONNECTION_BAD)
@@ -324,10 +333,15 @@ set_up_session(PGconn *connection, TimestampTz until, ApitokenPrimaryError *erro
 		set_problem(error, "\"apitoken.primary_conninfo\" leads to a standby");
 		error->hint = "Name the primary in \"apitoken.primary_conninfo\", or all servers, with target_session_attrs=read-write.";
 	}
-	else if (strcmp(PQgetvalue(result, 0, 1), own) != 0)
+	else if (strcmp(PQgetvalue(result, 0, 1), "t") != 0 && slot == NULL)
 	{
 		set_problem(error, "\"apitoken.primary_conninfo\" leads to another cluster");
 		error->hint = "Name the primary of this standby in \"apitoken.primary_conninfo\".";
+	}
+	else if (strcmp(PQgetvalue(result, 0, 1), "t") != 0)
+	{
+		set_problem(error, "\"apitoken.primary_conninfo\" does not lead to the publisher");
+		error->hint = "Name the publisher.  There, the database of the same name must have the replication slot of the subscription.";
 	}
 	else
 		ready = true;
@@ -335,9 +349,12 @@ set_up_session(PGconn *connection, TimestampTz until, ApitokenPrimaryError *erro
 	return ready;
 }
 
-/* Connect to the database of this name on the primary.  Returns NULL, and why, if that fails. */
+/*
+ * Connect to the database of this name on the server that has this slot, or, if that is
+ * NULL, on the primary of this standby.  Returns NULL, and why, if that fails.
+ */
 ApitokenPrimary *
-apitoken_connect_primary(const char *database, TimestampTz until, ApitokenPrimaryError *error)
+apitoken_connect_primary(const char *database, const char *slot, TimestampTz until, ApitokenPrimaryError *error)
 {
 	PGconn	   *connection;
 	ApitokenPrimary *primary;
@@ -353,7 +370,7 @@ apitoken_connect_primary(const char *database, TimestampTz until, ApitokenPrimar
 		set_problem(error, "could not connect: timeout expired");
 	else if (connection != NULL && PQstatus(connection) != CONNECTION_OK)
 		connection_problem(connection, error);
-	else if (connection != NULL && set_up_session(connection, until, error))
+	else if (connection != NULL && set_up_session(connection, slot, until, error))
 	{
 		primary = MemoryContextAlloc(TopMemoryContext, sizeof(ApitokenPrimary));
 		primary->connection = connection;

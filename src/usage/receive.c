@@ -2,14 +2,16 @@
  * receive.c
  *		record_usage(): count a batch of use that another server has recorded.
  *
- * A standby sends its use in batches (send.c).  Each has an id, which is greater
- * than those of all earlier batches of the same sender.  The table usage_senders has
+ * A standby or a logical subscriber sends its use in batches (send.c).  Each has an
+ * id, which is greater than those of all earlier batches of the same sender.  The table usage_senders has
  * the last one of each sender, and changes in the transaction that writes the use.
  * So a batch is counted once, whatever becomes of the answer, and a batch that
  * arrives after a later one is not counted at all.
  *
  * The use is written as a flush of this server would write it (flush.c), with the
- * same lock, so that no two of them wait for each other's rows.
+ * same lock, so that no two of them wait for each other's rows.  A server that sends
+ * its own use refuses batches.  What it wrote would be replaced by the replication,
+ * and two servers might send to each other.
  *
  * Whoever may call this can make any token look used, as any server can that shares
  * the tables.  It is checked nevertheless that a batch cannot do more: counts are
@@ -423,6 +425,11 @@ apitoken_record_usage(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("extension \"apitoken\" is not installed in this database")));
+	if (apitoken_sends(NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("server does not count token usage, because it sends its own to the publisher"),
+				 errhint("Send it to the publisher.")));
 	/* what is known of the sender may have been removed by now */
 	if (apitoken_id_time(PG_GETARG_UUID_P(1)) < GetCurrentTimestamp() - APITOKEN_SENDER_RETENTION ||
 		apitoken_execute(APITOKEN_CLAIM_BATCH, ids, NULL) == 0)

@@ -1,6 +1,10 @@
 /*
  * send.c
- *		A standby sends the recorded use of tokens to the primary.
+ *		A standby sends the recorded use of tokens to the primary, and a logical
+ *		subscriber to the publisher.
+ *
+ * logical.c tells whether use is sent.  The server that counts it is called the
+ * primary here, also if it is a publisher.
  *
  * A worker connects to the database of the same name on the primary, and calls
  * apitoken.record_usage() for each batch (receive.c), with an id that increases.
@@ -18,7 +22,8 @@
  *	- After a crash of this server, shared memory is empty, and the sender is a new
  *	  one.  What was on its way was counted or is lost, but is not sent again.
  *	- After a promotion of this server, its own tables tell whether the batch was
- *	  counted (flush.c).
+ *	  counted (flush.c).  So it is when a subscriber no longer sends: its subscription
+ *	  brings the id of the batch with the use, or neither.
  *	- If another server was promoted, it is asked.  Its tables have the id if they
  *	  have the use.
  *
@@ -63,13 +68,6 @@
 /* places that were taken from shared memory and may not have arrived */
 static ApitokenSeenRow *places = NULL;
 static int	place_count = 0;
-
-/* Does this server send use, if it is a standby? */
-bool
-apitoken_sends(void)
-{
-	return apitoken_primary_conninfo != NULL && apitoken_primary_conninfo[0] != '\0';
-}
 
 /* ---- the texts of a batch ---- */
 
@@ -178,6 +176,8 @@ append_place(StringInfo list, const ApitokenSeenRow *row)
 typedef struct Sender
 {
 	char	   *database;		/* its name */
+	char	   *slot;			/* of the publisher; NULL: to the primary of this standby */
+	bool		writes;			/* this server does not send */
 	ApitokenPrimary *primary;
 	ApitokenPrimaryError error;
 	TimestampTz until;
@@ -191,22 +191,37 @@ return_places(int code, Datum arg)
 	place_count = 0;
 }
 
+/* Wait until no other worker of this database sends, and keep it so until the end of the session or transaction. */
+void
+apitoken_lock_sending(bool session)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, SENDER_LOCK);
+	(void) LockAcquire(&tag, ExclusiveLock, session, false);
+}
+
 /*
  * In a transaction: what the worker needs of the catalogs, and the lock.  Returns
- * whether the extension is installed.
+ * whether it sends, and the extension is installed.
  */
 static bool
 prepare(void *arg)
 {
 	Sender	   *sender = arg;
-	LOCKTAG		tag;
+	const char *slot = NULL;
 
+	if (!apitoken_sends(&slot) && !RecoveryInProgress())
+	{
+		sender->writes = true;
+		return false;
+	}
 	if (!apitoken_installed())
 		return false;
 	sender->database = MemoryContextStrdup(TopMemoryContext, get_database_name(MyDatabaseId));
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, SENDER_LOCK);
-	/* released at the end of the session */
-	(void) LockAcquire(&tag, ExclusiveLock, true, false);
+	if (slot != NULL)
+		sender->slot = MemoryContextStrdup(TopMemoryContext, slot);
+	apitoken_lock_sending(true);
 	return true;
 }
 
@@ -339,7 +354,7 @@ send_all(Sender *sender)
 	bool		good;
 
 	MemoryContextSwitchTo(context);
-	sender->primary = apitoken_connect_primary(sender->database, sender->until, &sender->error);
+	sender->primary = apitoken_connect_primary(sender->database, sender->slot, sender->until, &sender->error);
 	if (sender->primary == NULL)
 		return APITOKEN_FLUSH_FAILED;
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -347,8 +362,8 @@ send_all(Sender *sender)
 	before_shmem_exit(return_places, (Datum) 0);
 	MemoryContextSwitchTo(context);
 	good = settle_lost(sender);
-	/* after a promotion, a flush writes what is left */
-	while (good && more && RecoveryInProgress() && GetCurrentTimestamp() < sender->until - BATCH_TIME)
+	/* after a promotion, a flush writes what is left; that of a subscriber still goes to the publisher */
+	while (good && more && (sender->slot != NULL || RecoveryInProgress()) && GetCurrentTimestamp() < sender->until - BATCH_TIME)
 	{
 		good = send_batch(sender, &more);
 		/* of an error, nothing but static text and `detail` is left, which is read later */
@@ -370,23 +385,28 @@ report(Sender *sender, ApitokenOutcome outcome)
 	if (outcome == APITOKEN_FLUSH_FAILED)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not send token usage of database \"%s\" to the primary: %s", sender->database, error->problem),
+				 errmsg("could not send token usage of database \"%s\": %s", sender->database, error->problem),
 				 error->detail == NULL ? errdetail("The usage is kept in memory, and sending it will be retried.") :
 				 errdetail("%s", error->detail),
 				 error->hint == NULL ? 0 : errhint("%s", error->hint)));
 	else
 		ereport(LOG,
-				(errmsg("resumed sending token usage of database \"%s\" to the primary", sender->database)));
+				(errmsg("resumed sending token usage of database \"%s\"", sender->database)));
 }
 
-/* Send the usage of this worker's database, and record the outcome under the ticket. */
-ApitokenOutcome
+/*
+ * Send the usage of this worker's database, and record the outcome under the ticket.
+ * Returns false if this server is to write it instead.
+ */
+bool
 apitoken_send(uint64 ticket, TimestampTz until)
 {
 	static Sender sender;
 	ApitokenFlushState state;
 	ApitokenOutcome outcome = APITOKEN_FLUSH_FAILED;
 
+	if (!RecoveryInProgress() && !apitoken_subscriber_sends)
+		return false;
 	sender.until = until;
 	sender.max = APITOKEN_SENT_MAX;
 	if (apitoken_flush_state(MyDatabaseId, &state))
@@ -398,6 +418,8 @@ apitoken_send(uint64 ticket, TimestampTz until)
 		outcome = send_all(&sender);
 		pgstat_report_activity(STATE_IDLE, NULL);
 	}
+	else if (sender.writes)
+		return false;
 	else if (sender.error.problem[0] == '\0')
 	{
 		outcome = APITOKEN_FLUSH_MISSING;
@@ -409,5 +431,7 @@ apitoken_send(uint64 ticket, TimestampTz until)
 		sender.database = psprintf("%u", MyDatabaseId);
 	if (apitoken_record_flush(MyDatabaseId, ticket, outcome, sender.error.problem))
 		report(&sender, outcome == APITOKEN_FLUSH_MISSING ? APITOKEN_FLUSH_FAILED : outcome);
-	return outcome;
+	if (!RecoveryInProgress() && outcome != APITOKEN_FLUSH_MISSING)
+		apitoken_flush_digests(until);
+	return true;
 }

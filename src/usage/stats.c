@@ -47,18 +47,18 @@ static void
 describe_flushes(Datum *values, bool *nulls)
 {
 	ApitokenFlushState state;
-	bool		standby = RecoveryInProgress();
+	bool		sends = apitoken_sends(NULL);
 
 	set_column(values, nulls, PENDING, Int64GetDatum(apitoken_pending_uses(MyDatabaseId)));
 	if (!apitoken_flush_state(MyDatabaseId, &state))
 		return;
-	/* a flush of a standby sends */
+	/* a flush of a server that sends */
 	if (state.flushed_at != 0)
-		set_column(values, nulls, standby ? LAST_SEND_AT : LAST_FLUSH_AT, TimestampTzGetDatum(state.flushed_at));
+		set_column(values, nulls, sends ? LAST_SEND_AT : LAST_FLUSH_AT, TimestampTzGetDatum(state.flushed_at));
 	if (state.failures > 0)
 	{
-		set_column(values, nulls, standby ? LAST_SEND_ERROR : LAST_FLUSH_ERROR, CStringGetTextDatum(state.problem));
-		set_column(values, nulls, standby ? LAST_SEND_ERROR_AT : LAST_FLUSH_ERROR_AT, TimestampTzGetDatum(state.failed_at));
+		set_column(values, nulls, sends ? LAST_SEND_ERROR : LAST_FLUSH_ERROR, CStringGetTextDatum(state.problem));
+		set_column(values, nulls, sends ? LAST_SEND_ERROR_AT : LAST_FLUSH_ERROR_AT, TimestampTzGetDatum(state.failed_at));
 	}
 	if (state.maintenance_problem[0] != '\0')
 		set_column(values, nulls, MAINTENANCE_PROBLEM, CStringGetTextDatum(state.maintenance_problem));

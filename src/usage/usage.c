@@ -220,13 +220,16 @@ take_uses(ApitokenUsage *usage, TransactionId xid, ApitokenUsageRow *row)
 {
 	bool		used;
 
-	/* a promoted server: flush.c settles the batch first */
+	SpinLockAcquire(&usage->mutex);
+	/* a server that no longer sends: flush.c settles the batch first */
 	if (usage->in_batch)
+	{
+		SpinLockRelease(&usage->mutex);
 		return false;
+	}
 	for (int verdict = 0; verdict < APITOKEN_VERDICTS; verdict++)
 		row->refused[verdict] = pg_atomic_exchange_u32(&usage->refused[verdict], 0);
 	used = apitoken_refused_total(row) > 0;
-	SpinLockAcquire(&usage->mutex);
 	row->accepted = pg_atomic_exchange_u64(&usage->accepted, 0);
 	if (TransactionIdIsValid(xid))
 	{

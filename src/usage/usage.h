@@ -45,6 +45,7 @@ typedef enum ApitokenLoss
 	APITOKEN_LOST_IN_CRASH,
 	APITOKEN_LOST_FOR_ROOM,
 	APITOKEN_LOST_ON_STANDBY,
+	APITOKEN_LOST_ON_SUBSCRIBER,
 	APITOKEN_LOST_BEFORE_PROMOTION,
 	APITOKEN_LOSSES
 } ApitokenLoss;
@@ -94,7 +95,7 @@ typedef struct ApitokenUsage
 	TransactionId taken_by;		/* the transaction of the flush that has taken uses */
 	ApitokenLastUse last;
 	uint64		taken;			/* accepted uses that a flush has taken and not yet committed, or that are in a batch */
-	bool		in_batch;		/* uses are in the batch for the primary: see batch.c */
+	bool		in_batch;		/* uses are in the batch for another server: see batch.c */
 	int16		batch_reused;	/* of the batch, as in ApitokenLastUse; only if in_batch, as the next */
 	uint32		batch_refused[APITOKEN_VERDICTS];
 } ApitokenUsage;
@@ -183,8 +184,9 @@ typedef struct ApitokenBatchId
 } ApitokenBatchId;
 
 /*
- * The state of a database.  On a standby, its use is sent to the primary instead of
- * being written to the tables.  apitoken_flush_states_lock protects all members. */
+ * The state of a database.  If its use is sent to another server (logical.c), a flush
+ * sends it.  apitoken_flush_states_lock protects all members.
+ */
 typedef struct ApitokenFlushState
 {
 	Oid			database;
@@ -203,7 +205,7 @@ typedef struct ApitokenFlushState
 	TimestampTz failed_at;		/* time of the last failed flush, or 0 */
 	char		problem[APITOKEN_PROBLEM_MAX];	/* error message of the last failure */
 	char		maintenance_problem[APITOKEN_PROBLEM_MAX];	/* of the last maintenance; empty if none */
-	ApitokenBatchId batch;		/* of the use that is on its way to the primary */
+	ApitokenBatchId batch;		/* of the use that is on its way to another server */
 } ApitokenFlushState;
 
 typedef struct ApitokenMap ApitokenMap;
@@ -231,6 +233,11 @@ extern bool apitoken_launcher_runs(void);
 extern void apitoken_note_loss(ApitokenLoss loss);
 extern void apitoken_watch_losses(void);
 extern TimestampTz apitoken_complete_since(const char **reason);
+
+/* ----- logical.c: is use written or sent, and who else may use the tokens? ----- */
+
+extern bool apitoken_sends(const char **slot);
+extern bool apitoken_has_subscriber(void);
 
 /* ----- usage.c: records the usage of tokens ----- */
 
@@ -271,7 +278,7 @@ typedef struct ApitokenForgottenTokens
 
 extern bool apitoken_is_forgotten(const ApitokenForgottenTokens *tokens, Oid database, const pg_uuid_t *id);
 
-/* ----- batch.c: use that is sent to the primary ----- */
+/* ----- batch.c: use that is sent to another server ----- */
 
 /* Rows of each kind in a batch, at most, and the largest count in a row. */
 #define APITOKEN_SENT_MAX 2000
@@ -386,11 +393,12 @@ extern bool apitoken_run_in_transaction(bool (*work) (void *arg), void *arg, Tim
 									char problem[APITOKEN_PROBLEM_MAX]);
 extern inet *apitoken_reused_from(const pg_uuid_t *token_id);
 extern ApitokenOutcome apitoken_flush(uint64 ticket, TimestampTz until);
+extern void apitoken_flush_digests(TimestampTz until);
 extern bool apitoken_start_worker(Oid database, ApitokenHousekeeping housekeeping, uint64 *ticket,
 								  BackgroundWorkerHandle **handle);
 extern void apitoken_flush_now(void);
 
-/* ----- primary.c: the connection of a standby to its primary ----- */
+/* ----- primary.c: the connection to the server that counts the use ----- */
 
 /* Why the primary could not be reached or did not do what it was asked for. */
 typedef struct ApitokenPrimaryError
@@ -404,15 +412,16 @@ typedef struct ApitokenPrimaryError
 typedef struct ApitokenPrimary ApitokenPrimary;
 
 extern const char *apitoken_conninfo_fault(void);
-extern ApitokenPrimary *apitoken_connect_primary(const char *database, TimestampTz until, ApitokenPrimaryError *error);
+extern ApitokenPrimary *apitoken_connect_primary(const char *database, const char *slot, TimestampTz until,
+												 ApitokenPrimaryError *error);
 extern bool apitoken_ask_primary(ApitokenPrimary *primary, const char *const *values, TimestampTz until, bool *counted,
 								 ApitokenPrimaryError *error);
 extern void apitoken_leave_primary(ApitokenPrimary *primary);
 
-/* ----- send.c: a standby sends its use to the primary ----- */
+/* ----- send.c: a standby or a logical subscriber sends its use ----- */
 
-extern bool apitoken_sends(void);
-extern ApitokenOutcome apitoken_send(uint64 ticket, TimestampTz until);
+extern void apitoken_lock_sending(bool session);
+extern bool apitoken_send(uint64 ticket, TimestampTz until);
 
 /* ----- maintenance.c: idle tokens, retention ----- */
 

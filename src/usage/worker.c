@@ -23,7 +23,8 @@
  * lost.
  *
  * On a standby, workers send the usage to the primary, if apitoken.primary_conninfo
- * is set (send.c).  Otherwise the launcher starts workers only after promotion.
+ * is set (send.c).  Otherwise the launcher starts workers only after promotion.  On a
+ * logical subscriber, a worker finds out whether its database sends or writes.
  */
 #include "postgres.h"
 
@@ -191,6 +192,7 @@ apitoken_worker_main(Datum arg)
 	ApitokenOutcome outcome;
 	TimestampTz until;
 	TimeoutId	limit;
+	pg_uuid_t	first = {0};
 
 	memcpy(&job, MyBgworkerEntry->bgw_extra, sizeof(job));
 	pqsignal(SIGTERM, die);
@@ -206,9 +208,13 @@ apitoken_worker_main(Datum arg)
 			SetConfigOption(worker_settings[i][0], worker_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	}
 
-	if (RecoveryInProgress())
+	if (apitoken_send(job.ticket, until))
 	{
-		(void) apitoken_send(job.ticket, until);
+		/* the server that counts the use keeps house */
+		if (job.housekeeping == APITOKEN_MAINTENANCE_DUE)
+			apitoken_record_maintenance(MyDatabaseId, GetCurrentTimestamp(), 0, &first);
+		if (job.housekeeping != APITOKEN_NOTHING_DUE)
+			apitoken_record_expiry(MyDatabaseId, GetCurrentTimestamp() + APITOKEN_EXPIRY_INTERVAL);
 		proc_exit(0);
 	}
 
@@ -492,16 +498,18 @@ start_workers(const Oid *databases, int with_usage, int count, bool failed)
 }
 
 /*
- * If the server was promoted, or primary_conninfo has changed, what has failed before
- * may be possible now.
+ * If the server was promoted, or a setting of sending has changed, what has failed
+ * before may be possible now.
  */
 static void
 watch_primary(bool standby)
 {
 	static bool was_standby = false;
+	static bool subscriber_sent = false;
 	static char *conninfo = NULL;
 
-	if (conninfo != NULL && (was_standby != standby || strcmp(conninfo, apitoken_primary_conninfo) != 0))
+	if (conninfo != NULL && (was_standby != standby || subscriber_sent != apitoken_subscriber_sends ||
+							 strcmp(conninfo, apitoken_primary_conninfo) != 0))
 		apitoken_retry_flushes();
 	if (conninfo == NULL || strcmp(conninfo, apitoken_primary_conninfo) != 0)
 	{
@@ -510,6 +518,7 @@ watch_primary(bool standby)
 		conninfo = MemoryContextStrdup(TopMemoryContext, apitoken_primary_conninfo);
 	}
 	was_standby = standby;
+	subscriber_sent = apitoken_subscriber_sends;
 }
 
 /* Run one round of the launcher.  Returns true if the launcher must stop. */
@@ -523,14 +532,13 @@ run_once(void)
 
 	apitoken_remove_expired_limits();
 	watch_primary(standby);
-	if (standby)
-	{
+	/* the other server may be away for long */
+	if (standby || apitoken_subscriber_sends)
 		apitoken_merge_days();
-		if (!apitoken_sends())
-		{
-			remove_written_usage();
-			return false;
-		}
+	if (standby && !apitoken_sends(NULL))
+	{
+		remove_written_usage();
+		return false;
 	}
 
 	with_usage = count = apitoken_databases_with_usage(databases, DATABASES_MAX);

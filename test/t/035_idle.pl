@@ -131,6 +131,31 @@ not_spared('when that is forgotten');
 	$node->safe_psql('postgres', q{SELECT pg_drop_replication_slot('s'); DROP PUBLICATION p});
 }
 
+# ----- a logical subscriber ---------------------------------------------------------
+
+# if it gets the tokens, also while it is not connected
+foreach my $what ('TABLE apitoken_internal.token_records', 'TABLES IN SCHEMA apitoken_internal', 'ALL TABLES')
+{
+	$node->safe_psql('postgres', "CREATE PUBLICATION p FOR $what");
+	not_spared("FOR $what, without a slot");
+	$node->safe_psql('postgres', q{SELECT pg_create_logical_replication_slot('s', 'pgoutput')});
+	spared('there was a logical subscriber', "FOR $what");
+	not_spared("FOR $what, which verifies nothing", 'SET apitoken.standbys_verify = off; ');
+	$node->safe_psql('postgres', q{SELECT pg_drop_replication_slot('s')});
+	spared('there was a logical subscriber', "FOR $what, after it");
+	forget_losses();
+	not_spared("FOR $what, when that is forgotten");
+	$node->safe_psql('postgres', 'DROP PUBLICATION p');
+}
+# in another database, or of another kind
+$node->safe_psql('postgres', q{CREATE PUBLICATION p FOR ALL TABLES; CREATE DATABASE elsewhere});
+$node->safe_psql('elsewhere', q{SELECT pg_create_logical_replication_slot('s', 'pgoutput')});
+not_spared('a slot of another database');
+$node->safe_psql('elsewhere', q{SELECT pg_drop_replication_slot('s')});
+$node->safe_psql('postgres', q{SELECT pg_create_physical_replication_slot('s', true)});
+not_spared('a physical slot');
+$node->safe_psql('postgres', $_) foreach q{SELECT pg_drop_replication_slot('s'); DROP PUBLICATION p}, 'DROP DATABASE elsewhere';
+
 # ----- promotion ------------------------------------------------------------------
 
 # The standby does its daily housekeeping as soon as it is promoted.

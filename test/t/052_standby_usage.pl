@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use ApitokenSending;
 use ApitokenTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -43,57 +44,8 @@ my %token = create_each($primary, {
 });
 my %id = map { $_ => $primary->safe_psql('postgres', "SELECT id FROM apitoken.tokens WHERE label = '$_'") } keys %token;
 
-# A proxy on a socket, in front of the primary.  The file "mode" tells what becomes of
-# a connection in which record_usage() is called.
-my $way = PostgreSQL::Test::Utils::tempdir_short();
-sub mode { my ($mode) = @_; unlink "$way/release"; append_to_file("$way/mode.new", $mode); rename "$way/mode.new", "$way/mode" or die $!; return; }
-sub start_way
-{
-	my ($to) = @_;
-	mode('pass');
-	start_program('way', [ 'perl', '-e', q{
-		use strict;
-		use IO::Socket::UNIX;
-		use IO::Select;
-		$SIG{PIPE} = 'IGNORE';
-		$SIG{CHLD} = 'IGNORE';
-		my ($way, $port, $to) = @ARGV;
-		unlink "$way/.s.PGSQL.$port";
-		my $listen = IO::Socket::UNIX->new(Local => "$way/.s.PGSQL.$port", Listen => 20) or die $!;
-		sub mode { open my $f, '<', "$way/mode" or return ''; local $/; return <$f>; }
-		while (1)
-		{
-			my $client = $listen->accept or next;
-			next if fork;
-			my $server = IO::Socket::UNIX->new(Peer => "$to/.s.PGSQL.$port") or exit;
-			my $select = IO::Select->new($client, $server);
-			my $mode = '';
-			while (1)
-			{
-				foreach my $from ($select->can_read)
-				{
-					my $data;
-					exit if !sysread($from, $data, 1 << 20);
-					$mode = mode() if $from == $client && $data =~ /record_usage/;
-					exit if $mode eq 'drop_request';
-					# the transaction has ended when the answer comes
-					exit if $mode eq 'drop_answer' && $from == $server;
-					if ($mode eq 'hold')
-					{
-						$select->remove($client);
-						close $client;
-						select undef, undef, undef, 0.05 until -e "$way/release";
-						$mode = 'held';
-					}
-					my $other = $from == $client ? $server : $client;
-					syswrite($other, $data) == length($data) or exit;
-				}
-			}
-		}
-	}, $way, $primary->port, $to ], ready => sub { -S "$way/.s.PGSQL." . $primary->port });
-	return;
-}
-start_way($primary->host);
+my $way = way();
+start_way($primary);
 
 $primary->backup('base');
 my $conninfo = "host=$way port=" . $primary->port . ' user=regress_apitoken_sender';
@@ -291,7 +243,7 @@ is($primary->safe_psql('postgres', "SELECT accepted FROM apitoken.token_usage_da
 
 # ----- the connection is cut ------------------------------------------------------------
 
-my $lost = 'could not send token usage to the primary: the connection was lost or timed out';
+my $lost = 'could not send token usage: the connection was lost or timed out';
 my $expected = used($primary, 'a');
 foreach my $cut ('drop_request', 'drop_answer')
 {
@@ -316,7 +268,7 @@ like(flush($standby), qr/$lost/, 'a request is held up');
 mode('pass');
 is(flush($standby), '', 'the next one is not');
 is(used($primary, 'a'), $expected, 'all is counted');
-append_to_file("$way/release", '');
+release();
 ok($primary->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'apitoken'}), 'the first one arrives');
 is(used($primary, 'a'), $expected, 'and is not counted again');
 $expected += use_token($standby, 'a', 1);
@@ -350,18 +302,6 @@ foreach my $who ('primary', 'standby')
 }
 
 # ----- crashes and restarts -----------------------------------------------------------------
-
-sub kill_9
-{
-	my ($node, $pid) = @_;
-	kill 'KILL', $pid or die;
-	# the server stays down after a crash
-	$node->{_pid} or die;
-	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default) { last if !kill 0, $node->{_pid}; select undef, undef, undef, 0.1; }
-	$node->_update_pid(0);
-	$node->start;
-	return;
-}
 
 foreach my $cut ('drop_request', 'drop_answer')
 {
@@ -443,7 +383,7 @@ recovers('no capability');
 $expected += use_token($standby, 'a', 1);
 $primary->stop;
 fails('the primary is away', qr/could not connect|connection was lost/, undef);
-like(answer($standby, q{SELECT level, message FROM apitoken.check_setup() WHERE message ~ 'could not be sent'}), qr/^warning\|recorded use could not be sent to the primary: /, 'the primary is away: in check_setup()');
+like(answer($standby, q{SELECT level, message FROM apitoken.check_setup() WHERE message ~ 'could not be sent'}), qr/^warning\|recorded use could not be sent: /, 'the primary is away: in check_setup()');
 $primary->start;
 recovers('the primary is away');
 
@@ -572,34 +512,7 @@ is(used($standby, 'a'), $expected, 'all is counted once');
 SKIP:
 {
 	my $place = PostgreSQL::Test::Utils::tempdir_short();
-	# the server's clock is behind by the number of days in a file
-	skip 'no compiler', 1 if !build_library("$place/clock.so", q{
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/time.h>
-
-int
-gettimeofday(struct timeval *now, void *zone)
-{
-	static int (*real) (struct timeval *, void *);
-	int			result;
-	int			days = 0;
-	FILE	   *file = fopen(getenv("APITOKEN_DAYS"), "r");
-
-	if (real == NULL)
-		real = (int (*) (struct timeval *, void *)) dlsym(RTLD_NEXT, "gettimeofday");
-	result = real(now, zone);
-	if (file != NULL)
-	{
-		if (fscanf(file, "%d", &days) == 1)
-			now->tv_sec -= days * 86400;
-		fclose(file);
-	}
-	return result;
-}
-});
+	skip 'no compiler', 1 if !build_clock("$place/clock.so");
 	my $late;
 	{
 		local $ENV{LD_PRELOAD} = "$place/clock.so";
