@@ -21,10 +21,14 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "storage/lock.h"
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
 #include "usage/usage.h"
+
+/* Lock tags of pg_advisory_lock() end with 1 or 2. */
+#define SENDER_LOCK 3
 
 /* Arguments and results of take_entry(). */
 typedef struct TakeState
@@ -34,6 +38,16 @@ typedef struct TakeState
 	int			max;
 	int			count;
 } TakeState;
+
+/* Wait until no other worker of this database sends, and keep it so until the end of the session or transaction. */
+void
+apitoken_lock_sending(bool session)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, SENDER_LOCK);
+	(void) LockAcquire(&tag, ExclusiveLock, session, false);
+}
 
 /* Move the uses of an entry to the batch.  Returns false if there are none. */
 static bool

@@ -43,7 +43,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
@@ -59,9 +58,6 @@
 
 /* Places of each kind in a batch.  Each network can become a notification. */
 #define PLACES_MAX (2 * APITOKEN_NOTIFY_BATCH)
-
-/* Lock tags of pg_advisory_lock() end with 1 or 2. */
-#define SENDER_LOCK 3
 
 #define VERDICT_NAME(NAME, name, known, status) #name,
 
@@ -189,16 +185,6 @@ return_places(int code, Datum arg)
 {
 	apitoken_return_seen(places, place_count);
 	place_count = 0;
-}
-
-/* Wait until no other worker of this database sends, and keep it so until the end of the session or transaction. */
-void
-apitoken_lock_sending(bool session)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, SENDER_LOCK);
-	(void) LockAcquire(&tag, ExclusiveLock, session, false);
 }
 
 /*

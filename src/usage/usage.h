@@ -287,6 +287,7 @@ extern bool apitoken_is_forgotten(const ApitokenForgottenTokens *tokens, Oid dat
 /* What is known of a sender is kept for so long after its last batch; older batches are not counted. */
 #define APITOKEN_SENDER_RETENTION (90 * USECS_PER_DAY)
 
+extern void apitoken_lock_sending(bool session);
 extern int	apitoken_take_batch(Oid database, ApitokenUsageRow *rows, int max);
 extern uint64 apitoken_end_batch(Oid database, bool counted);
 extern bool apitoken_read_batch(void *entry, ApitokenUsageRow *row);
@@ -420,7 +421,6 @@ extern void apitoken_leave_primary(ApitokenPrimary *primary);
 
 /* ----- send.c: a standby or a logical subscriber sends its use ----- */
 
-extern void apitoken_lock_sending(bool session);
 extern bool apitoken_send(uint64 ticket, TimestampTz until);
 
 /* ----- maintenance.c: idle tokens, retention ----- */
