@@ -53,25 +53,9 @@ my $sends = "apitoken.primary_conninfo = '$conninfo'";
 my $standby = start_standby($primary, 'standby', conf => $sends);
 sub replayed { $primary->wait_for_catchup($_, 'replay', $primary->lsn('insert')) foreach @_ ? @_ : $standby; return; }
 
-# flush NODE: the answer of flush_usage(), which sends on a standby
-sub flush { my ($node) = @_; return answer($node, 'SELECT apitoken.flush_usage()', verbosity => 'terse'); }
 # use_token NODE, LABEL, NUMBER, ARGUMENTS: accepted uses
-sub use_token
-{
-	my ($node, $label, $number, $arguments) = @_;
-	my $valid = answer($node, "SELECT (apitoken.verify('$token{$label}'" . ($arguments // '') . ")).verdict FROM generate_series(1, $number)", user => 'regress_apitoken_backend');
-	return $valid eq join(' ', ('valid') x $number) ? $number : $valid;
-}
-sub used { my ($node, $label) = @_; return $node->safe_psql('postgres', "SELECT accepted FROM used WHERE label = '$label'"); }
+sub use_token { my ($node, $label, @more) = @_; return use_text($node, $token{$label}, @more); }
 sub error_of { my ($node) = @_; return stat_of($node, 'last_send_error'); }
-# set NODE, SETTING => VALUE
-sub set
-{
-	my ($node, $setting, $value) = @_;
-	$node->safe_psql('postgres', $_) foreach "ALTER SYSTEM SET $setting = '" . ($value =~ s/'/''/gr) . q{'}, 'SELECT pg_reload_conf()';
-	$node->poll_query_until('postgres', "SELECT current_setting('$setting') = '" . ($value =~ s/'/''/gr) . q{'}) or die;
-	return;
-}
 
 # ----- use arrives --------------------------------------------------------------
 
@@ -119,10 +103,10 @@ is(flush($standby), '', 'then the use is sent');
 is($primary->safe_psql('postgres', "SELECT accepted, last_used_from IS NULL FROM apitoken.token_usage WHERE token_id = '$leaver_id'"), '1|t', 'it is counted without its address');
 
 # by itself
-set($standby, 'apitoken.flush_interval', '100ms');
+configure($standby, 'apitoken.flush_interval', '100ms');
 is(use_token($standby, 'b', 1), 1, 'used');
 ok($primary->poll_query_until('postgres', q{SELECT accepted = 1 FROM used WHERE label = 'b'}), 'and it arrives without being asked for');
-set($standby, 'apitoken.flush_interval', '1h');
+configure($standby, 'apitoken.flush_interval', '1h');
 
 # more than one batch
 $primary->safe_psql('postgres', q{CREATE TABLE many AS SELECT (apitoken.create_token('many' || n, user_id => 'u')).token AS t FROM generate_series(1, 4500) n});
@@ -243,7 +227,6 @@ is($primary->safe_psql('postgres', "SELECT accepted FROM apitoken.token_usage_da
 
 # ----- the connection is cut ------------------------------------------------------------
 
-my $lost = 'could not send token usage: the connection was lost or timed out';
 my $expected = used($primary, 'a');
 foreach my $cut ('drop_request', 'drop_answer')
 {
@@ -303,46 +286,7 @@ foreach my $who ('primary', 'standby')
 
 # ----- crashes and restarts -----------------------------------------------------------------
 
-foreach my $cut ('drop_request', 'drop_answer')
-{
-	# a clean restart of the standby keeps what it knows
-	$expected += use_token($standby, 'a', 5);
-	mode($cut);
-	like(flush($standby), qr/$lost/, "restart after $cut: an error");
-	mode('pass');
-	$expected += use_token($standby, 'a', 1);
-	$standby->restart;
-	is(flush($standby), '', "restart after $cut: sent");
-	is(used($primary, 'a'), $expected, "restart after $cut: counted once");
-
-	# a crash forgets it
-	is(use_token($standby, 'a', 5), 5, "crash after $cut: used");
-	mode($cut);
-	like(flush($standby), qr/$lost/, "crash after $cut: an error");
-	mode('pass');
-	$expected = used($primary, 'a');
-	kill_9($standby, $standby->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}));
-	is(stat_of($standby, 'pending'), '0', "crash after $cut: nothing is pending");
-	$expected += use_token($standby, 'a', 2);
-	is(flush($standby), '', "crash after $cut: sent");
-	is(used($primary, 'a'), $expected, "crash after $cut: nothing is counted twice");
-}
-
-# a crash of the primary, while it counts
-{
-	my $locker = $primary->background_psql('postgres', on_error_stop => 0);
-	$locker->query('BEGIN; LOCK TABLE apitoken.token_usage');
-	$expected += use_token($standby, 'a', 3);
-	my $session = connection($standby);
-	$session->query_until(qr/started/, "\\echo started\nSELECT apitoken.flush_usage();\n");
-	$primary->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'apitoken' AND wait_event_type = 'Lock'}) or die;
-	kill_9($primary, $primary->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE application_name = 'apitoken'}));
-	like(ask($session, ''), qr/ERROR/, 'crash of the primary: an error');
-	$locker->{run}->kill_kill;
-	$session->quit;
-	is(flush($standby), '', 'crash of the primary: sent');
-	is(used($primary, 'a'), $expected, 'crash of the primary: counted once');
-}
+$expected = survives_crashes($standby, $primary, 'a', $token{a});
 
 # ----- failures, and what is said of them ------------------------------------------------------
 
@@ -396,7 +340,7 @@ $primary->reload;
 my $passfile = "$way/passfile";
 append_to_file($passfile, "*:*:*:*:secret-that-is-wrong\n");
 chmod 0600, $passfile or die;
-set($standby, 'apitoken.primary_conninfo', $conninfo =~ s/_sender/_secret/r . " passfile=$passfile");
+configure($standby, 'apitoken.primary_conninfo', $conninfo =~ s/_sender/_secret/r . " passfile=$passfile");
 $expected += use_token($standby, 'a', 1);
 {
 	my $mark = log_mark($standby);
@@ -409,37 +353,37 @@ unlink $passfile;
 append_to_file($passfile, "*:*:*:*:secret-of-the-sender\n");
 chmod 0600, $passfile or die;
 recovers('wrong password');
-set($standby, 'apitoken.primary_conninfo', $conninfo =~ s/_sender/_secret/r . ' password=secret-of-the-sender');
+configure($standby, 'apitoken.primary_conninfo', $conninfo =~ s/_sender/_secret/r . ' password=secret-of-the-sender');
 is(answer($standby, q{SELECT level, message FROM apitoken.check_setup() WHERE message ~ 'conninfo'}), 'warning|apitoken.primary_conninfo has a password in it', 'check_setup() warns of a password in the connection string');
 is(answer($standby, 'SHOW apitoken.primary_conninfo', user => 'regress_apitoken_all'), '[ERROR: 42501]', 'others do not see the connection string');
 is(answer($standby, q{SELECT count(*) FROM pg_settings WHERE name = 'apitoken.primary_conninfo'}, user => 'regress_apitoken_all'), '0', 'nor in pg_settings');
 
 # connection strings that are wrong
 $expected += use_token($standby, 'a', 1);
-set($standby, 'apitoken.primary_conninfo', 'secret-of-the-sender');
+configure($standby, 'apitoken.primary_conninfo', 'secret-of-the-sender');
 fails('not a connection string', qr/"apitoken.primary_conninfo" is not a connection string/, undef);
 is(answer($standby, q{SELECT message FROM apitoken.check_setup() WHERE message ~ '^apitoken.primary_conninfo'}), 'apitoken.primary_conninfo is not a connection string', 'check_setup() knows');
-set($standby, 'apitoken.primary_conninfo', 'postgresql://x:secret-of-the-sender@[::1');
+configure($standby, 'apitoken.primary_conninfo', 'postgresql://x:secret-of-the-sender@[::1');
 like(flush($standby), qr/"apitoken.primary_conninfo" is not a connection string\]/, 'nor is a broken URI');
 unlike(slurp_file($standby->logfile) =~ s/.*ALTER SYSTEM.*|.*current_setting.*|.*parameter "apitoken.primary_conninfo" changed.*//rg, qr/secret-of/, 'the log of the standby does not have the password');
-set($standby, 'apitoken.primary_conninfo', 'host=' . $standby->host . ' port=' . $standby->port);
+configure($standby, 'apitoken.primary_conninfo', 'host=' . $standby->host . ' port=' . $standby->port);
 fails('itself', qr/"apitoken.primary_conninfo" leads to a standby/, qr/HINT:  Name the primary/);
 my $foreign = start_node('foreign', init => [ force_initdb => 1 ], conf => $preload);
-set($standby, 'apitoken.primary_conninfo', 'host=' . $foreign->host . ' port=' . $foreign->port);
+configure($standby, 'apitoken.primary_conninfo', 'host=' . $foreign->host . ' port=' . $foreign->port);
 fails('another cluster', qr/"apitoken.primary_conninfo" leads to another cluster/, qr/HINT:  Name the primary of this standby/);
 $foreign->stop;
 
 # none
-set($standby, 'apitoken.primary_conninfo', '');
+configure($standby, 'apitoken.primary_conninfo', '');
 like(answer($standby, 'SELECT apitoken.flush_usage()', verbosity => 'default'), qr/cannot write token usage during recovery.*apitoken.primary_conninfo/, 'without the setting, it cannot be sent');
 is(answer($standby, q{SELECT level, message FROM apitoken.check_setup() WHERE message ~ 'does not send'}), 'warning|this standby does not send recorded use to the primary', 'of which check_setup() warns');
-set($standby, 'apitoken.primary_conninfo', $conninfo);
+configure($standby, 'apitoken.primary_conninfo', $conninfo);
 is(flush($standby), '', 'with the setting again');
 is(used($primary, 'a'), $expected, 'counted once');
 is(answer($standby, q{SELECT message FROM apitoken.check_setup() WHERE subject = 'standby' AND message ~ 'send|sent|recorded|conninfo'}), '', 'check_setup() has nothing to say of that');
-set($standby, 'hot_standby_feedback', 'on');
+configure($standby, 'hot_standby_feedback', 'on');
 is(answer($standby, q{SELECT level, message FROM apitoken.check_setup() WHERE subject = 'standby'}), 'ok|this standby sends recorded use to the primary, and no long query delays the replay', 'nor of the standby, which it calls one');
-set($standby, 'hot_standby_feedback', 'off');
+configure($standby, 'hot_standby_feedback', 'off');
 
 # another version there, and no extension there; in another database
 $primary->safe_psql('postgres', 'CREATE DATABASE second');
@@ -471,10 +415,10 @@ $standby->wait_for_catchup($cascade, 'replay', $standby->lsn('replay'));
 $expected += use_token($cascade, 'a', 2);
 is(flush($cascade), '', 'a standby of a standby sends to the primary');
 is(used($primary, 'a'), $expected, 'which counts it');
-set($cascade, 'apitoken.primary_conninfo', 'host=' . $standby->host . ' port=' . $standby->port . ' user=regress_apitoken_sender');
+configure($cascade, 'apitoken.primary_conninfo', 'host=' . $standby->host . ' port=' . $standby->port . ' user=regress_apitoken_sender');
 $expected += use_token($cascade, 'a', 2);
 like(flush($cascade), qr/"apitoken.primary_conninfo" leads to a standby/, 'not to the standby');
-set($cascade, 'apitoken.primary_conninfo', $conninfo);
+configure($cascade, 'apitoken.primary_conninfo', $conninfo);
 is(flush($cascade), '', 'but to the primary');
 is(used($primary, 'a'), $expected, 'which counts that, too');
 
@@ -502,8 +446,8 @@ is(stat_of($standby, 'pending, last_send_error IS NULL, last_flush_error IS NULL
 my $new = 'host=' . $standby->host . ' port=' . $standby->port . ' user=regress_apitoken_sender';
 # the other standby follows the new primary
 $other->safe_psql('postgres', q{ALTER SYSTEM SET primary_conninfo = '} . 'host=' . $standby->host . ' port=' . $standby->port . q{'});
-set($other, 'apitoken.primary_conninfo', $new);
-set($cascade, 'apitoken.primary_conninfo', $new);
+configure($other, 'apitoken.primary_conninfo', $new);
+configure($cascade, 'apitoken.primary_conninfo', $new);
 is(flush($_), '', $_->name . ' sends to the new primary') foreach $cascade, $other;
 is(used($standby, 'a'), $expected, 'all is counted once');
 
@@ -520,7 +464,7 @@ SKIP:
 		# without a primary to send to
 		$late = start_standby($standby, 'late', conf => $sends);
 	}
-	set($late, 'apitoken.flush_interval', '100ms');
+	configure($late, 'apitoken.flush_interval', '100ms');
 	my $used = 0;
 	foreach my $days (reverse 0 .. 9)
 	{

@@ -63,23 +63,8 @@ sub subscribe
 }
 # applied DATABASE: all changes of the publisher are on the subscriber
 sub applied { my ($db) = @_; $db //= 'postgres'; $pub->wait_for_catchup("s_$db"); return; }
-sub flush { my ($node, $db) = @_; return answer($node, 'SELECT apitoken.flush_usage()', verbosity => 'terse', database => $db // 'postgres'); }
 # use_token NODE, LABEL, NUMBER, ARGUMENTS: accepted uses
-sub use_token
-{
-	my ($node, $label, $number, $arguments) = @_;
-	my $valid = answer($node, "SELECT (apitoken.verify('$token{$label}'" . ($arguments // '') . ")).verdict FROM generate_series(1, $number)", user => 'regress_apitoken_backend');
-	return $valid eq join(' ', ('valid') x $number) ? $number : $valid;
-}
-sub used { my ($node, $label, $db) = @_; return $node->safe_psql($db // 'postgres', "SELECT accepted FROM used WHERE label = '$label'"); }
-# set NODE, SETTING => VALUE
-sub set
-{
-	my ($node, $setting, $value) = @_;
-	$node->safe_psql('postgres', $_) foreach "ALTER SYSTEM SET $setting = '" . ($value =~ s/'/''/gr) . q{'}, 'SELECT pg_reload_conf()';
-	$node->poll_query_until('postgres', "SELECT current_setting('$setting') = '" . ($value =~ s/'/''/gr) . q{'}) or die;
-	return;
-}
+sub use_token { my ($node, $label, @more) = @_; return use_text($node, $token{$label}, @more); }
 sub findings { my ($node, $db) = @_; return answer($node, q{SELECT level || ': ' || message FROM apitoken.check_setup() WHERE subject = 'standby' AND level <> 'ok'}, database => $db // 'postgres'); }
 # All numbers of the publisher's tokens are the same on both sides.
 sub same
@@ -94,7 +79,6 @@ sub same
 	}
 	return;
 }
-my $lost = 'could not send token usage: the connection was lost or timed out';
 
 $pub->safe_psql('postgres', 'CREATE PUBLICATION everything FOR ALL TABLES');
 subscribe('postgres');
@@ -199,9 +183,9 @@ sub finish_load
 }
 
 my $expected = used($pub, 'a');
-set($_, 'apitoken.flush_interval', '100ms') foreach $pub, $sub;
+configure($_, 'apitoken.flush_interval', '100ms') foreach $pub, $sub;
 $expected += finish_load($_) foreach map { load($_, 'a') } $pub, $sub, $pub, $sub;
-set($_, 'apitoken.flush_interval', '1h') foreach $pub, $sub;
+configure($_, 'apitoken.flush_interval', '1h') foreach $pub, $sub;
 is(flush($_), '', 'flushed: ' . $_->name) foreach $pub, $sub;
 is(used($pub, 'a'), $expected, 'concurrent use on both: the sum is exact');
 same('concurrent use on both');
@@ -233,43 +217,7 @@ is(used($pub, 'a'), $expected, 'and is not counted again');
 
 # ----- crashes and restarts ---------------------------------------------------------------
 
-foreach my $cut ('drop_request', 'drop_answer')
-{
-	$expected += use_token($sub, 'a', 5);
-	mode($cut);
-	like(flush($sub), qr/$lost/, "restart after $cut: an error");
-	mode('pass');
-	$expected += use_token($sub, 'a', 1);
-	$sub->restart;
-	is(flush($sub), '', "restart after $cut: sent");
-	is(used($pub, 'a'), $expected, "restart after $cut: counted once");
-
-	is(use_token($sub, 'a', 5), 5, "crash after $cut: used");
-	mode($cut);
-	like(flush($sub), qr/$lost/, "crash after $cut: an error");
-	mode('pass');
-	$expected = used($pub, 'a');
-	kill_9($sub, $sub->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}));
-	is(stat_of($sub, 'pending'), '0', "crash after $cut: nothing is pending");
-	$expected += use_token($sub, 'a', 2);
-	is(flush($sub), '', "crash after $cut: sent");
-	is(used($pub, 'a'), $expected, "crash after $cut: nothing is counted twice");
-}
-# a crash of the publisher, while it counts
-{
-	my $locker = $pub->background_psql('postgres', on_error_stop => 0);
-	$locker->query('BEGIN; LOCK TABLE apitoken.token_usage');
-	$expected += use_token($sub, 'a', 3);
-	my $session = connection($sub);
-	$session->query_until(qr/started/, "\\echo started\nSELECT apitoken.flush_usage();\n");
-	$pub->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'apitoken' AND wait_event_type = 'Lock'}) or die;
-	kill_9($pub, $pub->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE application_name = 'apitoken'}));
-	like(ask($session, ''), qr/ERROR/, 'crash of the publisher: an error');
-	$locker->{run}->kill_kill;
-	$session->quit;
-	is(flush($sub), '', 'crash of the publisher: sent');
-	is(used($pub, 'a'), $expected, 'crash of the publisher: counted once');
-}
+$expected = survives_crashes($sub, $pub, 'a', $token{a});
 same('after crashes of both');
 
 # ----- failures ---------------------------------------------------------------------------
@@ -283,7 +231,7 @@ $pub->reload;
 my $passfile = way() . '/passfile';
 append_to_file($passfile, "*:*:*:*:secret-that-is-wrong\n");
 chmod 0600, $passfile or die;
-set($sub, 'apitoken.primary_conninfo', $conninfo =~ s/_sender/_secret/r . " passfile=$passfile");
+configure($sub, 'apitoken.primary_conninfo', $conninfo =~ s/_sender/_secret/r . " passfile=$passfile");
 $expected += use_token($sub, 'a', 1);
 my $mark = log_mark($sub);
 like(flush($sub), qr/could not send token usage: could not connect: FATAL: password authentication failed/, 'a wrong password');
@@ -292,20 +240,20 @@ is(in_log($sub, qr/WARNING:  could not send token usage of database "postgres": 
 unlike(log_since($sub, $mark), qr/secret-/, 'without the password');
 
 # servers that the use must not go to: itself, another server with a database of this name
-set($sub, 'apitoken.primary_conninfo', 'host=' . $sub->host . " port=$sub_port user=regress_apitoken_sender");
+configure($sub, 'apitoken.primary_conninfo', 'host=' . $sub->host . " port=$sub_port user=regress_apitoken_sender");
 $mark = log_mark($sub);
 like(flush($sub), qr/"apitoken.primary_conninfo" does not lead to the publisher/, 'not to itself');
 like(log_since($sub, $mark), qr/HINT:  Name the publisher\./, 'with a hint');
 my $foreign = start_node('foreign', init => [ force_initdb => 1, allows_streaming => 'logical' ], conf => $settings);
 $foreign->safe_psql('postgres', q{CREATE EXTENSION apitoken; CREATE ROLE regress_apitoken_sender LOGIN; SELECT apitoken.allow('regress_apitoken_sender', 'usage')});
-set($sub, 'apitoken.primary_conninfo', 'host=' . $foreign->host . ' port=' . $foreign->port . ' user=regress_apitoken_sender');
+configure($sub, 'apitoken.primary_conninfo', 'host=' . $foreign->host . ' port=' . $foreign->port . ' user=regress_apitoken_sender');
 like(flush($sub), qr/"apitoken.primary_conninfo" does not lead to the publisher/, 'not to another server');
 $foreign->safe_psql('postgres', q{CREATE DATABASE second});
 $foreign->safe_psql('second', q{SELECT pg_create_logical_replication_slot('s_postgres', 'pgoutput')});
 like(flush($sub), qr/"apitoken.primary_conninfo" does not lead to the publisher/, 'nor to one that publishes another database');
 $foreign->stop;
 is($sub->safe_psql('postgres', q{SELECT count(*) FROM apitoken.stats WHERE pending = 1}), '1', 'it is still pending');
-set($sub, 'apitoken.primary_conninfo', $conninfo);
+configure($sub, 'apitoken.primary_conninfo', $conninfo);
 $mark = log_mark($sub);
 is(flush($sub), '', 'to the publisher');
 is(in_log($sub, qr/LOG:  resumed sending token usage of database "postgres"/, $mark), 1, 'which is logged');
@@ -335,8 +283,8 @@ subscribe('circle');
 $sub->wait_for_subscription_sync($pub, 's_circle', 'circle');
 my $back = $sub->connstr('circle') =~ s/'/''/gr;
 $pub->safe_psql('circle', "CREATE SUBSCRIPTION back CONNECTION '$back' PUBLICATION everything WITH (enabled = false, copy_data = false)");
-set($pub, 'apitoken.primary_conninfo', 'host=' . $sub->host . " port=$sub_port user=regress_apitoken_sender");
-set($pub, 'apitoken.subscriber_sends', 'on');
+configure($pub, 'apitoken.primary_conninfo', 'host=' . $sub->host . " port=$sub_port user=regress_apitoken_sender");
+configure($pub, 'apitoken.subscriber_sends', 'on');
 is(answer($_, verdict($round), database => 'circle', user => 'regress_apitoken_backend'), 'valid', 'circle: used on the ' . $_->name) foreach $pub, $sub;
 like(flush($_, 'circle'), qr/could not send token usage: server does not count token usage, because it sends its own to the publisher/, 'circle: refused') foreach $pub, $sub;
 is($_->safe_psql('circle', 'SELECT pending FROM apitoken.stats'), '1', 'circle: pending') foreach $pub, $sub;
@@ -346,8 +294,8 @@ is(used($pub, 'a'), $expected, 'writes');
 $pub->safe_psql('circle', 'DROP SUBSCRIPTION back');
 is(flush($_, 'circle'), '', 'circle: broken') foreach $pub, $sub;
 is($pub->safe_psql('circle', 'SELECT accepted FROM used'), '2', 'circle: then all is counted');
-set($pub, 'apitoken.subscriber_sends', 'off');
-set($pub, 'apitoken.primary_conninfo', '');
+configure($pub, 'apitoken.subscriber_sends', 'off');
+configure($pub, 'apitoken.primary_conninfo', '');
 
 # two subscriptions that bring use: there is no publisher that knows all
 $pub->safe_psql('circle', 'CREATE PUBLICATION again FOR TABLE apitoken.token_usage');
@@ -358,13 +306,13 @@ is(findings($sub, 'circle'), '', 'and one again');
 
 # ----- what check_setup() says without one of the settings ---------------------------------------
 
-set($sub, 'apitoken.primary_conninfo', '');
+configure($sub, 'apitoken.primary_conninfo', '');
 is(findings($sub), 'warning: this subscriber does not send recorded use to the publisher', 'without a connection');
-set($sub, 'apitoken.primary_conninfo', $conninfo);
+configure($sub, 'apitoken.primary_conninfo', $conninfo);
 is(findings($sub), '', 'with one');
-set($sub, 'apitoken.subscriber_sends', 'off');
+configure($sub, 'apitoken.subscriber_sends', 'off');
 is(findings($sub), 'notice: this server is a subscriber: the publisher does not know of the use here, and changes of the publisher replace it', 'switched off');
-set($sub, 'apitoken.subscriber_sends', 'on');
+configure($sub, 'apitoken.subscriber_sends', 'on');
 is(findings($sub), '', 'switched on');
 
 # ----- switched on and off under load --------------------------------------------------------------
@@ -375,18 +323,18 @@ applied();
 $sub->safe_psql('postgres', 'ALTER SUBSCRIPTION s_postgres DISABLE');
 my $written = used($sub, 'a');
 is($written, $expected, 'the same number on both');
-set($sub, 'apitoken.flush_interval', '100ms');
+configure($sub, 'apitoken.flush_interval', '100ms');
 my @loads = map { load($sub, 'a') } 1 .. 2;
 foreach my $n (1 .. 8)
 {
-	set($sub, 'apitoken.subscriber_sends', $n % 2 ? 'off' : 'on');
+	configure($sub, 'apitoken.subscriber_sends', $n % 2 ? 'off' : 'on');
 	mode($n % 4 < 2 ? 'pass' : 'drop_request');
 	select undef, undef, undef, 0.25;
 }
 mode('pass');
 my $load = 0;
 $load += finish_load($_) foreach @loads;
-set($sub, 'apitoken.flush_interval', '1h');
+configure($sub, 'apitoken.flush_interval', '1h');
 is(flush($sub), '', 'switched on and off: flushed');
 is(stat_of($sub, 'pending'), '0', 'switched on and off: nothing is pending');
 my ($here, $there) = (used($sub, 'a') - $written, used($pub, 'a') - $expected);
@@ -456,10 +404,10 @@ $sub->wait_for_catchup($heir, 'replay', $sub->lsn('insert'));
 $expected += use_token($heir, 'b', 3);
 is(flush($heir), '', 'a standby of the subscriber sends to the publisher');
 is(used($pub, 'b'), $expected, 'which counts it');
-set($heir, 'apitoken.primary_conninfo', 'host=' . $sub->host . " port=$sub_port user=regress_apitoken_sender");
+configure($heir, 'apitoken.primary_conninfo', 'host=' . $sub->host . " port=$sub_port user=regress_apitoken_sender");
 $expected += use_token($heir, 'b', 3);
 like(flush($heir), qr/"apitoken.primary_conninfo" does not lead to the publisher/, 'not to the subscriber');
-set($heir, 'apitoken.primary_conninfo', $conninfo);
+configure($heir, 'apitoken.primary_conninfo', $conninfo);
 $expected += use_token($sub, 'b', 4);
 mode('drop_answer');
 like(flush($_), qr/$lost/, 'counted, without an answer: ' . $_->name) foreach $heir, $sub;
@@ -493,7 +441,7 @@ $heir->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity 
 $pub->stop;
 stop_program('way');
 $next->promote;
-set($heir, 'apitoken.primary_conninfo', 'host=' . $next->host . ' port=' . $next->port . ' user=regress_apitoken_sender');
+configure($heir, 'apitoken.primary_conninfo', 'host=' . $next->host . ' port=' . $next->port . ' user=regress_apitoken_sender');
 like(flush($heir), qr/"apitoken.primary_conninfo" does not lead to the publisher/, 'a new publisher does not have the slot yet');
 $next->safe_psql('postgres', q{SELECT pg_create_logical_replication_slot('s_postgres', 'pgoutput')});
 $heir->safe_psql('postgres', "ALTER SUBSCRIPTION s_postgres CONNECTION '" . $next->connstr('postgres') =~ s/'/''/gr . q{'; ALTER SUBSCRIPTION s_postgres ENABLE});
@@ -508,8 +456,8 @@ SKIP:
 {
 	my $place = PostgreSQL::Test::Utils::tempdir_short();
 	skip 'no compiler', 1 if !build_clock("$place/clock.so");
-	set($heir, 'apitoken.primary_conninfo', $conninfo);
-	set($heir, 'apitoken.flush_interval', '100ms');
+	configure($heir, 'apitoken.primary_conninfo', $conninfo);
+	configure($heir, 'apitoken.flush_interval', '100ms');
 	$heir->stop;
 	{
 		local $ENV{LD_PRELOAD} = "$place/clock.so";
@@ -526,7 +474,7 @@ SKIP:
 	is($days_used, 10, 'used on ten days');
 	ok($heir->poll_query_until('postgres', 'SELECT entries <= 4 FROM apitoken.stats'), 'without a publisher, days do not pile up');
 	is(stat_of($heir, 'pending, dropped'), '10|0', 'but nothing is lost');
-	set($heir, 'apitoken.primary_conninfo', 'host=' . $next->host . ' port=' . $next->port . ' user=regress_apitoken_sender');
+	configure($heir, 'apitoken.primary_conninfo', 'host=' . $next->host . ' port=' . $next->port . ' user=regress_apitoken_sender');
 	ok($next->poll_query_until('postgres', "SELECT accepted = $expected + 10 FROM used WHERE label = 'b'"), 'and it arrives');
 }
 

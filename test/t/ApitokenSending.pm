@@ -9,8 +9,12 @@ use warnings;
 use ApitokenTest;
 use Exporter 'import';
 use PostgreSQL::Test::Utils;
+use Test::More;
 
-our @EXPORT = qw(way start_way mode release kill_9 build_clock);
+our @EXPORT = qw(way start_way mode release kill_9 flush used use_text survives_crashes $lost build_clock);
+
+# the error of a flush whose connection was cut
+our $lost = 'could not send token usage: the connection was lost or timed out';
 
 my $way;
 
@@ -92,6 +96,72 @@ sub kill_9
 	$node->_update_pid(0);
 	$node->start;
 	return;
+}
+
+# flush NODE, DATABASE: the answer of flush_usage(), which sends on a server that does not write.
+sub flush { my ($node, $db) = @_; return answer($node, 'SELECT apitoken.flush_usage()', verbosity => 'terse', database => $db // 'postgres'); }
+
+# use_text NODE, TOKEN, NUMBER, ARGUMENTS: accepted uses of a token text.
+sub use_text
+{
+	my ($node, $text, $number, $arguments) = @_;
+	my $valid = answer($node, "SELECT (apitoken.verify('$text'" . ($arguments // '') . ")).verdict FROM generate_series(1, $number)", user => 'regress_apitoken_backend');
+
+	return $valid eq join(' ', ('valid') x $number) ? $number : $valid;
+}
+
+# used NODE, LABEL, DATABASE: the accepted uses of a token that were written.
+sub used { my ($node, $label, $db) = @_; return $node->safe_psql($db // 'postgres', "SELECT accepted FROM used WHERE label = '$label'"); }
+
+# survives_crashes FROM, TO, LABEL, TEXT: no use of this token is counted twice when the
+# server that sends is restarted or crashes, or the one that counts crashes.  Returns the
+# number of uses that are counted.
+sub survives_crashes
+{
+	my ($from, $to, $label, $text) = @_;
+	my $expected = used($to, $label);
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	foreach my $cut ('drop_request', 'drop_answer')
+	{
+		# a clean restart keeps what the server knows
+		$expected += use_text($from, $text, 5);
+		mode($cut);
+		like(flush($from), qr/$lost/, "restart after $cut: an error");
+		mode('pass');
+		$expected += use_text($from, $text, 1);
+		$from->restart;
+		is(flush($from), '', "restart after $cut: sent");
+		is(used($to, $label), $expected, "restart after $cut: counted once");
+
+		# a crash forgets it
+		is(use_text($from, $text, 5), 5, "crash after $cut: used");
+		mode($cut);
+		like(flush($from), qr/$lost/, "crash after $cut: an error");
+		mode('pass');
+		$expected = used($to, $label);
+		kill_9($from, $from->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'apitoken launcher'}));
+		is(stat_of($from, 'pending'), '0', "crash after $cut: nothing is pending");
+		$expected += use_text($from, $text, 2);
+		is(flush($from), '', "crash after $cut: sent");
+		is(used($to, $label), $expected, "crash after $cut: nothing is counted twice");
+	}
+
+	# a crash while the use is counted
+	my $name = 'crash of the ' . $to->name;
+	my $locker = $to->background_psql('postgres', on_error_stop => 0);
+	$locker->query('BEGIN; LOCK TABLE apitoken.token_usage');
+	$expected += use_text($from, $text, 3);
+	my $session = connection($from);
+	$session->query_until(qr/started/, "\\echo started\nSELECT apitoken.flush_usage();\n");
+	$to->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'apitoken' AND wait_event_type = 'Lock'}) or die;
+	kill_9($to, $to->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE application_name = 'apitoken'}));
+	like(ask($session, ''), qr/ERROR/, "$name: an error");
+	$locker->{run}->kill_kill;
+	$session->quit;
+	is(flush($from), '', "$name: sent");
+	is(used($to, $label), $expected, "$name: counted once");
+	return $expected;
 }
 
 # build_clock FILE: a library for LD_PRELOAD, with which the server's clock is behind by
