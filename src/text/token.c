@@ -314,7 +314,11 @@ apitoken_generate_id(pg_uuid_t *id)
 	struct timespec now = {0};
 	uint64		stamp;
 
-	/* An id is not secret, so its random bytes may be drawn in advance.  Each draw takes long. */
+	/*
+	 * An id is not secret, so its random bytes may be drawn in advance.  Each draw
+	 * takes long.  No process may inherit what is left: the postmaster, which starts
+	 * all others, generates no ids.
+	 */
 	if (left == 0)
 	{
 		if (!pg_strong_random(random, sizeof(random)))

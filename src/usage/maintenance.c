@@ -428,6 +428,8 @@ notify_expiry(Batch *batch)
 	if (apitoken_notifications)
 	{
 		batch->more = apitoken_execute(APITOKEN_NOTIFY_EXPIRY, values, NULL) == APITOKEN_NOTIFY_BATCH;
+		if (batch->more)
+			return;
 		(void) apitoken_execute_value(APITOKEN_NEXT_EXPIRY, values, NULL, &next);
 	}
 	if (next != (Datum) 0)
@@ -435,25 +437,27 @@ notify_expiry(Batch *batch)
 	batch->run->expiry_at = Max(at, batch->now + EXPIRY_PAUSE);
 }
 
-/*
- * Remove old notifications, and have those delivered that would otherwise wait until
- * a clock that was set back is where it was.
- */
 static void
 remove_notifications(Batch *batch)
 {
 	TimestampTz cutoff;
 	pg_uuid_t	bound;
-	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
-	bool		resumed_all = apitoken_execute(APITOKEN_RESUME_NOTIFICATIONS, values, NULL) < batch->size;
+	Datum		values[2] = {UUIDPGetDatum(&bound), Int64GetDatum(batch->size)};
 
-	if (retention_cutoff(apitoken_notification_retention, batch->now, &cutoff))
-	{
-		apitoken_min_id(cutoff, &bound);
-		values[0] = UUIDPGetDatum(&bound);
-		run_statement(batch, APITOKEN_REMOVE_NOTIFICATIONS, values, &batch->run->notifications_removed);
-	}
-	batch->more = batch->more || !resumed_all;
+	if (!retention_cutoff(apitoken_notification_retention, batch->now, &cutoff))
+		return;
+	apitoken_min_id(cutoff, &bound);
+	run_statement(batch, APITOKEN_REMOVE_NOTIFICATIONS, values, &batch->run->notifications_removed);
+}
+
+/* Have notifications delivered that would otherwise wait until a clock that was set back is where it was. */
+static void
+resume_notifications(Batch *batch)
+{
+	uint64		resumed = 0;
+	Datum		values[2] = {TimestampTzGetDatum(batch->now), Int64GetDatum(batch->size)};
+
+	run_statement(batch, APITOKEN_RESUME_NOTIFICATIONS, values, &resumed);
 }
 
 /*
@@ -472,8 +476,8 @@ remove_senders(Batch *batch)
 /* In this order, because removing tokens can leave rows of usage behind. */
 static void (*const tasks[APITOKEN_TASKS]) (Batch *batch) = {
 	revoke_idle, remove_events, remove_revoked, remove_expired, remove_days, remove_orphans,
-	[APITOKEN_EXPIRY_TASK] = notify_expiry, remove_notifications, remove_seen, remove_networks,
-	remove_senders, remove_foreign
+	[APITOKEN_EXPIRY_TASK] = notify_expiry, remove_notifications, resume_notifications, remove_seen,
+	remove_networks, remove_senders, remove_foreign
 };
 
 static void

@@ -3,10 +3,10 @@
  *		record_usage(): count a batch of use that another server has recorded.
  *
  * A standby or a logical subscriber sends its use in batches (send.c).  Each has an
- * id, which is greater than those of all earlier batches of the same sender.  The table usage_senders has
- * the last one of each sender, and changes in the transaction that writes the use.
- * So a batch is counted once, whatever becomes of the answer, and a batch that
- * arrives after a later one is not counted at all.
+ * id, which is greater than those of all earlier batches of the same sender.  The
+ * table usage_senders has the last one of each sender, and changes in the transaction
+ * that writes the use.  So a batch is counted once, whatever becomes of the answer,
+ * and a batch that arrives after a later one is not counted at all.
  *
  * The use is written as a flush of this server would write it (flush.c), with the
  * same lock, so that no two of them wait for each other's rows.  A server that sends

@@ -425,7 +425,7 @@ extern bool apitoken_send(uint64 ticket, TimestampTz until);
 
 /* ----- maintenance.c: idle tokens, retention ----- */
 
-#define APITOKEN_TASKS 12
+#define APITOKEN_TASKS 13
 #define APITOKEN_EXPIRY_TASK 6	/* tells of coming expiries */
 
 /* Expiries are looked for no less often than this. */
