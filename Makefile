@@ -14,6 +14,7 @@ SCRIPTS_built = apitoken
 # The lowest folder comes first: see src/README.md.
 OBJS = \
 	apitoken.o \
+	src/text/http.o \
 	src/text/id.o \
 	src/text/token.o \
 	src/text/fragment.o \

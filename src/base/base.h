@@ -58,7 +58,6 @@ extern bool apitoken_required(const bool *setting);
 extern const char *apitoken_setting_in_force(ApitokenSetting setting);
 extern Oid	apitoken_setting_role(ApitokenSetting setting);
 extern const char *apitoken_request_setting(const char *name, Oid *setter);
-extern bool apitoken_is_http_token(const char *text, size_t length);
 
 /* ----- json.c: build fields of JSON objects ----- */
 

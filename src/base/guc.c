@@ -161,14 +161,6 @@ check_user_id(char **newval, void **extra, GucSource source)
 	return check_identity(newval, extra, source);
 }
 
-/* Are these characters a token of HTTP (RFC 9110, section 5.6.2), such as the name of a header? */
-bool
-apitoken_is_http_token(const char *text, size_t length)
-{
-	return length > 0 &&
-		strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") >= length;
-}
-
 static bool
 check_header(char **newval, void **extra, GucSource source)
 {

@@ -162,6 +162,10 @@ extern int	apitoken_hex_value(char digit);
 extern const char *apitoken_id_fault(const char *id, size_t length);
 extern void apitoken_check_id(const char *owner, const char *id);
 
+/* ----- http.c: names in HTTP; no catalog, no palloc, no ereport ----- */
+
+extern bool apitoken_is_http_token(const char *text, size_t length);
+
 /* ----- permission.c: permissions and patterns ----- */
 
 /* maximum length of each half of "resource:action"; the minimum is 1 */
