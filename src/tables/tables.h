@@ -245,6 +245,7 @@ typedef enum ApitokenStatement
 	APITOKEN_FORGET_USAGE,
 	APITOKEN_TOUCH_USAGE,
 	APITOKEN_ADD_USAGE,
+	APITOKEN_WRITE_SAME_DAY,
 	APITOKEN_WRITE_USAGE,
 	APITOKEN_WRITE_PREVIOUS_USE,
 	APITOKEN_TELL_REUSE,
@@ -304,6 +305,8 @@ extern ApitokenStatement apitoken_running_statement;
 extern uint64 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls);
 extern bool apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls,
 								   Datum *value);
+extern uint64 apitoken_execute_ids(ApitokenStatement statement, Datum *values, const char *nulls,
+								   pg_uuid_t **ids);
 
 /* ----- trigger.c: functions that several trigger functions use ----- */
 

@@ -101,20 +101,31 @@ typedef struct
 #define OF_LATER_DAY(use, sum, known, new) \
 	"CASE WHEN u.last_day OPERATOR(pg_catalog.=) " use ".last_day THEN " sum \
 	" WHEN u.last_day OPERATOR(pg_catalog.>) " use ".last_day THEN " known " ELSE " new " END"
-#define ADD_USE(use) \
+#define ADD_LAST_USE(use) \
 	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
 	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
-	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
-	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
-	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused," \
+	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END"
+#define ADD_COUNTS(use) \
+	"accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted, refused = u.refused OPERATOR(pg_catalog.+) " use ".refused,"
+#define SUM_REFUSALS(use) \
+	"CASE WHEN " use ".day_refusals IS NULL THEN u.day_refusals ELSE " ADD_REFUSALS("u.day_refusals", use ".day_refusals") " END"
+#define ADD_USE(use) \
+	ADD_LAST_USE(use) ", " ADD_COUNTS(use) \
 	" last_day = GREATEST(u.last_day, " use ".last_day)," \
 	" day_accepted = " OF_LATER_DAY(use, "u.day_accepted OPERATOR(pg_catalog.+) " use ".accepted", \
 									"u.day_accepted", use ".accepted") "," \
 	" day_refused = " OF_LATER_DAY(use, "u.day_refused OPERATOR(pg_catalog.+) " use ".refused", \
 								   "u.day_refused", use ".refused") "," \
-	" day_refusals = " OF_LATER_DAY(use, "CASE WHEN " use ".day_refusals IS NULL THEN u.day_refusals ELSE " \
-									ADD_REFUSALS("u.day_refusals", use ".day_refusals") " END", \
-									"u.day_refusals", use ".day_refusals")
+	" day_refusals = " OF_LATER_DAY(use, SUM_REFUSALS(use), "u.day_refusals", use ".day_refusals")
+
+/* the uses in the parameters of APITOKEN_WRITE_SAME_DAY and APITOKEN_WRITE_USAGE */
+#define GIVEN_USE \
+	"SELECT g.token_id, g.last_day, g.last_used_at, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS day_refusals, g.last_used_from" \
+	" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)," \
+	" pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))" \
+	" AS g (token_id, last_day, last_used_at, accepted, refused, refusals, last_used_from)"
+#define USE_PARAMETERS \
+	7, {UUIDARRAYOID, DATEARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TEXTARRAYOID, INETARRAYOID}
 
 /*
  * Idle tokens, and the time since which an idle token was not used.
@@ -397,45 +408,47 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		4, {UUIDOID, TIMESTAMPTZOID, INETOID, INT4OID}
 	},
 	/*
+	 * The use of tokens that were used before on the same day.  Most flushes need no
+	 * more: they change one row of a token, and look it up once.  Returns the ids of
+	 * these tokens.  APITOKEN_WRITE_USAGE writes the use of the others.
+	 *
+	 * Neither can deadlock: there is only one flush at a time, and no other statement
+	 * waits for a row of this table while it has another one locked.
+	 *
+	 * The parameters of both are arrays in the order of the token ids, which is about
+	 * the order of the pages, with each token once: $1 token ids, $2 days, $3 times of
+	 * last use, $4 numbers of accepted uses, $5 of refused uses, $6 these by verdict,
+	 * as JSON, $7 addresses of last use.
+	 */
+	[APITOKEN_WRITE_SAME_DAY] = {
+		"UPDATE apitoken.token_usage u SET " ADD_LAST_USE("g") ", " ADD_COUNTS("g")
+		" day_accepted = u.day_accepted OPERATOR(pg_catalog.+) g.accepted,"
+		" day_refused = u.day_refused OPERATOR(pg_catalog.+) g.refused,"
+		" day_refusals = " SUM_REFUSALS("g")
+		" FROM (" GIVEN_USE ") g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id AND u.last_day OPERATOR(pg_catalog.=) g.last_day"
+		" RETURNING u.token_id",
+		USE_PARAMETERS
+	},
+	/*
 	 * Existing rows are updated by UPDATE, which writes less than ON CONFLICT DO
 	 * UPDATE does.  The ON CONFLICT clause handles rows that others insert at the
 	 * same time.  No row is inserted for a token that no longer exists.
 	 *
 	 * Of the day of this use and the last one before, the earlier goes to token_days,
-	 * unless they are the same, or a trigger has prevented the update.  So most flushes
-	 * change one row of a token, and look it up once: those used before on that day are
-	 * done by the first UPDATE.
+	 * unless they are the same, or a trigger has prevented the update.
 	 *
 	 * The planner does not know how many rows there are.  "IS TRUE" keeps it from a
 	 * nested loop over those that were updated: it makes a hash table instead.
-	 *
-	 * This cannot deadlock: there is only one flush at a time, and no other
-	 * statement waits for a row of this table while it has another one locked.
-	 *
-	 * The parameters are arrays in the order of the token ids, which is about the
-	 * order of the pages, with each token once: $1 token ids, $2 days, $3 times of last
-	 * use, $4 numbers of accepted uses, $5 of refused uses, $6 these by verdict, as
-	 * JSON, $7 addresses of last use.
 	 */
 	[APITOKEN_WRITE_USAGE] = {
-		"WITH given AS MATERIALIZED ("
-		"SELECT g.token_id, g.last_day, g.last_used_at, g.accepted, g.refused, g.refusals::pg_catalog.jsonb AS day_refusals, g.last_used_from"
-		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4),"
-		" pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-		" AS g (token_id, last_day, last_used_at, accepted, refused, refusals, last_used_from)"
-		"), same_day AS ("
-		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
-		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id AND u.last_day OPERATOR(pg_catalog.=) g.last_day"
-		" RETURNING u.token_id"
-		"), others AS MATERIALIZED ("
-		"SELECT * FROM given WHERE NOT (token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM same_day))"
+		"WITH given AS MATERIALIZED (" GIVEN_USE
 		"), updated AS ("
 		"UPDATE apitoken.token_usage u SET " ADD_USE("g")
-		" FROM others g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
+		" FROM given g WHERE u.token_id OPERATOR(pg_catalog.=) g.token_id"
 		" RETURNING u.token_id"
 		"), earlier AS ("
 		"INSERT INTO apitoken_internal.token_days AS d (token_id, day, accepted, refused, refusals)"
-		" SELECT e.* FROM others g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
+		" SELECT e.* FROM given g JOIN apitoken.token_usage u ON u.token_id OPERATOR(pg_catalog.=) g.token_id, LATERAL ("
 		"SELECT u.token_id, u.last_day, COALESCE(u.day_accepted, 0), COALESCE(u.day_refused, 0), u.day_refusals"
 		" WHERE u.last_day OPERATOR(pg_catalog.<) g.last_day"
 		" UNION ALL SELECT g.token_id, g.last_day, g.accepted, g.refused, g.day_refusals WHERE u.last_day OPERATOR(pg_catalog.>) g.last_day) e"
@@ -448,11 +461,11 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		") "
 		"INSERT INTO apitoken.token_usage AS u (token_id, last_day, last_used_at, last_used_from, accepted, day_accepted,"
 		" refused, day_refused, day_refusals)"
-		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM others g"
+		" SELECT g.token_id, g.last_day, g.last_used_at, g.last_used_from, g.accepted, g.accepted, g.refused, g.refused, g.day_refusals FROM given g"
 		" WHERE NOT (g.token_id OPERATOR(pg_catalog.=) ANY (SELECT token_id FROM updated))"
 		" AND EXISTS (SELECT FROM apitoken_internal.token_records r WHERE r.id OPERATOR(pg_catalog.=) g.token_id)"
 		" ON CONFLICT (token_id) DO UPDATE SET " ADD_USE("excluded"),
-		7, {UUIDARRAYOID, DATEARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TEXTARRAYOID, INETARRAYOID}
+		USE_PARAMETERS
 	},
 	/*
 	 * The last uses of previous secrets, after APITOKEN_WRITE_USAGE: $1 token ids, $2
@@ -928,6 +941,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
  * For other statements, the server chooses.
  */
 static const int plan_options[APITOKEN_STATEMENTS] = {
+	[APITOKEN_WRITE_SAME_DAY] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_WRITE_USAGE] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_CREATED] = CURSOR_OPT_GENERIC_PLAN,
 	[APITOKEN_NOTIFY] = CURSOR_OPT_GENERIC_PLAN,
@@ -1033,12 +1047,25 @@ first_value(void)
 	return isnull ? (Datum) 0 : SPI_datumTransfer(value, column->attbyval, column->attlen);
 }
 
+/* Returns the first column of all rows, which are ids, in the caller's memory context. */
+static pg_uuid_t *
+all_ids(void)
+{
+	pg_uuid_t  *ids = SPI_palloc(SPI_processed * sizeof(pg_uuid_t));
+	bool		isnull;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+		ids[i] = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+	return ids;
+}
+
 typedef struct Execution
 {
 	ApitokenStatement statement;
 	Datum	   *values;
 	const char *nulls;
 	Datum	   *value;			/* receives the first column of the first row, unless NULL */
+	pg_uuid_t **ids;			/* receives the first column of all rows, unless NULL */
 	uint64		processed;
 } Execution;
 
@@ -1057,6 +1084,8 @@ run_statement(Execution *execution)
 	execution->processed = SPI_processed;
 	if (execution->value != NULL)
 		*execution->value = first_value();
+	if (execution->ids != NULL)
+		*execution->ids = all_ids();
 	SPI_finish();
 }
 
@@ -1105,15 +1134,6 @@ run_as_owner(Execution *execution)
 	SetUserIdAndSecContext(user, context);
 }
 
-static uint64
-execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
-{
-	Execution	execution = {statement, values, nulls, value, 0};
-
-	run_as_owner(&execution);
-	return execution.processed;
-}
-
 /*
  * Run a statement as the tables' owner.  `nulls` is as in SPI: 'n' marks a null,
  * and NULL means that there are none.  Returns the number of rows processed.
@@ -1121,12 +1141,28 @@ execute(ApitokenStatement statement, Datum *values, const char *nulls, Datum *va
 uint64
 apitoken_execute(ApitokenStatement statement, Datum *values, const char *nulls)
 {
-	return execute(statement, values, nulls, NULL);
+	Execution	execution = {.statement = statement, .values = values, .nulls = nulls};
+
+	run_as_owner(&execution);
+	return execution.processed;
 }
 
 /* Run a statement that returns a single non-null value.  Returns false if there is no row. */
 bool
 apitoken_execute_value(ApitokenStatement statement, Datum *values, const char *nulls, Datum *value)
 {
-	return execute(statement, values, nulls, value) > 0;
+	Execution	execution = {.statement = statement, .values = values, .nulls = nulls, .value = value};
+
+	run_as_owner(&execution);
+	return execution.processed > 0;
+}
+
+/* Run a statement that returns ids.  Returns how many. */
+uint64
+apitoken_execute_ids(ApitokenStatement statement, Datum *values, const char *nulls, pg_uuid_t **ids)
+{
+	Execution	execution = {.statement = statement, .values = values, .nulls = nulls, .ids = ids};
+
+	run_as_owner(&execution);
+	return execution.processed;
 }

@@ -318,22 +318,57 @@ apitoken_reused_from(const pg_uuid_t *token_id)
 		DatumGetInetPP(address_datum(&row->last.reused_from));
 }
 
+/* The parameters of the statements that write the use of tokens. */
+static Datum *
+use_arrays(const ApitokenUsageRow *rows, int count)
+{
+	static const Field fields[] = {TOKEN_ID, DAY, LAST_USED_AT, ACCEPTED, REFUSED, REFUSALS, LAST_USED_FROM};
+	Datum	   *arrays = palloc(sizeof(Datum) * lengthof(fields));
+
+	for (int i = 0; i < lengthof(fields); i++)
+		arrays[i] = field_array(rows, count, fields[i]);
+	return arrays;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(pg_uuid_t));
+}
+
+/* Write rows, each of another token.  They are changed. */
+static void
+write_days(ApitokenUsageRow *rows, int count)
+{
+	pg_uuid_t  *written;
+	uint64		written_count = apitoken_execute_ids(APITOKEN_WRITE_SAME_DAY, use_arrays(rows, count), NULL, &written);
+	int			others = 0;
+
+	if (written_count == count)
+		return;
+	qsort(written, written_count, sizeof(pg_uuid_t), compare_ids);
+	for (int i = 0; i < count; i++)
+	{
+		if (bsearch(&rows[i].key.token_id, written, written_count, sizeof(pg_uuid_t), compare_ids) == NULL)
+			rows[others++] = rows[i];
+	}
+	apitoken_execute(APITOKEN_WRITE_USAGE, use_arrays(rows, others), NULL);
+}
+
 /*
  * Write rows, in the order of their keys.  Keys may be the same in a batch that a
  * standby has sent.
  *
- * The statement gets a token once.  So there is one execution with the first day of
+ * The statements get a token once.  So there is one execution with the first day of
  * each token, which is mostly the only one, one with the second days, and so on.
  *
- * The statement changes the token's row of token_usage before it inserts into
- * token_days.  A concurrent deletion of the token skips that locked row.  Housekeeping later
- * finds it, and through it the rows in token_days.
+ * A token's row of token_usage is changed before token_days.  A concurrent
+ * deletion of the token skips that locked row.  Housekeeping later finds it, and
+ * through it the rows in token_days.
  */
 void
 apitoken_write_usage(ApitokenUsageRow *rows, int count)
 {
-	static const Field fields[] = {TOKEN_ID, DAY, LAST_USED_AT, ACCEPTED, REFUSED, REFUSALS, LAST_USED_FROM};
-	Datum		arrays[lengthof(fields)];
 	ApitokenUsageRow *days = palloc(count * sizeof(ApitokenUsageRow));
 	int			written = 0;
 
@@ -351,10 +386,8 @@ apitoken_write_usage(ApitokenUsageRow *rows, int count)
 			if (day == nth)
 				days[chosen++] = rows[i];
 		}
-		for (int i = 0; i < lengthof(fields); i++)
-			arrays[i] = field_array(days, chosen, fields[i]);
-		apitoken_execute(APITOKEN_WRITE_USAGE, arrays, NULL);
 		written += chosen;
+		write_days(days, chosen);
 	}
 	write_previous_use(rows, sum_rows(rows, count, false, rows));
 }

@@ -246,65 +246,83 @@ take_uses(ApitokenUsage *usage, TransactionId xid, ApitokenUsageRow *row)
 	return used;
 }
 
-/* Arguments and results of list_entry(). */
+/* Keys of a database, in any order. */
 typedef struct KeyList
 {
-	Oid			database;
 	ApitokenUsageKey *keys;
 	int			count;
 	int			max;
 } KeyList;
 
+/* Arguments and results of list_entry(). */
+typedef struct ListState
+{
+	Oid			database;
+	const pg_uuid_t *after;
+	KeyList		first;			/* those after the token `after` */
+	KeyList		rest;
+} ListState;
+
+/* Have room for so many keys. */
+static void
+reserve(KeyList *list, int max)
+{
+	Size		size = max * sizeof(ApitokenUsageKey);
+
+	if (max <= list->max)
+		return;
+	list->keys = list->keys == NULL ? MemoryContextAllocHuge(CurrentMemoryContext, size) : repalloc_huge(list->keys, size);
+	list->max = max;
+}
+
 static bool
 list_entry(void *entry, void *arg)
 {
 	ApitokenUsage *usage = entry;
-	KeyList    *list = arg;
+	ListState  *state = arg;
+	KeyList    *list;
 
-	if (usage->key.database != list->database || usage->in_batch || apitoken_is_written(usage))
+	if (usage->key.database != state->database || usage->in_batch || apitoken_is_written(usage))
 		return true;
+	list = memcmp(&usage->key.token_id, state->after, sizeof(pg_uuid_t)) > 0 ? &state->first : &state->rest;
 	if (list->count == list->max)
-	{
-		list->max *= 2;
-		list->keys = repalloc_huge(list->keys, list->max * sizeof(ApitokenUsageKey));
-	}
+		reserve(list, Max(2 * list->max, 1024));
 	list->keys[list->count++] = usage->key;
 	return true;
 }
 
-/* The order of the tokens, with those after the token `after` first. */
 static int
-compare_keys(const void *a, const void *b, void *after)
+compare_keys(const void *a, const void *b)
 {
 	const ApitokenUsageKey *left = a;
 	const ApitokenUsageKey *right = b;
 	int			order = memcmp(&left->token_id, &right->token_id, sizeof(pg_uuid_t));
 
-	if (order == 0)
-		return (left->day > right->day) - (left->day < right->day);
-	if ((memcmp(&left->token_id, after, sizeof(pg_uuid_t)) > 0) !=
-		(memcmp(&right->token_id, after, sizeof(pg_uuid_t)) > 0))
-		return -order;
-	return order;
+	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
 }
 
 /* Keep about `max` of the first keys, in any order: those up to one that a sample tells. */
 static void
-keep_first(KeyList *list, int max, pg_uuid_t *after)
+keep_first(KeyList *list, int max)
 {
 	int			samples = list->count / LIST_SAMPLE;
-	ApitokenUsageKey *sample = palloc_extended(samples * sizeof(ApitokenUsageKey), MCXT_ALLOC_HUGE);
+	ApitokenUsageKey *sample;
 	ApitokenUsageKey last;
 	int			kept = 0;
 
+	if (max <= 0)
+		list->count = 0;
+	if (list->count <= 2 * max + LIST_SAMPLE)
+		return;
+	sample = palloc_extended(samples * sizeof(ApitokenUsageKey), MCXT_ALLOC_HUGE);
 	for (int i = 0; i < samples; i++)
 		sample[i] = list->keys[i * LIST_SAMPLE];
-	qsort_arg(sample, samples, sizeof(ApitokenUsageKey), compare_keys, after);
+	qsort(sample, samples, sizeof(ApitokenUsageKey), compare_keys);
 	last = sample[max / LIST_SAMPLE];
 	pfree(sample);
 	for (int i = 0; i < list->count; i++)
 	{
-		if (compare_keys(&list->keys[i], &last, after) <= 0)
+		if (compare_keys(&list->keys[i], &last) <= 0)
 			list->keys[kept++] = list->keys[i];
 	}
 	list->count = kept;
@@ -316,18 +334,31 @@ keep_first(KeyList *list, int max, pg_uuid_t *after)
  * them, but about `max`.  The list is in the current memory context.
  */
 ApitokenUsageKey *
-apitoken_list_usage(Oid database, pg_uuid_t *after, int max, int *count, bool *all)
+apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, bool *all)
 {
-	KeyList		list = {database, NULL, 0, 1024};
+	ListState	state = {.database = database, .after = after};
+	KeyList    *first = &state.first;
+	KeyList    *rest = &state.rest;
 
-	list.keys = palloc(list.max * sizeof(ApitokenUsageKey));
-	apitoken_map_each(apitoken_usage_map, list_entry, &list);
-	*all = list.count <= 2 * max;
+	reserve(first, 1024);
+	apitoken_map_each(apitoken_usage_map, list_entry, &state);
+	*all = first->count + rest->count <= 2 * max;
 	if (!*all)
-		keep_first(&list, max, after);
-	qsort_arg(list.keys, list.count, sizeof(ApitokenUsageKey), compare_keys, after);
-	*count = list.count;
-	return list.keys;
+	{
+		keep_first(first, max);
+		keep_first(rest, max - first->count);
+	}
+	*count = first->count + rest->count;
+	reserve(first, *count);
+	qsort(first->keys, first->count, sizeof(ApitokenUsageKey), compare_keys);
+	if (rest->count > 0)
+	{
+		qsort(rest->keys, rest->count, sizeof(ApitokenUsageKey), compare_keys);
+		memcpy(first->keys + first->count, rest->keys, rest->count * sizeof(ApitokenUsageKey));
+	}
+	if (rest->keys != NULL)
+		pfree(rest->keys);
+	return first->keys;
 }
 
 /*

@@ -256,7 +256,7 @@ extern uint64 apitoken_refused_total(const ApitokenUsageRow *row);
 extern bool apitoken_record_use(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
 								TimestampTz at, inet *address, bool may_write);
 extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
-extern ApitokenUsageKey *apitoken_list_usage(Oid database, pg_uuid_t *after, int max, int *count, bool *all);
+extern ApitokenUsageKey *apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, bool *all);
 extern int	apitoken_take_usage(const ApitokenUsageKey *keys, int count, TransactionId xid, ApitokenUsageRow *rows);
 extern void apitoken_discard_usage(Oid database);
 extern void apitoken_init_usage(void *entry);
