@@ -71,20 +71,27 @@ sub days
 		FROM keys k JOIN apitoken.token_usage u ON u.token_id = k.id JOIN apitoken.token_usage_daily d USING (token_id), (SELECT '$today'::date AS current_day) c
 		WHERE n = $n GROUP BY u.accepted, u.refused");
 }
-# A batch from elsewhere may have any day: pairs of a day, from today, and accepted uses.
-my $batch = 0;
+# A batch from elsewhere may have any day: triples of a token, a day, from today, and accepted uses.
+sub batch
+{
+	my (@uses) = @_;
+	my @objects;
+
+	while (my ($n, $day, $accepted) = splice @uses, 0, 3)
+	{
+		push @objects, sprintf '{"token_id": "%s", "day": "%s", "accepted": %d, "refused": {"expired": 1}, "last_used_at": "2020-01-01"}',
+			one("SELECT id FROM keys WHERE n = $n UNION ALL SELECT apitoken_internal.new_id() LIMIT 1"), one("SELECT '$today'::date + $day"), $accepted;
+	}
+	return sprintf q{SELECT apitoken.record_usage('11111111-1111-4111-8111-111111111111', apitoken_internal.new_id(), '[%s]')}, join ', ', @objects;
+}
+# The same of one token.
 sub arrives
 {
 	my ($n, @uses) = @_;
-	my $id = one("SELECT id FROM keys WHERE n = $n");
-	my @objects;
+	my @triples;
 
-	while (my ($day, $accepted) = splice @uses, 0, 2)
-	{
-		push @objects, sprintf '{"token_id": "%s", "day": "%s", "accepted": %d, "refused": {"expired": 1}, "last_used_at": "2020-01-01"}',
-			$id, one("SELECT '$today'::date + $day"), $accepted;
-	}
-	return one(sprintf q{SELECT apitoken.record_usage('11111111-1111-4111-8111-111111111111', apitoken_internal.new_id(), '[%s]')}, join ', ', @objects);
+	push @triples, $n, splice @uses, 0, 2 while @uses;
+	return one(batch(@triples));
 }
 
 arrives(2001, -5, 1);
@@ -104,6 +111,30 @@ is(one("SELECT count(*), count(*) FILTER (WHERE day < (SELECT last_day FROM apit
 one('DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM keys WHERE n = 2002)');
 arrives(2002, -2, 1, -1, 1);
 is(days(2002), '-2 1 1 {"expired": 1}, -1 1 1 {"expired": 1}|2|2', 'the same of a token without a row of usage');
+
+# one batch of tokens that were used last on that day, before it, after it, never, and of one that does not exist
+arrives(2011, -2, 1);
+arrives(2012, -4, 1);
+arrives(2013, -1, 1);
+one('DELETE FROM apitoken.token_usage WHERE token_id = (SELECT id FROM keys WHERE n = 2015)');
+one(batch(map { ($_, -2, 5) } 2011 .. 2015, 999999));
+is(days(2011), '-2 6 2 {"expired": 2}|6|2', 'of several tokens: one that was used on that day');
+is(days(2012), '-4 1 1 {"expired": 1}, -2 5 1 {"expired": 1}|6|2', 'one that was used before');
+is(days(2013), '-2 5 1 {"expired": 1}, -1 1 1 {"expired": 1}|6|2', 'one that was used later');
+is(days($_), '-2 5 1 {"expired": 1}|5|1', 'one that was never used' . ($_ == 2015 ? ', without a row' : '')) foreach 2014, 2015;
+is(one('SELECT count(*) FROM apitoken.token_usage LEFT JOIN keys ON id = token_id WHERE id IS NULL'), '0', 'and none of a token that does not exist');
+
+# a row that another transaction changes meanwhile, so that its last day is no longer that of the batch
+my $other = $node->background_psql('postgres');
+my $waiting = $node->background_psql('postgres');
+$other->query_safe("BEGIN; UPDATE apitoken.token_usage SET last_day = last_day - 1 WHERE token_id = (SELECT id FROM keys WHERE n = 2011)");
+$waiting->query_until(qr/asked/, "\\echo asked\n" . batch(2011, -2, 3, 2012, -2, 3) . ";\n");
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%record_usage%'}), 'a batch waits for a row');
+$other->query_safe('COMMIT');
+$waiting->query_safe('SELECT 1');
+is(days(2011), '-3 6 2 {"expired": 2}, -2 3 1 {"expired": 1}|9|3', 'a row that another transaction has changed: both days');
+is(days(2012), '-4 1 1 {"expired": 1}, -2 8 2 {"expired": 2}|9|3', 'and the other token, once');
+$_->quit foreach $other, $waiting;
 
 # what a trigger of the owner keeps out is in neither table
 my $known = days(2001);
