@@ -114,14 +114,11 @@ static Datum
 new_pseudonym(void)
 {
 	uint8		random[16];
-	StringInfoData name;
+	char		hex[2 * sizeof(random) + 1] = {0};
 
 	apitoken_check_random(pg_strong_random(random, sizeof(random)));
-	initStringInfo(&name);
-	appendStringInfoString(&name, "forgotten-");
-	for (int i = 0; i < sizeof(random); i++)
-		appendStringInfo(&name, "%02x", random[i]);
-	return CStringGetTextDatum(name.data);
+	hex_encode((const char *) random, sizeof(random), hex);
+	return CStringGetTextDatum(psprintf("forgotten-%s", hex));
 }
 
 /* The event has no actor: nobody is acting. */

@@ -26,7 +26,6 @@
 #include "commands/trigger.h"
 #include "common/int.h"
 #include "executor/instrument.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -727,14 +726,11 @@ char *
 apitoken_forgotten_mark(const char *id)
 {
 	uint8		digest[APITOKEN_DIGEST_LENGTH];
-	StringInfoData mark;
+	char		hex[2 * APITOKEN_DIGEST_LENGTH + 1] = {0};
 
 	apitoken_digest(id, strlen(id), 0, digest);
-	initStringInfo(&mark);
-	appendStringInfoString(&mark, APITOKEN_FORGOTTEN_MARK);
-	for (int i = 0; i < APITOKEN_DIGEST_LENGTH; i++)
-		appendStringInfo(&mark, "%02x", digest[i]);
-	return mark.data;
+	hex_encode((const char *) digest, sizeof(digest), hex);
+	return psprintf(APITOKEN_FORGOTTEN_MARK "%s", hex);
 }
 
 bool
