@@ -172,7 +172,14 @@ digests_at(const Datum *values, AttrNumber attribute, int count)
 	return (const uint8 *) VARDATA_ANY(stored);
 }
 
-/* The elements of an array without nulls; *count becomes their number. */
+/* The number of elements of an array of one dimension, from 1 on, without nulls; 0 of others. */
+static int
+plain_length(const ArrayType *array)
+{
+	return ARR_NDIM(array) == 1 && ARR_LBOUND(array)[0] == 1 && !ARR_HASNULL(array) ? ARR_DIMS(array)[0] : 0;
+}
+
+/* The elements of an array; *count becomes their number, or 0 if it is not as it should be. */
 static const void *
 elements_at(const Datum *values, const bool *nulls, AttrNumber attribute, int *count)
 {
@@ -182,8 +189,7 @@ elements_at(const Datum *values, const bool *nulls, AttrNumber attribute, int *c
 	if (nulls[attribute - 1])
 		return NULL;
 	array = DatumGetArrayTypeP(values[attribute - 1]);
-	if (ARR_NDIM(array) == 1 && !ARR_HASNULL(array))
-		*count = ARR_DIMS(array)[0];
+	*count = plain_length(array);
 	return ARR_DATA_PTR(array);
 }
 
@@ -210,6 +216,38 @@ previous_secrets_at(const Datum *values, const bool *nulls, ApitokenRecord *reco
 		secret->scheme = schemes[i];
 		memcpy(secret->digest, digests + i * APITOKEN_DIGEST_LENGTH, APITOKEN_DIGEST_LENGTH);
 	}
+}
+
+/* For a CHECK constraint: are these what previous_secrets_at() can read, or all null? */
+APITOKEN_FUNCTION_INFO_V1(apitoken_check_previous);
+Datum
+apitoken_check_previous(PG_FUNCTION_ARGS)
+{
+	enum
+	{
+		EXPIRES_AT, REPLACED_AT, DIGEST_SCHEME, DIGEST, ARGS
+	};
+	int			nulls = 0;
+	int			count;
+
+	for (int i = 0; i < ARGS; i++)
+		nulls += PG_ARGISNULL(i);
+	if (nulls > 0)
+		PG_RETURN_BOOL(nulls == ARGS);
+
+	count = plain_length(PG_GETARG_ARRAYTYPE_P(EXPIRES_AT));
+	if (count == 0 || count > APITOKEN_PREVIOUS_MAX ||
+		plain_length(PG_GETARG_ARRAYTYPE_P(REPLACED_AT)) != count ||
+		plain_length(PG_GETARG_ARRAYTYPE_P(DIGEST_SCHEME)) != count ||
+		VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(DIGEST)) != count * APITOKEN_DIGEST_LENGTH)
+		PG_RETURN_BOOL(false);
+	for (int i = 0; i < count; i++)
+	{
+		if (TIMESTAMP_NOT_FINITE(((TimestampTz *) ARR_DATA_PTR(PG_GETARG_ARRAYTYPE_P(EXPIRES_AT)))[i]) ||
+			TIMESTAMP_NOT_FINITE(((TimestampTz *) ARR_DATA_PTR(PG_GETARG_ARRAYTYPE_P(REPLACED_AT)))[i]))
+			PG_RETURN_BOOL(false);
+	}
+	PG_RETURN_BOOL(true);
 }
 
 /* An element of an array of times, which may have nulls; DT_NOBEGIN if there is none. */
