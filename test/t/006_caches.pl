@@ -108,6 +108,66 @@ foreach my $ddl ('VACUUM FULL apitoken_internal.token_records', 'REINDEX TABLE C
 	}
 }
 
+# ----- the policy of an organization -------------------------------------------
+
+# a session remembers it, and its next token follows the policy of that moment
+sub by_default { my ($in, $role) = @_; return $in->("UPDATE apitoken.organizations SET default_role = '$role' WHERE id = 'acme'"); }
+my $here = sub { return ask_raw($session, $_[0]); };
+my $elsewhere = sub { return $node->safe_psql('postgres', $_[0]); };
+sub default_is
+{
+	my ($role, $what) = @_;
+	my $label = 'policy ' . ++$count;
+
+	create_in($session, $label);
+	is(ask_raw($session, "SELECT role FROM apitoken.tokens WHERE label = '$label'"), $role, "the default role: $what");
+}
+$elsewhere->(q{INSERT INTO apitoken.roles (name, permissions) VALUES ('reader', '{article:read}')});
+by_default($elsewhere, 'reader');
+default_is('reader', $_) foreach 'changed elsewhere', 'again';
+$here->('BEGIN');
+default_is('reader', 'in a transaction');
+by_default($elsewhere, 'admin');
+default_is('admin', 'changed elsewhere meanwhile');
+$here->('COMMIT');
+$here->('BEGIN');
+by_default($here, 'developer');
+default_is('developer', 'changed in the transaction itself');
+$here->('ROLLBACK');
+default_is('admin', 'rolled back');
+$here->('BEGIN');
+default_is('admin', 'in another transaction');
+$here->('SAVEPOINT s');
+by_default($here, 'developer');
+default_is('developer', 'changed after a savepoint');
+$here->('ROLLBACK TO s');
+default_is('admin', 'rolled back to the savepoint');
+$here->('COMMIT');
+is(ask_raw($session, q{DO $$ BEGIN
+		PERFORM apitoken.create_token('policy loop ' || i, organization_id => 'acme') FROM generate_series(1, 3) i;
+		UPDATE apitoken.organizations SET default_role = 'reader' WHERE id = 'acme';
+		PERFORM apitoken.create_token('policy loop ' || i, organization_id => 'acme') FROM generate_series(4, 6) i;
+	END $$;
+	SELECT string_agg(role, ' ' ORDER BY label) FROM apitoken.tokens WHERE label LIKE 'policy loop %'}),
+	'admin admin admin reader reader reader', 'the default role: changed between two statements of a function');
+# nobody is told of a change without the trigger: then nothing is remembered
+$elsewhere->(q{ALTER TABLE apitoken.organizations DISABLE TRIGGER directory_after_change});
+default_is('reader', 'without the trigger');
+by_default($elsewhere, 'admin');
+default_is('admin', 'changed without the trigger');
+$elsewhere->(q{ALTER TABLE apitoken.organizations ENABLE ALWAYS TRIGGER directory_after_change});
+default_is('admin', 'with it again');
+by_default($elsewhere, 'developer');
+default_is('developer', 'and changed');
+# more organizations than a session remembers
+is(ask_raw($session, q{INSERT INTO apitoken.organizations (id, default_role) SELECT 'many ' || i, CASE WHEN i % 2 = 0 THEN 'reader' ELSE 'admin' END FROM generate_series(1, 1100) i;
+	INSERT INTO apitoken.tokens (label, organization_id) SELECT 'first', 'many ' || i FROM generate_series(1, 1100) i;
+	INSERT INTO apitoken.tokens (label, organization_id) SELECT 'second', 'many ' || i FROM generate_series(1, 1100) i;
+	SELECT count(*), count(DISTINCT o.id) FROM apitoken.tokens t JOIN apitoken.organizations o ON o.id = t.organization_id WHERE o.id LIKE 'many %' AND t.role = o.default_role}),
+	'2200|1100', 'the default role: of each of many');
+my $long = 'x' x 256;
+like(ask_raw($session, "SELECT apitoken.create_token('long', organization_id => '$long')"), qr/22023/, 'an id that is too long');
+
 # ----- what the extension refuses ----------------------------------------------
 
 my ($rc, $out, $err) = $node->psql('postgres', 'CREATE SCHEMA elsewhere; ALTER EXTENSION apitoken SET SCHEMA elsewhere');
