@@ -36,7 +36,7 @@ OBJS = \
 	src/tables/trigger.o \
 	src/tables/changes.o \
 	src/tables/read.o \
-	src/tables/cache.o \
+	src/tables/role.o \
 	src/tables/write.o \
 	src/usage/shared.o \
 	src/usage/limit.o \

@@ -29,7 +29,7 @@
  * All rows are read with one snapshot of the latest committed state, or with a
  * newer one.  Without a permission, a verification makes at most three index
  * probes: the token, its owner, and its role if the session has not cached it
- * (cache.c).
+ * (role.c).
  */
 #include "postgres.h"
 

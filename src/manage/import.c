@@ -276,7 +276,10 @@ set_permissions(FunctionCallInfo fcinfo, const ApitokenRecord *record, Datum *va
 	}
 	if (role == NULL)
 	{
-		(void) apitoken_organization(record->organization_id, &organization);
+		Snapshot	snapshot = apitoken_latest_snapshot();
+
+		(void) apitoken_fetch_organization(snapshot, record->organization_id, &organization);
+		UnregisterSnapshot(snapshot);
 		role = organization.default_role != NULL ? organization.default_role : pstrdup(APITOKEN_DEFAULT_ROLE);
 	}
 	apitoken_check_role(role);

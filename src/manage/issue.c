@@ -356,7 +356,7 @@ apitoken_token_before_insert(PG_FUNCTION_ARGS)
 
 	snapshot = apitoken_latest_snapshot();
 	if (record.kind == APITOKEN_ORGANIZATION)
-		(void) apitoken_organization(record.organization_id, &organization);
+		(void) apitoken_fetch_organization(snapshot, record.organization_id, &organization);
 	check_values(tuple, descriptor, &organization, &record, &columns);
 	apitoken_check_ceiling(&record, snapshot);
 	apitoken_lock_owner(&record);

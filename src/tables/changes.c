@@ -3,7 +3,7 @@
  *		Tells whether the directory has changed: organizations, users, memberships
  *		and roles.
  *
- * Sessions cache what roles allow (cache.c), and where the caller may do what
+ * Sessions cache what roles allow (role.c), and where the caller may do what
  * (src/identity/policy.c).  Changes take effect at once nevertheless: a trigger on each
  * table sends a relcache invalidation.  The server delivers it to all sessions, also on
  * standbys, when the change is committed; the session that makes the change receives it

@@ -140,13 +140,6 @@ end_lookup(Lookup *lookup)
 	relation_close(lookup->relation, AccessShareLock);
 }
 
-/* Did this transaction write the row that was fetched? */
-static bool
-is_written_here(const Lookup *lookup)
-{
-	return TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(lookup->tuple->t_data));
-}
-
 static void
 text_key(ScanKey key, AttrNumber attribute, const char *value)
 {
@@ -722,10 +715,7 @@ apitoken_fetch_organization(Snapshot snapshot, const char *id, ApitokenOrganizat
 	begin_lookup(&lookup, APITOKEN_ORGANIZATIONS, NULL, snapshot, 1, &key);
 	found = next_row(&lookup, Natts_organizations);
 	if (found)
-	{
 		organization_from_values(lookup.values, lookup.nulls, row);
-		row->written_here = is_written_here(&lookup);
-	}
 	end_lookup(&lookup);
 	return found;
 }
@@ -809,7 +799,7 @@ apitoken_fetch_role(Snapshot snapshot, const char *name, ApitokenRoleRow *row)
 		row->patterns = apitoken_strings_from_array(DatumGetArrayTypeP(lookup.values[Anum_role_records_permissions - 1]));
 		row->database_role = lookup.nulls[Anum_role_records_database_role - 1] ? NULL :
 			pstrdup(NameStr(*DatumGetName(lookup.values[Anum_role_records_database_role - 1])));
-		row->written_here = is_written_here(&lookup);
+		row->written_here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(lookup.tuple->t_data));
 	}
 	end_lookup(&lookup);
 	return found;

@@ -112,7 +112,6 @@ typedef struct ApitokenOrganizationRow
 	char	   *default_role;	/* NULL if none */
 	bool		allow_personal_tokens;
 	bool		tells_networks; /* notify has new_network */
-	bool		written_here;	/* by this transaction */
 } ApitokenOrganizationRow;
 
 typedef struct ApitokenUserRow
@@ -206,10 +205,9 @@ extern int64 apitoken_fetch_accepted(Snapshot snapshot, const pg_uuid_t *id, Dat
 
 extern bool apitoken_directory_is_watched(void);
 
-/* ----- cache.c: roles and organizations that the session remembers ----- */
+/* ----- role.c: cache of roles ----- */
 
 extern bool apitoken_role(const char *name, ApitokenRoleRow *row);
-extern bool apitoken_organization(const char *id, ApitokenOrganizationRow *row);
 
 /* ----- write.c: statements that run as the tables' owner ----- */
 

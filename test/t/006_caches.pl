@@ -110,7 +110,7 @@ foreach my $ddl ('VACUUM FULL apitoken_internal.token_records', 'REINDEX TABLE C
 
 # ----- the policy of an organization -------------------------------------------
 
-# a session remembers it, and its next token follows the policy of that moment
+# the next token follows the policy of that moment
 sub by_default { my ($in, $role) = @_; return $in->("UPDATE apitoken.organizations SET default_role = '$role' WHERE id = 'acme'"); }
 my $here = sub { return ask_raw($session, $_[0]); };
 my $elsewhere = sub { return $node->safe_psql('postgres', $_[0]); };
@@ -150,7 +150,7 @@ is(ask_raw($session, q{DO $$ BEGIN
 	END $$;
 	SELECT string_agg(role, ' ' ORDER BY label) FROM apitoken.tokens WHERE label LIKE 'policy loop %'}),
 	'admin admin admin reader reader reader', 'the default role: changed between two statements of a function');
-# nobody is told of a change without the trigger: then nothing is remembered
+# nobody is told of a change without the trigger
 $elsewhere->(q{ALTER TABLE apitoken.organizations DISABLE TRIGGER directory_after_change});
 default_is('reader', 'without the trigger');
 by_default($elsewhere, 'admin');
@@ -159,7 +159,7 @@ $elsewhere->(q{ALTER TABLE apitoken.organizations ENABLE ALWAYS TRIGGER director
 default_is('admin', 'with it again');
 by_default($elsewhere, 'developer');
 default_is('developer', 'and changed');
-# more organizations than a session remembers
+# many organizations in one statement
 is(ask_raw($session, q{INSERT INTO apitoken.organizations (id, default_role) SELECT 'many ' || i, CASE WHEN i % 2 = 0 THEN 'reader' ELSE 'admin' END FROM generate_series(1, 1100) i;
 	INSERT INTO apitoken.tokens (label, organization_id) SELECT 'first', 'many ' || i FROM generate_series(1, 1100) i;
 	INSERT INTO apitoken.tokens (label, organization_id) SELECT 'second', 'many ' || i FROM generate_series(1, 1100) i;
