@@ -33,7 +33,7 @@ COMMENT ON FUNCTION apitoken_internal.check_notify(text[]) IS 'For CHECK constra
 -- writes to the table: the same in SQL took a seventh of the time of a create_token().
 CREATE FUNCTION apitoken_internal.check_previous(expires_at timestamptz[], replaced_at timestamptz[], digest_scheme smallint[], digest bytea) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'apitoken_check_previous' LANGUAGE C IMMUTABLE PARALLEL SAFE;
-COMMENT ON FUNCTION apitoken_internal.check_previous(timestamptz[], timestamptz[], smallint[], bytea) IS 'For a CHECK constraint: true if these can be the previous secrets of a token, that is, all are null, or each array has 1 to 4 elements, none of them null or an infinite time, with a digest of 32 bytes for each; false otherwise';
+COMMENT ON FUNCTION apitoken_internal.check_previous(timestamptz[], timestamptz[], smallint[], bytea) IS 'For a CHECK constraint: true if these can be the previous secrets of a token, that is, all are null, or each array has one dimension and as many elements as the others, from 1 on and at most 4, none of them null or an infinite time, and there is a digest of 32 bytes for each; false otherwise';
 
 -- Ids in function arguments.  The casts accept the application's keys as drivers send
 -- them: a number, a uuid, a text, or a parameter without a type.  Overloaded functions

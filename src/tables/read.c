@@ -223,31 +223,26 @@ APITOKEN_FUNCTION_INFO_V1(apitoken_check_previous);
 Datum
 apitoken_check_previous(PG_FUNCTION_ARGS)
 {
-	enum
-	{
-		EXPIRES_AT, REPLACED_AT, DIGEST_SCHEME, DIGEST, ARGS
-	};
 	int			nulls = 0;
 	int			count;
+	ArrayType  *arrays[3];		/* expires_at, replaced_at, digest_scheme */
+	bool		valid;
 
-	for (int i = 0; i < ARGS; i++)
+	for (int i = 0; i < PG_NARGS(); i++)
 		nulls += PG_ARGISNULL(i);
 	if (nulls > 0)
-		PG_RETURN_BOOL(nulls == ARGS);
+		PG_RETURN_BOOL(nulls == PG_NARGS());
 
-	count = plain_length(PG_GETARG_ARRAYTYPE_P(EXPIRES_AT));
-	if (count == 0 || count > APITOKEN_PREVIOUS_MAX ||
-		plain_length(PG_GETARG_ARRAYTYPE_P(REPLACED_AT)) != count ||
-		plain_length(PG_GETARG_ARRAYTYPE_P(DIGEST_SCHEME)) != count ||
-		VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(DIGEST)) != count * APITOKEN_DIGEST_LENGTH)
-		PG_RETURN_BOOL(false);
-	for (int i = 0; i < count; i++)
-	{
-		if (TIMESTAMP_NOT_FINITE(((TimestampTz *) ARR_DATA_PTR(PG_GETARG_ARRAYTYPE_P(EXPIRES_AT)))[i]) ||
-			TIMESTAMP_NOT_FINITE(((TimestampTz *) ARR_DATA_PTR(PG_GETARG_ARRAYTYPE_P(REPLACED_AT)))[i]))
-			PG_RETURN_BOOL(false);
-	}
-	PG_RETURN_BOOL(true);
+	for (int i = 0; i < lengthof(arrays); i++)
+		arrays[i] = PG_GETARG_ARRAYTYPE_P(i);
+	count = plain_length(arrays[0]);
+	valid = count > 0 && count <= APITOKEN_PREVIOUS_MAX &&
+		plain_length(arrays[1]) == count && plain_length(arrays[2]) == count &&
+		VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(3)) == count * APITOKEN_DIGEST_LENGTH;
+	for (int i = 0; i < count && valid; i++)
+		valid = !TIMESTAMP_NOT_FINITE(((TimestampTz *) ARR_DATA_PTR(arrays[0]))[i]) &&
+			!TIMESTAMP_NOT_FINITE(((TimestampTz *) ARR_DATA_PTR(arrays[1]))[i]);
+	PG_RETURN_BOOL(valid);
 }
 
 /* An element of an array of times, which may have nulls; DT_NOBEGIN if there is none. */

@@ -468,7 +468,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 		USE_PARAMETERS
 	},
 	/*
-	 * The last uses of previous secrets, after APITOKEN_WRITE_USAGE: $1 token ids, $2
+	 * The last uses of previous secrets, after the two above: $1 token ids, $2
 	 * to $5 times, $6 which of them are after the overlap.
 	 */
 	[APITOKEN_WRITE_PREVIOUS_USE] = {

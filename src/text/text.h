@@ -61,6 +61,7 @@ typedef struct ApitokenParts
 extern bool apitoken_valid_prefix(const char *prefix);
 extern bool apitoken_parse_text(const char *text, size_t length, ApitokenParts *parts);
 extern bool apitoken_generate_id(pg_uuid_t *id);
+extern int	apitoken_compare_ids(const void *a, const void *b);
 extern bool apitoken_generate_text(const char *prefix, ApitokenKind kind, const pg_uuid_t *id,
 								   char text[APITOKEN_TEXT_MAX + 1], ApitokenParts *parts);
 extern TimestampTz apitoken_id_time(const pg_uuid_t *id);

@@ -342,6 +342,13 @@ apitoken_generate_id(pg_uuid_t *id)
 	return true;
 }
 
+/* For qsort() and bsearch(): the order of ids, which is about that of their creation. */
+int
+apitoken_compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, UUID_LEN);
+}
+
 /* microseconds from 1970 to 2000, the epoch of PostgreSQL's timestamps */
 #define EPOCH ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 

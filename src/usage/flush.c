@@ -52,7 +52,7 @@
 #define BATCH_TIME (1000 * INT64CONST(1000))
 #define NETWORKS_TIME (2500 * INT64CONST(1000))
 
-/* The list of a flush is about as long at most: what it can write in its time. */
+/* The list of a flush is about as long, or twice as long at most: what it can write in its time. */
 #define KEYS_MAX 250000
 
 /* A session waits this long for a free worker slot (in microseconds), with pauses (in milliseconds). */
@@ -258,7 +258,7 @@ execute_previous(ApitokenStatement statement, const ApitokenUsageRow *rows, int 
 	apitoken_execute(statement, arrays, NULL);
 }
 
-/* Write the last uses of previous secrets, which few tokens have. */
+/* Write the last uses of previous secrets, which few tokens have.  Overwrites the array. */
 static void
 write_previous_use(ApitokenUsageRow *sums, int tokens)
 {
@@ -330,13 +330,7 @@ use_arrays(const ApitokenUsageRow *rows, int count)
 	return arrays;
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	return memcmp(a, b, sizeof(pg_uuid_t));
-}
-
-/* Write rows, each of another token.  They are changed. */
+/* Write rows, one for each token.  Overwrites the array. */
 static void
 write_days(ApitokenUsageRow *rows, int count)
 {
@@ -346,10 +340,10 @@ write_days(ApitokenUsageRow *rows, int count)
 
 	if (written_count == count)
 		return;
-	qsort(written, written_count, sizeof(pg_uuid_t), compare_ids);
+	qsort(written, written_count, sizeof(pg_uuid_t), apitoken_compare_ids);
 	for (int i = 0; i < count; i++)
 	{
-		if (bsearch(&rows[i].key.token_id, written, written_count, sizeof(pg_uuid_t), compare_ids) == NULL)
+		if (bsearch(&rows[i].key.token_id, written, written_count, sizeof(pg_uuid_t), apitoken_compare_ids) == NULL)
 			rows[others++] = rows[i];
 	}
 	apitoken_execute(APITOKEN_WRITE_USAGE, use_arrays(rows, others), NULL);
@@ -357,7 +351,8 @@ write_days(ApitokenUsageRow *rows, int count)
 
 /*
  * Write rows, in the order of their keys.  Keys may be the same in a batch that a
- * standby has sent.
+ * standby has sent.  Otherwise the rows are only sorted, because they are what goes
+ * back to shared memory on an error.
  *
  * The statements get a token once.  So there is one execution with the first day of
  * each token, which is mostly the only one, one with the second days, and so on.
@@ -389,7 +384,7 @@ apitoken_write_usage(ApitokenUsageRow *rows, int count)
 		written += chosen;
 		write_days(days, chosen);
 	}
-	write_previous_use(rows, sum_rows(rows, count, false, rows));
+	write_previous_use(days, sum_rows(rows, count, false, days));
 }
 
 /* Write where tokens were seen: the statement gets the places, the tokens and the times. */

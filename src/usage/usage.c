@@ -301,7 +301,10 @@ compare_keys(const void *a, const void *b)
 	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
 }
 
-/* Keep about `max` of the first keys, in any order: those up to one that a sample tells. */
+/*
+ * Keep about `max` of the first keys, in any order: those up to one that a sample
+ * tells.  Up to about twice as many are kept as they are.
+ */
 static void
 keep_first(KeyList *list, int max)
 {
@@ -310,8 +313,7 @@ keep_first(KeyList *list, int max)
 	ApitokenUsageKey last;
 	int			kept = 0;
 
-	if (max <= 0)
-		list->count = 0;
+	Assert(max >= 0);
 	if (list->count <= 2 * max + LIST_SAMPLE)
 		return;
 	sample = palloc_extended(samples * sizeof(ApitokenUsageKey), MCXT_ALLOC_HUGE);
@@ -331,7 +333,7 @@ keep_first(KeyList *list, int max)
 /*
  * List the tokens and days of a database that have uses now, in the order of the
  * tokens, with those after `after` first.  If there are many, these are not all of
- * them, but about `max`.  The list is in the current memory context.
+ * them, but between about `max` and twice as many.  The list is in the current memory context.
  */
 ApitokenUsageKey *
 apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, bool *all)
@@ -346,7 +348,10 @@ apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, b
 	if (!*all)
 	{
 		keep_first(first, max);
-		keep_first(rest, max - first->count);
+		if (first->count < max)
+			keep_first(rest, max - first->count);
+		else
+			rest->count = 0;
 	}
 	*count = first->count + rest->count;
 	reserve(first, *count);
@@ -589,17 +594,11 @@ apitoken_remove_written_usage(Oid *busy, int count)
 	apitoken_remove_written_seen();
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	return memcmp(a, b, sizeof(pg_uuid_t));
-}
-
 bool
 apitoken_is_forgotten(const ApitokenForgottenTokens *tokens, Oid database, const pg_uuid_t *id)
 {
 	return database == tokens->database &&
-		bsearch(id, tokens->ids, tokens->count, sizeof(pg_uuid_t), compare_ids) != NULL;
+		bsearch(id, tokens->ids, tokens->count, sizeof(pg_uuid_t), apitoken_compare_ids) != NULL;
 }
 
 static bool

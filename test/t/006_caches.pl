@@ -150,7 +150,7 @@ is(ask_raw($session, q{DO $$ BEGIN
 	END $$;
 	SELECT string_agg(role, ' ' ORDER BY label) FROM apitoken.tokens WHERE label LIKE 'policy loop %'}),
 	'admin admin admin reader reader reader', 'the default role: changed between two statements of a function');
-# nobody is told of a change without the trigger
+# the same if nothing tells of a change
 $elsewhere->(q{ALTER TABLE apitoken.organizations DISABLE TRIGGER directory_after_change});
 default_is('reader', 'without the trigger');
 by_default($elsewhere, 'admin');

@@ -80,7 +80,7 @@ sub batch
 	while (my ($n, $day, $accepted) = splice @uses, 0, 3)
 	{
 		push @objects, sprintf '{"token_id": "%s", "day": "%s", "accepted": %d, "refused": {"expired": 1}, "last_used_at": "2020-01-01"}',
-			one("SELECT id FROM keys WHERE n = $n UNION ALL SELECT apitoken_internal.new_id() LIMIT 1"), one("SELECT '$today'::date + $day"), $accepted;
+			one("SELECT COALESCE((SELECT id FROM keys WHERE n = $n), apitoken_internal.new_id())"), one("SELECT '$today'::date + $day"), $accepted;
 	}
 	return sprintf q{SELECT apitoken.record_usage('11111111-1111-4111-8111-111111111111', apitoken_internal.new_id(), '[%s]')}, join ', ', @objects;
 }
@@ -124,16 +124,31 @@ is(days(2013), '-2 5 1 {"expired": 1}, -1 1 1 {"expired": 1}|6|2', 'one that was
 is(days($_), '-2 5 1 {"expired": 1}|5|1', 'one that was never used' . ($_ == 2015 ? ', without a row' : '')) foreach 2014, 2015;
 is(one('SELECT count(*) FROM apitoken.token_usage LEFT JOIN keys ON id = token_id WHERE id IS NULL'), '0', 'and none of a token that does not exist');
 
-# a row that another transaction changes meanwhile, so that its last day is no longer that of the batch
+# rows that another transaction changes meanwhile: the last day, so that it is no longer that of the batch, the counts, and none
 my $other = $node->background_psql('postgres');
 my $waiting = $node->background_psql('postgres');
-$other->query_safe("BEGIN; UPDATE apitoken.token_usage SET last_day = last_day - 1 WHERE token_id = (SELECT id FROM keys WHERE n = 2011)");
-$waiting->query_until(qr/asked/, "\\echo asked\n" . batch(2011, -2, 3, 2012, -2, 3) . ";\n");
-ok($node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%record_usage%'}), 'a batch waits for a row');
-$other->query_safe('COMMIT');
-$waiting->query_safe('SELECT 1');
-is(days(2011), '-3 6 2 {"expired": 2}, -2 3 1 {"expired": 1}|9|3', 'a row that another transaction has changed: both days');
+sub meanwhile
+{
+	my ($change, $end, @uses) = @_;
+
+	$other->query_safe("BEGIN; $change");
+	$waiting->query_until(qr/asked/, "\\echo asked\n" . batch(@uses) . ";\n");
+	ok($node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%record_usage%'}), 'a batch waits for a row');
+	$other->query_safe($end);
+	return $waiting->query_safe('SELECT 1');
+}
+my $row = 'token_id = (SELECT id FROM keys WHERE n = 2011)';
+meanwhile("UPDATE apitoken.token_usage SET last_day = last_day - 1 WHERE $row", 'COMMIT', 2011, -2, 3, 2012, -2, 3);
+is(days(2011), '-3 6 2 {"expired": 2}, -2 3 1 {"expired": 1}|9|3', 'another last day: both days');
 is(days(2012), '-4 1 1 {"expired": 1}, -2 8 2 {"expired": 2}|9|3', 'and the other token, once');
+meanwhile("UPDATE apitoken.token_usage SET accepted = accepted + 100, day_accepted = day_accepted + 100 WHERE $row", 'COMMIT', 2011, -2, 1);
+is(days(2011), '-3 6 2 {"expired": 2}, -2 104 2 {"expired": 2}|110|4', 'other counts: both are added');
+meanwhile("UPDATE apitoken.token_usage SET last_day = last_day - 1, accepted = 0 WHERE $row", 'ROLLBACK', 2011, -2, 1, 2012, -2, 1);
+is(days(2011), '-3 6 2 {"expired": 2}, -2 105 3 {"expired": 3}|111|5', 'rolled back');
+is(days(2012), '-4 1 1 {"expired": 1}, -2 9 3 {"expired": 3}|10|4', 'and the other token, once');
+meanwhile("DELETE FROM apitoken.token_usage WHERE $row; DELETE FROM apitoken_internal.token_days WHERE $row", 'COMMIT', 2011, -2, 1, 2012, -2, 1);
+is(days(2011), '-2 1 1 {"expired": 1}|1|1', 'a row that is gone');
+is(days(2012), '-4 1 1 {"expired": 1}, -2 10 4 {"expired": 4}|11|5', 'and the other token, once');
 $_->quit foreach $other, $waiting;
 
 # what a trigger of the owner keeps out is in neither table
@@ -143,6 +158,26 @@ one(q{CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETU
 arrives(2001, $_, 1) foreach -6, 0, 0;
 one('DROP FUNCTION keep_out CASCADE');
 is(days(2001), $known, 'a trigger that keeps the rows as they are, also those of the days');
+
+# ----- a flush that fails late ----------------------------------------------------
+
+# Use is in shared memory until it is in the tables, whatever was written before the error.
+my ($old) = one(q{SELECT token FROM keys WHERE n = 2022});
+one(q{SELECT token IS NOT NULL FROM apitoken.regenerate_token((SELECT id FROM keys WHERE n = 2022), overlap => '1 day')});
+one(q{CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
+	CREATE TRIGGER fail BEFORE UPDATE OF previous_last_used_at ON apitoken.token_usage FOR EACH ROW EXECUTE FUNCTION fail()});
+used('n IN (2021, 2023)');
+is(one("SELECT valid FROM apitoken.verify('$old')"), 't', 'a token is used with its previous secret');
+isnt($node->psql('postgres', 'SELECT apitoken.flush_usage()'), 0, 'a flush fails after it has written the counts');
+one('DROP FUNCTION fail CASCADE');
+flush();
+is(one('SELECT string_agg(accepted::text, \' \' ORDER BY n) FROM keys JOIN apitoken.token_usage u ON u.token_id = id WHERE n BETWEEN 2021 AND 2023'), '1 1 1', 'each use is counted once');
+used('n = 2021');
+one("SELECT valid FROM apitoken.verify('$old')");
+flush();
+configure($node, 'apitoken.flush_interval', '1s');
+ok($node->poll_query_until('postgres', 'SELECT entries = 0 FROM apitoken.stats'), 'nothing of what was written stays in memory');
+configure($node, 'apitoken.flush_interval', '1h');
 
 # ----- each token once -------------------------------------------------------
 
