@@ -101,16 +101,16 @@ typedef struct
 #define OF_LATER_DAY(use, sum, known, new) \
 	"CASE WHEN u.last_day OPERATOR(pg_catalog.=) " use ".last_day THEN " sum \
 	" WHEN u.last_day OPERATOR(pg_catalog.>) " use ".last_day THEN " known " ELSE " new " END"
-#define ADD_LAST_USE(use) \
+#define ADD_TOTALS(use) \
 	"last_used_at = GREATEST(u.last_used_at, " use ".last_used_at)," \
 	" last_used_from = CASE WHEN " use ".last_used_at OPERATOR(pg_catalog.<) u.last_used_at" \
-	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END"
-#define ADD_COUNTS(use) \
-	"accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted, refused = u.refused OPERATOR(pg_catalog.+) " use ".refused,"
+	" OR " use ".last_used_at IS NULL THEN u.last_used_from ELSE " use ".last_used_from END," \
+	" accepted = u.accepted OPERATOR(pg_catalog.+) " use ".accepted," \
+	" refused = u.refused OPERATOR(pg_catalog.+) " use ".refused"
 #define SUM_REFUSALS(use) \
 	"CASE WHEN " use ".day_refusals IS NULL THEN u.day_refusals ELSE " ADD_REFUSALS("u.day_refusals", use ".day_refusals") " END"
 #define ADD_USE(use) \
-	ADD_LAST_USE(use) ", " ADD_COUNTS(use) \
+	ADD_TOTALS(use) "," \
 	" last_day = GREATEST(u.last_day, " use ".last_day)," \
 	" day_accepted = " OF_LATER_DAY(use, "u.day_accepted OPERATOR(pg_catalog.+) " use ".accepted", \
 									"u.day_accepted", use ".accepted") "," \
@@ -421,7 +421,7 @@ static const Statement statements[APITOKEN_STATEMENTS] = {
 	 * as JSON, $7 addresses of last use.
 	 */
 	[APITOKEN_WRITE_SAME_DAY] = {
-		"UPDATE apitoken.token_usage u SET " ADD_LAST_USE("g") ", " ADD_COUNTS("g")
+		"UPDATE apitoken.token_usage u SET " ADD_TOTALS("g") ","
 		" day_accepted = u.day_accepted OPERATOR(pg_catalog.+) g.accepted,"
 		" day_refused = u.day_refused OPERATOR(pg_catalog.+) g.refused,"
 		" day_refusals = " SUM_REFUSALS("g")

@@ -110,16 +110,6 @@ address_datum(const inet_struct *from)
 	return InetPGetDatum(address);
 }
 
-static int
-compare_rows(const void *a, const void *b)
-{
-	const ApitokenUsageKey *left = &((const ApitokenUsageRow *) a)->key;
-	const ApitokenUsageKey *right = &((const ApitokenUsageRow *) b)->key;
-	int			order = memcmp(&left->token_id, &right->token_id, sizeof(pg_uuid_t));
-
-	return order != 0 ? order : (left->day > right->day) - (left->day < right->day);
-}
-
 /*
  * Sum the sorted rows of each token into `sums`, over all days unless `daily`.
  * Returns the number of sums.  The rows may be in the same place as the sums.
@@ -368,7 +358,7 @@ apitoken_write_usage(ApitokenUsageRow *rows, int count)
 	int			written = 0;
 
 	reused_count = 0;
-	qsort(rows, count, sizeof(ApitokenUsageRow), compare_rows);
+	qsort(rows, count, sizeof(ApitokenUsageRow), apitoken_compare_keys);
 	count = sum_rows(rows, count, true, rows);
 	for (int nth = 0; written < count; nth++)
 	{

@@ -286,13 +286,14 @@ list_entry(void *entry, void *arg)
 		return true;
 	list = memcmp(&usage->key.token_id, state->after, sizeof(pg_uuid_t)) > 0 ? &state->first : &state->rest;
 	if (list->count == list->max)
-		reserve(list, Max(2 * list->max, 1024));
+		reserve(list, 2 * list->max);
 	list->keys[list->count++] = usage->key;
 	return true;
 }
 
-static int
-compare_keys(const void *a, const void *b)
+/* For qsort(): the order of keys, or of rows, which begin with a key: by token, then by day. */
+int
+apitoken_compare_keys(const void *a, const void *b)
 {
 	const ApitokenUsageKey *left = a;
 	const ApitokenUsageKey *right = b;
@@ -319,12 +320,12 @@ keep_first(KeyList *list, int max)
 	sample = palloc_extended(samples * sizeof(ApitokenUsageKey), MCXT_ALLOC_HUGE);
 	for (int i = 0; i < samples; i++)
 		sample[i] = list->keys[i * LIST_SAMPLE];
-	qsort(sample, samples, sizeof(ApitokenUsageKey), compare_keys);
+	qsort(sample, samples, sizeof(ApitokenUsageKey), apitoken_compare_keys);
 	last = sample[max / LIST_SAMPLE];
 	pfree(sample);
 	for (int i = 0; i < list->count; i++)
 	{
-		if (compare_keys(&list->keys[i], &last) <= 0)
+		if (apitoken_compare_keys(&list->keys[i], &last) <= 0)
 			list->keys[kept++] = list->keys[i];
 	}
 	list->count = kept;
@@ -333,7 +334,8 @@ keep_first(KeyList *list, int max)
 /*
  * List the tokens and days of a database that have uses now, in the order of the
  * tokens, with those after `after` first.  If there are many, these are not all of
- * them, but between about `max` and twice as many.  The list is in the current memory context.
+ * them, but between about `max` and twice as many.  The list is in the current
+ * memory context.
  */
 ApitokenUsageKey *
 apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, bool *all)
@@ -343,6 +345,7 @@ apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, b
 	KeyList    *rest = &state.rest;
 
 	reserve(first, 1024);
+	reserve(rest, 1024);
 	apitoken_map_each(apitoken_usage_map, list_entry, &state);
 	*all = first->count + rest->count <= 2 * max;
 	if (!*all)
@@ -355,14 +358,10 @@ apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, b
 	}
 	*count = first->count + rest->count;
 	reserve(first, *count);
-	qsort(first->keys, first->count, sizeof(ApitokenUsageKey), compare_keys);
-	if (rest->count > 0)
-	{
-		qsort(rest->keys, rest->count, sizeof(ApitokenUsageKey), compare_keys);
-		memcpy(first->keys + first->count, rest->keys, rest->count * sizeof(ApitokenUsageKey));
-	}
-	if (rest->keys != NULL)
-		pfree(rest->keys);
+	qsort(first->keys, first->count, sizeof(ApitokenUsageKey), apitoken_compare_keys);
+	qsort(rest->keys, rest->count, sizeof(ApitokenUsageKey), apitoken_compare_keys);
+	memcpy(first->keys + first->count, rest->keys, rest->count * sizeof(ApitokenUsageKey));
+	pfree(rest->keys);
 	return first->keys;
 }
 

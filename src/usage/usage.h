@@ -244,7 +244,7 @@ extern bool apitoken_has_subscriber(void);
 /* The usage of a token on a day, taken from shared memory to be written to the tables. */
 typedef struct ApitokenUsageRow
 {
-	ApitokenUsageKey key;
+	ApitokenUsageKey key;		/* the first: see apitoken_compare_keys() */
 	uint64		accepted;
 	ApitokenLastUse last;
 	uint32		refused[APITOKEN_VERDICTS];	/* by verdict */
@@ -256,6 +256,7 @@ extern uint64 apitoken_refused_total(const ApitokenUsageRow *row);
 extern bool apitoken_record_use(const ApitokenRecord *record, int secret, ApitokenVerdict verdict, uint32 cost,
 								TimestampTz at, inet *address, bool may_write);
 extern int64 apitoken_accepted_uses(const pg_uuid_t *id, DateADT since, DateADT today);
+extern int	apitoken_compare_keys(const void *a, const void *b);
 extern ApitokenUsageKey *apitoken_list_usage(Oid database, const pg_uuid_t *after, int max, int *count, bool *all);
 extern int	apitoken_take_usage(const ApitokenUsageKey *keys, int count, TransactionId xid, ApitokenUsageRow *rows);
 extern void apitoken_discard_usage(Oid database);
